@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""io/xenbus.h: the states that the two ends of a device walk through."""
+
+import enum
+
+
+class XenbusState(enum.IntEnum):
+    """XenbusState*: the value of a `state` node, in decimal."""
+
+    UNKNOWN = 0
+    INITIALISING = 1
+    INIT_WAIT = 2
+    INITIALISED = 3
+    CONNECTED = 4
+    CLOSING = 5
+    CLOSED = 6
+    RECONFIGURING = 7
+    RECONFIGURED = 8
+
+    @property
+    def title(self) -> str:
+        """The header's spelling: `InitWait`."""
+        return self.name.title().replace("_", "")
