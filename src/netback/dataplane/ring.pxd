@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Xen's shared ring, both ends: the only place that touches its indices.
+
+Indices are free-running uint32_t, so every difference below wraps as io/ring.h wants. The backend's end (`back_ring`) is never
+further than its own private indices: nothing read from the page moves them but `back_pending`, which checks.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from netback.dataplane.abi cimport RING_HEADER, RING_SLOTS, TX_SLOT, RX_SLOT
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* C11 memory order by the compiler's builtins: plain pointers, no _Atomic casts. */
+    static inline uint32_t load_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    static inline uint32_t load_relaxed(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+    static inline void store_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+    static inline void store_relaxed(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+    static inline void full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+    static inline void compiler_fence(void) { __asm__ __volatile__("" ::: "memory"); }
+    """
+    uint32_t load_acquire(const uint32_t *p) noexcept nogil
+    uint32_t load_relaxed(const uint32_t *p) noexcept nogil
+    void store_release(uint32_t *p, uint32_t value) noexcept nogil
+    void store_relaxed(uint32_t *p, uint32_t value) noexcept nogil
+    void full_fence() noexcept nogil
+    void compiler_fence() noexcept nogil
+
+
+cdef struct sring:               # struct xen_netif_*_sring's head
+    uint32_t req_prod
+    uint32_t req_event
+    uint32_t rsp_prod
+    uint32_t rsp_event
+
+
+cdef struct back_ring:
+    sring *shared
+    uint32_t req_cons            # next request to take
+    uint32_t rsp_prod            # what we have published
+
+
+cdef struct front_ring:
+    sring *shared
+    uint32_t req_prod            # filled by us, published up to shared.req_prod
+    uint32_t rsp_cons            # next response to take
+
+
+cdef inline uint8_t *tx_slot(sring *shared, uint32_t index) noexcept nogil:
+    return <uint8_t *>shared + RING_HEADER + (index & (RING_SLOTS - 1)) * TX_SLOT
+
+
+cdef inline uint8_t *rx_slot(sring *shared, uint32_t index) noexcept nogil:
+    return <uint8_t *>shared + RING_HEADER + (index & (RING_SLOTS - 1)) * RX_SLOT
+
+
+cdef inline void back_attach(back_ring *ring, void *page) noexcept nogil:
+    """Start where the last backend stopped answering: a fresh ring has 0 there, a live one its rsp_prod."""
+    ring.shared = <sring *>page
+    ring.rsp_prod = load_acquire(&ring.shared.rsp_prod)
+    ring.req_cons = ring.rsp_prod
+
+
+cdef inline int back_pending(back_ring *ring) noexcept nogil:
+    """Requests not yet taken, from one read of req_prod; -1 where the guest's index is impossible (XSA-39)."""
+    cdef uint32_t prod = load_acquire(&ring.shared.req_prod)
+    if <uint32_t>(prod - ring.rsp_prod) > RING_SLOTS or <uint32_t>(prod - ring.rsp_prod) < <uint32_t>(ring.req_cons - ring.rsp_prod):
+        return -1
+    return <int><uint32_t>(prod - ring.req_cons)
+
+
+cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
+    """Publish responses up to rsp_prod; 1 where the frontend asked to be told."""
+    cdef uint32_t old = ring.rsp_prod
+    store_release(&ring.shared.rsp_prod, rsp_prod)
+    ring.rsp_prod = rsp_prod
+    full_fence()
+    return <uint32_t>(rsp_prod - load_relaxed(&ring.shared.rsp_event)) < <uint32_t>(rsp_prod - old)
+
+
+cdef inline int back_arm(back_ring *ring, uint32_t wanted) noexcept nogil:
+    """Ask for an event once `wanted` requests wait beyond req_cons, then look again: what waits now, or -1."""
+    store_relaxed(&ring.shared.req_event, ring.req_cons + wanted)
+    full_fence()
+    return back_pending(ring)
+
+
+cdef inline void front_init(front_ring *ring, void *page) noexcept nogil:
+    ring.shared = <sring *>page
+    ring.req_prod = 0
+    ring.rsp_cons = 0
+    store_relaxed(&ring.shared.req_prod, 0)
+    store_relaxed(&ring.shared.req_event, 1)
+    store_relaxed(&ring.shared.rsp_prod, 0)
+    store_release(&ring.shared.rsp_event, 1)
+
+
+cdef inline int front_room(front_ring *ring) noexcept nogil:
+    """Slots free for requests."""
+    return <int>(RING_SLOTS - <uint32_t>(ring.req_prod - ring.rsp_cons))
+
+
+cdef inline int front_push(front_ring *ring) noexcept nogil:
+    """Publish the filled requests; 1 where the backend asked to be told."""
+    cdef uint32_t old = load_relaxed(&ring.shared.req_prod)
+    store_release(&ring.shared.req_prod, ring.req_prod)
+    full_fence()
+    return <uint32_t>(ring.req_prod - load_relaxed(&ring.shared.req_event)) < <uint32_t>(ring.req_prod - old)
+
+
+cdef inline int front_pending(front_ring *ring) noexcept nogil:
+    """Responses not yet taken; -1 where the backend's index is impossible."""
+    cdef uint32_t prod = load_acquire(&ring.shared.rsp_prod)
+    if <uint32_t>(prod - ring.rsp_cons) > <uint32_t>(ring.req_prod - ring.rsp_cons):
+        return -1
+    return <int><uint32_t>(prod - ring.rsp_cons)
+
+
+cdef inline int front_arm(front_ring *ring, uint32_t wanted) noexcept nogil:
+    """Ask for an event once `wanted` responses wait, then look again."""
+    store_relaxed(&ring.shared.rsp_event, ring.rsp_cons + wanted)
+    full_fence()
+    return front_pending(ring)
