@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checksum and segmentation work between a netif ring and a virtio_net_hdr peer, in both directions.
+
+Knows Ethernet, 802.1Q tags, IP, TCP and UDP; knows nothing of rings, slots, descriptors or guests. Each function is
+pure: no allocation, no system call, no exception. Hostile bytes yield a verdict and nothing else. `frame` must be
+private memory (never a page that a guest can still write, XSA-155).
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from netback.dataplane.abi cimport (
+    GSO_TYPE_NONE, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio_net_hdr,
+)
+
+cdef enum:                      # verdicts
+    OFFLOAD_DROP = -1           # cannot be made right: count it, answer as for any dropped frame
+    OFFLOAD_PASS = 0            # as is, with the header or flags that were filled in
+    OFFLOAD_COMPLETE = 1        # call complete_checksum, then pass without any flags
+    OFFLOAD_SEGMENT = 2         # cut with segments_begin and segments_next; pass each without any flags
+
+cdef enum:                      # caps: what the receiver takes
+    CAN_CSUM4 = 1
+    CAN_CSUM6 = 2
+    CAN_TSO4 = 4
+    CAN_TSO6 = 8
+
+cdef enum:                      # limits on what a sender may ask to have cut; see offload.pyx
+    MIN_GSO_SIZE = 8
+    MAX_SEGMENTS = 2048
+    HEADERS_MAX = 338           # Ethernet, two tags, 256 bytes of IP, 60 of TCP: `have` need never be more
+
+
+cdef struct netif_offload:      # what a frame says of itself on a netif ring; the two rings number the bits differently
+    uint8_t csum_blank
+    uint8_t data_validated
+    uint8_t gso_type            # GSO_TYPE_NONE, GSO_TYPE_TCPV4, GSO_TYPE_TCPV6
+    uint16_t gso_size
+
+
+cdef struct segments_t:         # a cut in progress: plain values, may be copied and kept between bursts
+    uint64_t pseudo             # sum of the pseudo header without its length
+    uint32_t at                 # next payload byte of the frame
+    uint32_t end                # first byte of the frame that is not the packet's
+    uint32_t largest            # bytes of the largest segment: the capacity that segments_next needs
+    uint32_t count              # segments in all
+    uint32_t index              # segments already given
+    uint32_t seq                # of the next segment, host order; for IPv6 fragments their identification
+    uint16_t size               # payload bytes of each segment but the last
+    uint16_t head               # bytes of header that each segment repeats
+    uint16_t l3
+    uint16_t l4
+    uint16_t id                 # IPv4 identification of the first segment
+    uint16_t datagram_sum       # IP fragments: the completed checksum of the whole datagram
+    uint16_t unfragmentable     # IPv6 fragments: where the fragment header goes ...
+    uint16_t next_header        # ... and where the byte is that must announce it
+    uint8_t version             # 4 or 6
+    uint8_t kind
+
+
+# The two slow halves: for frames that ask for something.
+cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t length, const netif_offload *src, uint32_t caps,
+                    virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil
+cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr, uint32_t caps,
+                     netif_offload *out) noexcept nogil
+
+# Finishes the checksum that `hdr` asks for, in place. Out of range: nothing happens.
+cdef void complete_checksum(uint8_t *frame, uint32_t length, const virtio_net_hdr *hdr) noexcept nogil
+
+# 0, or -1: cannot be cut (drop). `frame` is the whole frame, the same bytes in each call.
+cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length,
+                        const virtio_net_hdr *hdr) noexcept nogil
+# Length of the next segment, written to `out` with all its checksums; 0: done, or capacity < it.largest.
+cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity) noexcept nogil
+
+
+# netif -> virtio (backend TX, frontend RX). `have` bytes of the frame's beginning are at `frame`, `length` is the
+# whole; may write the pseudo-header sum into the checksum field. Always sets *hdr and *fixed_up.
+cdef inline int netif_to_virtio(uint8_t *frame, uint32_t have, uint32_t length, const netif_offload *src,
+                                uint32_t caps, virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil:
+    hdr.flags = VIRTIO_NET_HDR_F_DATA_VALID if src.data_validated else 0
+    hdr.gso_type = 0
+    hdr.hdr_len = hdr.gso_size = hdr.csum_start = hdr.csum_offset = 0
+    fixed_up[0] = 0
+    if not src.csum_blank and src.gso_type == GSO_TYPE_NONE:
+        return OFFLOAD_PASS
+    return netif_work(frame, have, length, src, caps, hdr, fixed_up)
+
+
+# virtio -> netif (backend RX, frontend TX). Always sets *out.
+cdef inline int virtio_to_netif(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr,
+                                uint32_t caps, netif_offload *out) noexcept nogil:
+    out.csum_blank = out.gso_type = 0
+    out.data_validated = (hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID) != 0
+    out.gso_size = 0
+    if not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not hdr.gso_type:
+        return OFFLOAD_PASS
+    return virtio_work(frame, have, length, hdr, caps, out)
