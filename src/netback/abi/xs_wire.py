@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What xen/io/xs_wire.h fixes: message types, errors, limits and the header. It does not know what a request means."""
+
+from enum import IntEnum, StrEnum
+from struct import Struct
+
+
+class Op(IntEnum):
+    """Message types; the value is the wire's. 20 was RESTRICT and stays free."""
+
+    CONTROL = 0
+    DIRECTORY = 1
+    READ = 2
+    GET_PERMS = 3
+    WATCH = 4
+    UNWATCH = 5
+    TRANSACTION_START = 6
+    TRANSACTION_END = 7
+    INTRODUCE = 8
+    RELEASE = 9
+    GET_DOMAIN_PATH = 10
+    WRITE = 11
+    MKDIR = 12
+    RM = 13
+    SET_PERMS = 14
+    WATCH_EVENT = 15
+    ERROR = 16
+    IS_DOMAIN_INTRODUCED = 17
+    RESUME = 18
+    SET_TARGET = 19
+    RESET_WATCHES = 21
+    DIRECTORY_PART = 22
+
+
+class Errno(StrEnum):
+    """The names that an ERROR reply may carry, in the order of the header's table."""
+
+    EINVAL = "EINVAL"
+    EACCES = "EACCES"
+    EEXIST = "EEXIST"
+    EISDIR = "EISDIR"
+    ENOENT = "ENOENT"
+    ENOMEM = "ENOMEM"
+    ENOSPC = "ENOSPC"
+    EIO = "EIO"
+    ENOTEMPTY = "ENOTEMPTY"
+    ENOSYS = "ENOSYS"
+    EROFS = "EROFS"
+    EBUSY = "EBUSY"
+    EAGAIN = "EAGAIN"
+    EISCONN = "EISCONN"
+    E2BIG = "E2BIG"
+    EPERM = "EPERM"
+
+
+# type, req_id, tx_id, len. The header says host order; both architectures served here are little-endian.
+HEADER = Struct("<IIII")
+
+PAYLOAD_MAX = 4096  # violating this ends the connection
+ABS_PATH_MAX = 3072  # violating these two gets an error back
+REL_PATH_MAX = 2048
+
+# Domids from here on are special (xen.h, DOMID_FIRST_RESERVED): none of them names a domain.
+DOMID_FIRST_RESERVED = 0x7FF0

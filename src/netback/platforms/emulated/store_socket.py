@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries bytes between sockets and the store's server core. It does not know what the bytes say."""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import cast
+
+from netback.xenstore.server import Connection, Server
+
+
+class _Carrier(asyncio.Protocol):
+    """One client's socket. asyncio's flow control is the core's: while the client does not read, it is not served."""
+
+    _transport: asyncio.Transport
+    _connection: Connection
+
+    def __init__(self, server: Server, domid: int) -> None:
+        self._server = server
+        self._domid = domid
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._connection = self._server.connect(self._domid, self._transport.write, self._transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._connection.receive(data)
+
+    def pause_writing(self) -> None:
+        self._connection.pause()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._connection.resume()
+        if not self._connection.paused:
+            self._transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.close()
+
+
+async def serve_store(server: Server, path: str | Path) -> asyncio.Server:
+    """Serve the store on a UNIX socket with domain 0's rights, so for the owner of the socket alone."""
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_unix_server(lambda: _Carrier(server, 0), str(path), start_serving=False)
+    Path(path).chmod(0o600)
+    await listening.start_serving()
+    return listening
+
+
+async def attach_store(server: Server, sock: socket.socket, domid: int) -> None:
+    """Serve a connected stream socket as the store connection of a domain; takes the socket over."""
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: _Carrier(server, domid), sock)

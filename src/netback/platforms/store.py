@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store as the program uses it: asyncio over any descriptor that speaks xs_wire. It knows no node of ours.
+
+One class serves xenstored's socket, the emulated store's and /dev/xen/xenbus.
+"""
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from netback.abi.xs_wire import Errno, Op
+from netback.errors import PlatformError
+from netback.xenstore.client import Answer, Client, Event, directory_part, joined, strings, to_bytes, to_text
+from netback.xenstore.wire import WireError
+
+T = TypeVar("T")
+
+_READ_BYTES = 65536
+_TRIES = 30  # of a transaction that conflicts; with the delays below about two seconds
+_FIRST_DELAY = 0.001
+_LONGEST_DELAY = 0.1
+
+
+class StoreError(PlatformError):
+    """The store refused a request or is gone (EIO). `errno` is the name that the store gave."""
+
+    def __init__(self, errno: str, what: str) -> None:
+        super().__init__(f"xenstore: {what}: {errno}", errno)
+
+
+class Endpoint(Protocol):
+    """A socket, or a file opened without buffering."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Store:
+    """A connection to the store.
+
+    async with await Store.connect(path) as store:
+        await store.write("/local/domain/3/name", "guest")
+        async for path in await store.watch("/local/domain/3"):
+            ...
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._fd = endpoint.fileno()
+        os.set_blocking(self._fd, False)
+        self._loop = asyncio.get_running_loop()
+        self._client = Client()
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._asked: dict[int, str] = {}
+        self._watches: dict[str, Watch] = {}
+        self._last_token = 0
+        self._unsent: deque[bytes] = deque()
+        self._gone = ""  # why the connection is no more
+        self._loop.add_reader(self._fd, self._readable)
+
+    @classmethod
+    async def connect(cls, path: str | Path) -> Self:
+        """Connect to a store's UNIX socket."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, str(path))
+        except OSError as error:
+            sock.close()
+            raise StoreError(Errno.EIO, f"cannot connect to {path} ({error.strerror or error})") from error
+        return cls(sock)
+
+    @classmethod
+    async def from_socket(cls, sock: socket.socket) -> Self:
+        """Take over a connected socket."""
+        return cls(sock)
+
+    @classmethod
+    async def open_device(cls, path: str | Path) -> Self:
+        """Open a character device, /dev/xen/xenbus."""
+        try:
+            return cls(open(path, "r+b", buffering=0))  # noqa: ASYNC230, PTH123, SIM115 (a device opens at once)
+        except OSError as error:
+            raise StoreError(Errno.EIO, f"cannot open {path} ({error.strerror or error})") from error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; whoever waits for it gets EIO."""
+        self._fail("closed")
+
+    # ---- nodes
+
+    async def read(self, path: str, tx: int | None = None) -> str:
+        return to_text(await self._request(Op.READ, path, tx=tx))
+
+    async def read_or(self, path: str, default: str | None = None, tx: int | None = None) -> str | None:
+        """The value, or the default where there is no such node."""
+        try:
+            return await self.read(path, tx)
+        except StoreError as error:
+            if error.errno != Errno.ENOENT:
+                raise
+            return default
+
+    async def write(self, path: str, value: str, tx: int | None = None) -> None:
+        await self._send(Op.WRITE, path, joined(to_bytes(path)) + to_bytes(value), tx)
+
+    async def mkdir(self, path: str, tx: int | None = None) -> None:
+        await self._request(Op.MKDIR, path, tx=tx)
+
+    async def rm(self, path: str, tx: int | None = None, missing_ok: bool = False) -> None:
+        """Remove the node and all below it. A missing parent is ENOENT; a missing node alone is not (xenstored)."""
+        try:
+            await self._request(Op.RM, path, tx=tx)
+        except StoreError as error:
+            if not (missing_ok and error.errno == Errno.ENOENT):
+                raise
+
+    async def directory(self, path: str, tx: int | None = None) -> list[str]:
+        """The names of the children."""
+        try:
+            names = await self._request(Op.DIRECTORY, path, tx=tx)
+        except StoreError as error:
+            if error.errno != Errno.E2BIG:
+                raise
+            names = await self._long_directory(path, tx)
+        return [to_text(name) for name in strings(names)]
+
+    async def get_perms(self, path: str, tx: int | None = None) -> list[str]:
+        return [to_text(perm) for perm in strings(await self._request(Op.GET_PERMS, path, tx=tx))]
+
+    async def set_perms(self, path: str, perms: list[str], tx: int | None = None) -> None:
+        await self._request(Op.SET_PERMS, path, *perms, tx=tx)
+
+    async def transact(self, body: Callable[[int], Awaitable[T]]) -> T:
+        """Run the body in a transaction and commit it; again, with growing pauses, while others interfere."""
+        delay = _FIRST_DELAY
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._try_transaction(body)
+            except StoreError as error:
+                if error.errno != Errno.EAGAIN:
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_DELAY)
+        return await self._try_transaction(body)
+
+    # ---- watches
+
+    async def watch(self, path: str) -> "Watch":
+        """Watch the node and everything below it. The first path comes at once: what is there needs a look, too."""
+        self._last_token += 1
+        watch = Watch(self, path, f"{self._last_token:x}")
+        self._watches[watch.token] = watch  # the first event may come before the answer
+        try:
+            await self._request(Op.WATCH, path, watch.token)
+        except BaseException:
+            del self._watches[watch.token]
+            raise
+        return watch
+
+    async def reset_watches(self) -> None:
+        """Drop every watch and transaction of this connection (what a predecessor in this domain left)."""
+        await self._send(Op.RESET_WATCHES, "", b"\0", None)
+        for watch in self._watches.values():
+            watch.end()
+        self._watches.clear()
+
+    # ---- domains
+
+    async def domain_path(self, domid: int) -> str:
+        return to_text((await self._request(Op.GET_DOMAIN_PATH, str(domid))).rstrip(b"\0"))
+
+    async def introduced(self, domid: int) -> bool:
+        return await self._request(Op.IS_DOMAIN_INTRODUCED, str(domid)) == b"T\0"
+
+    async def introduce(self, domid: int, frame: int = 1, port: int = 1) -> None:
+        await self._request(Op.INTRODUCE, str(domid), str(frame), str(port))
+
+    async def release(self, domid: int) -> None:
+        await self._request(Op.RELEASE, str(domid))
+
+    async def set_target(self, domid: int, target: int) -> None:
+        await self._request(Op.SET_TARGET, str(domid), str(target))
+
+    # ---- requests
+
+    async def _request(self, op: Op, *words: str, tx: int | None = None) -> bytes:
+        return await self._send(op, words[0], joined(*map(to_bytes, words)), tx)
+
+    async def _send(self, op: Op, what: str, payload: bytes, tx: int | None) -> bytes:
+        about = f"{op.name} {what}".rstrip()
+        if self._gone:
+            raise StoreError(Errno.EIO, f"{about} ({self._gone})")
+        number, message = self._client.request(op, payload, tx or 0)
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting[number] = future
+        self._asked[number] = about
+        self._unsent.append(message)
+        if len(self._unsent) == 1:
+            self._write()
+        return await future
+
+    async def _try_transaction(self, body: Callable[[int], Awaitable[T]]) -> T:
+        tx = int((await self._send(Op.TRANSACTION_START, "", b"\0", None)).rstrip(b"\0"))
+        try:
+            result = await body(tx)
+        except BaseException:
+            if not self._gone:
+                await self._send(Op.TRANSACTION_END, "abort", b"F\0", tx)
+            raise
+        await self._send(Op.TRANSACTION_END, "commit", b"T\0", tx)
+        return result
+
+    async def _long_directory(self, path: str, tx: int | None) -> bytes:
+        """Part after part; from the beginning again when the node changed between two."""
+        names, generation = b"", b""
+        while True:
+            reply = await self._request(Op.DIRECTORY_PART, path, str(len(names)), tx=tx)
+            part = directory_part(reply)
+            if names and part.generation != generation:
+                names = b""
+                continue
+            names, generation = names + part.names, part.generation
+            if part.complete:
+                return names
+
+    async def _unwatch(self, watch: "Watch") -> None:
+        if self._watches.pop(watch.token, None) is not None and not self._gone:
+            await self._request(Op.UNWATCH, watch.path, watch.token)
+
+    # ---- bytes
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            return self._fail(error.strerror or str(error))
+        if not data:
+            return self._fail("the store ended the connection")
+        try:
+            found = self._client.receive(data)
+        except WireError as error:
+            return self._fail(str(error))
+        for item in found:
+            self._take(item)
+
+    def _take(self, item: Answer | Event) -> None:
+        if isinstance(item, Event):
+            if (watch := self._watches.get(item.token)) is not None:
+                watch.fired(item.path)
+            return
+        future = self._waiting.pop(item.req_id)
+        about = self._asked.pop(item.req_id)
+        if future.done():  # who asked was cancelled
+            return
+        if item.errno:
+            future.set_exception(StoreError(item.errno, about))
+        else:
+            future.set_result(item.payload)
+
+    def _write(self) -> None:
+        """Send what waits. One message a write: Linux's /dev/xen/xenbus drops what follows a message in its write."""
+        while self._unsent:
+            message = self._unsent[0]
+            try:
+                sent = os.write(self._fd, message)
+            except BlockingIOError:
+                self._loop.add_writer(self._fd, self._write)
+                return
+            except OSError as error:
+                return self._fail(error.strerror or str(error))
+            if sent < len(message):
+                self._unsent[0] = message[sent:]
+            else:
+                self._unsent.popleft()
+        self._loop.remove_writer(self._fd)
+
+    def _fail(self, why: str) -> None:
+        if self._gone:
+            return
+        self._gone = why
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._endpoint.close()
+        self._unsent.clear()
+        for number, future in self._waiting.items():
+            if not future.done():
+                future.set_exception(StoreError(Errno.EIO, f"{self._asked[number]} ({why})"))
+        self._waiting.clear()
+        for watch in self._watches.values():
+            watch.fail(StoreError(Errno.EIO, f"watch on {watch.path} ({why})"))
+
+
+class Watch:
+    """The paths that fired, as an async iterator; a path that fires again before it was taken comes once.
+
+    It ends when it is closed, and raises StoreError when the connection is gone.
+    """
+
+    def __init__(self, store: Store, path: str, token: str) -> None:
+        self.path = path
+        self.token = token
+        self._store = store
+        self._fired: dict[str, None] = {}
+        self._news = asyncio.Event()
+        self._ended = False
+        self._error: StoreError | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        await self._news.wait()
+        if self._error is not None:
+            raise self._error
+        if self._ended:
+            raise StopAsyncIteration
+        path = next(iter(self._fired))
+        del self._fired[path]
+        if not self._fired:
+            self._news.clear()
+        return path
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop watching; whoever iterates comes to the end."""
+        self.end()
+        await self._store._unwatch(self)
+
+    def fired(self, path: str) -> None:
+        self._fired[path] = None
+        self._news.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._news.set()
+
+    def fail(self, error: StoreError) -> None:
+        self._error = error
+        self._news.set()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes to messages and back, in any chunking. It does not know what the messages mean, or who sent them."""
+
+from typing import NamedTuple
+
+from netback.abi.xs_wire import HEADER, PAYLOAD_MAX
+from netback.errors import GuestError
+
+
+class WireError(GuestError):
+    """The far end's bytes are not the protocol: the stream is out of step for good, so its connection ends."""
+
+
+class Packet(NamedTuple):
+    """One message. `type` stays a plain number: what a far end sends need not be a known Op."""
+
+    type: int
+    req_id: int
+    tx_id: int
+    payload: bytes
+
+    def encode(self) -> bytes:
+        return HEADER.pack(self.type, self.req_id, self.tx_id, len(self.payload)) + self.payload
+
+
+class Parser:
+    """Takes the stream as it comes and gives whole messages.
+
+    >>> parser = Parser()
+    >>> parser.feed(Packet(2, 7, 0, b"/a").encode() + b"the next one's first bytes")
+    >>> parser.next_packet()
+    Packet(type=2, req_id=7, tx_id=0, payload=b'/a')
+    """
+
+    __slots__ = ("_at", "_buffer")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._at = 0
+
+    def feed(self, data: bytes) -> None:
+        self._buffer = self._buffer[self._at :] + data
+        self._at = 0
+
+    def next_packet(self) -> Packet | None:
+        """The next whole message, or None: more bytes are needed."""
+        start = self._at + HEADER.size
+        if start > len(self._buffer):
+            return None
+        type_, req_id, tx_id, length = HEADER.unpack_from(self._buffer, self._at)
+        # xenstored kills the connection as well (xenstore.txt): whatever follows cannot be told from payload.
+        if length > PAYLOAD_MAX:
+            raise WireError(f"xenstore message of type {type_} claims {length} bytes, {PAYLOAD_MAX} are allowed")
+        end = start + length
+        if end > len(self._buffer):
+            return None
+        self._at = end
+        return Packet(type_, req_id, tx_id, self._buffer[start:end])
+
+
+def strings(payload: bytes) -> list[bytes]:
+    """The NUL-terminated strings of a payload; bytes behind the last NUL are ignored, as xenstored does."""
+    return payload.split(b"\0")[:-1]
+
+
+def joined(*parts: bytes) -> bytes:
+    """The parts as NUL-terminated strings."""
+    return b"".join([part + b"\0" for part in parts])
