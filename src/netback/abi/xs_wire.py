@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What xen/io/xs_wire.h fixes: message types, errors, limits and the header. It does not know what a request means."""
+"""What xen/io/xs_wire.h fixes: types, errors, limits and header. It does not know what a request means."""
 
 from enum import IntEnum, StrEnum
 from struct import Struct

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store as the program uses it: asyncio over any descriptor that speaks xs_wire. It knows no node of ours.
+"""The store as the program uses it: asyncio over a descriptor that speaks xs_wire. It knows no node of ours.
 
 One class serves xenstored's socket, the emulated store's and /dev/xen/xenbus.
 """
@@ -9,6 +9,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -84,7 +85,7 @@ class Store:
     async def open_device(cls, path: str | Path) -> Self:
         """Open a character device, /dev/xen/xenbus."""
         try:
-            return cls(open(path, "r+b", buffering=0))  # noqa: ASYNC230, PTH123, SIM115 (a device opens at once)
+            return cls(open(path, "r+b", buffering=0))  # noqa: ASYNC230, PTH123 (a device opens at once)
         except OSError as error:
             raise StoreError(Errno.EIO, f"cannot open {path} ({error.strerror or error})") from error
 
@@ -121,7 +122,7 @@ class Store:
         await self._request(Op.MKDIR, path, tx=tx)
 
     async def rm(self, path: str, tx: int | None = None, missing_ok: bool = False) -> None:
-        """Remove the node and all below it. A missing parent is ENOENT; a missing node alone is not (xenstored)."""
+        """Remove the node and all below it. To miss the node is fine, to miss its parent too is ENOENT."""
         try:
             await self._request(Op.RM, path, tx=tx)
         except StoreError as error:
@@ -160,7 +161,7 @@ class Store:
     # ---- watches
 
     async def watch(self, path: str) -> "Watch":
-        """Watch the node and everything below it. The first path comes at once: what is there needs a look, too."""
+        """Watch the node and all below it. The first path comes at once: what is there needs a look, too."""
         self._last_token += 1
         watch = Watch(self, path, f"{self._last_token:x}")
         self._watches[watch.token] = watch  # the first event may come before the answer
@@ -218,7 +219,7 @@ class Store:
         try:
             result = await body(tx)
         except BaseException:
-            if not self._gone:
+            with suppress(StoreError):  # what went wrong in the body is what the caller has to know
                 await self._send(Op.TRANSACTION_END, "abort", b"F\0", tx)
             raise
         await self._send(Op.TRANSACTION_END, "commit", b"T\0", tx)
@@ -226,16 +227,16 @@ class Store:
 
     async def _long_directory(self, path: str, tx: int | None) -> bytes:
         """Part after part; from the beginning again when the node changed between two."""
-        names, generation = b"", b""
-        while True:
-            reply = await self._request(Op.DIRECTORY_PART, path, str(len(names)), tx=tx)
-            part = directory_part(reply)
-            if names and part.generation != generation:
-                names = b""
-                continue
-            names, generation = names + part.names, part.generation
-            if part.complete:
+        for _ in range(_TRIES):
+            names, generation, complete = b"", b"", False
+            while not complete:
+                part = directory_part(await self._request(Op.DIRECTORY_PART, path, str(len(names)), tx=tx))
+                if names and part.generation != generation:
+                    break
+                names, generation, complete = names + part.names, part.generation, part.complete
+            else:
                 return names
+        raise StoreError(Errno.EAGAIN, f"DIRECTORY_PART {path}: changes all the time")
 
     async def _unwatch(self, watch: "Watch") -> None:
         if self._watches.pop(watch.token, None) is not None and not self._gone:
@@ -245,19 +246,18 @@ class Store:
 
     def _readable(self) -> None:
         try:
-            data = os.read(self._fd, _READ_BYTES)
+            for item in self._client.receive(self._read()):
+                self._take(item)
         except BlockingIOError:
             return
-        except OSError as error:
-            return self._fail(error.strerror or str(error))
+        except (OSError, WireError) as error:
+            self._fail(str(error))
+
+    def _read(self) -> bytes:
+        data = os.read(self._fd, _READ_BYTES)
         if not data:
-            return self._fail("the store ended the connection")
-        try:
-            found = self._client.receive(data)
-        except WireError as error:
-            return self._fail(str(error))
-        for item in found:
-            self._take(item)
+            raise ConnectionResetError("the store ended the connection")
+        return data
 
     def _take(self, item: Answer | Event) -> None:
         if isinstance(item, Event):
@@ -274,21 +274,22 @@ class Store:
             future.set_result(item.payload)
 
     def _write(self) -> None:
-        """Send what waits. One message a write: Linux's /dev/xen/xenbus drops what follows a message in its write."""
-        while self._unsent:
-            message = self._unsent[0]
-            try:
-                sent = os.write(self._fd, message)
-            except BlockingIOError:
-                self._loop.add_writer(self._fd, self._write)
-                return
-            except OSError as error:
-                return self._fail(error.strerror or str(error))
-            if sent < len(message):
-                self._unsent[0] = message[sent:]
-            else:
+        """Send what waits, one message a write: /dev/xen/xenbus drops what follows a message in its write."""
+        try:
+            while self._unsent:
+                message = self._unsent[0]
+                rest = message[os.write(self._fd, message) :]
                 self._unsent.popleft()
+                if rest:
+                    self._unsent.appendleft(rest)
+        except BlockingIOError:
+            self._loop.add_writer(self._fd, self._writable)
+        except OSError as error:
+            self._fail(str(error))
+
+    def _writable(self) -> None:
         self._loop.remove_writer(self._fd)
+        self._write()
 
     def _fail(self, why: str) -> None:
         if self._gone:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A xenstore client without I/O: requests to bytes, bytes to answers and events. It does not know how bytes travel."""
+"""A xenstore client without I/O: requests to bytes, bytes to answers and events. It knows no descriptors."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -59,7 +59,7 @@ class Client:
     def request(self, op: Op, payload: bytes, tx_id: int = 0) -> tuple[int, bytes]:
         """The number that the answer will carry, and the bytes to send."""
         if len(payload) > PAYLOAD_MAX:
-            raise PlatformError(f"{op.name} of {len(payload)} bytes: xenstore takes {PAYLOAD_MAX}", Errno.E2BIG)
+            raise PlatformError(f"{op.name} of {len(payload)} bytes, {PAYLOAD_MAX} are allowed", Errno.E2BIG)
         number = self._last
         while number == self._last or number == 0 or number in self._pending:
             number = (number + 1) & 0xFFFFFFFF
@@ -93,7 +93,7 @@ class Client:
     def _numbered(self, packet: Packet) -> int:
         if packet.req_id in self._pending:
             return packet.req_id
-        # What Linux answers by itself on /dev/xen/xenbus (WATCH, UNWATCH, some errors) carries req_id 0, in order.
+        # What Linux answers by itself on /dev/xen/xenbus (WATCH, UNWATCH, errors) has req_id 0, in order.
         for number, op in self._pending.items():
             if packet.req_id == 0 and packet.type in (op, Op.ERROR):
                 return number

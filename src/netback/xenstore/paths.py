@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Path names: which are valid, whose home they are in, and what is above them. It does not know what exists."""
+"""Path names: which are valid, whose home they are in, what is above them. It does not know what exists."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def relative(name: bytes) -> bool:
 
 
 def canonical(name: bytes, base: bytes, limit: int, special: bool = False) -> bytes:
-    """The absolute path of `name`. `limit` does not count the part that is somebody's home (XENSTORE_REL_PATH_MAX)."""
+    """The absolute path of `name`. `limit` is for the part below a domain's home (XENSTORE_REL_PATH_MAX)."""
     if name.startswith(b"@"):
         valid = special and _SPECIAL.fullmatch(name)
         path = name

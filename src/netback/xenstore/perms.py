@@ -20,7 +20,7 @@ _PERM = re.compile(rb"([nrwb])([0-9]{1,5})")
 
 
 class Perm(NamedTuple):
-    """One entry. A node's first names its owner, who may do anything, and what every domain not listed may do."""
+    """One entry. A node's first names its owner, who may do anything, and what domains not listed may do."""
 
     domid: int
     access: int

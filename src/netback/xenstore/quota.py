@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of the store one domain may take: xenstored's defaults. It does not know what is counted, or when."""
+"""How much of the store one domain may take: xenstored's defaults. It does not know who counts, or when."""
 
 import sys
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Quota:
     path: int = REL_PATH_MAX  # bytes of a path below the domain's home: EINVAL
     watches: int = 128  # E2BIG
     transactions: int = 10  # open at once: ENOSPC
-    transaction_nodes: int = 1024  # nodes looked at in one transaction: ENOSPC, and its commit fails with ENOMEM
-    # Watch events that wait for a slow reader. Equal ones are one; beyond the limit they are dropped and counted.
-    # xenstored has 2.5 MB of memory for all of a domain's messages instead; this is the same order.
+    transaction_nodes: int = 1024  # looked at in one transaction: ENOSPC, and its commit fails with ENOMEM
+    # Watch events that wait for a slow reader. Equal ones are one; beyond the limit they are dropped and
+    # counted. xenstored has 2.5 MB of memory for all of a domain's messages instead; this is the same order.
     events: int = 1024
 
 

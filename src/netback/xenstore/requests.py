@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each request does: one function per message type, and the table that says who may ask. It knows no streams."""
+"""What each request does: a function per message type, and the table of who may ask. It knows no streams."""
 
 import re
 from collections.abc import Callable
@@ -150,7 +150,7 @@ def _transaction_end(connection: "Connection", view: View, payload: bytes) -> by
 
 
 def _introduce(connection: "Connection", view: View, payload: bytes) -> bytes:
-    """The frame and port matter where the store maps the domain's ring itself; here its connection comes by itself."""
+    """The frame and port matter where the store maps the ring; here a domain's connection comes by itself."""
     domid, _frame, port = _strings(payload, 3, 4)[:3]
     if _domid(domid) == 0 or _number(port) == 0:
         raise Refused(Errno.EINVAL)
@@ -164,7 +164,7 @@ def _release(connection: "Connection", view: View, payload: bytes) -> bytes:
 
 
 def _resume(connection: "Connection", view: View, payload: bytes) -> bytes:
-    _guest(connection, _one(payload))  # @releaseDomain is not held back here after a shutdown: nothing to arrange
+    _guest(connection, _one(payload))  # nothing to arrange: @releaseDomain is never held back here
     return OK
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A xenstore server without I/O: bytes of any number of connections in, bytes out. It does not know sockets or time.
+"""A xenstore server without I/O: bytes of many connections in, bytes out. It does not know sockets or time.
 
 >>> server, sent = Server(), []
 >>> dom0 = server.connect(0, sent.append)
@@ -22,8 +22,8 @@ from netback.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Transaction
 from netback.xenstore.watches import Watch, Watches
 from netback.xenstore.wire import Packet, Parser, WireError
 
-# Replies are given to the transport together, so that one reading costs one writing; but not more than this at a time,
-# because the transport can only say "pause" after it was given some.
+# Replies are given to the transport together, so that one reading costs one writing; but not more than this
+# at a time, because the transport can only say "pause" after it was given some.
 _FLUSH_BYTES = 65536
 
 
@@ -32,9 +32,10 @@ def _nothing() -> None:
 
 
 class Connection:
-    """One client. Its transport calls `receive`, `pause`, `resume` and `close`, and is called to send and to hang up.
+    """One client. Its transport calls `receive`, `pause`, `resume` and `close`.
 
-    While it is paused its requests wait, so replies cannot pile up; only events can, up to its quota, equal ones once.
+    While it is paused its requests wait, so replies cannot pile up; only events can: equal ones once, and no
+    more than its quota.
     """
 
     def __init__(
@@ -155,8 +156,8 @@ class Connection:
 
     def _fire(self, watch: Watch, path: bytes) -> None:
         payload = watch.payload(path)
-        # Equal events that still wait are one: the client learns no more from a second. Special ones are counted by
-        # their readers, so they are all kept (as xenstored does).
+        # Equal events that still wait are one: the client learns no more from a second. Special ones are all
+        # kept (as xenstored does): each may be about another domain.
         special = path.startswith(b"@")
         if (not special and payload in self._events) or len(payload) > PAYLOAD_MAX:
             return
@@ -171,7 +172,7 @@ class Connection:
 
     def _overrun(self) -> None:
         self.dropped_events += 1
-        if self.caller.privileged:  # a tool that stopped reading; it must not believe that it has seen everything
+        if self.caller.privileged:  # a tool that stopped reading must not believe that it has seen everything
             self.server.doom(self)
 
     def _queue(self, message: bytes) -> None:
@@ -209,7 +210,7 @@ class Server:
     def connect(
         self, domid: int, send: Callable[[bytes], None], hang_up: Callable[[], None] = _nothing
     ) -> Connection:
-        """A new client with the rights of `domid`. `hang_up` is called when the server ends the connection."""
+        """A new client with the rights of `domid`. `hang_up` is called when the server ends it."""
         quota = PRIVILEGED if domid == 0 else self._quota
         caller = Caller(domid, quota, self._targets.get(domid))
         connection = Connection(self, caller, send, hang_up)
@@ -228,7 +229,7 @@ class Server:
         self.flush()
 
     def release(self, domid: int) -> None:
-        """The domain is gone: its connections, what it owned, its permissions; then tell who waits for that."""
+        """The domain is gone, and its connections, nodes and permissions; then tell who waits for that."""
         if domid not in self.introduced or domid == 0:
             return
         self.introduced.discard(domid)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree: nodes, permissions, transactions, accounting. It does not know connections, watches or messages.
 
-Nodes never change, they are replaced, and they live in an immutable map from path to node. So a transaction starts by
-keeping a reference, and a path is unchanged exactly if the same object still stands there.
+Nodes never change, they are replaced, and they live in an immutable map from path to node. So a transaction
+starts by keeping a reference, and a path is unchanged exactly if the same object still stands there.
 """
 
 from collections.abc import Iterator
@@ -60,15 +60,15 @@ class View:
         self.nodes = nodes
         self.owned = owned  # nodes by owner
         self._generations = generations
-        # What watches have to hear of. True: the path and everything above it; False: watches on this very path,
-        # because the removal was of a node further up.
+        # What watches have to hear of. True: those on the path and everything above it; False: those on this
+        # very path alone, because the removal was of a node further up.
         self.changed: dict[bytes, bool] = {}
 
     def peek(self, path: bytes) -> Node | None:
         return self.nodes.get(path)
 
     def find(self, path: bytes, caller: Caller, wanted: int) -> Node | None:
-        """The node if the caller has the wanted rights; None if it is missing and the caller may know that."""
+        """The node, if the caller has the wanted rights; None if it is missing and the caller may know."""
         node = self.peek(path)
         if node is None:
             self._may_know(path, caller, wanted)
@@ -264,7 +264,7 @@ class Tree(View):
             self.set_perms(path, (Perm(domid, 0),), _DOM0)
 
     def forget(self, domid: int) -> None:
-        """The domain is gone: remove what it owned, and its name from all permissions, before the domid is used again."""
+        """The domain is gone: remove what it owned, and its permissions, before the domid is used again."""
         self.releases += 1
         for path, node in sorted(self.nodes.items()):
             if path not in self.nodes or not any(perm.domid == domid for perm in node.perms):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who wants to hear of which path. It does not know how an event travels, or why a path changed.
 
-Watches are found by walking up from the changed path, so the cost is the depth of the path and the watches that match,
-however many others there are.
+Watches are found by walking up from the changed path, so the cost is the depth of the path and the watches
+that match, however many others there are.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ from netback.errors import GuestError
 
 
 class WireError(GuestError):
-    """The far end's bytes are not the protocol: the stream is out of step for good, so its connection ends."""
+    """The far end's bytes are not the protocol: the stream is out of step for good, its connection ends."""
 
 
 class Packet(NamedTuple):
@@ -50,7 +50,7 @@ class Parser:
         type_, req_id, tx_id, length = HEADER.unpack_from(self._buffer, self._at)
         # xenstored kills the connection as well (xenstore.txt): whatever follows cannot be told from payload.
         if length > PAYLOAD_MAX:
-            raise WireError(f"xenstore message of type {type_} claims {length} bytes, {PAYLOAD_MAX} are allowed")
+            raise WireError(f"xenstore message of type {type_} claims {length} of {PAYLOAD_MAX} bytes")
         end = start + length
         if end > len(self._buffer):
             return None

@@ -2,6 +2,7 @@
 """Carries bytes between sockets and the store's server core. It does not know what the bytes say."""
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,7 @@ from netback.xenstore.server import Connection, Server
 
 
 class _Carrier(asyncio.Protocol):
-    """One client's socket. asyncio's flow control is the core's: while the client does not read, it is not served."""
+    """One client's socket. asyncio's flow control is the core's: who does not read is not served."""
 
     _transport: asyncio.Transport
     _connection: Connection
@@ -43,7 +44,7 @@ async def serve_store(server: Server, path: str | Path) -> asyncio.Server:
     """Serve the store on a UNIX socket with domain 0's rights, so for the owner of the socket alone."""
     loop = asyncio.get_running_loop()
     listening = await loop.create_unix_server(lambda: _Carrier(server, 0), str(path), start_serving=False)
-    Path(path).chmod(0o600)
+    os.chmod(path, 0o600)  # noqa: PTH101 (a Path would be no less blocking, and it is instant)
     await listening.start_serving()
     return listening
 
