@@ -50,8 +50,8 @@ cdef struct segments_t:         # a cut in progress: plain values, may be copied
     uint16_t l4
     uint16_t id                 # IPv4 identification of the first segment
     uint16_t datagram_sum       # IP fragments: the completed checksum of the whole datagram
-    uint16_t unfragmentable     # IPv6 fragments: where the fragment header goes ...
-    uint16_t next_header        # ... and where the byte is that must announce it
+    uint16_t next_header        # IPv6 fragments: the byte that must announce the fragment header
+    uint16_t inserted           # IPv6 fragments: size of that header, put in at l4
     uint8_t version             # 4 or 6
     uint8_t kind
 
