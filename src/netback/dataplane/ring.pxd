@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Xen's shared ring, both ends: the only place that touches its indices.
 
-Indices are free-running uint32_t, so every difference below wraps as io/ring.h wants. The backend's end (`back_ring`) is never
-further than its own private indices: nothing read from the page moves them but `back_pending`, which checks.
+Indices are free-running uint32_t, so every difference below wraps as io/ring.h wants. A backend answers in ring order and takes a request
+only when it answers it, so one private index is all that it has: nothing read from the page moves it, and `back_pending` checks.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.abi cimport RING_HEADER, RING_SLOTS, TX_SLOT, RX_SLOT
@@ -35,8 +35,7 @@ cdef struct sring:               # struct xen_netif_*_sring's head
 
 cdef struct back_ring:
     sring *shared
-    uint32_t req_cons            # next request to take
-    uint32_t rsp_prod            # what we have published
+    uint32_t rsp_prod            # what we have published; requests from here on are not ours until they are answered
 
 
 cdef struct front_ring:
@@ -57,15 +56,12 @@ cdef inline void back_attach(back_ring *ring, void *page) noexcept nogil:
     """Start where the last backend stopped answering: a fresh ring has 0 there, a live one its rsp_prod."""
     ring.shared = <sring *>page
     ring.rsp_prod = load_acquire(&ring.shared.rsp_prod)
-    ring.req_cons = ring.rsp_prod
 
 
 cdef inline int back_pending(back_ring *ring) noexcept nogil:
-    """Requests not yet taken, from one read of req_prod; -1 where the guest's index is impossible (XSA-39)."""
-    cdef uint32_t prod = load_acquire(&ring.shared.req_prod)
-    if <uint32_t>(prod - ring.rsp_prod) > RING_SLOTS or <uint32_t>(prod - ring.rsp_prod) < <uint32_t>(ring.req_cons - ring.rsp_prod):
-        return -1
-    return <int><uint32_t>(prod - ring.req_cons)
+    """Requests that wait, from one read of req_prod; -1 where the guest's index is impossible (XSA-39)."""
+    cdef uint32_t pending = load_acquire(&ring.shared.req_prod) - ring.rsp_prod
+    return <int>pending if pending <= RING_SLOTS else -1
 
 
 cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
@@ -78,8 +74,8 @@ cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
 
 
 cdef inline int back_arm(back_ring *ring, uint32_t wanted) noexcept nogil:
-    """Ask for an event once `wanted` requests wait beyond req_cons, then look again: what waits now, or -1."""
-    store_relaxed(&ring.shared.req_event, ring.req_cons + wanted)
+    """Ask for an event once `wanted` requests wait, then look again (io/ring.h's final check): what waits now, or -1."""
+    store_relaxed(&ring.shared.req_event, ring.rsp_prod + wanted)
     full_fence()
     return back_pending(ring)
 

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network to guest: one burst from the peer to the RX ring, top to bottom in a frame's order.
+
+    collect   frames from the peer, no more than the guest has slots for
+    place     a frame to response slots, with the copies it needs; flags and extras as this guest agreed
+    deliver   grant_copy, then one push through the journal and at most one notify
+
+Backpressure is by not reading: where slots lack, the frame at hand is held (one, no more), the ring is armed for exactly the slots that it
+needs, and the peer's descriptor rests until the guest's event (rules 1, XSA-392).
+
+May go wrong: the guest's index is impossible (the link breaks), a grant is bad (that slot is answered ERROR), a frame can never fit
+(dropped and counted).
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from netback.dataplane.abi cimport (
+    EXTRA_TYPE_GSO, GNTCOPY_dest_gref, GNTST_okay, GSO_TYPE_NONE, NETIF_RSP_ERROR, NETRXF_csum_blank,
+    NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_SLOTS, copy_segment, extra_info, rx_request, rx_response,
+)
+from netback.dataplane.events cimport events_notify
+from netback.dataplane.grant_copy cimport grant_copy
+from netback.dataplane.journal cimport kill_point, push_responses
+from netback.dataplane.offload cimport (
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
+    segments_next, virtio_to_netif,
+)
+from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_recv, vnet_header
+from netback.dataplane.queue cimport (
+    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_NONE, REASON_RX_INDEX, RECORD_RX_FRAME, RECORD_RX_SLOT,
+    RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_OVERRUN, RX_SEGMENTED, RX_SLOTS, RX_STALLS,
+    RX_TOO_BIG, back_queue, link_t, record, record_t, workspace_t,
+)
+from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
+
+cdef extern from *:
+    """
+    static inline uint64_t read_slot(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED); }
+    """
+    uint64_t read_slot(const void *p) nogil
+
+cdef enum:
+    MIN_FRAME = 14
+    FULL_FRAME_SLOTS = 18        # 64 KiB, a tag, an offset: 17 data slots, and one for the GSO extra
+
+
+cdef struct burst_t:             # what is staged and not yet published
+    uint32_t room                # requests that waited when the burst began
+    uint32_t used                # slots staged of them
+    uint32_t segments
+    uint32_t bytes
+    uint32_t frames
+
+
+cdef inline uint32_t take_request(back_queue *queue, workspace_t *ws, burst_t *burst, rx_response *body) noexcept nogil:
+    """The next posted request, read once: its gref; its response slot begins as zeros with its id."""
+    cdef uint64_t raw = read_slot(rx_slot(queue.rx.shared, queue.rx.rsp_prod + burst.used))
+    cdef rx_request *request = <rx_request *>&raw
+    memset(body, 0, sizeof(rx_response))
+    body.id = request.id
+    ws.grefs[burst.used] = request.gref
+    burst.used += 1
+    return request.gref
+
+
+cdef inline void stage_copy(back_queue *queue, workspace_t *ws, burst_t *burst, uint32_t gref, const uint8_t *data, rx_response *body) noexcept nogil:
+    cdef copy_segment *copy = &ws.segments[burst.segments]
+    ws.segment_body[burst.segments] = burst.used - 1
+    copy.source.virt = <void *>data
+    copy.dest.foreign.ref = gref
+    copy.dest.foreign.offset = body.offset
+    copy.dest.foreign.domid = queue.memory.domid
+    copy.len = body.status
+    copy.flags = GNTCOPY_dest_gref
+    burst.segments += 1
+
+
+cdef inline void stage_extra(back_queue *queue, workspace_t *ws, burst_t *burst, netif_offload *said) noexcept nogil:
+    """The GSO extra takes a request's slot and returns its buffer unused (netif.h)."""
+    cdef extra_info *extra = <extra_info *>(<rx_response *>ws.bodies + burst.used)
+    take_request(queue, ws, burst, <rx_response *>extra)
+    memset(extra, 0, sizeof(extra_info))
+    extra.type = EXTRA_TYPE_GSO
+    extra.gso_size = said.gso_size
+    extra.gso_type = said.gso_type
+
+
+cdef inline uint16_t rx_flags(netif_offload *said) noexcept nogil:
+    return (
+        (NETRXF_csum_blank if said.csum_blank else 0)
+        | (NETRXF_data_validated if said.data_validated or said.csum_blank else 0)
+        | (NETRXF_extra_info if said.gso_type != GSO_TYPE_NONE else 0)
+    )
+
+
+cdef inline void stage(back_queue *queue, workspace_t *ws, burst_t *burst, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
+    """Spread a frame over posted requests: flags and the extra go with the first slot, each status is the bytes of its slot."""
+    cdef rx_response *bodies = <rx_response *>ws.bodies
+    cdef rx_response *body
+    cdef uint32_t gref, first = burst.used
+    cdef uint32_t at = 0
+    while at < length:
+        body = bodies + burst.used
+        gref = take_request(queue, ws, burst, body)
+        body.offset = queue.rx_offset if at == 0 else 0
+        body.status = <int>min(length - at, <uint32_t>PAGE_SIZE - body.offset)
+        stage_copy(queue, ws, burst, gref, data + at, body)
+        if at == 0:
+            body.flags = rx_flags(said)
+        at += body.status
+        if at < length:
+            body.flags |= NETRXF_more_data
+        if bodies + first == body and said.gso_type != GSO_TYPE_NONE:
+            stage_extra(queue, ws, burst, said)
+    burst.bytes += length
+    burst.frames += 1
+    if queue.link.traced or queue.link.captured:
+        write_down(queue, ws, first, burst.used, data, length, said)
+
+
+cdef void write_down(back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
+    """Trace points and capture: only for links that ask for them."""
+    cdef record_t entry
+    cdef rx_response *bodies = <rx_response *>ws.bodies
+    cdef uint32_t i
+    memset(&entry, 0, sizeof(entry))
+    entry.gso_type = said.gso_type
+    entry.gso_size = said.gso_size
+    if queue.link.traced:
+        for i in range(first, end):
+            if said.gso_type != GSO_TYPE_NONE and i == first + 1:
+                continue
+            entry.kind = RECORD_RX_SLOT
+            entry.index = queue.rx.rsp_prod + i
+            entry.gref = ws.grefs[i]
+            entry.offset = bodies[i].offset
+            entry.status = bodies[i].status
+            entry.flags = bodies[i].flags
+            record(ws, &queue.link, &entry, NULL, 0)
+    if queue.link.captured:
+        entry.kind = RECORD_RX_FRAME
+        entry.index = queue.rx.rsp_prod + first
+        entry.gref = ws.grefs[first]
+        entry.offset = bodies[first].offset
+        entry.flags = bodies[first].flags
+        entry.slots = end - first
+        entry.status = 0
+        record(ws, &queue.link, &entry, data, length)
+
+
+cdef inline uint32_t slots_of(back_queue *queue, uint32_t length, netif_offload *said) noexcept nogil:
+    return (queue.rx_offset + length + PAGE_SIZE - 1) // PAGE_SIZE + (said.gso_type != GSO_TYPE_NONE)
+
+
+cdef void hold(back_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
+    """Keep the one frame that lacks slots; its header travels with it. Two places by turns: the last one may be staged still."""
+    queue.held_side ^= 1
+    queue.held.data = queue.hold + queue.held_side * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
+    memcpy(vnet_header(&queue.held), vnet_header(frame), frame.length + VNET_HDR)
+    queue.held.length = frame.length
+    queue.holding = True
+    queue.cutting = cutting
+
+
+cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
+    """Stage segments of the held frame while slots and memory last: 0 where it is done with, else the slots that the next one needs."""
+    cdef netif_offload plain
+    cdef uint32_t length, needed
+    memset(&plain, 0, sizeof(plain))
+    while queue.cut.index < queue.cut.count:
+        needed = slots_of(queue, queue.cut.largest, &plain)
+        if burst.used + needed > burst.room:
+            return needed
+        if ws.cuts_used + queue.cut.largest > CUT_BYTES:
+            return 1             # memory of this burst, not the guest's slots: the next burst goes on
+        length = segments_next(&queue.cut, queue.held.data, ws.cuts + ws.cuts_used, CUT_BYTES - ws.cuts_used)
+        if length == 0:
+            break
+        stage(queue, ws, burst, ws.cuts + ws.cuts_used, length, &plain)
+        ws.cuts_used += (length + 63) & ~<uint32_t>63
+    queue.holding = queue.cutting = False
+    queue.link.counters[RX_SEGMENTED] += 1
+    return 0
+
+
+cdef uint32_t place_whole(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, netif_offload *said) noexcept nogil:
+    """Stage a frame that goes as it is: 0 where it is done with, else the slots that it needs."""
+    cdef uint32_t needed = slots_of(queue, frame.length, said)
+    if needed > RING_SLOTS or (needed > 1 and not queue.sg):
+        queue.link.counters[RX_TOO_BIG] += 1
+        return 0
+    if burst.used + needed > burst.room:
+        return needed
+    stage(queue, ws, burst, frame.data, frame.length, said)
+    return 0
+
+
+cdef uint32_t start_cut(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
+    """Begin to cut a frame: it is held while its segments go out."""
+    queue.link.peer.cuts = BURST_FRAMES
+    if segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0:
+        queue.link.counters[RX_DROPPED] += 1
+        return 0
+    if queue.cut.largest + queue.rx_offset > PAGE_SIZE and not queue.sg:
+        queue.link.counters[RX_TOO_BIG] += 1
+        return 0
+    hold(queue, frame, True)
+    return place_cut(queue, ws, burst)
+
+
+cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
+    """Stage one frame from the peer: 0 where it is done with; else it is held, and needs this many slots."""
+    cdef netif_offload said
+    cdef uint32_t needed
+    cdef int verdict
+    if frame.length < MIN_FRAME:
+        queue.link.counters[RX_DROPPED] += 1
+        return 0
+    verdict = virtio_to_netif(frame.data, frame.length, frame.length, vnet_header(frame), queue.caps, &said)
+    if verdict == OFFLOAD_SEGMENT:
+        return start_cut(queue, ws, burst, frame)
+    if verdict == OFFLOAD_DROP:
+        queue.link.counters[RX_DROPPED] += 1
+        return 0
+    if verdict == OFFLOAD_COMPLETE:
+        complete_checksum(frame.data, frame.length, vnet_header(frame))
+        memset(vnet_header(frame), 0, VNET_HDR)
+        memset(&said, 0, sizeof(said))
+        queue.link.counters[RX_COMPLETED] += 1
+    needed = place_whole(queue, ws, burst, frame, &said)
+    if needed > queue.rx_most and said.gso_type != GSO_TYPE_NONE:
+        return start_cut(queue, ws, burst, frame)    # this guest never posts so many: it would wait for ever
+    if needed:
+        hold(queue, frame, False)
+    return needed
+
+
+cdef uint32_t place_held(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
+    cdef frame_t frame = queue.held
+    if queue.cutting:
+        return place_cut(queue, ws, burst)
+    queue.holding = False
+    return place(queue, ws, burst, &frame)
+
+
+cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *drained) noexcept nogil:
+    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held frame needs, or 0."""
+    cdef uint32_t worst = FULL_FRAME_SLOTS if queue.sg else 1
+    cdef uint32_t count, needed = 0
+    cdef uint32_t taken = 0
+    cdef int got, i
+    while taken < BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
+        count = min(<uint32_t>BURST_FRAMES - taken, max(<uint32_t>1, (burst.room - burst.used) // worst))
+        if queue.link.peer.cuts:
+            queue.link.peer.cuts -= 1
+            count = 1
+        got = peer_recv(queue.link.peer, ws.arena + <size_t>taken * (FRAME_HEADROOM + FRAME_BYTES), ws.frames, count)
+        if got < 0:
+            queue.link.counters[RX_FAULTS] += 1
+            drained[0] = True
+            break
+        kill_point()
+        for i in range(got):
+            if needed:               # a frame grew by cutting: at most the few read beside it are lost, as on a full link
+                queue.link.counters[RX_OVERRUN] += 1
+                continue
+            needed = place(queue, ws, burst, &ws.frames[i])
+        taken += got
+        if <uint32_t>got < count:
+            drained[0] = True
+            break
+        if needed:
+            break
+    return needed
+
+
+cdef void deliver(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
+    cdef uint64_t *counters = queue.link.counters
+    cdef rx_response *bodies = <rx_response *>ws.bodies
+    cdef uint32_t i
+    if burst.used == 0:
+        return
+    kill_point()
+    grant_copy(queue.memory, ws.segments, burst.segments)
+    for i in range(burst.segments):
+        if ws.segments[i].status != GNTST_okay:
+            bodies[ws.segment_body[i]].status = NETIF_RSP_ERROR
+            counters[RX_ERRORS] += 1
+    counters[RX_FRAMES] += burst.frames
+    counters[RX_BYTES] += burst.bytes
+    counters[RX_SLOTS] += burst.used
+    counters[RX_BURSTS] += 1
+    if push_responses(&queue.rx, queue.rx_journal, ws.bodies, burst.used):
+        counters[RX_NOTIFIES] += 1
+        events_notify(queue.link.events, queue.link.to_port)
+
+
+cdef int wait_for_slots(back_queue *queue, uint32_t needed) noexcept nogil:
+    """Arm the ring for exactly `needed` requests and look again: LINK_MORE where they came meanwhile."""
+    cdef int pending = back_arm(&queue.rx, needed)
+    if pending < 0:
+        queue.link.broken = REASON_RX_INDEX
+        return LINK_BROKEN
+    if <uint32_t>pending >= needed:
+        return LINK_MORE
+    queue.link.counters[RX_STALLS] += not queue.link.to_blocked
+    queue.link.to_blocked = True
+    return 0
+
+
+cdef int serve_rx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack (link.to_blocked)."""
+    cdef back_queue *queue = <back_queue *>link
+    cdef burst_t burst
+    cdef int pending = back_pending(&queue.rx)
+    cdef uint32_t needed = 0
+    cdef bint drained = False
+    if pending < 0:
+        link.broken = REASON_RX_INDEX
+        return LINK_BROKEN
+    memset(&burst, 0, sizeof(burst))
+    burst.room = pending
+    queue.rx_most = max(queue.rx_most, <uint32_t>pending)
+    link.to_blocked = False
+    ws.cuts_used = 0
+    if queue.holding:
+        needed = place_held(queue, ws, &burst)
+    if needed == 0:
+        needed = collect(queue, ws, &burst, &drained)
+    deliver(queue, ws, &burst)
+    if needed == 0 and drained:
+        return 0
+    return wait_for_slots(queue, max(needed, <uint32_t>1))

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+def arm_kill(after: int) -> None: ...
+
+class Journal:
+    """Two pages, one per ring of a queue, in the file at `path`; without a path they live as long as this object."""
+
+    path: str | None
+    def __init__(self, path: str | None = None) -> None: ...
+    def clear(self) -> None: ...

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network behind a queue as the data plane sees it: a file descriptor with a frame format."""
+from libc.stdint cimport uint8_t, uint32_t
+from netback.dataplane.abi cimport virtio_net_hdr
+
+cdef enum:
+    PEER_NULL = 0                # takes everything, gives its template over and over (or nothing)
+    PEER_TAP = 1                 # one frame per read and write
+    PEER_SOCKET = 2              # one frame per message: AF_PACKET, and sockets of kind SEQPACKET and DGRAM
+
+    BURST_FRAMES = 64            # frames of one burst at most
+    FRAME_HEADROOM = 64          # before each frame: its virtio_net_hdr, and room to put a VLAN tag back
+    FRAME_BYTES = 65536 + 512    # the largest frame with its tags, and off powers of two to spread over the cache
+    VNET_HDR = 10
+
+
+cdef struct frame_t:             # a frame in private memory; its virtio_net_hdr lies in the VNET_HDR bytes before data
+    uint8_t *data
+    uint32_t length
+
+
+cdef struct peer_t:
+    int fd
+    int kind
+    int header                   # VNET_HDR or 0
+    bint auxdata                 # AF_PACKET: the VLAN tag comes aside
+    uint32_t caps                # CAN_* of offload.pxd: what it takes
+    bint blocked                 # it said EAGAIN or ENOBUFS: wait for POLLOUT
+    bint closed                  # its far end is gone
+    int cuts                     # it gave GSO that had to be cut: so many reads still go one frame at a time
+    const uint8_t *template      # PEER_NULL: a virtio_net_hdr and a frame
+    uint32_t template_length
+
+
+cdef inline virtio_net_hdr *vnet_header(frame_t *frame) noexcept nogil:
+    return <virtio_net_hdr *>(frame.data - VNET_HDR)
+
+
+cdef int peer_recv(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil
+cdef int peer_send(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil
+
+
+cdef class Peer:
+    cdef peer_t peer
+    cdef object owner
+    cdef bytes template

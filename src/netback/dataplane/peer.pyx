@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moves frames between private memory and a peer's descriptor, as many per system call as the peer allows.
+
+Knows descriptors and virtio_net_hdr, nothing of rings or guests.
+"""
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memmove, memset
+from posix.unistd cimport read, write
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #include <linux/if_packet.h>
+    #define AUX_BYTES CMSG_SPACE(sizeof(struct tpacket_auxdata))
+    /* The VLAN tag that the kernel took out of the frame (TPID << 16 | TCI), or 0. */
+    static inline uint32_t stripped_tag(struct msghdr *message)
+    {
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+            struct tpacket_auxdata aux;
+            if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
+                continue;
+            __builtin_memcpy(&aux, CMSG_DATA(c), sizeof aux);
+            if (aux.tp_status & TP_STATUS_VLAN_VALID)
+                return (uint32_t)(aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : 0x8100) << 16 | aux.tp_vlan_tci;
+        }
+        return 0;
+    }
+    """
+    enum:
+        AUX_BYTES
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+        MSG_TRUNC
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    cdef struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    cdef struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout) nogil
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
+    uint32_t stripped_tag(msghdr *message) nogil
+
+
+cdef void restore_tag(peer_t *peer, frame_t *frame, uint32_t tag) noexcept nogil:
+    """Put the VLAN tag back where it was on the wire; what the header points at moved by its four bytes."""
+    cdef virtio_net_hdr *hdr
+    memmove(frame.data - VNET_HDR - 4, frame.data - VNET_HDR, VNET_HDR + 12)
+    frame.data -= 4
+    frame.length += 4
+    frame.data[12] = tag >> 24
+    frame.data[13] = (tag >> 16) & 0xff
+    frame.data[14] = (tag >> 8) & 0xff
+    frame.data[15] = tag & 0xff
+    hdr = vnet_header(frame)
+    if peer.header and hdr.flags & 1:
+        hdr.csum_start += 4
+    if peer.header and hdr.hdr_len:
+        hdr.hdr_len += 4
+
+
+cdef int recv_messages(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil:
+    cdef mmsghdr messages[BURST_FRAMES]
+    cdef iovec vectors[BURST_FRAMES]
+    cdef uint8_t aux[BURST_FRAMES][AUX_BYTES]
+    cdef int i, got, kept = 0
+    cdef uint32_t tag
+    memset(messages, 0, count * sizeof(mmsghdr))
+    for i in range(count):
+        vectors[i].iov_base = arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM - peer.header
+        vectors[i].iov_len = FRAME_BYTES + peer.header
+        messages[i].msg_hdr.msg_iov = &vectors[i]
+        messages[i].msg_hdr.msg_iovlen = 1
+        if peer.auxdata:
+            messages[i].msg_hdr.msg_control = aux[i]
+            messages[i].msg_hdr.msg_controllen = AUX_BYTES
+    got = recvmmsg(peer.fd, messages, count, MSG_DONTWAIT, NULL)
+    if got < 0:
+        # EINVAL: the kernel has a GSO frame that virtio_net_hdr cannot express and dropped it; ENETDOWN: the link went down
+        return 0 if errno == EAGAIN or errno == EINTR else -1
+    for i in range(got):
+        if messages[i].msg_len == 0 and peer.header == 0 and not peer.auxdata:
+            peer.closed = True           # a SEQPACKET's end of file
+            break
+        if messages[i].msg_len <= <unsigned>peer.header or messages[i].msg_hdr.msg_flags & MSG_TRUNC:
+            continue
+        frames[kept].data = <uint8_t *>vectors[i].iov_base + peer.header
+        frames[kept].length = messages[i].msg_len - peer.header
+        if not peer.header:
+            memset(vnet_header(&frames[kept]), 0, VNET_HDR)
+        tag = stripped_tag(&messages[i].msg_hdr) if peer.auxdata else 0
+        if tag and frames[kept].length >= 12:
+            restore_tag(peer, &frames[kept], tag)
+        kept += 1
+    return kept
+
+
+cdef int recv_tap(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil:
+    cdef int i
+    cdef ssize_t got
+    cdef uint8_t *data
+    for i in range(count):
+        data = arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
+        got = read(peer.fd, data - peer.header, FRAME_BYTES + peer.header)
+        if got <= peer.header:
+            return i if i or got >= 0 or errno == EAGAIN or errno == EINTR else -1
+        frames[i].data = data
+        frames[i].length = got - peer.header
+        if not peer.header:
+            memset(vnet_header(&frames[i]), 0, VNET_HDR)
+    return count
+
+
+cdef int recv_template(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil:
+    cdef int i
+    if peer.template == NULL:
+        return 0
+    for i in range(count):               # all of them are one: who takes a frame copies it before it could change
+        frames[i].data = arena + FRAME_HEADROOM
+        frames[i].length = peer.template_length - VNET_HDR
+    memcpy(arena + FRAME_HEADROOM - VNET_HDR, peer.template, peer.template_length)
+    return count
+
+
+cdef int peer_recv(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil:
+    """Read up to `count` frames into the arena: how many came, 0 where none waits, -1 where the peer refuses."""
+    if peer.kind == PEER_SOCKET:
+        return recv_messages(peer, arena, frames, count)
+    if peer.kind == PEER_TAP:
+        return recv_tap(peer, arena, frames, count)
+    return recv_template(peer, arena, frames, count)
+
+
+cdef inline bint peer_is_full() noexcept nogil:
+    return errno == EAGAIN or errno == ENOBUFS or errno == ENOMEM
+
+
+cdef int send_messages(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
+    cdef mmsghdr messages[BURST_FRAMES]
+    cdef iovec vectors[BURST_FRAMES]
+    cdef int i, done = 0, sent
+    memset(messages, 0, count * sizeof(mmsghdr))
+    for i in range(count):
+        vectors[i].iov_base = frames[i].data - peer.header
+        vectors[i].iov_len = frames[i].length + peer.header
+        messages[i].msg_hdr.msg_iov = &vectors[i]
+        messages[i].msg_hdr.msg_iovlen = 1
+    while done < count:
+        sent = sendmmsg(peer.fd, messages + done, count - done, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent > 0:
+            done += sent
+        elif peer_is_full():
+            peer.blocked = True
+            return done
+        elif errno != EINTR:
+            refused[0] += 1              # ENETDOWN, EMSGSIZE, EPIPE: this frame is lost as on a wire
+            done += 1
+    return done
+
+
+cdef int send_tap(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
+    cdef int i = 0
+    while i < count:
+        if write(peer.fd, frames[i].data - peer.header, frames[i].length + peer.header) < 0:
+            if peer_is_full():
+                peer.blocked = True
+                return i
+            if errno == EINTR:
+                continue
+            refused[0] += 1              # EINVAL, EIO: the link is down (rules 3)
+        i += 1
+    return count
+
+
+cdef int peer_send(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
+    """Hand over frames in order: how many the peer took or refused for good; fewer than count where it is full."""
+    if peer.kind == PEER_SOCKET:
+        return send_messages(peer, frames, count, refused)
+    if peer.kind == PEER_TAP:
+        return send_tap(peer, frames, count, refused)
+    return count
+
+
+cdef class Peer:
+    """What a queue is joined to: a descriptor, its frame format and the offloads it takes.
+
+    `fd` must be non-blocking; `owner` is kept alive as long as this. `kind` is "tap", "socket" or "null"; `caps` are CAN_* bits.
+    A null peer gives `template` (a virtio_net_hdr and a frame) as fast as it is read.
+    """
+
+    def __cinit__(self, str kind, int fd=-1, *, bint vnet_hdr=False, bint auxdata=False, uint32_t caps=0,
+                  bytes template=b"", object owner=None):
+        self.peer.kind = {"null": PEER_NULL, "tap": PEER_TAP, "socket": PEER_SOCKET}[kind]
+        self.peer.fd = fd
+        self.peer.header = VNET_HDR if vnet_hdr else 0
+        self.peer.auxdata = auxdata
+        self.peer.caps = caps
+        self.owner = owner
+        if template:
+            if not VNET_HDR + 14 <= len(template) <= FRAME_BYTES:
+                raise ValueError("a template is a virtio_net_hdr and a frame")
+            self.template = template
+            self.peer.template = <const uint8_t *><const char *>self.template
+            self.peer.template_length = len(template)
+
+    @property
+    def fd(self) -> int:
+        return self.peer.fd
+
+    @property
+    def caps(self) -> int:
+        """CAN_* bits: what it takes without our help."""
+        return self.peer.caps

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+from .events import Events
+from .grant_copy import GuestMemory
+from .journal import Journal
+from .peer import Peer
+
+REASONS: dict[int, str]
+COUNTERS: tuple[str, ...]
+
+def ring_state(page: int, private: int) -> dict[str, int]: ...
+
+class Link:
+    """A queue of either end, as a worker serves it."""
+
+    peer: Peer
+    @property
+    def broken(self) -> str | None: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def counters(self) -> dict[str, int]: ...
+    @property
+    def blocked(self) -> tuple[bool, bool]: ...
+    def watch(self, *, traced: bool, captured: bool) -> None: ...
+    def freeze(self, frozen: bool = True) -> None: ...
+
+class BackQueue(Link):
+    """The backend's end of one queue."""
+
+    journal: Journal
+    def __init__(
+        self,
+        events: Events,
+        memory: GuestMemory,
+        peer: Peer,
+        journal: Journal,
+        *,
+        tx_page: int,
+        rx_page: int,
+        tx_name: int,
+        rx_name: int,
+        tx_port: int,
+        rx_port: int,
+        caps: int,
+        sg: bool,
+        rx_offset: int = 0,
+        polls: bool = False,
+        keep: object = None,
+    ) -> None: ...
+    @property
+    def rings(self) -> dict[str, dict[str, int]]: ...

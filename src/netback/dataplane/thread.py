@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's thread: serves queues with the GIL released and comes back to Python only when asked, or to report.
+
+Knows links and workers, nothing of vifs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from .queue import Link
+from .worker import Worker
+
+T = TypeVar("T")
+
+
+class WorkerThread:
+    """Runs one Worker; `on_broken(link)` and `on_records(data, lost)` are called in its thread."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        on_broken: Callable[[Link], None],
+        on_records: Callable[[bytes, int], None],
+        name: str = "netback-worker",
+        cpu: int | None = None,
+    ) -> None:
+        self.worker = worker
+        self._on_broken = on_broken
+        self._on_records = on_records
+        self._cpu = cpu
+        self._calls: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[Worker], T]) -> Future[T]:
+        """Have `call(worker)` run between two bursts: nothing else touches a served queue."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call(self.worker))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._calls.append(run)
+        self.worker.wake()
+        return future
+
+    def stop(self) -> None:
+        """End the thread; its queues stand still where they are. Any number of times."""
+        self._stopping = True
+        self.worker.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._cpu is not None:
+            os.sched_setaffinity(0, {self._cpu})
+        while not self._stopping:
+            broken = self.worker.run()
+            while self._calls:
+                self._calls.popleft()()
+            data, lost = self.worker.records()
+            if data or lost:
+                self._on_records(data, lost)
+            for link in broken:
+                self._on_broken(link)

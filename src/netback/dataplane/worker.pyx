@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker: waits on one handle of event channels and on its queues' peers, and gives each queue bounded turns.
+
+    sleep     epoll: events, peers, Python
+    events    each pending port makes its queue runnable; it is unmasked after the work (XSA-332)
+    turns     one burst in each direction for every runnable queue, round after round, until none has more
+
+Python has the thread only to add, remove or look at queues: nothing else touches them, so nothing here is locked. Knows links (either end
+of a queue), nothing of what they move.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close, read, write
+
+from netback.errors import PlatformError
+from netback.dataplane.events cimport events_notify, events_take, events_unmask
+from netback.dataplane.queue cimport (
+    EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link, workspace_free, workspace_new,
+)
+
+cdef extern from "sys/epoll.h" nogil:
+    enum:
+        EPOLLIN
+        EPOLLOUT
+        EPOLLERR
+        EPOLLHUP
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
+    int epoll_wait(int epoll, epoll_event *events, int count, int timeout)
+
+cdef extern from "sys/eventfd.h" nogil:
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+    int eventfd(unsigned int value, int flags)
+
+cdef enum:
+    TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index
+    TAG_WAKEUP = 0xfffffffe
+    WAIT_EVENTS = 64
+    ROUNDS = 64                  # of turns between two looks at epoll
+    POLL_MS = 1                  # how often to look for slots that nobody announces
+    EMPTY_FREE = 4               # empty events that cost nothing yet
+    DELAY_MIN = 1000 * 1000      # ns: back-off of a port that fires without work (XSA-332) ...
+    DELAY_DOUBLINGS = 4          # ... and how often it doubles
+
+
+cdef inline uint64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline void activate(worker_t *worker, link_t *link) noexcept nogil:
+    if not link.active and not link.broken:
+        link.active = True
+        worker.runnable[worker.runnable_count] = link.index
+        worker.runnable_count += 1
+
+
+cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
+    """Have epoll watch the peer for what this link can use now: frames where there are slots, room where it was full."""
+    cdef uint32_t wanted = 0
+    cdef epoll_event event
+    if link.peer.fd < 0:
+        return
+    if not link.broken and not link.peer.closed:
+        wanted = (0 if link.to_blocked or link.frozen else EPOLLIN) | (EPOLLOUT if link.peer.blocked else 0)
+    if wanted == link.interest:
+        return
+    event.events = wanted
+    event.data.u64 = link.index
+    if wanted == 0:              # not even errors: a hung-up peer would wake us for ever
+        epoll_ctl(worker.epoll, EPOLL_CTL_DEL, link.peer.fd, &event)
+    else:
+        epoll_ctl(worker.epoll, EPOLL_CTL_MOD if link.interest else EPOLL_CTL_ADD, link.peer.fd, &event)
+    link.interest = wanted
+
+
+cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
+    """An event is empty only if neither producer of the far side moved since the last one; back-off is for those alone (rules 3)."""
+    cdef uint64_t moved = link.moved(link)
+    link.counters[COUNT_EVENTS] += 1
+    if moved != link.seen:
+        link.seen = moved
+        link.empties = 0
+    else:
+        link.counters[EVENTS_EMPTY] += 1
+        link.empties += 1
+    if link.empties > EMPTY_FREE and not link.unmask_at:
+        link.unmask_at = now_ns() + (<uint64_t>DELAY_MIN << min(link.empties - EMPTY_FREE - 1, <uint32_t>DELAY_DOUBLINGS))
+        worker.delayed += 1
+    link.from_due = True
+    link.to_due |= link.to_blocked
+    activate(worker, link)
+
+
+cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept nogil:
+    if happened & EPOLLOUT:
+        link.peer.blocked = False
+        link.from_due = True
+    if happened & ~<uint32_t>EPOLLOUT:
+        link.to_due = True
+    if happened & EPOLLHUP and not happened & EPOLLIN:
+        link.peer.closed = True          # its far end is gone, and everything that it had sent is read
+        ask_peer(worker, link)
+    activate(worker, link)
+
+
+cdef int take_ports(worker_t *worker, uint32_t *ports) noexcept nogil:
+    """The ports that fired, each now masked and its link runnable."""
+    cdef int i, count = events_take(worker.events, ports)
+    for i in range(count):
+        if worker.by_port[ports[i]]:
+            on_event(worker, worker.links[worker.by_port[ports[i]] - 1])
+    return count
+
+
+cdef void unmask_ports(worker_t *worker, uint32_t *ports, int count) noexcept nogil:
+    cdef int i
+    cdef uint32_t known
+    for i in range(count):
+        known = worker.by_port[ports[i]]
+        if not known or not worker.links[known - 1].unmask_at:
+            events_unmask(worker.events, ports[i])
+
+
+cdef void unmask_delayed(worker_t *worker) noexcept nogil:
+    """Ports whose back-off is over."""
+    cdef uint32_t i
+    cdef link_t *link
+    cdef uint64_t now = now_ns()
+    for i in range(worker.top):
+        link = worker.links[i]
+        if link != NULL and link.unmask_at and link.unmask_at <= now:
+            link.unmask_at = 0
+            worker.delayed -= 1
+            events_unmask(worker.events, link.from_port)
+            events_unmask(worker.events, link.to_port)
+
+
+cdef bint look_for_slots(worker_t *worker) noexcept nogil:
+    """Frontends without feature-rx-notify never announce slots: look where frames wait for some."""
+    cdef uint32_t i
+    cdef bint waiting = False
+    cdef link_t *link
+    for i in range(worker.top):
+        link = worker.links[i]
+        if link != NULL and link.polls and link.to_blocked and not link.broken and not link.frozen:
+            waiting = True
+            link.to_due = True
+            activate(worker, link)
+    return waiting
+
+
+cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
+    """One burst in each direction: True where either has more."""
+    cdef int left = 0
+    if link.from_due:
+        left = link.from_ring(link, ws)
+        link.from_due = left & LINK_MORE
+    if link.to_due and not left & LINK_BROKEN and not link.frozen:
+        left |= link.to_ring(link, ws)
+        link.to_due = left & LINK_MORE and not link.to_blocked
+    if left & LINK_BROKEN:
+        worker.stop = True
+        link.from_due = link.to_due = False
+    ask_peer(worker, link)
+    return link.from_due or (link.to_due and not link.frozen)
+
+
+cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
+    """Every runnable link in turn, round after round: a busy one cannot starve its neighbours."""
+    cdef uint32_t i, kept
+    cdef int rounds
+    cdef link_t *link
+    for rounds in range(ROUNDS):
+        kept = 0
+        for i in range(worker.runnable_count):
+            link = worker.links[worker.runnable[i]]
+            link.active = turn(worker, ws, link)
+            if link.active:
+                worker.runnable[kept] = link.index
+                kept += 1
+        worker.runnable_count = kept
+        if kept == 0 or worker.stop:
+            return
+
+
+cdef int patience(worker_t *worker, bint waiting) noexcept nogil:
+    """How long epoll may sleep, in ms."""
+    if worker.runnable_count:
+        return 0
+    return POLL_MS if waiting or worker.delayed else -1
+
+
+cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
+    """Until Python wants the thread, a link breaks, or there are records to read."""
+    cdef epoll_event happened[WAIT_EVENTS]
+    cdef uint32_t ports[EVENT_PORTS]
+    cdef uint64_t drained
+    cdef int i, count, fired = 0
+    cdef bint waiting = False
+    while not worker.stop:
+        if worker.polling:
+            waiting = look_for_slots(worker)
+        count = epoll_wait(worker.epoll, happened, WAIT_EVENTS, patience(worker, waiting))
+        worker.wakes += 1
+        for i in range(count):
+            if happened[i].data.u64 == TAG_EVENTS:
+                fired = take_ports(worker, ports)
+            elif happened[i].data.u64 == TAG_WAKEUP:
+                read(worker.wakeup, &drained, sizeof(drained))
+                worker.stop = True
+            elif worker.links[happened[i].data.u64] != NULL:
+                on_peer(worker, worker.links[happened[i].data.u64], happened[i].events)
+        turns(worker, ws)
+        unmask_ports(worker, ports, fired)
+        fired = 0
+        if worker.delayed:
+            unmask_delayed(worker)
+        if ws.records_used:
+            return
+
+
+cdef class Worker:
+    """Serves queues from the thread that calls `run`; every other method is for that thread too, but `wake`.
+
+    Up to 4096 links; `events` is the handle that their ports are bound on.
+    """
+
+    def __cinit__(self, Events events):
+        cdef epoll_event event
+        self.members = {}
+        self.events = events
+        self.ws = workspace_new()
+        self.worker = <worker_t *>calloc(1, sizeof(worker_t))
+        if self.worker == NULL:
+            raise MemoryError
+        self.worker.events = &events.events
+        self.worker.epoll = epoll_create1(EPOLL_CLOEXEC)
+        self.worker.wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.worker.epoll < 0 or self.worker.wakeup < 0:
+            raise OSError(errno, "cannot make the worker's descriptors")
+        event.events = EPOLLIN
+        event.data.u64 = TAG_EVENTS
+        epoll_ctl(self.worker.epoll, EPOLL_CTL_ADD, self.events.events.fd, &event)
+        event.data.u64 = TAG_WAKEUP
+        epoll_ctl(self.worker.epoll, EPOLL_CTL_ADD, self.worker.wakeup, &event)
+
+    def __dealloc__(self):
+        if self.worker != NULL:
+            close(self.worker.epoll)
+            close(self.worker.wakeup)
+            free(self.worker)
+        workspace_free(self.ws)
+
+    def add(self, Link link) -> None:
+        """Serve a queue: drain and arm both rings at its first turn, and notify the far side once (rules 2)."""
+        cdef uint32_t index = 0
+        while index < MAX_LINKS and self.worker.links[index] != NULL:
+            index += 1
+        if index == MAX_LINKS:
+            raise PlatformError(f"a worker serves {MAX_LINKS} queues at most")
+        link.link.index = index
+        self.members[index] = link
+        self.worker.links[index] = link.link
+        self.worker.top = max(self.worker.top, index + 1)
+        self.worker.by_port[link.link.from_port % EVENT_PORTS] = index + 1
+        self.worker.by_port[link.link.to_port % EVENT_PORTS] = index + 1
+        self.worker.polling += link.link.polls
+        link.link.from_due = link.link.to_due = True
+        activate(self.worker, link.link)
+        for port in {link.link.from_port, link.link.to_port}:
+            events_notify(self.worker.events, port)
+            events_unmask(self.worker.events, port)
+
+    def remove(self, Link link) -> None:
+        """Stop serving a queue; one that is not served is a normal state."""
+        cdef uint32_t index = link.link.index
+        if self.members.get(index) is not link:
+            return
+        link.link.frozen = link.link.peer.closed = True      # no more interest in the peer's descriptor
+        link.link.peer.blocked = False
+        ask_peer(self.worker, link.link)
+        link.link.peer.closed = False
+        self.forget(link.link)
+        del self.members[index]
+
+    cdef void forget(self, link_t *link) noexcept:
+        cdef uint32_t i, kept = 0
+        for i in range(self.worker.runnable_count):
+            if self.worker.runnable[i] != link.index:
+                self.worker.runnable[kept] = self.worker.runnable[i]
+                kept += 1
+        self.worker.runnable_count = kept
+        self.worker.by_port[link.from_port % EVENT_PORTS] = 0
+        self.worker.by_port[link.to_port % EVENT_PORTS] = 0
+        self.worker.delayed -= link.unmask_at != 0
+        self.worker.polling -= link.polls
+        self.worker.links[link.index] = NULL
+        link.active = False
+        link.unmask_at = 0
+
+    def refresh(self, Link link) -> None:
+        """Something about the link was changed from outside: look at it anew."""
+        link.link.from_due = link.link.to_due = True
+        activate(self.worker, link.link)
+        ask_peer(self.worker, link.link)
+
+    def run(self) -> list[Link]:
+        """Serve until `wake` is called, a link breaks or records wait: the links that broke since the last call."""
+        self.worker.stop = False
+        with nogil:
+            serve(self.worker, self.ws)
+        return [link for link in self.members.values() if (<Link>link).newly_broken()]
+
+    def wake(self) -> None:
+        """Have `run` return; from any thread."""
+        cdef uint64_t one = 1
+        write(self.worker.wakeup, &one, sizeof(one))
+
+    def step(self, Link link) -> bool:
+        """One turn of one link, for tests and benchmarks that drive queues themselves: whether it has more."""
+        link.link.from_due = True
+        link.link.to_due = True
+        cdef bint more
+        with nogil:
+            more = turn(self.worker, self.ws, link.link)
+        return more
+
+    @property
+    def wakes(self) -> int:
+        """How often the thread woke: an idle worker's stands still."""
+        return self.worker.wakes
+
+    def records(self) -> tuple[bytes, int]:
+        """What traced and captured links wrote down since the last call, and how many records were lost for want of room."""
+        data = (<char *>self.ws.records)[:self.ws.records_used]
+        lost = self.ws.records_lost
+        self.ws.records_used = 0
+        self.ws.records_lost = 0
+        return data, lost

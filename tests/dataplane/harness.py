@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backend queue beside hand-made guest memory, in one process: for tests, benchmarks and fuzzers of the native data plane alone.
+
+No hypervisor, no store: pages, grants and event pages are written here, and turns are driven by `step`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import socket
+
+from netback.abi.grant_table import ENTRY, GrantFlag
+from netback.abi.ring import PAGE_SIZE, SRING
+from netback.dataplane.events import Events
+from netback.dataplane.grant_copy import GuestMemory
+from netback.dataplane.journal import Journal
+from netback.dataplane.peer import Peer
+from netback.dataplane.queue import BackQueue
+from netback.dataplane.worker import Worker
+
+GUEST_DOMID = 7
+LOCAL_DOMID = 0
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+RING_PAGES = (1, 2)
+"""Frames of the TX and RX ring pages; the grant table is frame 0."""
+
+
+def address_of(memory: mmap.mmap, page: int = 0) -> int:
+    """Where a page of a mapping lies."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory)) + page * PAGE_SIZE
+
+
+class Bench:
+    """One queue: `memory` is the guest's (pages 0 grants, 1 TX ring, 2 RX ring, then data), `peer_end` the network's end of a socketpair."""
+
+    def __init__(
+        self,
+        *,
+        pages: int = 600,
+        grant_pages: int = 1,
+        vnet_hdr: bool = True,
+        peer_caps: int = 15,
+        caps: int = 15,
+        sg: bool = True,
+        rx_offset: int = 0,
+        peer: Peer | None = None,
+        start: int = 0,
+    ) -> None:
+        self.fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, pages * PAGE_SIZE)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
+        self.memory = mmap.mmap(self.fd, pages * PAGE_SIZE)
+        self.event_pages = mmap.mmap(-1, 2 * PAGE_SIZE)
+        self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.guest_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        remote = (address_of(self.event_pages, 1), self.guest_eventfd, 5)
+        self.events = Events(self.eventfd, address_of(self.event_pages), lambda _port: remote)
+        self.guest = GuestMemory(self.fd, grant_pages, GUEST_DOMID, LOCAL_DOMID)
+        self.peer_end: socket.socket | None = None
+        if peer is None:
+            ours, self.peer_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for end in (ours, self.peer_end):
+                end.setblocking(False)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+            peer = Peer("socket", ours.fileno(), vnet_hdr=vnet_hdr, caps=peer_caps, owner=ours)
+        for page in RING_PAGES:
+            SRING.pack_into(self.memory, page * PAGE_SIZE, start, start + 1, start, start + 1)
+        self.queue = BackQueue(
+            self.events,
+            self.guest,
+            peer,
+            Journal(),
+            tx_page=self.guest.page_address(RING_PAGES[0]),
+            rx_page=self.guest.page_address(RING_PAGES[1]),
+            tx_name=1,
+            rx_name=2,
+            tx_port=3,
+            rx_port=3,
+            caps=caps,
+            sg=sg,
+            rx_offset=rx_offset,
+        )
+        self.worker = Worker(self.events)
+        self.worker.add(self.queue)
+
+    def grant(self, gref: int, frame: int, *, flags: int = GrantFlag.PERMIT_ACCESS, domid: int = LOCAL_DOMID) -> None:
+        """Write a grant entry."""
+        ENTRY.pack_into(self.memory, gref * ENTRY.size, flags, domid, frame)
+
+    def write(self, frame: int, offset: int, data: bytes) -> None:
+        """Write guest memory."""
+        at = frame * PAGE_SIZE + offset
+        self.memory[at : at + len(data)] = data
+
+    def read(self, frame: int, offset: int, length: int) -> bytes:
+        """Read guest memory."""
+        at = frame * PAGE_SIZE + offset
+        return self.memory[at : at + length]
+
+    def run(self, limit: int = 1000) -> None:
+        """Turns until the queue has no more to do."""
+        for _ in range(limit):
+            if not self.worker.step(self.queue):
+                return
+        raise AssertionError(f"the queue still had work after {limit} turns")
+
+    def sent(self) -> list[bytes]:
+        """What reached the network since the last call, each frame with its header if the peer has one."""
+        assert self.peer_end is not None
+        frames = []
+        while True:
+            try:
+                frames.append(self.peer_end.recv(1 << 17))
+            except BlockingIOError:
+                return frames
+
+    def notified(self) -> bool:
+        """Whether the guest was notified since the last call."""
+        pending = address_of(self.event_pages, 1)
+        word = ctypes.c_uint64.from_address(pending)
+        fired = bool(word.value)
+        word.value = 0
+        return fired
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.worker.remove(self.queue)
+        for fd in (self.fd, self.eventfd, self.guest_eventfd):
+            os.close(fd)
+        if self.peer_end is not None:
+            self.peer_end.close()
