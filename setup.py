@@ -2,7 +2,6 @@
 """Builds the native part: every .pyx in dataplane/ becomes one extension module.
 
 NETBACK_SANITIZE=1 builds it under AddressSanitizer and UndefinedBehaviorSanitizer instead (`make sanitize`).
-NETBACK_MUTATION=NAME defines a seeded fault, used by the test that shows the oracle catches it.
 """
 
 import os

@@ -10,7 +10,7 @@ from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, P
 from netback.dataplane.ring cimport back_ring
 
 cdef enum:
-    BURST_BYTES = 256 * 1024     # a burst's frames stay in the second-level cache
+    BURST_BYTES = 128 * 1024    # a burst's frames stay in the second-level cache
     CUT_BYTES = 512 * 1024
     RECORD_BYTES = 1024 * 1024
     MAX_DATA_SLOTS = 20          # served; one more is answered ERROR, two more are fatal (rules 1)
