@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle: one queue's data plane in plain Python, which the native code must agree with on every input.
+
+Written from protocol.md and rules.md alone, imports nothing of netback, and knows no budget, no offload,
+no time: a burst runs until its ring is drained, until slots run out, or until the guest broke the
+protocol. TX is what the guest sends.
+
+What the two pages leave open, and how it is settled here (netif.h, and what guests see of Linux'
+netback):
+- An extra's answer has no id: id 0, status NULL, zeros. Frontends skip NULL before they read an id.
+- Extras of types 2..4 (MCAST_ADD, MCAST_DEL, HASH) are known but never offered by us: answered NULL, else
+  ignored. The dummy request of a MCAST extra is then judged as any frame: too short, so ERROR.
+- Any number of extras may be chained by MORE, up to req_prod; of several GSO extras the last counts, and
+  each must be valid. GSO type NONE is as fatal as an unknown one.
+- A fatal cause anywhere in a chain wins over any cause for ERROR. Chains wholly before it are sent and
+  answered, then nothing more happens on either ring of the queue: no answer, no arming.
+- The first request's length is the total less all others; less than nothing is ERROR on every data slot,
+  exactly nothing is a zero-length slot. A zero-length slot is not copied, so its grant is not looked at,
+  but its offset is.
+- One failed grant copy: nothing is sent and every data slot of that frame says ERROR. Extras are always
+  NULL.
+- extra_info on any but the first request, and flag bits that netif.h does not name, mean nothing.
+- RX: a slot whose grant fails says ERROR and keeps its id, offset and flags, so that the frontend still
+  walks the chain; the frame's other slots are written and reported. Only the first has an offset and
+  checksum flags.
+- RX: no slot left: nothing is read from the peer, and req_event asks for the next slot. Slots left but
+  too few: it asks for exactly those that the waiting frame needs. Slots left and no frame waits: not
+  armed.
+"""
+
+import itertools
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+PAGE, RING_HEADER, SLOTS = 4096, 64, 256
+REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT = 0, 4, 8, 12
+TX_REQUEST, TX_RESPONSE = struct.Struct("<IHHHH"), struct.Struct("<Hh8x")
+RX_REQUEST, RX_RESPONSE = struct.Struct("<HHI"), struct.Struct("<HHHh")
+EXTRA, GRANT, INDEX = struct.Struct("<BBHBBH"), struct.Struct("<HHI"), struct.Struct("<I")
+
+TX_CSUM_BLANK, TX_DATA_VALIDATED = 1, 2
+RX_DATA_VALIDATED, RX_CSUM_BLANK = 1, 2
+MORE_DATA, EXTRA_INFO = 4, 8
+NULL, OKAY, ERROR = 1, 0, -1
+GSO, HASH, EXTRA_MORE = 1, 4, 1
+PERMIT_ACCESS, TYPE_MASK, READONLY = 1, 3, 4
+MIN_FRAME, SERVED, ANSWERED = 14, 20, 21
+
+
+class Fatal(Exception):
+    """The guest broke the protocol in a way that closes its vif."""
+
+
+class Frame(NamedTuple):
+    """A frame and what it says of itself, on either ring."""
+
+    data: bytes
+    csum_blank: bool = False
+    data_validated: bool = False
+    gso_type: int = 0
+    gso_size: int = 0
+
+
+class Request(NamedTuple):
+    gref: int
+    offset: int
+    flags: int
+    id: int
+    size: int
+
+
+class Extra(NamedTuple):
+    type: int
+    flags: int
+    size: int
+    gso_type: int
+    pad: int
+    features: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Where a queue lies in its guest's memory, and what the guest agreed to."""
+
+    grant_pages: int = 1
+    backend_domid: int = 0
+    tx_page: int = 2
+    rx_page: int = 3
+    sg: bool = True
+    rx_offset: int = 0
+
+
+@dataclass(slots=True)
+class Burst:
+    """What one burst did beside its marks in the guest's memory."""
+
+    sent: list[Frame] = field(default_factory=list)
+    taken: int = 0
+    dropped: int = 0
+    damaged: int = 0
+    notify: bool = False
+    fatal: str = ""
+
+
+@dataclass(slots=True)
+class Chain:
+    """One frame's slots on the TX ring: data requests, and the extras behind the first of them."""
+
+    data: list[Request]
+    extras: list[Extra]
+
+    def lengths(self) -> list[int]:
+        """Bytes in each data slot: the first request's size is the total."""
+        rest = [request.size for request in self.data[1:]]
+        return [self.data[0].size - sum(rest), *rest]
+
+    def valid(self) -> bool:
+        lengths = self.lengths()
+        inside = all(r.offset + n <= PAGE for r, n in zip(self.data, lengths, strict=True))
+        return len(self.data) <= SERVED and self.data[0].size >= MIN_FRAME and lengths[0] >= 0 and inside
+
+    def frame(self, data: bytes) -> Frame:
+        flags = self.data[0].flags
+        gso = [extra for extra in self.extras if extra.type == GSO]
+        segments = (gso[-1].gso_type, gso[-1].size) if gso else (0, 0)
+        return Frame(data, bool(flags & TX_CSUM_BLANK), bool(flags & TX_DATA_VALIDATED), *segments)
+
+    def answers(self, status: int) -> list[bytes]:
+        first, *rest = [TX_RESPONSE.pack(request.id, status) for request in self.data]
+        return [first, *[TX_RESPONSE.pack(0, NULL)] * len(self.extras), *rest]
+
+
+def following(slots: Iterator[bytes]) -> bytes:
+    slot = next(slots, None)
+    if slot is None:
+        raise Fatal("a chain runs past req_prod")
+    return slot
+
+
+def checked(extra: Extra) -> Extra:
+    if not GSO <= extra.type <= HASH:
+        raise Fatal(f"extra of type {extra.type}")
+    if extra.type == GSO and (extra.size == 0 or extra.gso_type not in (1, 2)):
+        raise Fatal(f"GSO of size {extra.size} and type {extra.gso_type}")
+    return extra
+
+
+def chains(slots: Iterator[bytes]) -> Iterator[Chain]:
+    """Cut private copies of TX slots into chains; Fatal at the first impossible one."""
+    for slot in slots:
+        chain = Chain([Request(*TX_REQUEST.unpack(slot))], [])
+        more = chain.data[0].flags & EXTRA_INFO
+        while more:
+            chain.extras.append(checked(Extra(*EXTRA.unpack_from(following(slots)))))
+            more = chain.extras[-1].flags & EXTRA_MORE
+        while chain.data[-1].flags & MORE_DATA:
+            if len(chain.data) == ANSWERED:
+                raise Fatal(f"more than {ANSWERED} data slots")
+            chain.data.append(Request(*TX_REQUEST.unpack(following(slots))))
+        yield chain
+
+
+class Ring:
+    """The backend's end of a ring. A burst answers all that it takes, so one index is enough."""
+
+    def __init__(self, memory: bytearray | memoryview, page: int, slot_size: int) -> None:
+        self.memory, self.base, self.slot_size = memory, page * PAGE, slot_size
+        self.next = self.load(RSP_PROD)
+
+    def load(self, at: int) -> int:
+        return int(INDEX.unpack_from(self.memory, self.base + at)[0])
+
+    def store(self, at: int, value: int) -> None:
+        INDEX.pack_into(self.memory, self.base + at, value % 2**32)
+
+    def at(self, index: int) -> slice:
+        start = self.base + RING_HEADER + index % SLOTS * self.slot_size
+        return slice(start, start + self.slot_size)
+
+    def requests(self) -> list[bytes]:
+        """Private copies of all that wait."""
+        waiting = (self.load(REQ_PROD) - self.next) % 2**32
+        if waiting > SLOTS:
+            raise Fatal(f"req_prod is {waiting} requests ahead")
+        return [bytes(self.memory[self.at(self.next + i)]) for i in range(waiting)]
+
+    def answer(self, responses: list[bytes]) -> bool:
+        """Write and publish responses; whether the frontend asked to be told."""
+        if not responses:
+            return False
+        for i, response in enumerate(responses):
+            self.memory[self.at(self.next + i)] = response
+        self.next = (self.next + len(responses)) % 2**32
+        self.store(RSP_PROD, self.next)
+        return (self.next - self.load(RSP_EVENT)) % 2**32 < len(responses)
+
+    def arm(self, wanted: int) -> None:
+        """Ask for an event once `wanted` more requests wait."""
+        self.store(REQ_EVENT, self.next + wanted)
+
+
+def split(data: bytes, offset: int) -> list[bytes]:
+    """A frame's bytes by RX data slot, the first of which begins at `offset`."""
+    cuts = [0, *range(PAGE - offset, len(data), PAGE), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+class Oracle:
+    """One queue, attached where its rings' rsp_prod stand. `memory` is the guest's, its grant table first."""
+
+    def __init__(self, memory: bytearray | memoryview, config: Config) -> None:
+        self.memory, self.config = memory, config
+        self.tx_ring = Ring(memory, config.tx_page, TX_REQUEST.size)
+        self.rx_ring = Ring(memory, config.rx_page, RX_REQUEST.size)
+        self.fatal = ""
+
+    def granted(self, gref: int, writing: bool) -> int | None:
+        """Where the page begins that `gref` grants to us for this use."""
+        if gref >= self.config.grant_pages * PAGE // GRANT.size:
+            return None
+        flags, domid, frame = GRANT.unpack_from(self.memory, gref * GRANT.size)
+        allowed = flags & TYPE_MASK == PERMIT_ACCESS and domid == self.config.backend_domid
+        if not allowed or (writing and flags & READONLY) or frame >= len(self.memory) // PAGE:
+            return None
+        return int(frame * PAGE)
+
+    def read(self, gref: int, offset: int, length: int) -> bytes | None:
+        page = self.granted(gref, writing=False) if length else 0
+        return None if page is None else bytes(self.memory[page + offset : page + offset + length])
+
+    def write(self, gref: int, offset: int, data: bytes) -> bool:
+        page = self.granted(gref, writing=True)
+        if page is not None:
+            self.memory[page + offset : page + offset + len(data)] = data
+        return page is not None
+
+    def assemble(self, chain: Chain) -> Frame | None:
+        """The frame behind a chain; None where every slot must say ERROR."""
+        if not chain.valid():
+            return None
+        pieces = [self.read(r.gref, r.offset, n) for r, n in zip(chain.data, chain.lengths(), strict=True)]
+        return None if None in pieces else chain.frame(b"".join(piece or b"" for piece in pieces))
+
+    def tx(self) -> Burst:
+        """Send all that the guest posted."""
+        burst, answers = Burst(fatal=self.fatal), list[bytes]()
+        if self.fatal:
+            return burst
+        try:
+            for chain in chains(iter(self.tx_ring.requests())):
+                frame = self.assemble(chain)
+                answers += chain.answers(ERROR if frame is None else OKAY)
+                burst.sent += [] if frame is None else [frame]
+        except Fatal as cause:
+            burst.fatal = self.fatal = str(cause)
+        burst.notify = self.tx_ring.answer(answers)
+        if not burst.fatal:
+            self.tx_ring.arm(1)
+        return burst
+
+    def fill(self, frame: Frame, pieces: list[bytes], slots: list[bytes]) -> tuple[list[bytes], bool]:
+        """Put one frame into its RX slots: a response for each, and whether every copy was allowed."""
+        extras = [EXTRA.pack(GSO, 0, frame.gso_size, frame.gso_type, 0, 0)] if frame.gso_type else []
+        first = RX_CSUM_BLANK * frame.csum_blank | RX_DATA_VALIDATED * frame.data_validated
+        first |= EXTRA_INFO * len(extras)
+        answers, whole = list[bytes](), True
+        for i, (slot, piece) in enumerate(zip(slots[:1] + slots[1 + len(extras) :], pieces, strict=True)):
+            id_, _, gref = RX_REQUEST.unpack(slot)
+            offset = 0 if i else self.config.rx_offset
+            flags = (0 if i else first) | (MORE_DATA if i + 1 < len(pieces) else 0)
+            written = self.write(gref, offset, piece)
+            answers.append(RX_RESPONSE.pack(id_, offset, flags, len(piece) if written else ERROR))
+            whole &= written
+        return answers[:1] + extras + answers[1:], whole
+
+    def place(self, frames: list[Frame], slots: list[bytes], burst: Burst) -> tuple[list[bytes], int]:
+        """Frames into slots while they last: the responses, and how many slots to wait for (0: none)."""
+        answers = list[bytes]()
+        for frame in frames:
+            pieces, left = split(frame.data, self.config.rx_offset), slots[len(answers) :]
+            needed = len(pieces) + bool(frame.gso_type)
+            if not left:
+                break
+            if needed > SLOTS or (needed > 1 and not self.config.sg):
+                burst.dropped += 1
+            elif needed > len(left):
+                return answers, needed
+            else:
+                done, whole = self.fill(frame, pieces, left[:needed])
+                answers += done
+                burst.damaged += not whole
+            burst.taken += 1
+        return answers, int(len(answers) == len(slots))
+
+    def rx(self, frames: list[Frame]) -> Burst:
+        """Put frames into posted slots, in order; `taken` counts those delivered or dropped."""
+        burst = Burst(fatal=self.fatal)
+        if self.fatal:
+            return burst
+        try:
+            slots = self.rx_ring.requests()
+        except Fatal as cause:
+            burst.fatal = self.fatal = str(cause)
+            return burst
+        answers, wanted = self.place(frames, slots, burst)
+        burst.notify = self.rx_ring.answer(answers)
+        if wanted:
+            self.rx_ring.arm(wanted)
+        return burst
