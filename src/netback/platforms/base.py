@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The platform seam: a store, event channels and grants, as Protocols that every platform keeps.
 
-Knows what a backend needs of a hypervisor, not which one answers. The verbs of a burst (take, unmask, notify, copy) are native and
-reached through `.native` and `GuestMemory`; what stands here is for control code, a short blocking call each.
+Knows what a backend needs of a hypervisor, not which one answers. The verbs of a burst (take, unmask,
+notify, copy) are native and reached through `.native` and `GuestMemory`; what stands here is for control
+code, a short blocking call each.
 """
 
 from typing import Protocol
@@ -22,7 +23,8 @@ class EventChannels(Protocol):
     def bind_interdomain(self, domid: int, port: int) -> int:
         """Our new port at the far side of an unbound `port` of `domid`; it is pending at once.
 
-        PlatformError EINVAL where that port is bound already or meant for somebody else: the caller tries again, with a bound.
+        PlatformError EINVAL where that port is bound already or meant for somebody else: the caller tries
+        again, with a bound.
         """
 
     def alloc_unbound(self, domid: int) -> int:

@@ -1,1 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Emulated Xen.
+
+A store, event channels and grants over shared memory, on any Linux machine without a hypervisor.
+"""
+
+from netback.platforms.emulated.domain import EmulatedDomain, Page
+from netback.platforms.emulated.emulator import Emulator, emulate, print_env
+from netback.platforms.emulated.events import EmulatedEventChannels
+from netback.platforms.emulated.platform import EmulatedMappedPage, EmulatedPlatform
+
+__all__ = [
+    "EmulatedDomain",
+    "EmulatedEventChannels",
+    "EmulatedMappedPage",
+    "EmulatedPlatform",
+    "Emulator",
+    "Page",
+    "emulate",
+    "print_env",
+]

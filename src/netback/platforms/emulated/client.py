@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process's end of the emulated hypervisor: join, ask, leave. Each request is short and blocks.
+
+Knows the wire and descriptors; not what ports and grants are for. Threads may share a handle.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netback.abi.grant_table import GrantStatus
+from netback.errors import PlatformError
+from netback.platforms.emulated.memory import GrantRefused, Mapping, create_memfd
+from netback.platforms.emulated.protocol import (
+    FDS_MAX,
+    HYPERVISOR_SOCKET,
+    PAGE_SIZE,
+    REPLY_SIZE,
+    Hello,
+    HelloFlag,
+    Op,
+    Reply,
+    Request,
+)
+
+_TIMEOUT_SECONDS = 10.0
+
+
+class Handle:
+    """One connection to the hypervisor.
+
+    A memory with its event page, an eventfd, and a store connection until that is taken.
+    """
+
+    def __init__(self, directory: Path, hello: Hello, pages: int) -> None:
+        self._lock = threading.Lock()
+        with contextlib.ExitStack() as undo:
+            memfd = create_memfd(hello.name.decode() or "handle", pages)
+            undo.callback(os.close, memfd)
+            self.memory = Mapping(memfd, 0, pages)
+            undo.callback(self.memory.close)
+            self._socket = undo.enter_context(_connect(directory))
+            reply, fds = self._exchange(hello.pack(), "join", [memfd])
+            self.domid, self.grant_pages = reply.domid, reply.grant_pages
+            self.event_page = self.memory.address + reply.page * PAGE_SIZE
+            self.eventfd = fds[0]
+            undo.callback(os.close, self.eventfd)
+            self._store = socket.socket(fileno=fds[1])
+            undo.callback(self._store.close)
+            self._undo = undo.pop_all()
+
+    @classmethod
+    def attach(cls, directory: Path, domid: int) -> Self:
+        """A handle of a domain that exists, with a memory that holds its event page alone."""
+        return cls(directory, Hello(flags=HelloFlag.ATTACH, domid=domid), 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave: ports close, maps end, and the domain too where this handle made it. May be called again."""
+        self._undo.close()
+
+    def take_store(self) -> socket.socket:
+        """The store connection, which from now on is the caller's and outlives the handle."""
+        return socket.socket(fileno=self._store.detach())
+
+    def request(self, op: Op, domid: int = 0, number: int = 0, flags: int = 0) -> tuple[Reply, list[int]]:
+        """Ask; the reply and its descriptors, which are the caller's. PlatformError where it is refused."""
+        what = f"{op.name.lower()} domain {domid} number {number}"
+        return self._exchange(Request(op, domid, number, flags).pack(), what, [])
+
+    def _exchange(self, message: bytes, what: str, passed: list[int]) -> tuple[Reply, list[int]]:
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [message], passed)
+                data, fds, _flags, _address = socket.recv_fds(
+                    self._socket, REPLY_SIZE, FDS_MAX, socket.MSG_CMSG_CLOEXEC
+                )
+        except OSError as error:
+            raise PlatformError(f"emulated Xen: {what}: {error.strerror or error}", "EIO") from error
+        if len(data) != REPLY_SIZE:
+            raise PlatformError(f"emulated Xen: {what}: the hypervisor ended the connection", "EIO")
+        reply = Reply.unpack(data)
+        if reply.result:
+            if reply.status:
+                raise GrantRefused(GrantStatus(reply.status), f"emulated Xen: {what}")
+            name = errno.errorcode.get(-reply.result, "EIO")
+            raise PlatformError(f"emulated Xen: {what}: {os.strerror(-reply.result)}", name)
+        return reply, fds
+
+
+def _connect(directory: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(_TIMEOUT_SECONDS)
+    path = directory / HYPERVISOR_SOCKET
+    try:
+        sock.connect(str(path))
+    except OSError as error:
+        sock.close()
+        raise PlatformError(f"{path}: no emulated Xen here: {error.strerror}", "ENOENT") from error
+    return sock

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest of emulated Xen: a domain that this process makes and ends.
+
+Knows its memory, grants, event channels and store connection; what a frontend puts there it does not know.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netback.abi.grant_table import RESERVED_ENTRIES
+from netback.errors import PlatformError
+from netback.platforms.emulated.client import Handle
+from netback.platforms.emulated.events import EmulatedEventChannels
+from netback.platforms.emulated.memory import GrantTable
+from netback.platforms.emulated.protocol import DOMID_ANY, PAGE_SIZE, Hello
+from netback.platforms.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the guest's own memory: its frame number, which a grant names, and where it is mapped."""
+
+    frame: int
+    address: int
+
+
+class EmulatedDomain:
+    """A guest. Its end is the domain's end, however it comes.
+
+    with Emulator(directory), EmulatedDomain.join(directory, name="guest") as guest:
+        page = guest.alloc_page()
+        gref = guest.grant(page, domid=0)
+        port = guest.events.alloc_unbound(0)
+    """
+
+    def __init__(self, handle: Handle, directory: Path, pages: int) -> None:
+        self.domid = handle.domid
+        self.memory = handle.memory
+        self.events = EmulatedEventChannels(handle, owned=False)
+        self._handle = handle
+        self._directory = directory
+        self._table = GrantTable.of(handle.memory.words, handle.grant_pages)
+        self._free_grefs = deque(range(RESERVED_ENTRIES, self._table.entries))
+        self._free_frames = deque(range(handle.grant_pages + 1, pages))
+
+    @classmethod
+    def join(
+        cls,
+        directory: Path,
+        *,
+        domid: int | None = None,
+        name: str = "",
+        pages: int = 4096,
+        grant_pages: int = 8,
+    ) -> Self:
+        """Make a domain.
+
+        The next free domid unless one is asked for, `pages` of own memory, 512 grants for each page of
+        grants.
+        """
+        wanted = DOMID_ANY if domid is None else domid
+        total = grant_pages + 1 + pages
+        hello = Hello(domid=wanted, grant_pages=grant_pages, name=name.encode())
+        return cls(Handle(directory, hello, total), directory, total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the domain. May be called again."""
+        self._handle.close()
+        self.events.close()
+
+    async def open_store(self) -> Store:
+        """A store connection with this domain's privilege; the first is the one that came with joining."""
+        return await Store.from_socket(self._handle.take_store())
+
+    def open_events(self) -> EmulatedEventChannels:
+        """One more handle of this domain, for a worker of its own."""
+        return EmulatedEventChannels(Handle.attach(self._directory, self.domid))
+
+    # ---- memory
+
+    def alloc_page(self) -> Page:
+        """A page of zeros."""
+        if not self._free_frames:
+            raise PlatformError(f"domain {self.domid} has no page left", "ENOMEM")
+        frame = self._free_frames.popleft()
+        self.view(frame)[:] = bytes(PAGE_SIZE)
+        return self.page(frame)
+
+    def free_page(self, page: Page) -> None:
+        """Give a page back, which must not be granted any more."""
+        self._free_frames.append(page.frame)
+
+    def page(self, frame: int) -> Page:
+        """Any frame of this memory, the grant table's own too: what a guest grants is its own affair."""
+        return Page(frame, self.memory.address + frame * PAGE_SIZE)
+
+    def view(self, frame: int) -> memoryview:
+        """A frame's bytes."""
+        return self.memory.view(frame)
+
+    # ---- grants
+
+    def grant(self, page: Page, domid: int, readonly: bool = False) -> int:
+        """Let a domain use a page: the gref to tell it."""
+        if not self._free_grefs:
+            raise PlatformError(f"domain {self.domid} has no grant left", "ENOSPC")
+        gref = self._free_grefs.popleft()
+        self.put_entry(gref, page.frame, domid, readonly)
+        return gref
+
+    def put_entry(self, gref: int, frame: int, domid: int, readonly: bool = False) -> None:
+        """Write a grant entry as it is asked for, sensible or not."""
+        self._table.set(gref, domid, frame, readonly)
+
+    def revoke(self, gref: int) -> None:
+        """End a grant; PlatformError EBUSY while somebody has it mapped."""
+        if not self._table.clear(gref):
+            raise PlatformError(f"gref {gref} of domain {self.domid} is still in use", "EBUSY")
+        self._free_grefs.append(gref)
+
+    def still_in_use(self, gref: int) -> bool:
+        """Whether somebody has the grant mapped."""
+        return self._table.pinned(gref)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emulated Xen of one directory: its store and its hypervisor, until the last trace is removed.
+
+Knows the directory, its lock and how long all of it lives; what is asked there, its parts know.
+"""
+
+import asyncio
+import fcntl
+import os
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netback.abi.xs_wire import Op
+from netback.errors import ConfigError
+from netback.platforms.emulated.hypervisor import Hypervisor
+from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET, STORE_SOCKET
+from netback.platforms.emulated.server import HypervisorServer
+from netback.platforms.emulated.store_socket import attach_store, serve_store
+from netback.xenstore.server import Server
+from netback.xenstore.wire import Packet
+
+_LOCK = "lock"
+_PATH_MAX = 107
+"""sun_path, less its NUL."""
+
+
+def print_env(directory: Path) -> str:
+    """What a shell evaluates so that the xenstore tools find this store."""
+    path = str((directory / STORE_SOCKET).absolute())
+    return "export XENSTORED_PATH='" + path.replace("'", "'\\''") + "'"
+
+
+async def emulate(directory: Path, ready: Callable[[], None] | None = None) -> None:
+    """Serve until cancelled, or until SIGINT or SIGTERM where this runs in the main thread.
+
+    `ready` is called once joined can be.
+    """
+    stop = asyncio.Event()
+    _allow_descriptors()
+    with _signals(stop.set):
+        await _serve(directory, stop, ready or (lambda: None))
+
+
+async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    domains = _Domains()
+    hypervisor = Hypervisor(domains.began, domains.ended)
+    with _directory(directory), _locked(directory):
+        try:
+            with (
+                closing(await serve_store(domains.store, directory / STORE_SOCKET)),
+                closing(HypervisorServer(hypervisor, domains.attach, directory / HYPERVISOR_SOCKET)),
+            ):
+                ready()
+                await stop.wait()
+        finally:
+            domains.store.close()
+            await asyncio.sleep(0)  # the transports that this ended close their sockets in the next round
+
+
+class _Domains:
+    """The store's side of a domain's life."""
+
+    def __init__(self) -> None:
+        self.store = Server()
+        self._dom0 = self.store.connect(0, lambda _reply: None)
+        self._attaching: set[asyncio.Task[None]] = set()
+        self._describe(0, "Domain-0")
+
+    def began(self, domid: int, name: str) -> None:
+        self.store.introduce(domid)
+        self._describe(domid, name)
+
+    def ended(self, domid: int) -> None:
+        self._send(Op.RM, f"/local/domain/{domid}\0")
+        self.store.release(domid)
+
+    def attach(self, domid: int) -> socket.socket:
+        """A domain's end of a new store connection."""
+        ours, theirs = socket.socketpair()
+        task = asyncio.get_running_loop().create_task(attach_store(self.store, ours, domid))
+        self._attaching.add(task)
+        task.add_done_callback(self._attaching.discard)
+        return theirs
+
+    def _describe(self, domid: int, name: str) -> None:
+        self._send(Op.WRITE, f"/local/domain/{domid}/name\0{name}")
+        self._send(Op.WRITE, f"/local/domain/{domid}/domid\0{domid}")
+
+    def _send(self, op: Op, payload: str) -> None:
+        self._dom0.receive(Packet(op, 0, 0, payload.encode()).encode())
+
+
+class Emulator:
+    """`emulate` on a thread of its own, for programs that also are its domains.
+
+    Their requests block, and the loop that serves those must not.
+
+    with Emulator(directory):
+        guest = EmulatedDomain.join(directory)
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._ready: Future[None] = Future()
+        self._stop: Callable[[], object] = lambda: None
+        self._thread = threading.Thread(target=self._run, name="emulator", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._thread.join()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except Exception as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            else:
+                raise
+
+    async def _main(self) -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._stop = lambda: loop.call_soon_threadsafe(stop.set)
+        await _serve(self.directory, stop, lambda: self._ready.set_result(None))
+
+
+def _allow_descriptors() -> None:
+    """A thousand domains take some five descriptors each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM stop us in order, so that nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _directory(directory: Path) -> Iterator[None]:
+    """The directory, made where it is missing, and then also removed."""
+    if len(os.fsencode((directory / HYPERVISOR_SOCKET).absolute())) > _PATH_MAX:
+        raise ConfigError(f"{directory}: the path is too long for a socket, {_PATH_MAX} bytes with its name")
+    missing = not directory.exists()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if missing:
+            with suppress(OSError):  # others may have put files there
+                directory.rmdir()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Only one emulator serves a directory; what a killed one left there is removed first."""
+    lock = _lock(directory)
+    traces = (directory / STORE_SOCKET, directory / HYPERVISOR_SOCKET)
+    try:
+        for path in traces:
+            path.unlink(missing_ok=True)
+        yield
+    finally:
+        for path in (*traces, directory / _LOCK):
+            path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock(directory: Path) -> int:
+    """The descriptor that holds the lock. The file may be removed between open and lock: then once more."""
+    path = directory / _LOCK
+    while True:
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ConfigError(f"{directory}: another `netback emulate` serves this directory") from error
+        if _names(path, lock):
+            return lock
+        os.close(lock)
+
+
+def _names(path: Path, fd: int) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False

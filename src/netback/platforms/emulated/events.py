@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event channels on emulated Xen: the control side of a handle. The verbs of a burst are its `native`."""
+
+import os
+import threading
+from dataclasses import dataclass
+
+from netback.dataplane.events import Events
+from netback.errors import PlatformError
+from netback.platforms.emulated.client import Handle
+from netback.platforms.emulated.memory import Mapping
+from netback.platforms.emulated.protocol import Op, PortState, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """The far side of a port: another handle's event page and eventfd."""
+
+    handle: int
+    page: Mapping
+    eventfd: int
+
+    def close(self) -> None:
+        self.page.close()
+        os.close(self.eventfd)
+
+
+class EmulatedEventChannels:
+    """Implements platforms.base.EventChannels on a handle, and closes that too unless it is not `owned`."""
+
+    def __init__(self, handle: Handle, owned: bool = True) -> None:
+        self._handle = handle
+        self._owned = owned
+        self._lock = threading.Lock()
+        self._remotes: dict[int, _Remote] = {}
+        self.native = Events(handle.eventfd, handle.event_page, self._resolve)
+
+    def bind_interdomain(self, domid: int, port: int) -> int:
+        return self._opened(Op.BIND_INTERDOMAIN, domid, port)
+
+    def alloc_unbound(self, domid: int) -> int:
+        return self._opened(Op.ALLOC_UNBOUND, domid, 0)
+
+    def status(self, port: int) -> PortState:
+        """What the hypervisor says of a port of this domain."""
+        return PortState(self._handle.request(Op.STATUS, number=port)[0].status)
+
+    def unbind(self, port: int) -> None:
+        self._handle.request(Op.CLOSE, number=port)
+        self.native.forget(port)
+        with self._lock:
+            self._forget(port)
+
+    def close(self) -> None:
+        """Close every port; nobody may notify through this any more. May be called again."""
+        if self._owned:
+            self._handle.close()
+        with self._lock:
+            for port in tuple(self._remotes):
+                self._forget(port)
+
+    def _opened(self, op: Op, domid: int, number: int) -> int:
+        port = self._handle.request(op, domid, number)[0].number
+        self.native.forget(port)
+        return port
+
+    def _resolve(self, port: int) -> tuple[int, int, int] | None:
+        """Who is at the far side now.
+
+        Called by the native side, from its thread, when the generation moved.
+        """
+        try:
+            reply, fds = self._handle.request(Op.PEER, number=port)
+        except PlatformError:
+            return None
+        with self._lock:
+            remote = self._learn(port, reply, *fds)
+        return remote.page.address, remote.eventfd, reply.number
+
+    def _learn(self, port: int, reply: Reply, memfd: int, eventfd: int) -> _Remote:
+        known = self._remotes.get(port)
+        if known is not None and known.handle == reply.handle:
+            os.close(memfd)
+            os.close(eventfd)
+            return known
+        self._forget(port)
+        try:
+            remote = self._remotes[port] = _Remote(reply.handle, Mapping(memfd, reply.page, 1), eventfd)
+        finally:
+            os.close(memfd)
+        return remote
+
+    def _forget(self, port: int) -> None:
+        remote = self._remotes.pop(port, None)
+        if remote is not None:
+            remote.close()

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emulated hypervisor's core: domains, handles, event channels, grants, and what requests do to them.
+
+Knows descriptors only to hand them on. It does not know sockets or the store: who serves them calls `join`,
+`request` and `leave`, and is told when a domain begins and ends.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from netback.abi.grant_table import GrantFlag, GrantStatus
+from netback.errors import PlatformError
+from netback.platforms.emulated.memory import EventPage, GrantRefused, GrantTable, Mapping, sealed_pages
+from netback.platforms.emulated.protocol import (
+    DOMID_ANY,
+    DOMID_FIRST_RESERVED,
+    MAGIC,
+    MAP_READONLY,
+    MAX_GRANT_PAGES,
+    MAX_PORTS,
+    PAGE_SIZE,
+    VERSION,
+    Hello,
+    HelloFlag,
+    Op,
+    PortState,
+    Reply,
+    Request,
+)
+
+_NAME = re.compile(rb"[A-Za-z0-9._+-]{0,39}")
+
+MAX_MAPS = 65536
+"""Of a handle, as Xen bounds a domain's."""
+
+Answer = tuple[Reply, tuple[int, ...]]
+"""A reply and the descriptors beside it, which stay ours."""
+
+
+class Memory:
+    """The memfd of a handle: mapped here as far as the hypervisor writes to it."""
+
+    def __init__(self, fd: int, grant_pages: int) -> None:
+        self.pages = sealed_pages(fd)
+        self.grant_pages = grant_pages
+        if self.pages <= grant_pages:
+            raise PlatformError("the memory has no room for its event page", "EINVAL")
+        try:
+            self._mapping = Mapping(fd, 0, grant_pages + 1)
+        except OSError as error:
+            raise PlatformError(f"the memory cannot be mapped: {error}", "EINVAL") from error
+        self.fd = fd
+        self.grants = GrantTable.of(self._mapping.words, grant_pages)
+        self.events = EventPage(self._mapping.words, grant_pages * PAGE_SIZE)
+
+    def close(self) -> None:
+        self._mapping.close()
+        os.close(self.fd)
+
+
+@dataclass(slots=True, eq=False)
+class Port:
+    """One end of an event channel.
+
+    Unbound and waiting for `remote_domid`, or interdomain where it has a `far` end.
+    """
+
+    number: int
+    handle: "Handle"
+    remote_domid: int
+    far: "Port | None" = None
+
+    def mark_pending(self) -> None:
+        if self.handle.memory.events.set_pending(self.number):
+            _ring(self.handle.eventfd)
+
+    def changed(self) -> None:
+        """Its far side is another one now: whoever notifies through it must ask again."""
+        self.handle.memory.events.bump()
+
+
+@dataclass(slots=True, eq=False)
+class Domain:
+    """What the handles of one domain share."""
+
+    domid: int
+    owner: "Handle | None" = None
+    ports: dict[int, Port] = field(default_factory=dict)
+    handles: set["Handle"] = field(default_factory=set)
+    pins: dict[int, list[int]] = field(default_factory=dict)
+    """By gref: how many readers and writers have it mapped."""
+
+
+@dataclass(slots=True, eq=False)
+class Map:
+    """A grant that a handle has mapped."""
+
+    domain: Domain
+    gref: int
+    readonly: bool
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One connection: an event page, an eventfd, and what was opened through it."""
+
+    number: int
+    domain: Domain
+    memory: Memory
+    eventfd: int
+    ports: set[Port] = field(default_factory=set)
+    maps: dict[int, Map] = field(default_factory=dict)
+    last_map: int = 0
+    gone: bool = False
+
+
+class Hypervisor:
+    """All domains. `began(domid, name)` and `ended(domid)` follow them; domain 0 always exists."""
+
+    def __init__(self, began: Callable[[int, str], None], ended: Callable[[int], None]) -> None:
+        self.domains = {0: Domain(0)}
+        self._began = began
+        self._ended = ended
+        self._used = {0}
+        self._last_handle = 0
+        self._serve: dict[int, Callable[[Handle, Request], Answer]] = {
+            Op.ALLOC_UNBOUND: self._alloc_unbound,
+            Op.BIND_INTERDOMAIN: self._bind_interdomain,
+            Op.PEER: self._peer,
+            Op.CLOSE: self._close,
+            Op.STATUS: self._status,
+            Op.MEMORY: self._memory,
+            Op.MAP: self._map,
+            Op.UNMAP: self._unmap,
+        }
+
+    # ---- handles
+
+    def join(self, hello: Hello, memfd: int) -> tuple[Handle, Reply]:
+        """A new handle, and its domain unless it attaches to one.
+
+        The memfd is taken over where this succeeds.
+        """
+        _check_hello(hello)
+        attach = bool(hello.flags & HelloFlag.ATTACH)
+        domid = self._existing(hello.domid).domid if attach else self._new_domid(hello.domid)
+        memory = Memory(memfd, hello.grant_pages)
+        handle = self._open(self.domains[domid] if attach else Domain(domid), memory)
+        if not attach:
+            self._begin(handle, hello.name.decode() or f"guest-{domid}")
+        return handle, Reply(
+            domid=domid, grant_pages=hello.grant_pages, page=hello.grant_pages, handle=handle.number
+        )
+
+    def leave(self, handle: Handle) -> set[Handle]:
+        """The connection is gone. The other handles that go with it, where it was a domain's owner.
+
+        May be called again.
+        """
+        if handle.gone:
+            return set()
+        if handle.domain.owner is handle:
+            return self._end(handle.domain) - {handle}
+        self._release(handle)
+        return set()
+
+    def request(self, handle: Handle, request: Request) -> Answer:
+        """Serve one request; PlatformError where it is refused."""
+        serve = self._serve.get(request.op)
+        if serve is None:
+            raise PlatformError(f"no request {request.op}", "ENOSYS")
+        return serve(handle, request)
+
+    def _open(self, domain: Domain, memory: Memory) -> Handle:
+        self._last_handle += 1
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        handle = Handle(self._last_handle, domain, memory, eventfd)
+        domain.handles.add(handle)
+        return handle
+
+    def _begin(self, handle: Handle, name: str) -> None:
+        domain = handle.domain
+        domain.owner = handle
+        self.domains[domain.domid] = domain
+        self._used.add(domain.domid)
+        self._began(domain.domid, name)
+
+    def _end(self, domain: Domain) -> set[Handle]:
+        """Its grants go first, so that nothing is copied to a domain that is no more.
+
+        The store tells last.
+        """
+        del self.domains[domain.domid]
+        _memory_of(domain).grants.wipe()
+        handles = set(domain.handles)
+        for handle in handles:
+            self._release(handle)
+        self._ended(domain.domid)
+        return handles
+
+    def _release(self, handle: Handle) -> None:
+        handle.gone = True
+        handle.domain.handles.discard(handle)
+        for port in tuple(handle.ports):
+            self._free(port)
+        for number in tuple(handle.maps):
+            self._unpin(handle.maps.pop(number))
+        handle.memory.close()
+        os.close(handle.eventfd)
+
+    def _existing(self, domid: int) -> Domain:
+        domain = self.domains.get(domid)
+        if domain is None:
+            raise PlatformError(f"no domain {domid}", "ESRCH")
+        return domain
+
+    def _new_domid(self, wanted: int) -> int:
+        """A rebooted guest is another domain: numbers come again only where they are asked for."""
+        if wanted == DOMID_ANY:
+            wanted = next(domid for domid in range(1, DOMID_FIRST_RESERVED + 1) if domid not in self._used)
+            if wanted == DOMID_FIRST_RESERVED:
+                raise PlatformError("every domid was used", "ENOSPC")
+        if wanted >= DOMID_FIRST_RESERVED:
+            raise PlatformError(f"domid {wanted} is reserved", "EINVAL")
+        if wanted in self.domains:
+            raise PlatformError(f"domain {wanted} exists", "EEXIST")
+        return wanted
+
+    # ---- event channels
+
+    def _alloc_unbound(self, handle: Handle, request: Request) -> Answer:
+        if request.domid >= DOMID_FIRST_RESERVED:
+            raise PlatformError(f"domid {request.domid} is reserved", "EINVAL")
+        return Reply(number=self._new_port(handle, request.domid).number), ()
+
+    def _bind_interdomain(self, handle: Handle, request: Request) -> Answer:
+        far = self._existing(request.domid).ports.get(request.number)
+        if far is None or far.far is not None or far.remote_domid != handle.domain.domid:
+            where = f"port {request.number} of domain {request.domid}"
+            raise PlatformError(f"{where} is not unbound for domain {handle.domain.domid}", "EINVAL")
+        near = self._new_port(handle, request.domid)
+        near.far, far.far = far, near
+        # In this order: who notified through `far` before it could know of us finds the port pending here.
+        far.changed()
+        near.changed()
+        near.mark_pending()
+        return Reply(number=near.number), ()
+
+    def _peer(self, handle: Handle, request: Request) -> Answer:
+        far = _own(handle, request.number).far
+        if far is None:
+            raise PlatformError(f"port {request.number} is unbound", "ENOTCONN")
+        memory = far.handle.memory
+        reply = Reply(
+            domid=far.handle.domain.domid,
+            number=far.number,
+            page=memory.grant_pages,
+            handle=far.handle.number,
+        )
+        return reply, (memory.fd, far.handle.eventfd)
+
+    def _close(self, handle: Handle, request: Request) -> Answer:
+        self._free(_own(handle, request.number))
+        return Reply(), ()
+
+    def _status(self, handle: Handle, request: Request) -> Answer:
+        port = handle.domain.ports.get(request.number)
+        if port is None:
+            return Reply(status=PortState.CLOSED), ()
+        if port.far is None:
+            return Reply(status=PortState.UNBOUND, domid=port.remote_domid), ()
+        return Reply(status=PortState.INTERDOMAIN, domid=port.remote_domid, number=port.far.number), ()
+
+    def _new_port(self, handle: Handle, remote_domid: int) -> Port:
+        ports = handle.domain.ports
+        number = next((number for number in range(1, MAX_PORTS) if number not in ports), 0)
+        if not number:
+            raise PlatformError(f"domain {handle.domain.domid} has no port left", "ENOSPC")
+        port = ports[number] = Port(number, handle, remote_domid)
+        handle.ports.add(port)
+        handle.memory.events.clear(number)
+        return port
+
+    def _free(self, port: Port) -> None:
+        """Close one end: the other is unbound again, and waits for a new one of the same domain."""
+        del port.handle.domain.ports[port.number]
+        port.handle.ports.discard(port)
+        port.changed()
+        if port.far is not None:
+            port.far.far = None
+            port.far.changed()
+
+    # ---- grants
+
+    def _memory(self, handle: Handle, request: Request) -> Answer:
+        memory = _memory_of(self._existing(request.domid))
+        return Reply(grant_pages=memory.grant_pages), (memory.fd,)
+
+    def _map(self, handle: Handle, request: Request) -> Answer:
+        domain = self._existing(request.domid)
+        memory = _memory_of(domain)
+        if len(handle.maps) >= MAX_MAPS:
+            raise GrantRefused(GrantStatus.NO_DEVICE_SPACE, f"this handle has {MAX_MAPS} grants mapped")
+        wanted = Map(domain, request.number, bool(request.flags & MAP_READONLY))
+        frame = memory.grants.pin(wanted.gref, handle.domain.domid, wanted.readonly)
+        self._count(wanted)
+        if frame >= memory.pages:
+            self._unpin(wanted)
+            raise GrantRefused(GrantStatus.BAD_PAGE, f"gref {wanted.gref} names frame {frame}")
+        handle.last_map = handle.last_map % 0xFFFFFFFF + 1
+        handle.maps[handle.last_map] = wanted
+        return Reply(number=handle.last_map, grant_pages=memory.grant_pages, page=frame), (memory.fd,)
+
+    def _unmap(self, handle: Handle, request: Request) -> Answer:
+        mapped = handle.maps.pop(request.number, None)
+        if mapped is None:
+            raise GrantRefused(GrantStatus.BAD_HANDLE, f"grant handle {request.number}")
+        self._unpin(mapped)
+        return Reply(), ()
+
+    def _count(self, mapped: Map) -> None:
+        mapped.domain.pins.setdefault(mapped.gref, [0, 0])[not mapped.readonly] += 1
+
+    def _unpin(self, mapped: Map) -> None:
+        """The entry's marks go with the last reader and the last writer."""
+        domain = mapped.domain
+        counts = domain.pins[mapped.gref]
+        counts[not mapped.readonly] -= 1
+        readers, writers = counts
+        if not readers and not writers:
+            del domain.pins[mapped.gref]
+        if self.domains.get(domain.domid) is domain:
+            done = (0 if writers else GrantFlag.WRITING) | (0 if readers or writers else GrantFlag.READING)
+            _memory_of(domain).grants.unpin(mapped.gref, GrantFlag(done))
+
+
+def _ring(eventfd: int) -> None:
+    """Wake who sleeps on it. Its processes share its flags, so none may have made it one that blocks us."""
+    os.set_blocking(eventfd, False)
+    with suppress(BlockingIOError):  # a full counter is readable anyway
+        os.eventfd_write(eventfd, 1)
+
+
+def _check_hello(hello: Hello) -> None:
+    if hello.magic != MAGIC:
+        raise PlatformError("the hello's magic is wrong", "EPROTO")
+    if hello.version != VERSION:
+        raise PlatformError(f"version {hello.version}: this speaks {VERSION}", "EPROTO")
+    if hello.flags & ~HelloFlag.ATTACH:
+        raise PlatformError(f"unknown flags {hello.flags:#x}", "EINVAL")
+    least = 0 if hello.flags & HelloFlag.ATTACH else 1
+    if not least <= hello.grant_pages <= MAX_GRANT_PAGES:
+        raise PlatformError(f"{hello.grant_pages} pages of grants: {least} to {MAX_GRANT_PAGES}", "EINVAL")
+    if not _NAME.fullmatch(hello.name):
+        raise PlatformError("the name is not of [A-Za-z0-9._+-], 39 at most", "EINVAL")
+
+
+def _own(handle: Handle, number: int) -> Port:
+    port = handle.domain.ports.get(number)
+    if port is None or port.handle is not handle:
+        raise PlatformError(f"port {number} is not of this handle", "EINVAL")
+    return port
+
+
+def _memory_of(domain: Domain) -> Memory:
+    if domain.owner is None:
+        raise PlatformError(f"domain {domain.domid} has no memory here", "ESRCH")
+    return domain.owner.memory
+
+
+def refusal(error: PlatformError) -> Reply:
+    """The reply that carries a refusal."""
+    status = error.status if isinstance(error, GrantRefused) else 0
+    return Reply(result=-getattr(errno, error.errno, errno.EIO), status=int(status))

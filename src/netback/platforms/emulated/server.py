@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves the emulated hypervisor on a SOCK_SEQPACKET socket: messages and descriptors in and out.
+
+Knows sockets and who is at which; what a request does is the hypervisor's. What a client does wrong ends its
+connection alone.
+"""
+
+import array
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from netback.errors import PlatformError
+from netback.platforms.emulated.hypervisor import Handle, Hypervisor, refusal
+from netback.platforms.emulated.protocol import FDS_MAX, HELLO_SIZE, REQUEST_SIZE, Hello, Reply, Request
+
+log = logging.getLogger("netback.emulated")
+
+_BACKLOG = 1024
+_RETRY_SECONDS = 0.1
+_FD_SPACE = socket.CMSG_SPACE((FDS_MAX + 1) * 4)
+
+
+class _LogBudget:
+    """At most `lines` log lines in `seconds`: who talks nonsense must not fill the disk."""
+
+    def __init__(self, lines: int = 10, seconds: float = 10.0) -> None:
+        self._lines, self._seconds = lines, seconds
+        self._since, self._spent = 0.0, 0
+
+    def warn(self, text: str, *arguments: object) -> None:
+        now = time.monotonic()
+        if now - self._since > self._seconds:
+            self._since, self._spent = now, 0
+        self._spent += 1
+        if self._spent <= self._lines:
+            log.warning(text, *arguments)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """One message of at most `size` bytes, b"" at the end, and its descriptors.
+
+    One byte more tells a message that is too long.
+    """
+    data, ancillary, _flags, _address = sock.recvmsg(size + 1, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
+    return data, list(fds)
+
+
+class _Client:
+    """One connection: first a hello, then requests."""
+
+    def __init__(self, server: "HypervisorServer", sock: socket.socket) -> None:
+        self.sock = sock
+        self.handle: Handle | None = None
+        self._server = server
+
+    def readable(self) -> None:
+        """Serve one message; asyncio calls again where there are more."""
+        expected = REQUEST_SIZE if self.handle else HELLO_SIZE
+        try:
+            data, fds = receive(self.sock, expected)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            close_all(fds)
+            self._server.drop(self)
+            return
+        self._serve(data, fds, expected)
+
+    def _serve(self, data: bytes, fds: list[int], expected: int) -> None:
+        """A refused request is answered.
+
+        A hello or a message out of shape ends the connection, after its answer.
+        """
+        try:
+            if len(data) != expected:
+                raise PlatformError(f"a message of {len(data)} bytes, not {expected}", "EMSGSIZE")
+            if self.handle is None:
+                self._hello(Hello.unpack(data), fds)
+            else:
+                self._request(self.handle, Request.unpack(data), fds)
+        except PlatformError as error:
+            close_all(fds)
+            self._refuse(error)
+
+    def _hello(self, hello: Hello, fds: list[int]) -> None:
+        if len(fds) != 1:
+            raise PlatformError(f"a hello with {len(fds)} descriptors, not 1", "EBADF")
+        self.handle, reply, store = self._server.join(self, hello, fds.pop())
+        with store:
+            self._send(reply, (self.handle.eventfd, store.fileno()))
+
+    def _request(self, handle: Handle, request: Request, fds: list[int]) -> None:
+        if fds:
+            raise PlatformError("a request with descriptors", "EBADMSG")
+        try:
+            reply, passed = self._server.hypervisor.request(handle, request)
+        except PlatformError as error:
+            reply, passed = refusal(error), ()
+        self._send(reply, passed)
+
+    def _refuse(self, error: PlatformError) -> None:
+        self._server.budget.warn("ended a connection: %s", error)
+        self._send(refusal(error))
+        self._server.drop(self)
+
+    def _send(self, reply: Reply, fds: Iterable[int] = ()) -> None:
+        """One who does not read its replies, or is gone, is dropped."""
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self.sock.sendmsg([reply.pack()], passed)
+        except OSError:
+            self._server.drop(self)
+
+
+class HypervisorServer:
+    """The listening socket and its clients. `attach(domid)` gives a handle's store connection."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        attach: Callable[[int], socket.socket],
+        path: Path,
+    ) -> None:
+        self.hypervisor = hypervisor
+        self.budget = _LogBudget()
+        self._attach = attach
+        self._clients: dict[Handle | None, _Client] = {}
+        self._all: set[_Client] = set()
+        self._loop = asyncio.get_running_loop()
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            self._listening.bind(str(path))
+            path.chmod(0o600)
+            self._listening.listen(_BACKLOG)
+        except OSError:
+            self._listening.close()
+            raise
+        self._listen()
+
+    def close(self) -> None:
+        """End every connection, and every domain with them."""
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+        for client in tuple(self._all):
+            self.drop(client)
+
+    def join(self, client: _Client, hello: Hello, memfd: int) -> tuple[Handle, Reply, socket.socket]:
+        """Let a client in: its handle, and the store connection to send to it.
+
+        The memfd is taken over, whatever comes.
+        """
+        try:
+            handle, reply = self.hypervisor.join(hello, memfd)
+        except (PlatformError, OSError) as error:
+            os.close(memfd)
+            raise error if isinstance(error, PlatformError) else _exhausted(error) from error
+        self._clients[handle] = client
+        try:
+            return handle, reply, self._attach(handle.domain.domid)
+        except OSError as error:
+            client.handle = handle
+            raise _exhausted(error) from error
+
+    def drop(self, client: _Client) -> None:
+        """End a connection and what depends on it. May be called again."""
+        if client not in self._all:
+            return
+        self._all.discard(client)
+        self._loop.remove_reader(client.sock)
+        client.sock.close()
+        if client.handle is not None:
+            del self._clients[client.handle]
+            for other in self.hypervisor.leave(client.handle):
+                self.drop(self._clients[other])
+
+    def _listen(self) -> None:
+        if self._listening.fileno() >= 0:
+            self._loop.add_reader(self._listening, self._acceptable)
+
+    def _acceptable(self) -> None:
+        try:
+            sock, _ = self._listening.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # out of descriptors: the socket stays readable, so look away for a moment
+            self.budget.warn("cannot accept: %s", error)
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(_RETRY_SECONDS, self._listen)
+            return
+        sock.setblocking(False)
+        client = _Client(self, sock)
+        self._all.add(client)
+        self._loop.add_reader(sock, client.readable)
+
+
+def _exhausted(error: OSError) -> PlatformError:
+    return PlatformError(f"cannot let a domain in: {error}", "EMFILE")
