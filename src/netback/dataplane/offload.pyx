@@ -449,10 +449,10 @@ cdef uint32_t[256] crc_table
 
 cdef void fill_crc_table() noexcept nogil:
     """CRC-32C, reflected: SCTP's checksum (RFC 9260, appendix A)."""
-    cdef uint32_t i, bit, value
+    cdef uint32_t i, _bit, value
     for i in range(256):
         value = i
-        for bit in range(8):
+        for _bit in range(8):
             value = value >> 1 ^ (0x82F63B78u if value & 1 else 0u)
         crc_table[i] = value
 
