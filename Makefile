@@ -26,7 +26,7 @@ test: build lint types
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint src/netback
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/netback
 	$(BIN)/codespell --skip='*.so,*.pcapng,.venv,build,.git' .
 
 types: $(VENV)/.tools

@@ -11,9 +11,19 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("NETBACK_SANITIZE") == "1"
-WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # CPython's own calling convention leaves parameters unused
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+]  # CPython's own calling convention leaves parameters unused
 OPTIMISE = ["-O3", "-fno-strict-aliasing", "-fno-semantic-interposition"]
-SANITIZERS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = [
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+]
 
 sources = sorted(Path("src/netback/dataplane").glob("*.pyx"))
 extensions = [

@@ -6,4 +6,9 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-print("\n".join(project["dependencies"] + [line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]]))
+print(
+    "\n".join(
+        project["dependencies"]
+        + [line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]]
+    )
+)

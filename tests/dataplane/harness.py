@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend queue beside hand-made guest memory, in one process: for tests, benchmarks and fuzzers of the native data plane alone.
+"""A backend queue beside hand-made guest memory, in one process: the data plane alone, for tests and benchmarks.
 
 No hypervisor, no store: pages, grants and event pages are written here, and turns are driven by `step`.
 """
@@ -34,7 +34,10 @@ def address_of(memory: mmap.mmap, page: int = 0) -> int:
 
 
 class Bench:
-    """One queue: `memory` is the guest's (pages 0 grants, 1 TX ring, 2 RX ring, then data), `peer_end` the network's end of a socketpair."""
+    """One queue beside the memory of its guest: page 0 grants, 1 TX ring, 2 RX ring, then data.
+
+    `peer_end` is the network's end of a socketpair. `attach` takes the rings up anew, as a restarted backend does.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Bench:
         rx_offset: int = 0,
         peer: Peer | None = None,
         start: int = 0,
+        journal: str | None = None,
     ) -> None:
         self.fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         os.ftruncate(self.fd, pages * PAGE_SIZE)
@@ -60,33 +64,42 @@ class Bench:
         self.events = Events(self.eventfd, address_of(self.event_pages), lambda _port: remote)
         self.guest = GuestMemory(self.fd, grant_pages, GUEST_DOMID, LOCAL_DOMID)
         self.peer_end: socket.socket | None = None
+        self.our_end: socket.socket | None = None
         if peer is None:
-            ours, self.peer_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for end in (ours, self.peer_end):
+            self.our_end, self.peer_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for end in (self.our_end, self.peer_end):
                 end.setblocking(False)
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
-            peer = Peer("socket", ours.fileno(), vnet_hdr=vnet_hdr, caps=peer_caps, owner=ours)
+            peer = Peer(
+                "socket", self.our_end.fileno(), vnet_hdr=vnet_hdr, caps=peer_caps, owner=self.our_end
+            )
         for page in RING_PAGES:
             SRING.pack_into(self.memory, page * PAGE_SIZE, start, start + 1, start, start + 1)
+        self.peer = peer
+        self.options = {"caps": caps, "sg": sg, "rx_offset": rx_offset}
+        self.attach(journal)
+
+    def attach(self, journal: str | None = None) -> None:
+        """Start a backend's end on the rings as they stand."""
         self.queue = BackQueue(
             self.events,
             self.guest,
-            peer,
-            Journal(),
+            self.peer,
+            Journal(journal),
             tx_page=self.guest.page_address(RING_PAGES[0]),
             rx_page=self.guest.page_address(RING_PAGES[1]),
             tx_name=1,
             rx_name=2,
             tx_port=3,
             rx_port=3,
-            caps=caps,
-            sg=sg,
-            rx_offset=rx_offset,
+            **self.options,
         )
         self.worker = Worker(self.events)
         self.worker.add(self.queue)
 
-    def grant(self, gref: int, frame: int, *, flags: int = GrantFlag.PERMIT_ACCESS, domid: int = LOCAL_DOMID) -> None:
+    def grant(
+        self, gref: int, frame: int, *, flags: int = GrantFlag.PERMIT_ACCESS, domid: int = LOCAL_DOMID
+    ) -> None:
         """Write a grant entry."""
         ENTRY.pack_into(self.memory, gref * ENTRY.size, flags, domid, frame)
 
@@ -130,5 +143,6 @@ class Bench:
         self.worker.remove(self.queue)
         for fd in (self.fd, self.eventfd, self.guest_eventfd):
             os.close(fd)
-        if self.peer_end is not None:
-            self.peer_end.close()
+        for end in (self.our_end, self.peer_end):
+            if end is not None:
+                end.close()

@@ -63,7 +63,8 @@ cdef packed struct tx_request:
     uint16_t size
 
 
-cdef packed struct tx_response:      # the whole slot: 4 bytes and zeros, so that no stale byte of ours is shown (XSA-216)
+# the whole slot: 4 bytes and zeros, so that no stale byte of ours is shown (XSA-216)
+cdef packed struct tx_response:
     uint16_t id
     int16_t status
     uint32_t zero[2]

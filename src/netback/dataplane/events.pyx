@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Event channels on emulated Xen: pending and mask bits in shared pages, an eventfd to sleep on.
 
-Knows ports, nothing of what they are for. Semantics are those of /dev/xen/evtchn: a take masks what it gives, and only an unmask after
-the work lets the port fire again (XSA-332). Notifying needs no third process.
+Knows ports, nothing of what they are for. Semantics are those of /dev/xen/evtchn: a take masks what it gives,
+and only an unmask after the work lets the port fire again (XSA-332). Notifying needs no third process.
 """
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport read, write
@@ -12,7 +12,10 @@ cdef extern from *:
     """
     static inline uint64_t bits_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline uint64_t bits_set(uint64_t *p, uint64_t bits) { return __atomic_fetch_or(p, bits, __ATOMIC_SEQ_CST); }
-    static inline uint64_t bits_clear(uint64_t *p, uint64_t bits) { return __atomic_fetch_and(p, ~bits, __ATOMIC_SEQ_CST); }
+    static inline uint64_t bits_clear(uint64_t *p, uint64_t bits)
+    {
+        return __atomic_fetch_and(p, ~bits, __ATOMIC_SEQ_CST);
+    }
     static inline int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
     """
     uint64_t bits_load(const uint64_t *p) noexcept nogil
@@ -74,7 +77,8 @@ cdef void events_notify(events_t *events, uint32_t port) noexcept nogil:
     cdef remote_port *remote = &events.remotes[port % EVENT_PORTS]
     cdef uint32_t word
     cdef uint64_t bit
-    full_fence()                     # the ring's index before the generation: a bind between them marks the port pending itself
+    # the ring's index before the generation: a bind between them marks the port pending itself
+    full_fence()
     if remote.generation != load_acquire(&events.page.generation):
         learn_remote(events, port)
     if remote.page == NULL:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grant copies on emulated Xen: the checks that the hypervisor makes, then one memcpy a segment.
 
-Knows grant tables and pages, nothing of rings or frames. Each segment is judged by itself: a bad one gets its GNTST status and shares
-no fate with its neighbours (rules 3).
+Knows grant tables and pages, nothing of rings or frames. Each segment is judged by itself: a bad one gets its
+GNTST status and shares no fate with its neighbours (rules 3).
 """
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -18,13 +18,15 @@ from netback.dataplane.abi cimport (
 
 cdef extern from *:
     """
-    /* One read of the whole entry: a guest that changes it meanwhile gets the old or the new one, never a mix (XSA-155). */
+    /* One read of the whole entry: a guest that changes it meanwhile gets the old or the new one, never a mix
+       (XSA-155). */
     static inline uint64_t read_once64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE); }
     """
     unsigned long long read_once64(const void *p) nogil
 
 
-cdef inline int granted_page(memory_t *memory, foreign_buffer *at, uint16_t length, bint writing, uint8_t **page) noexcept nogil:
+cdef inline int granted_page(
+        memory_t *memory, foreign_buffer *at, uint16_t length, bint writing, uint8_t **page) noexcept nogil:
     """The page behind a grant if this domain may use it so; else the status that Xen gives."""
     cdef unsigned long long raw
     cdef grant_entry *entry = <grant_entry *>&raw
@@ -69,8 +71,8 @@ cdef void grant_copy(memory_t *memory, copy_segment *segments, int count) noexce
 cdef class GuestMemory:
     """A domain's memory as another domain may reach it: by checked copies alone.
 
-    `fd` is its memfd (borrowed), whose first `grant_pages` pages are its v1 grant table. It must be sealed against a change of size:
-    a truncation under our mapping would be a SIGBUS (rules 3).
+    `fd` is its memfd (borrowed), whose first `grant_pages` pages are its v1 grant table. It must be
+    sealed against a change of size: a truncation under our mapping would be a SIGBUS (rules 3).
     """
 
     def __cinit__(self, int fd, uint32_t grant_pages, uint16_t domid, uint16_t local_domid):

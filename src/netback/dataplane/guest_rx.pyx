@@ -5,29 +5,32 @@
     place     a frame to response slots, with the copies it needs; flags and extras as this guest agreed
     deliver   grant_copy, then one push through the journal and at most one notify
 
-Backpressure is by not reading: where slots lack, the frame at hand is held (one, no more), the ring is armed for exactly the slots that it
-needs, and the peer's descriptor rests until the guest's event (rules 1, XSA-392).
+Backpressure is by not reading: where slots lack, the frame at hand is held (one, no more), the ring is armed
+for exactly the slots that it needs, and the peer's descriptor rests until the guest's event (rules 1,
+XSA-392).
 
-May go wrong: the guest's index is impossible (the link breaks), a grant is bad (that slot is answered ERROR), a frame can never fit
-(dropped and counted).
+May go wrong: the guest's index is impossible (the link breaks), a grant is bad (that slot is answered ERROR),
+a frame can never fit (dropped and counted).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
     EXTRA_TYPE_GSO, GNTCOPY_dest_gref, GNTST_okay, GSO_TYPE_NONE, NETIF_RSP_ERROR, NETRXF_csum_blank,
-    NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_SLOTS, copy_segment, extra_info, rx_request, rx_response,
+    NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_SLOTS, copy_segment,
+    extra_info, rx_request, rx_response,
 )
 from netback.dataplane.events cimport events_notify
 from netback.dataplane.grant_copy cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
     segments_next, virtio_to_netif,
 )
 from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_recv, vnet_header
 from netback.dataplane.queue cimport (
-    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_NONE, REASON_RX_INDEX, RECORD_RX_FRAME, RECORD_RX_SLOT,
-    RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_OVERRUN, RX_SEGMENTED, RX_SLOTS, RX_STALLS,
+    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_RX_INDEX, RECORD_RX_FRAME, RECORD_RX_SLOT,
+    RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES,
+    RX_OVERRUN, RX_SEGMENTED, RX_SLOTS, RX_STALLS,
     RX_TOO_BIG, back_queue, link_t, record, record_t, workspace_t,
 )
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
@@ -62,7 +65,9 @@ cdef inline uint32_t take_request(back_queue *queue, workspace_t *ws, burst_t *b
     return request.gref
 
 
-cdef inline void stage_copy(back_queue *queue, workspace_t *ws, burst_t *burst, uint32_t gref, const uint8_t *data, rx_response *body) noexcept nogil:
+cdef inline void stage_copy(
+        back_queue *queue, workspace_t *ws, burst_t *burst, uint32_t gref, const uint8_t *data,
+        rx_response *body) noexcept nogil:
     cdef copy_segment *copy = &ws.segments[burst.segments]
     ws.segment_body[burst.segments] = burst.used - 1
     copy.source.virt = <void *>data
@@ -92,8 +97,12 @@ cdef inline uint16_t rx_flags(netif_offload *said) noexcept nogil:
     )
 
 
-cdef inline void stage(back_queue *queue, workspace_t *ws, burst_t *burst, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
-    """Spread a frame over posted requests: flags and the extra go with the first slot, each status is the bytes of its slot."""
+cdef inline void stage(
+        back_queue *queue, workspace_t *ws, burst_t *burst, const uint8_t *data, uint32_t length,
+        netif_offload *said) noexcept nogil:
+    """Spread a frame over posted requests: flags and the extra go with the first slot, each status is the
+    bytes of its slot.
+    """
     cdef rx_response *bodies = <rx_response *>ws.bodies
     cdef rx_response *body
     cdef uint32_t gref, first = burst.used
@@ -117,7 +126,9 @@ cdef inline void stage(back_queue *queue, workspace_t *ws, burst_t *burst, const
         write_down(queue, ws, first, burst.used, data, length, said)
 
 
-cdef void write_down(back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
+cdef void write_down(
+        back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, const uint8_t *data,
+        uint32_t length, netif_offload *said) noexcept nogil:
     """Trace points and capture: only for links that ask for them."""
     cdef record_t entry
     cdef rx_response *bodies = <rx_response *>ws.bodies
@@ -152,7 +163,7 @@ cdef inline uint32_t slots_of(back_queue *queue, uint32_t length, netif_offload 
 
 
 cdef void hold(back_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
-    """Keep the one frame that lacks slots; its header travels with it. Two places by turns: the last one may be staged still."""
+    """Keep the one frame that lacks slots; in two places by turns, since the last one may be staged still."""
     queue.held_side ^= 1
     queue.held.data = queue.hold + queue.held_side * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
     memcpy(vnet_header(&queue.held), vnet_header(frame), frame.length + VNET_HDR)
@@ -162,7 +173,9 @@ cdef void hold(back_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
 
 
 cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
-    """Stage segments of the held frame while slots and memory last: 0 where it is done with, else the slots that the next one needs."""
+    """Stage segments of the held frame while slots and memory last: 0 where it is done with, else the slots
+    that the next one needs.
+    """
     cdef netif_offload plain
     cdef uint32_t length, needed
     memset(&plain, 0, sizeof(plain))
@@ -182,7 +195,8 @@ cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst) noex
     return 0
 
 
-cdef uint32_t place_whole(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, netif_offload *said) noexcept nogil:
+cdef uint32_t place_whole(
+        back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, netif_offload *said) noexcept nogil:
     """Stage a frame that goes as it is: 0 where it is done with, else the slots that it needs."""
     cdef uint32_t needed = slots_of(queue, frame.length, said)
     if needed > RING_SLOTS or (needed > 1 and not queue.sg):
@@ -243,7 +257,9 @@ cdef uint32_t place_held(back_queue *queue, workspace_t *ws, burst_t *burst) noe
 
 
 cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *drained) noexcept nogil:
-    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held frame needs, or 0."""
+    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held
+    frame needs, or 0.
+    """
     cdef uint32_t worst = FULL_FRAME_SLOTS if queue.sg else 1
     cdef uint32_t count, needed = 0
     cdef uint32_t taken = 0
@@ -260,7 +276,8 @@ cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
             break
         kill_point()
         for i in range(got):
-            if needed:               # a frame grew by cutting: at most the few read beside it are lost, as on a full link
+            # a frame grew by cutting: at most the few read beside it are lost, as on a full link
+            if needed:
                 queue.link.counters[RX_OVERRUN] += 1
                 continue
             needed = place(queue, ws, burst, &ws.frames[i])
@@ -308,7 +325,9 @@ cdef int wait_for_slots(back_queue *queue, uint32_t needed) noexcept nogil:
 
 
 cdef int serve_rx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack (link.to_blocked)."""
+    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack
+    (link.to_blocked).
+    """
     cdef back_queue *queue = <back_queue *>link
     cdef burst_t burst
     cdef int pending = back_pending(&queue.rx)

@@ -7,8 +7,9 @@
     forward   checksums and segments where the peer cannot, then to the peer
     answer    one response a slot, in ring order, through the journal
 
-May go wrong: the guest's indices or chains are impossible (the link breaks, others live), a chain is malformed (its slots are answered
-ERROR), the peer is full (what it did not take stays in the ring, unanswered).
+May go wrong: the guest's indices or chains are impossible (the link breaks, others live), a chain is
+malformed (its slots are answered ERROR), the peer is full (what it did not take stays in the ring,
+unanswered).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -21,7 +22,7 @@ from netback.dataplane.events cimport events_notify
 from netback.dataplane.grant_copy cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, netif_to_virtio,
+    OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, netif_to_virtio,
     segments_begin, segments_next, segments_t,
 )
 from netback.dataplane.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, vnet_header
@@ -34,7 +35,8 @@ from netback.dataplane.queue cimport (
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 
 cdef enum:
-    EXTRA_TYPES_END = 5          # io/netif.h knows 1 (GSO) to 4 (HASH); the others of them are not offered and say nothing to us
+    # io/netif.h knows 1 (GSO) to 4 (HASH); the others of them are not offered and say nothing to us
+    EXTRA_TYPES_END = 5
     MIN_FRAME = 14
 
 
@@ -105,7 +107,8 @@ cdef inline int read_chain(workspace_t *ws, uint32_t at, uint32_t available, cha
     return REASON_NONE
 
 
-cdef inline uint32_t stage_copies(back_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain, uint32_t segment) noexcept nogil:
+cdef inline uint32_t stage_copies(
+        back_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain, uint32_t segment) noexcept nogil:
     """The copies that bring a chain into private memory; a zero-length slot contributes nothing (XSA-448)."""
     cdef uint8_t *to = chain.data
     cdef uint32_t i
@@ -169,7 +172,9 @@ cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexc
     said.data_validated = (chain.flags & NETTXF_data_validated) != 0
     said.gso_type = chain.gso_type
     said.gso_size = chain.gso_size
-    verdict = netif_to_virtio(frame.data, frame.length, frame.length, &said, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up)
+    verdict = netif_to_virtio(
+        frame.data, frame.length, frame.length, &said, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
+    )
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, vnet_header(frame))
         memset(vnet_header(frame), 0, VNET_HDR)
@@ -190,7 +195,9 @@ cdef uint32_t send(back_queue *queue, workspace_t *ws, uint32_t count) noexcept 
 
 
 cdef bint send_cut(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Cut a frame and send its segments. False where the peer became full: the ring keeps the frame, tx_cut the place in it."""
+    """Cut a frame and send its segments. False where the peer became full: the ring keeps the frame, tx_cut
+    the place in it.
+    """
     cdef segments_t cut
     cdef uint32_t length, used = FRAME_HEADROOM, count = 0, sent = 0
     cdef uint32_t skip = queue.tx_cut
@@ -322,7 +329,9 @@ cdef void answer(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept n
 
 
 cdef int serve_tx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst of the TX ring: LINK_MORE where another may follow, 0 where the ring is drained and armed or the peer is full."""
+    """One burst of the TX ring: LINK_MORE where another may follow, 0 where the ring is drained and armed or
+    the peer is full.
+    """
     cdef back_queue *queue = <back_queue *>link
     cdef int pending, broken = REASON_NONE
     cdef uint32_t chains, done

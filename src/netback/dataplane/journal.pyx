@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal: how a batch of responses reaches its ring although the process may end at any instruction.
 
-A response overwrites the slot of its request. Killed half-way, the slots past rsp_prod would be neither requests nor published
-responses, and the next process would read one as the other. So the bodies go to a page that outlives us (a shared mapping of a file),
-then a mark says that they are whole, then they go to the ring. No system call comes between the mark and rsp_prod, and a killed thread has
-executed its instructions in order, so compiler fences are all that the journal's own stores need.
+A response overwrites the slot of its request. Killed half-way, the slots past rsp_prod would be neither
+requests nor published responses, and the next process would read one as the other. So the bodies go to a page
+that outlives us (a shared mapping of a file), then a mark says that they are whole, then they go to the ring.
+No system call comes between the mark and rsp_prod, and a killed thread has executed its instructions in
+order, so compiler fences are all that the journal's own stores need.
 
 Knows rings and bytes, nothing of frames.
 """
@@ -41,7 +42,8 @@ def arm_kill(int after):
     kill_countdown = after
 
 
-cdef inline void write_slots(back_ring *ring, const uint8_t *bodies, uint32_t first, uint32_t count, uint32_t slot) noexcept nogil:
+cdef inline void write_slots(
+        back_ring *ring, const uint8_t *bodies, uint32_t first, uint32_t count, uint32_t slot) noexcept nogil:
     """Copy bodies to their slots: at most two runs, since the ring wraps."""
     cdef uint32_t at = first & (RING_SLOTS - 1)
     cdef uint32_t run = min(count, RING_SLOTS - at)
@@ -53,7 +55,9 @@ cdef inline void write_slots(back_ring *ring, const uint8_t *bodies, uint32_t fi
 
 
 cdef int push_responses(back_ring *ring, journal_t *journal, const uint8_t *bodies, uint32_t count) noexcept nogil:
-    """Publish `count` response slots (whole, in ring order) from ring.rsp_prod on; 1 where the frontend asked to be told."""
+    """Publish `count` response slots (whole, in ring order) from ring.rsp_prod on; 1 where the frontend asked
+    to be told.
+    """
     cdef int notify
     kill_point()
     memcpy(<uint8_t *>journal + JOURNAL_BODIES, bodies, count * journal.slot)
@@ -93,7 +97,8 @@ cdef class Journal:
         if path is not None:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             os.ftruncate(fd, 2 * PAGE_SIZE)
-        base = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | (MAP_ANONYMOUS if path is None else 0), fd, 0)
+        cdef int sharing = MAP_SHARED | (MAP_ANONYMOUS if path is None else 0)
+        base = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, sharing, fd, 0)
         if fd >= 0:
             os.close(fd)
         if base == MAP_FAILED:

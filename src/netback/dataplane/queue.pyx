@@ -135,25 +135,34 @@ cdef int attach(back_queue *queue, size_t tx_page, size_t rx_page) except -1:
 def ring_state(size_t page, uint32_t private) -> dict[str, int]:
     """A ring's four shared indices, and the private one of the end that asks."""
     cdef sring *shared = <sring *>page
-    return {"req_prod": load_acquire(&shared.req_prod), "req_event": load_acquire(&shared.req_event),
-            "rsp_prod": load_acquire(&shared.rsp_prod), "rsp_event": load_acquire(&shared.rsp_event), "private": private}
+    return {
+        "req_prod": load_acquire(&shared.req_prod),
+        "req_event": load_acquire(&shared.req_event),
+        "rsp_prod": load_acquire(&shared.rsp_prod),
+        "rsp_event": load_acquire(&shared.rsp_event),
+        "private": private,
+    }
 
 
 cdef class BackQueue(Link):
     """The backend's end of one queue.
 
-    `tx_page` and `rx_page` are addresses of the mapped ring pages; `tx_name` and `rx_name` are 64-bit names of these rings that another
-    process would give them too (gref and remote port): a journal of other rings is void. `tx_port` and `rx_port` are our bound ports
-    (the same unless split). `caps` are CAN_* bits of what the guest takes; `sg` whether it takes frames of
-    more than a page; `rx_offset` where a frame begins in its first page, in bytes. Everything handed in is kept alive.
+    `tx_page` and `rx_page` are addresses of the mapped ring pages; `tx_name` and `rx_name` are 64-bit
+    names of these rings that another process would give them too (gref and remote port): a journal of
+    other rings is void. `tx_port` and `rx_port` are our bound ports (the same unless split). `caps` are
+    CAN_* bits of what the guest takes; `sg` whether it takes frames of more than a page; `rx_offset`
+    where a frame begins in its first page, in bytes. Everything handed in is kept alive.
 
-    Attaching follows rules 2: the caller has bound the port; here indices are checked, the journal is completed, and the rings are taken
-    up at rsp_prod. The worker drains and arms both when the queue is added to it, and notifies once.
+    Attaching follows rules 2: the caller has bound the port; here indices are checked, the journal is
+    completed, and the rings are taken up at rsp_prod. The worker drains and arms both when the queue is
+    added to it, and notifies once.
     """
 
-    def __cinit__(self, Events events, GuestMemory memory, Peer peer, Journal journal, *, size_t tx_page, size_t rx_page,
-                  uint64_t tx_name, uint64_t rx_name, uint32_t tx_port, uint32_t rx_port, uint32_t caps, bint sg,
-                  uint16_t rx_offset=0, bint polls=False, object keep=None):
+    def __cinit__(
+        self, Events events, GuestMemory memory, Peer peer, Journal journal, *, size_t tx_page, size_t rx_page,
+        uint64_t tx_name, uint64_t rx_name, uint32_t tx_port, uint32_t rx_port, uint32_t caps, bint sg,
+        uint16_t rx_offset=0, bint polls=False, object keep=None,
+    ):
         self.peer = peer
         self.journal = journal
         self.keep = (events, memory, keep)
@@ -172,7 +181,8 @@ cdef class BackQueue(Link):
         self.queue.rx_offset = rx_offset
         self.queue.tx_journal = journal.of_ring(0, tx_name, TX_SLOT)
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
-        self.queue.hold = <uint8_t *>malloc(2 * (FRAME_HEADROOM + FRAME_BYTES))   # touched only where frames wait
+        # two frames' room, of which only what waits is ever touched
+        self.queue.hold = <uint8_t *>malloc(2 * (FRAME_HEADROOM + FRAME_BYTES))
         if self.queue.hold == NULL:
             raise MemoryError
         attach(&self.queue, tx_page, rx_page)

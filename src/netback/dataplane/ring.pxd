@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Xen's shared ring, both ends: the only place that touches its indices.
 
-Indices are free-running uint32_t, so every difference below wraps as io/ring.h wants. A backend answers in ring order and takes a request
-only when it answers it, so one private index is all that it has: nothing read from the page moves it, and `back_pending` checks.
+Indices are free-running uint32_t, so every difference below wraps as io/ring.h wants. A backend answers in
+ring order and takes a request only when it answers it, so one private index is all that it has: nothing read
+from the page moves it, and `back_pending` checks.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.abi cimport RING_HEADER, RING_SLOTS, TX_SLOT, RX_SLOT
@@ -74,7 +75,9 @@ cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
 
 
 cdef inline int back_arm(back_ring *ring, uint32_t wanted) noexcept nogil:
-    """Ask for an event once `wanted` requests wait, then look again (io/ring.h's final check): what waits now, or -1."""
+    """Ask for an event once `wanted` requests wait, then look again (io/ring.h's final check): what waits
+    now, or -1.
+    """
     store_relaxed(&ring.shared.req_event, ring.rsp_prod + wanted)
     full_fence()
     return back_pending(ring)

@@ -5,8 +5,8 @@
     events    each pending port makes its queue runnable; it is unmasked after the work (XSA-332)
     turns     one burst in each direction for every runnable queue, round after round, until none has more
 
-Python has the thread only to add, remove or look at queues: nothing else touches them, so nothing here is locked. Knows links (either end
-of a queue), nothing of what they move.
+Python has the thread only to add, remove or look at queues: nothing else touches them, so nothing here is
+locked. Knows links (either end of a queue), nothing of what they move.
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -70,7 +70,9 @@ cdef inline void activate(worker_t *worker, link_t *link) noexcept nogil:
 
 
 cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
-    """Have epoll watch the peer for what this link can use now: frames where there are slots, room where it was full."""
+    """Have epoll watch the peer for what this link can use now: frames where there are slots, room where it
+    was full.
+    """
     cdef uint32_t wanted = 0
     cdef epoll_event event
     if link.peer.fd < 0:
@@ -89,8 +91,11 @@ cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
 
 
 cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
-    """An event is empty only if neither producer of the far side moved since the last one; back-off is for those alone (rules 3)."""
+    """An event is empty only if neither producer of the far side moved since the last one; back-off is for
+    those alone (rules 3).
+    """
     cdef uint64_t moved = link.moved(link)
+    cdef uint32_t doublings
     link.counters[COUNT_EVENTS] += 1
     if moved != link.seen:
         link.seen = moved
@@ -99,7 +104,8 @@ cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
         link.counters[EVENTS_EMPTY] += 1
         link.empties += 1
     if link.empties > EMPTY_FREE and not link.unmask_at:
-        link.unmask_at = now_ns() + (<uint64_t>DELAY_MIN << min(link.empties - EMPTY_FREE - 1, <uint32_t>DELAY_DOUBLINGS))
+        doublings = min(link.empties - EMPTY_FREE - 1, <uint32_t>DELAY_DOUBLINGS)
+        link.unmask_at = now_ns() + (<uint64_t>DELAY_MIN << doublings)
         worker.delayed += 1
     link.from_due = True
     link.to_due |= link.to_blocked
@@ -183,9 +189,9 @@ cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
 cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
     """Every runnable link in turn, round after round: a busy one cannot starve its neighbours."""
     cdef uint32_t i, kept
-    cdef int rounds
+    cdef int _round
     cdef link_t *link
-    for rounds in range(ROUNDS):
+    for _round in range(ROUNDS):
         kept = 0
         for i in range(worker.runnable_count):
             link = worker.links[worker.runnable[i]]
@@ -346,7 +352,9 @@ cdef class Worker:
         return self.worker.wakes
 
     def records(self) -> tuple[bytes, int]:
-        """What traced and captured links wrote down since the last call, and how many records were lost for want of room."""
+        """What traced and captured links wrote down since the last call, and how many records were lost for
+        want of room.
+        """
         data = (<char *>self.ws.records)[:self.ws.records_used]
         lost = self.ws.records_lost
         self.ws.records_used = 0
