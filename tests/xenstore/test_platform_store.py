@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The asyncio client over real sockets, against our server and against a server that misbehaves."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import pytest
+
+from netback.abi.xs_wire import Op
+from netback.platforms.store import Store, StoreError
+from netback.xenstore.server import Server
+from netback.xenstore.wire import Packet
+
+from .serving import guest_store, serving, until
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with serving(tmp_path / "s") as server:
+        server.introduce(1)
+        yield server
+
+
+@pytest.fixture
+async def dom0(server: Server, tmp_path: Path) -> AsyncIterator[Store]:
+    async with await Store.connect(tmp_path / "s") as store:
+        yield store
+
+
+async def failure(awaitable: Awaitable[object]) -> str:
+    with pytest.raises(StoreError) as caught:
+        await asyncio.wait_for(awaitable, 10)
+    return caught.value.errno
+
+
+async def test_nodes(dom0: Store) -> None:
+    await dom0.write("/a/b", "v")
+    await dom0.mkdir("/a/c")
+    await dom0.write("/a/odd", "\udcff\x00ü")
+    assert await dom0.read("/a/b") == "v"
+    assert await dom0.read("/a/odd") == "\udcff\x00ü"
+    assert await dom0.directory("/a") == ["b", "c", "odd"]
+    assert await dom0.directory("/a/b") == []
+    assert await dom0.read_or("/a/none") is None
+    assert await dom0.read_or("/a/none", "x") == "x"
+    assert await dom0.read_or("/a/b", "x") == "v"
+    await dom0.set_perms("/a/b", ["n0", "r5"])
+    assert await dom0.get_perms("/a/b") == ["n0", "r5"]
+    await dom0.rm("/a")
+    assert await failure(dom0.rm("/a/b/c")) == "ENOENT"
+    await dom0.rm("/a/b/c", missing_ok=True)
+    assert await failure(dom0.rm("/", missing_ok=True)) == "EINVAL"
+
+
+async def test_an_error_says_what_was_asked_and_of_which_path(dom0: Store) -> None:
+    with pytest.raises(StoreError, match="READ /none/such: ENOENT"):
+        await dom0.read("/none/such")
+    assert await failure(dom0.read_or("//")) == "EINVAL"
+
+
+async def test_domains(dom0: Store) -> None:
+    assert await dom0.domain_path(7) == "/local/domain/7"
+    assert not await dom0.introduced(7)
+    await dom0.introduce(7)
+    assert await dom0.introduced(7)
+    await dom0.set_target(7, 1)
+    await dom0.release(7)
+    assert await failure(dom0.release(7)) == "ENOENT"
+
+
+async def test_a_guest_has_its_own_rights(server: Server, dom0: Store) -> None:
+    async with await guest_store(server, 1) as guest:
+        await guest.write("data", "x")
+        assert await dom0.read("/local/domain/1/data") == "x"
+        assert await failure(guest.read("/tool")) == "EACCES"
+        await dom0.release(1)
+        assert await failure(guest.read("data")) == "EIO"
+
+
+async def test_a_long_directory(dom0: Store) -> None:
+    names = [f"child-{number:04}" for number in range(2000)]
+    await asyncio.gather(*(dom0.mkdir(f"/long/{name}") for name in names))
+    assert await dom0.directory("/long") == names
+
+
+async def test_a_directory_that_changes_while_it_is_listed(dom0: Store, tmp_path: Path) -> None:
+    names = [f"child-{number:04}" for number in range(2000)]
+    await asyncio.gather(*(dom0.mkdir(f"/long/{name}") for name in names))
+    async with await Store.connect(tmp_path / "s") as other:
+        listing = asyncio.ensure_future(dom0.directory("/long"))
+        await other.rm("/long/child-0007")
+        assert not listing.done()
+        names.remove("child-0007")
+        assert await asyncio.wait_for(listing, 10) == names
+
+
+async def test_watches(dom0: Store, tmp_path: Path) -> None:
+    async with await Store.connect(tmp_path / "s") as other, await dom0.watch("/w") as watch:
+        assert await anext(watch) == "/w"  # at once
+        for value in ("1", "2", "3"):
+            await other.write("/w/a", value)
+        await other.write("/w/b", "1")
+        await dom0.read("/w/a")  # all events are here before this answer
+        assert [await anext(watch), await anext(watch)] == ["/w/a", "/w/b"]  # one for three
+        await other.rm("/w")
+        assert await asyncio.wait_for(anext(watch), 10) == "/w"
+    await dom0.write("/w", "1")  # closed: an event more does no harm
+
+
+async def test_a_closed_watch_ends_its_iteration(dom0: Store) -> None:
+    watch = await dom0.watch("/w")
+    seen: list[str] = []
+
+    async def iterate() -> None:
+        async for path in watch:
+            seen.append(path)
+
+    task = asyncio.ensure_future(iterate())
+    await dom0.write("/w", "1")
+    await watch.close()
+    await watch.close()
+    await asyncio.wait_for(task, 10)
+    assert set(seen) == {"/w"}
+
+
+async def test_reset_watches_ends_all(dom0: Store, server: Server) -> None:
+    watch = await dom0.watch("/w")
+    await dom0.reset_watches()
+    assert [path async for path in watch] == []
+    assert server.watches._by_path == {}
+    await watch.close()
+
+
+async def test_a_watch_that_is_refused_is_not_kept(dom0: Store) -> None:
+    assert await failure(dom0.watch("//")) == "EINVAL"
+    assert dom0._watches == {}
+
+
+async def test_transact_commits_and_returns(dom0: Store) -> None:
+    await dom0.write("/n", "1")
+
+    async def body(tx: int) -> int:
+        value = int(await dom0.read("/n", tx))
+        await dom0.write("/n", str(value + 1), tx)
+        assert await dom0.read("/n") == str(value)
+        return value
+
+    assert await dom0.transact(body) == 1
+    assert await dom0.read("/n") == "2"
+
+
+async def test_transactions_that_conflict_are_run_again(dom0: Store, tmp_path: Path) -> None:
+    await dom0.write("/n", "0")
+    stores = [await Store.connect(tmp_path / "s") for _ in range(5)]
+    runs = 0
+
+    async def count(store: Store) -> None:
+        async def body(tx: int) -> None:
+            nonlocal runs
+            runs += 1
+            value = int(await store.read("/n", tx))
+            await store.write("/n", str(value + 1), tx)
+
+        for _ in range(5):
+            await store.transact(body)
+
+    await asyncio.wait_for(asyncio.gather(*map(count, stores)), 60)
+    assert await dom0.read("/n") == "25"
+    assert runs > 25
+    for store in stores:
+        await store.close()
+
+
+async def test_a_transaction_that_always_conflicts_ends(dom0: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netback.platforms.store._FIRST_DELAY", 0.0)
+    runs = 0
+
+    async def body(tx: int) -> None:
+        nonlocal runs
+        runs += 1
+        await dom0.write("/n", "in", tx)
+        await dom0.write("/n", "out")
+
+    assert await failure(dom0.transact(body)) == "EAGAIN"
+    assert runs == 30
+
+
+async def test_a_body_that_fails_drops_the_transaction(dom0: Store, server: Server) -> None:
+    async def body(tx: int) -> None:
+        await dom0.write("/n", "x", tx)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await dom0.transact(body)
+    assert await dom0.read_or("/n") is None
+    assert not any(connection.transactions for connection in server.connections)
+
+
+async def test_what_was_asked_by_a_cancelled_task_is_dropped(dom0: Store) -> None:
+    task = asyncio.ensure_future(dom0.read("/tool"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await dom0.read("/tool") == ""
+    assert (dom0._waiting, dom0._asked) == ({}, {})
+
+
+async def test_thousands_of_requests_at_once(dom0: Store) -> None:
+    await asyncio.gather(*(dom0.write(f"/n/{number}", "x" * 2000) for number in range(3000)))
+    values = await asyncio.gather(*(dom0.read(f"/n/{number}") for number in range(3000)))
+    assert values == ["x" * 2000] * 3000
+
+
+# ---- the far end goes, or misbehaves
+
+
+async def test_when_the_server_goes_everybody_gets_eio(server: Server, dom0: Store) -> None:
+    watch = await dom0.watch("/w")
+    await anext(watch)
+    iterating = asyncio.ensure_future(anext(watch))
+    reading = [asyncio.ensure_future(dom0.read("/tool")) for _ in range(2)]
+    server.close()
+    assert await failure(iterating) == "EIO"
+    for task in reading:
+        assert await failure(task) == "EIO"
+    assert await failure(dom0.read("/tool")) == "EIO"
+    assert await failure(anext(watch)) == "EIO"
+    await watch.close()
+
+
+async def test_close_gives_eio_to_those_who_wait() -> None:
+    ours, theirs = socket.socketpair()
+    store = await Store.from_socket(theirs)
+    reading = asyncio.ensure_future(store.read("/a"))
+    await asyncio.sleep(0)
+    await store.close()
+    assert await failure(reading) == "EIO"
+    assert ours.recv(100)[16:] == b"/a\0"
+    assert ours.recv(100) == b""
+    ours.close()
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 16, Packet(Op.READ, 99, 0, b"x").encode()])
+async def test_garbage_from_the_server_ends_the_connection(garbage: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    store = await Store.from_socket(theirs)
+    reading = asyncio.ensure_future(store.read("/a"))
+    await asyncio.sleep(0)
+    ours.send(garbage)
+    assert await failure(reading) == "EIO"
+    ours.close()
+
+
+async def test_a_write_that_fails_is_eio() -> None:
+    ours, theirs = socket.socketpair()
+    store = await Store.from_socket(theirs)
+    ours.close()
+    assert await failure(store.read("/a")) == "EIO"
+
+
+async def test_no_store_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="none"):
+        await Store.connect(tmp_path / "none")
+    with pytest.raises(StoreError, match="none"):
+        await Store.open_device(tmp_path / "none")
+
+
+async def test_a_device_is_read_and_written_message_by_message() -> None:
+    """As on /dev/xen/xenbus, where what follows a message in its write is lost: here one write is one packet."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    store = Store(theirs)
+    reading = [asyncio.ensure_future(store.read(path)) for path in ("/a", "/b")]
+    await asyncio.sleep(0)
+    assert [ours.recv(100)[16:], ours.recv(100)[16:]] == [b"/a\0", b"/b\0"]
+    ours.send(Packet(Op.READ, 1, 0, b"x").encode() + Packet(Op.READ, 2, 0, b"y").encode())
+    assert await asyncio.gather(*reading) == ["x", "y"]
+    await store.close()
+    ours.close()
+
+
+async def test_a_client_that_does_not_read_is_not_served_and_served_when_it_does(
+    server: Server, tmp_path: Path
+) -> None:
+    """Two megabytes of answers are asked for and not read: the server holds only a little of them."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, str(tmp_path / "s"))
+    await loop.sock_sendall(sock, Packet(Op.WRITE, 1, 0, b"/a\0" + b"x" * 4000).encode())
+    requests = Packet(Op.READ, 2, 0, b"/a\0").encode() * 500
+    sending = asyncio.ensure_future(loop.sock_sendall(sock, requests))
+    await until(lambda: any(connection.paused for connection in server.connections))
+    received = 0
+    while received < 19 + 500 * 4016:
+        received += len(await asyncio.wait_for(loop.sock_recv(sock, 65536), 10))
+    assert received == 19 + 500 * 4016
+    await sending
+    sock.close()
+
+
+async def test_the_socket_is_its_owners_alone(server: Server, tmp_path: Path) -> None:
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
