@@ -13,7 +13,7 @@ from typing import Self
 from netback.abi.grant_table import RESERVED_ENTRIES
 from netback.errors import PlatformError
 from netback.platforms.emulated.client import Handle
-from netback.platforms.emulated.events import EmulatedEventChannels
+from netback.platforms.emulated.events import AttachedHandles, EmulatedEventChannels
 from netback.platforms.emulated.memory import GrantTable
 from netback.platforms.emulated.protocol import DOMID_ANY, PAGE_SIZE, Hello
 from netback.platforms.store import Store
@@ -39,9 +39,9 @@ class EmulatedDomain:
     def __init__(self, handle: Handle, directory: Path, pages: int) -> None:
         self.domid = handle.domid
         self.memory = handle.memory
-        self.events = EmulatedEventChannels(handle, owned=False)
+        self.events = EmulatedEventChannels(handle, handle.close)
         self._handle = handle
-        self._directory = directory
+        self._others = AttachedHandles(directory, handle.domid)
         self._table = GrantTable.of(handle.memory.words, handle.grant_pages)
         self._free_grefs = deque(range(RESERVED_ENTRIES, self._table.entries))
         self._free_frames = deque(range(handle.grant_pages + 1, pages))
@@ -76,7 +76,7 @@ class EmulatedDomain:
 
     def close(self) -> None:
         """End the domain. May be called again."""
-        self._handle.close()
+        self._others.close()
         self.events.close()
 
     async def open_store(self) -> Store:
@@ -85,7 +85,7 @@ class EmulatedDomain:
 
     def open_events(self) -> EmulatedEventChannels:
         """One more handle of this domain, for a worker of its own."""
-        return EmulatedEventChannels(Handle.attach(self._directory, self.domid))
+        return self._others.open_events()
 
     # ---- memory
 

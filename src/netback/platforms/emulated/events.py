@@ -3,7 +3,9 @@
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from netback.dataplane.events import Events
 from netback.errors import PlatformError
@@ -26,11 +28,11 @@ class _Remote:
 
 
 class EmulatedEventChannels:
-    """Implements platforms.base.EventChannels on a handle, and closes that too unless it is not `owned`."""
+    """Implements platforms.base.EventChannels on a handle; `leave` is what its end does to that."""
 
-    def __init__(self, handle: Handle, owned: bool = True) -> None:
+    def __init__(self, handle: Handle, leave: Callable[[], object]) -> None:
         self._handle = handle
-        self._owned = owned
+        self._leave = leave
         self._lock = threading.Lock()
         self._remotes: dict[int, _Remote] = {}
         self.native = Events(handle.eventfd, handle.event_page, self._resolve)
@@ -53,8 +55,7 @@ class EmulatedEventChannels:
 
     def close(self) -> None:
         """Close every port; nobody may notify through this any more. May be called again."""
-        if self._owned:
-            self._handle.close()
+        self._leave()
         with self._lock:
             for port in tuple(self._remotes):
                 self._forget(port)
@@ -94,3 +95,35 @@ class EmulatedEventChannels:
         remote = self._remotes.pop(port, None)
         if remote is not None:
             remote.close()
+
+
+class AttachedHandles:
+    """The handles that one object opened at a domain, so that its end is theirs."""
+
+    def __init__(self, directory: Path, domid: int) -> None:
+        self._directory = directory
+        self._domid = domid
+        self._ends: dict[Handle, Callable[[], None]] = {}
+
+    def attach(self) -> Handle:
+        """A handle that is closed with all others."""
+        handle = Handle.attach(self._directory, self._domid)
+        self._ends[handle] = handle.close
+        return handle
+
+    def open_events(self) -> EmulatedEventChannels:
+        """Event channels on a handle of their own, closed with all others or before."""
+        handle = self.attach()
+        channels = EmulatedEventChannels(handle, lambda: self._leave(handle))
+        self._ends[handle] = channels.close
+        return channels
+
+    def close(self) -> None:
+        """Close all. May be called again."""
+        for end in tuple(self._ends.values()):
+            end()
+        self._ends.clear()
+
+    def _leave(self, handle: Handle) -> None:
+        self._ends.pop(handle, None)
+        handle.close()

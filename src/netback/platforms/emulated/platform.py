@@ -11,7 +11,7 @@ from typing import Self
 
 from netback.dataplane.grant_copy import GuestMemory
 from netback.platforms.emulated.client import Handle
-from netback.platforms.emulated.events import EmulatedEventChannels
+from netback.platforms.emulated.events import AttachedHandles, EmulatedEventChannels
 from netback.platforms.emulated.memory import Mapping
 from netback.platforms.emulated.protocol import MAP_READONLY, STORE_SOCKET, Op
 from netback.platforms.store import Store
@@ -49,7 +49,8 @@ class EmulatedPlatform:
 
     def __init__(self, directory: Path, domid: int = 0) -> None:
         self.directory = directory
-        self._handle = Handle.attach(directory, domid)
+        self._handles = AttachedHandles(directory, domid)
+        self._handle = self._handles.attach()
         self.domid = self._handle.domid
 
     def __enter__(self) -> Self:
@@ -67,7 +68,7 @@ class EmulatedPlatform:
             return await Store.from_socket(handle.take_store())
 
     def open_events(self) -> EmulatedEventChannels:
-        return EmulatedEventChannels(Handle.attach(self.directory, self.domid))
+        return self._handles.open_events()
 
     def open_memory(self, domid: int) -> GuestMemory:
         reply, (memfd,) = self._handle.request(Op.MEMORY, domid)
@@ -84,5 +85,5 @@ class EmulatedPlatform:
             os.close(memfd)
 
     def close(self) -> None:
-        """Leave: what this mapped is given back. Handles from open_events are closed by themselves."""
-        self._handle.close()
+        """Leave: every port closes, and what was mapped is given back."""
+        self._handles.close()

@@ -10,7 +10,11 @@ from typing import cast
 from netback.xenstore.server import Connection, Server
 
 
-class _Carrier(asyncio.Protocol):
+# What is taken from a client at a time. A few hundred requests: whoever sends more waits its turn.
+_READ_BYTES = 16384
+
+
+class _Carrier(asyncio.BufferedProtocol):
     """One client's socket. asyncio's flow control is the core's: who does not read is not served."""
 
     _transport: asyncio.Transport
@@ -19,13 +23,17 @@ class _Carrier(asyncio.Protocol):
     def __init__(self, server: Server, domid: int) -> None:
         self._server = server
         self._domid = domid
+        self._buffer = bytearray(_READ_BYTES)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._connection = self._server.connect(self._domid, self._transport.write, self._transport.abort)
 
-    def data_received(self, data: bytes) -> None:
-        self._connection.receive(data)
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.receive(bytes(self._buffer[:nbytes]))
 
     def pause_writing(self) -> None:
         self._connection.pause()

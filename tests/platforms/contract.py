@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every platform promises, as tests: a class to inherit, with a fixture `pair` that gives the two ends.
+
+Knows the seam of platforms/base and a guest's verbs; not which hypervisor answers. On real Xen both ends may be
+the same domain, since event channels and grants loop back there.
+"""
+
+import select
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pytest
+
+from netback.dataplane.events import Events
+from netback.errors import PlatformError
+from netback.platforms.base import EventChannels, Platform
+
+QUIET, SOON = 0.05, 5.0
+NOBODY = 0x7FEE
+"""A domid that no end of a pair has."""
+
+
+class Guest(Protocol):
+    """The other end: what a frontend's domain can do."""
+
+    domid: int
+
+    @property
+    def events(self) -> EventChannels: ...
+    def alloc_page(self) -> Any: ...
+    def view(self, frame: int) -> memoryview: ...
+    def grant(self, page: Any, domid: int, readonly: bool = False) -> int: ...
+    def revoke(self, gref: int) -> None: ...
+    def still_in_use(self, gref: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A backend's platform and a guest of it."""
+
+    platform: Platform
+    guest: Guest
+
+    def connect(self) -> tuple[EventChannels, int, int]:
+        """A new handle of the backend, bound to a new port of the guest: (handle, its port, the guest's)."""
+        theirs = self.guest.events.alloc_unbound(self.platform.domid)
+        handle = self.platform.open_events()
+        return handle, handle.bind_interdomain(self.guest.domid, theirs), theirs
+
+
+def fires(events: Events, within: float = SOON) -> list[int]:
+    """The ports that fire, now masked; none where nothing fires in time."""
+    return events.take() if select.select([events.fd], [], [], within)[0] else []
+
+
+class PlatformContract:
+    """Inherit, and give a fixture `pair`."""
+
+    # ---- event channels
+
+    def test_a_bound_port_is_pending_at_once(self, pair: Pair) -> None:
+        handle, ours, _ = pair.connect()
+        assert fires(handle.native) == [ours]
+
+    def test_what_was_sent_before_the_bind_fires_after_it(self, pair: Pair) -> None:
+        theirs = pair.guest.events.alloc_unbound(pair.platform.domid)
+        pair.guest.events.native.notify(theirs)
+        handle = pair.platform.open_events()
+        ours = handle.bind_interdomain(pair.guest.domid, theirs)
+        assert fires(handle.native) == [ours]
+
+    def test_events_go_both_ways(self, pair: Pair) -> None:
+        handle, ours, theirs = pair.connect()
+        fires(handle.native)
+        handle.native.unmask(ours)
+        pair.guest.events.native.notify(theirs)
+        assert fires(handle.native) == [ours]
+        handle.native.notify(ours)
+        assert fires(pair.guest.events.native) == [theirs]
+
+    def test_only_one_can_bind(self, pair: Pair) -> None:
+        _handle, _, theirs = pair.connect()
+        second = pair.platform.open_events()
+        with pytest.raises(PlatformError) as refused:
+            second.bind_interdomain(pair.guest.domid, theirs)
+        assert refused.value.errno == "EINVAL"
+        second.close()
+
+    def test_a_port_for_somebody_else_cannot_be_bound(self, pair: Pair) -> None:
+        theirs = pair.guest.events.alloc_unbound(NOBODY)
+        handle = pair.platform.open_events()
+        with pytest.raises(PlatformError) as refused:
+            handle.bind_interdomain(pair.guest.domid, theirs)
+        assert refused.value.errno == "EINVAL"
+        handle.close()
+
+    def test_a_taken_port_is_silent_until_unmasked(self, pair: Pair) -> None:
+        handle, ours, theirs = pair.connect()
+        assert fires(handle.native) == [ours]
+        pair.guest.events.native.notify(theirs)
+        assert fires(handle.native, QUIET) == []
+        handle.native.unmask(ours)
+        assert fires(handle.native) == [ours]
+
+    def test_a_late_unmask_finds_one_event_for_many(self, pair: Pair) -> None:
+        handle, ours, theirs = pair.connect()
+        fires(handle.native)
+        for _ in range(5):
+            pair.guest.events.native.notify(theirs)
+        handle.native.unmask(ours)
+        assert fires(handle.native) == [ours]
+        handle.native.unmask(ours)
+        assert fires(handle.native, QUIET) == []
+
+    def test_one_port_masked_leaves_the_others(self, pair: Pair) -> None:
+        handle, first, _ = pair.connect()
+        fires(handle.native)
+        theirs = pair.guest.events.alloc_unbound(pair.platform.domid)
+        second = handle.bind_interdomain(pair.guest.domid, theirs)
+        assert first != second
+        assert fires(handle.native) == [second]
+
+    def test_notifying_a_closed_far_side_is_nothing(self, pair: Pair) -> None:
+        handle, ours, theirs = pair.connect()
+        fires(handle.native)
+        pair.guest.events.unbind(theirs)
+        handle.native.notify(ours)
+        assert fires(pair.guest.events.native, QUIET) == []
+
+    def test_closing_one_end_makes_the_other_unbound_again(self, pair: Pair) -> None:
+        handle, ours, theirs = pair.connect()
+        fires(handle.native)
+        handle.native.unmask(ours)
+        pair.guest.events.unbind(theirs)
+        again = pair.guest.events.bind_interdomain(pair.platform.domid, ours)
+        assert fires(pair.guest.events.native) == [again]
+        pair.guest.events.native.notify(again)
+        assert fires(handle.native) == [ours]
+
+    def test_a_new_backend_binds_where_the_last_one_closed(self, pair: Pair) -> None:
+        first, ours, theirs = pair.connect()
+        first.native.notify(ours)
+        assert fires(pair.guest.events.native) == [theirs]
+        pair.guest.events.native.unmask(theirs)
+        first.close()
+        pair.guest.events.native.notify(theirs)
+        second = pair.platform.open_events()
+        ours = second.bind_interdomain(pair.guest.domid, theirs)
+        assert fires(second.native) == [ours]
+        second.native.unmask(ours)
+        pair.guest.events.native.notify(theirs)
+        assert fires(second.native) == [ours]
+        second.native.notify(ours)
+        assert fires(pair.guest.events.native) == [theirs]
+
+    def test_a_closed_port_cannot_be_closed_again(self, pair: Pair) -> None:
+        handle, ours, _ = pair.connect()
+        handle.unbind(ours)
+        with pytest.raises(PlatformError):
+            handle.unbind(ours)
+
+    # ---- grants
+
+    def test_granted_pages_are_copied_both_ways(self, pair: Pair) -> None:
+        page = pair.guest.alloc_page()
+        gref = pair.guest.grant(page, pair.platform.domid)
+        memory = pair.platform.open_memory(pair.guest.domid)
+        pair.guest.view(page.frame)[4000:4096] = bytes(range(96))
+        assert memory.read(gref, 4000, 96) == (0, bytes(range(96)))
+        assert memory.write(gref, 7, b"answer") == 0
+        assert bytes(pair.guest.view(page.frame)[6:14]) == b"\0answer\0"
+
+    def test_a_read_only_grant_is_read_and_not_written(self, pair: Pair) -> None:
+        page = pair.guest.alloc_page()
+        gref = pair.guest.grant(page, pair.platform.domid, readonly=True)
+        memory = pair.platform.open_memory(pair.guest.domid)
+        assert memory.read(gref, 0, 1) == (0, b"\0")
+        assert memory.write(gref, 0, b"x") < 0
+        assert pair.guest.view(page.frame)[0] == 0
+        with pytest.raises(PlatformError):
+            pair.platform.map_grant(pair.guest.domid, gref)
+
+    def test_a_revoked_grant_is_refused(self, pair: Pair) -> None:
+        gref = pair.guest.grant(pair.guest.alloc_page(), pair.platform.domid)
+        memory = pair.platform.open_memory(pair.guest.domid)
+        assert memory.read(gref, 0, 1)[0] == 0
+        pair.guest.revoke(gref)
+        self._refused(pair, gref)
+
+    def test_a_grant_for_somebody_else_is_refused(self, pair: Pair) -> None:
+        self._refused(pair, pair.guest.grant(pair.guest.alloc_page(), NOBODY))
+
+    @pytest.mark.parametrize("gref", [0xFFFFFFFF, 1 << 20])
+    def test_a_gref_out_of_range_is_refused(self, pair: Pair, gref: int) -> None:
+        self._refused(pair, gref)
+
+    def test_no_copy_crosses_its_page(self, pair: Pair) -> None:
+        gref = pair.guest.grant(pair.guest.alloc_page(), pair.platform.domid)
+        memory = pair.platform.open_memory(pair.guest.domid)
+        assert memory.read(gref, 4095, 1)[0] == 0
+        assert memory.read(gref, 4095, 2)[0] < 0
+        assert memory.write(gref, 4090, b"7 bytes") < 0
+
+    def test_a_mapped_page_cannot_be_revoked_until_it_is_given_back(self, pair: Pair) -> None:
+        gref = pair.guest.grant(pair.guest.alloc_page(), pair.platform.domid)
+        assert not pair.guest.still_in_use(gref)
+        mapped = pair.platform.map_grant(pair.guest.domid, gref)
+        assert mapped.address % 4096 == 0
+        assert pair.guest.still_in_use(gref)
+        with pytest.raises(PlatformError):
+            pair.guest.revoke(gref)
+        mapped.unmap()
+        mapped.unmap()
+        assert not pair.guest.still_in_use(gref)
+        pair.guest.revoke(gref)
+
+    def test_what_is_mapped_twice_is_in_use_until_the_second_unmap(self, pair: Pair) -> None:
+        gref = pair.guest.grant(pair.guest.alloc_page(), pair.platform.domid)
+        first, second = (pair.platform.map_grant(pair.guest.domid, gref) for _ in range(2))
+        first.unmap()
+        assert pair.guest.still_in_use(gref)
+        second.unmap()
+        assert not pair.guest.still_in_use(gref)
+
+    def test_no_domain_has_no_memory(self, pair: Pair) -> None:
+        with pytest.raises(PlatformError):
+            pair.platform.open_memory(NOBODY)
+
+    def _refused(self, pair: Pair, gref: int) -> None:
+        memory = pair.platform.open_memory(pair.guest.domid)
+        assert memory.read(gref, 0, 1)[0] < 0
+        assert memory.write(gref, 0, b"x") < 0
+        with pytest.raises(PlatformError):
+            pair.platform.map_grant(pair.guest.domid, gref)
