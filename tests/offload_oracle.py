@@ -81,8 +81,7 @@ class Packet:
         return self.l4 + (4 * (frame[self.l4 + 12] >> 4) if self.protocol == TCP else 8)
 
     def pseudo(self) -> int:
-        length = self.end - self.l4
-        return words(self.addresses) + self.protocol + (length >> 16) + (length & 0xFFFF)
+        return words(self.addresses) + self.protocol + self.end - self.l4
 
     def exact(self, length: int) -> bool:
         return self.sized and self.end == length
@@ -139,7 +138,7 @@ def source_route(options: bytes) -> bytes | None:
         size = 1 if options[0] == 1 else options[1]
         if not 0 < size <= len(options):
             break
-        if options[0] in (131, 137) and size >= 7 and options[2] < size:
+        if options[0] in (131, 137) and size >= 7 and options[2] <= size:
             final = options[size - 4 : size]
         options = options[size:]
     return final

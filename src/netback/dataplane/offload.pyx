@@ -192,7 +192,7 @@ cdef void source_route(const uint8_t *frame, headers_t *h) noexcept nogil:
         size = 1 if frame[at] == OPTION_NOP else frame[at + 1]
         if size == 0 or at + size > h.l4:
             return
-        if (frame[at] == OPTION_LSRR or frame[at] == OPTION_SSRR) and size >= 7 and frame[at + 2] < size:
+        if (frame[at] == OPTION_LSRR or frame[at] == OPTION_SSRR) and size >= 7 and frame[at + 2] <= size:
             h.final = at + size - 4
         at += size
 
@@ -303,10 +303,6 @@ cdef inline uint64_t pseudo_sum(const uint8_t *frame, const headers_t *h) noexce
     return total + sum_bytes(frame + h.l3 + 8, 16) + sum_bytes(frame + h.final, 16)
 
 
-cdef inline uint64_t length_sum(uint32_t length) noexcept nogil:
-    return swap16(length) + swap16(length >> 16)
-
-
 cdef inline bint plain_route(const headers_t *h) noexcept nogil:
     """The pseudo header's destination is the IP header's: what a guest that computes it anew would take."""
     return h.final == h.l3 + (16 if h.version == 4 else 24)
@@ -389,7 +385,7 @@ cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t length, const netif_
         if count == 0:
             return OFFLOAD_DROP
         fixed_up[0] = not src.csum_blank
-    put_sum(frame + h.l4 + h.check, fold(pseudo_sum(frame, &h) + length_sum(h.end - h.l4)))
+    put_sum(frame + h.l4 + h.check, fold(pseudo_sum(frame, &h) + swap16(h.end - h.l4)))
     hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     hdr.csum_start = <uint16_t>h.l4
     hdr.csum_offset = h.check
@@ -527,7 +523,7 @@ cdef void place_fragments(segments_t *it, const uint8_t *frame) noexcept nogil:
     cdef uint64_t total = sum_bytes(frame + it.l4, it.end - it.l4)
     cdef uint16_t blank = (<const half_t *>(frame + it.l4 + UDP_CHECK))[0]
     it.seq = <uint32_t>((it.pseudo + total) * 0x9E3779B97F4A7C15u >> 32)
-    total += it.pseudo + length_sum(it.end - it.l4) + (0xFFFF - blank)
+    total += it.pseudo + swap16(it.end - it.l4) + (0xFFFF - blank)
     it.datagram_sum = checksum(total, True)
     it.head = it.l4
     it.size &= ~7u
@@ -569,7 +565,7 @@ cdef inline void write_transport(const segments_t *it, uint8_t *l4, uint32_t len
     else:
         put16(l4 + 4, length)
     put_sum(l4 + check, 0)
-    put_sum(l4 + check, checksum(it.pseudo + length_sum(length) + sum_bytes(l4, length), it.kind == KIND_UDP))
+    put_sum(l4 + check, checksum(it.pseudo + swap16(length) + sum_bytes(l4, length), it.kind == KIND_UDP))
 
 
 cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity) noexcept nogil:
