@@ -29,6 +29,7 @@ netback):
 """
 
 import itertools
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,6 +48,9 @@ NULL, OKAY, ERROR = 1, 0, -1
 GSO, HASH, EXTRA_MORE = 1, 4, 1
 PERMIT_ACCESS, TYPE_MASK, READONLY = 1, 3, 4
 MIN_FRAME, SERVED, ANSWERED = 14, 20, 21
+
+
+Memory = bytearray | memoryview | mmap.mmap
 
 
 class Fatal(Exception):
@@ -86,20 +90,21 @@ class Config:
 
     grant_pages: int = 1
     backend_domid: int = 0
-    tx_page: int = 2
-    rx_page: int = 3
+    tx_page: int = 1
+    rx_page: int = 2
     sg: bool = True
     rx_offset: int = 0
 
 
 @dataclass(slots=True)
 class Burst:
-    """What one burst did beside its marks in the guest's memory."""
+    """What one burst did beside its marks in the guest's memory. `wanted`: req_event asks for so many requests."""
 
     sent: list[Frame] = field(default_factory=list)
     taken: int = 0
     dropped: int = 0
     damaged: int = 0
+    wanted: int = 0
     notify: bool = False
     fatal: str = ""
 
@@ -165,7 +170,7 @@ def chains(slots: Iterator[bytes]) -> Iterator[Chain]:
 class Ring:
     """The backend's end of a ring. A burst answers all that it takes, so one index is enough."""
 
-    def __init__(self, memory: bytearray | memoryview, page: int, slot_size: int) -> None:
+    def __init__(self, memory: Memory, page: int, slot_size: int) -> None:
         self.memory, self.base, self.slot_size = memory, page * PAGE, slot_size
         self.next = self.load(RSP_PROD)
 
@@ -196,9 +201,11 @@ class Ring:
         self.store(RSP_PROD, self.next)
         return (self.next - self.load(RSP_EVENT)) % 2**32 < len(responses)
 
-    def arm(self, wanted: int) -> None:
-        """Ask for an event once `wanted` more requests wait."""
-        self.store(REQ_EVENT, self.next + wanted)
+    def arm(self, wanted: int) -> int:
+        """Ask for an event once `wanted` more requests wait; 0: leave it as it is."""
+        if wanted:
+            self.store(REQ_EVENT, self.next + wanted)
+        return wanted
 
 
 def split(data: bytes, offset: int) -> list[bytes]:
@@ -210,7 +217,7 @@ def split(data: bytes, offset: int) -> list[bytes]:
 class Oracle:
     """One queue, attached where its rings' rsp_prod stand. `memory` is the guest's, its grant table first."""
 
-    def __init__(self, memory: bytearray | memoryview, config: Config) -> None:
+    def __init__(self, memory: Memory, config: Config) -> None:
         self.memory, self.config = memory, config
         self.tx_ring = Ring(memory, config.tx_page, TX_REQUEST.size)
         self.rx_ring = Ring(memory, config.rx_page, RX_REQUEST.size)
@@ -256,8 +263,7 @@ class Oracle:
         except Fatal as cause:
             burst.fatal = self.fatal = str(cause)
         burst.notify = self.tx_ring.answer(answers)
-        if not burst.fatal:
-            self.tx_ring.arm(1)
+        burst.wanted = self.tx_ring.arm(int(not burst.fatal))
         return burst
 
     def fill(self, frame: Frame, pieces: list[bytes], slots: list[bytes]) -> tuple[list[bytes], bool]:
@@ -306,6 +312,5 @@ class Oracle:
             return burst
         answers, wanted = self.place(frames, slots, burst)
         burst.notify = self.rx_ring.answer(answers)
-        if wanted:
-            self.rx_ring.arm(wanted)
+        burst.wanted = self.rx_ring.arm(wanted)
         return burst

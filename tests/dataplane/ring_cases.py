@@ -11,11 +11,11 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from oracle import EXTRA, GRANT, INDEX, PAGE, RX_REQUEST, SLOTS, TX_REQUEST, Config, Frame
+from tests.oracle import EXTRA, GRANT, INDEX, PAGE, RX_REQUEST, SLOTS, TX_REQUEST, Config, Frame, Memory
 
 PAGES = 44
-"""Of the guest: grant table, event page, two rings, then data."""
-HEADER_PAGES, TX_PAGES, RX_PAGES = range(4, 16), range(16, 28), range(28, 44)
+"""Of the guest: grant table, two rings, then data."""
+HEADER_PAGES, TX_PAGES, RX_PAGES = range(3, 15), range(15, 28), range(28, 44)
 """Frames with parsable headers, other frames that the guest sends, buffers that it posts: apart, so that none
 is overwritten before it is sent."""
 FIRST_GREF = 8
@@ -49,7 +49,7 @@ GSO, MCAST_ADD, MCAST_DEL, HASH = 1, 2, 3, 4
 MARK = b"\x02tcp/4", b"\x02tcp/6"
 """Sources of frames whose headers say the truth: a checksum can be completed in these alone."""
 HEADS = 54, 74
-WRAPS = (0, 2**31 - 3, 2**31 - 200, 2**32 - 1, 2**32 - 2, 2**32 - 100, 2**32 - 256, 12345)
+WRAPS = (0, 2**31 - 3, 2**31 - 200, 2**32 - 2, 2**32 - 7, 2**32 - 100, 2**32 - 256, 12345)
 
 
 def gref_of(page: int) -> int:
@@ -133,8 +133,7 @@ Op = Grant | Fill | Post | Listen | Scribble | Send | Deliver
 @dataclass(frozen=True, slots=True)
 class Case:
     config: Config
-    tx_start: int
-    rx_start: int
+    start: int
     ops: tuple[Op, ...]
 
 
@@ -175,10 +174,10 @@ def page_of(seed: int) -> bytes:
 class Guest:
     """A frontend's hands: plays operations on its memory, and waits for nothing."""
 
-    def __init__(self, memory: bytearray | memoryview, case: Case) -> None:
+    def __init__(self, memory: Memory, case: Case) -> None:
         self.memory = memory
         self.base = {TX: case.config.tx_page * PAGE, RX: case.config.rx_page * PAGE}
-        self.prod = {TX: case.tx_start, RX: case.rx_start}
+        self.prod = {TX: case.start, RX: case.start}
         for ring, start in self.prod.items():
             for at, index in enumerate((start, start + 1, start, start + 1)):
                 self.store(ring, 4 * at, index)
@@ -494,6 +493,7 @@ def breaking(rng: random.Random) -> Scene:
     wild = rng.choice((SLOTS + 1, 1000, 2**31, 2**32 - 1000, -1000))
     how = rng.randrange(6)
     if how == 0:
+        yield Send()
         yield Post(RX, (), wild)
         yield Deliver((Spec(60, 1),))
     elif how == 1:
@@ -511,4 +511,4 @@ def case(rng: random.Random, scenes: int = 12) -> Case:
         ops += rng.choice(SCENES)(rng)
     if rng.random() < 0.35:
         ops += breaking(rng)
-    return Case(config, rng.choice(WRAPS), rng.choice(WRAPS), tuple(ops))
+    return Case(config, rng.choice(WRAPS), tuple(ops))

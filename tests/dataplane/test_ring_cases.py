@@ -9,9 +9,9 @@ from collections import Counter
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ring_cases import FATAL, PAGES, TX, Case, Deliver, Guest, Post, Send, case, truthful
 
-from oracle import INDEX, PAGE, SLOTS, Oracle
+from tests.dataplane.ring_cases import FATAL, PAGES, TX, Case, Deliver, Guest, Post, Send, case, truthful
+from tests.oracle import INDEX, PAGE, SLOTS, Oracle
 
 SEEDS = range(150)
 
@@ -90,7 +90,7 @@ def test_each_fatal_kind_is_fatal() -> None:
     for kind in FATAL:
         for seed in range(30):
             memory = bytearray(PAGES * PAGE)
-            guest = Guest(memory, empty := Case(case(random.Random(seed)).config, seed, seed, ()))
+            guest = Guest(memory, empty := Case(case(random.Random(seed)).config, seed, ()))
             oracle = Oracle(memory, empty.config)
             guest.apply(Post(TX, kind(random.Random(seed))))
             assert oracle.tx().fatal, kind.__name__

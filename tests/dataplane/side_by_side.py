@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native queue and the oracle, side by side on equal memory: whatever differs is a fault of one of them.
+
+After every look at the rings: each byte of the guest's memory, every frame that reached the network with its header,
+whether the guest was notified, and whether it broke the protocol. Used by tests and fuzzers.
+"""
+
+import struct
+from collections.abc import Iterator
+
+from tests.dataplane.harness import RING_PAGES, Bench
+from tests.dataplane.ring_cases import HEADS, PAGES, Case, Deliver, Guest, Op, Send, truthful
+from tests.oracle import INDEX, PAGE, SLOTS, Burst, Frame, Oracle, split
+
+HEADER = struct.Struct("=BBHHHH")
+NEEDS_CSUM, DATA_VALID = 1, 2
+VIRTIO_GSO = (0, 1, 4)
+"""netif's GSO types as virtio_net_hdr counts them."""
+TCP_CHECK = 16
+EVERYTHING, CHECKSUMS = 15, 3
+"""What a guest takes, with and without scatter-gather."""
+
+
+def folded(data: bytes) -> int:
+    """Internet sum of an even number of bytes."""
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def tcp_header(frame: Frame) -> tuple[bytes, int]:
+    """The virtio_net_hdr of a truthful frame that asks for work, and where its TCP header begins."""
+    payload = HEADS[frame.data[12] == 0x86]
+    gso = VIRTIO_GSO[frame.gso_type]
+    head = (payload, frame.gso_size) if gso else (0, 0)
+    return HEADER.pack(NEEDS_CSUM, gso, *head, payload - 20, TCP_CHECK), payload - 20
+
+
+def to_network(frame: Frame) -> bytes | None:
+    """What a peer that can do everything gets of a frame from the guest; None where its request cannot be met."""
+    if not frame.csum_blank and not frame.gso_type:
+        return HEADER.pack(DATA_VALID * frame.data_validated, 0, 0, 0, 0, 0) + frame.data
+    if not truthful(frame.data):
+        return None
+    header, tcp = tcp_header(frame)
+    addresses = frame.data[26:34] if tcp == HEADS[0] - 20 else frame.data[22:54]
+    pseudo = folded(addresses + struct.pack(">HHH", 6, 0, len(frame.data) - tcp))
+    check = tcp + TCP_CHECK
+    return header + frame.data[:check] + struct.pack(">H", pseudo) + frame.data[check + 2 :]
+
+
+def from_network(frame: Frame) -> bytes:
+    """What the peer gives for a frame to appear so in the guest."""
+    header = (
+        tcp_header(frame)[0]
+        if frame.csum_blank
+        else HEADER.pack(DATA_VALID * frame.data_validated, 0, 0, 0, 0, 0)
+    )
+    return header + frame.data
+
+
+class Pair:
+    """One case on both. `operations` counts what was played."""
+
+    def __init__(self, case: Case) -> None:
+        config = case.config
+        caps = EVERYTHING if config.sg else CHECKSUMS
+        self.bench = Bench(pages=PAGES, caps=caps, sg=config.sg, rx_offset=config.rx_offset, start=case.start)
+        assert self.bench.notified(), "attaching tells the guest once, whatever the rings say"
+        self.native = Guest(self.bench.memory, case)
+        self.memory = bytearray(PAGES * PAGE)
+        self.model = Guest(self.memory, case)
+        self.oracle = Oracle(self.memory, config)
+        self.case, self.most = case, 0
+        self.queued = list[Frame]()
+        self.operations = 0
+
+    def close(self) -> None:
+        self.bench.close()
+
+    def play(self) -> None:
+        """All operations, or those up to the one that ends the vif."""
+        for op in self.case.ops:
+            self.operations += 1
+            if not self.apply(op):
+                break
+
+    def apply(self, op: Op) -> bool:
+        if isinstance(op, Send | Deliver):
+            return self.look([spec.frame() for spec in op.specs] if isinstance(op, Deliver) else [])
+        self.native.apply(op)
+        self.model.apply(op)
+        return True
+
+    def index(self, memory: "bytearray | Bench", at: int) -> int:
+        source = memory.memory if isinstance(memory, Bench) else memory
+        return int(INDEX.unpack_from(source, RING_PAGES[1] * PAGE + at)[0])
+
+    def fits_this_guest(self, frame: Frame) -> bool:
+        """GSO that a guest never had slots for is cut in software, which is not the rings' affair."""
+        needed = len(split(frame.data, self.case.config.rx_offset)) + 1
+        return not frame.gso_type or (self.case.config.sg and needed <= self.most)
+
+    def queue_frames(self, frames: list[Frame]) -> None:
+        """Give the peer what fits its socket; the rest never was."""
+        posted = (self.index(self.memory, 0) - self.index(self.memory, 8)) % 2**32
+        self.most = max(self.most, posted if posted <= SLOTS else 0)
+        assert self.bench.peer_end is not None
+        for frame in filter(self.fits_this_guest, frames):
+            try:
+                self.bench.peer_end.send(from_network(frame))
+            except BlockingIOError:
+                return
+            self.queued.append(frame)
+
+    def native_bursts(self) -> Iterator[bytes]:
+        """Turn until nothing is left; the network takes frames between turns."""
+        for _ in range(10 * SLOTS):
+            more = self.bench.worker.step(self.bench.queue)
+            yield from self.bench.sent()
+            if not more:
+                return
+        raise AssertionError("the queue never came to rest")
+
+    def look(self, frames: list[Frame]) -> bool:
+        """Both handle both rings, and must agree; False once the guest broke the protocol."""
+        self.queue_frames(frames)
+        sent = list(self.native_bursts())
+        tx, rx = self.oracle.tx(), self.oracle.rx(self.queued)
+        self.queued = self.queued[rx.taken :]
+        wanted = [data for data in map(to_network, tx.sent) if data is not None]
+        assert [len(data) for data in sent] == [len(data) for data in wanted]
+        assert sent == wanted
+        assert self.bench.notified() == (tx.notify or rx.notify)
+        assert bool(self.bench.queue.broken) == bool(tx.fatal or rx.fatal), (
+            self.bench.queue.broken,
+            tx.fatal,
+            rx.fatal,
+        )
+        self.compare_memory(rx)
+        return not rx.fatal
+
+    def compare_memory(self, rx: Burst) -> None:
+        """Every byte; but where no frame waits, RX req_event may lie anywhere in the past."""
+        ours, theirs = self.index(self.memory, 4), self.index(self.bench, 4)
+        if ours != theirs and not rx.wanted:
+            assert (self.index(self.memory, 0) - theirs) % 2**32 < 2**31, "RX is armed, and no frame waits"
+            INDEX.pack_into(self.memory, RING_PAGES[1] * PAGE + 4, theirs)
+        if self.bench.memory[:] != self.memory:
+            raise AssertionError(self.differences())
+
+    def differences(self) -> str:
+        native = self.bench.memory[:]
+        places = [i for i, (a, b) in enumerate(zip(native, self.memory, strict=True)) if a != b]
+        lines = [
+            f"page {i // PAGE} byte {i % PAGE}: native {native[i]:#x}, oracle {self.memory[i]:#x}"
+            for i in places[:20]
+        ]
+        return f"{len(places)} bytes differ\n" + "\n".join(lines)
+
+
+def run(case: Case) -> int:
+    """Play a case on both: how many operations it had."""
+    pair = Pair(case)
+    try:
+        pair.play()
+    finally:
+        pair.close()
+    return pair.operations
