@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a vif needs of the network behind it, as one Protocol that every kind keeps.
+
+Knows neither links nor rings: a network is a native peer (a descriptor with a frame format) and the few things that
+control code does to it.
+"""
+
+import enum
+from typing import Protocol
+
+from netback.dataplane.peer import Peer
+
+
+class Can(enum.IntFlag):
+    """CAN_* of dataplane/offload.pxd: what a receiver of frames takes without help."""
+
+    CSUM4 = 1
+    CSUM6 = 2
+    TSO4 = 4
+    TSO6 = 8
+
+
+EVERYTHING = Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6
+"""A link of Linux behind a virtio_net_hdr: the kernel completes and segments where its hardware cannot."""
+
+
+class Network(Protocol):
+    """One vif's network, or one guest's. Everything here is for control code; frames go through `peer`."""
+
+    @property
+    def name(self) -> str:
+        """The link's present name, or what this is where there is no link."""
+
+    @property
+    def peer(self) -> Peer:
+        """What a queue is joined to."""
+
+    def offloads(self, caps: int) -> None:
+        """Say what the ring's side takes (Can): a tap then gives no more than that."""
+
+    def carrier(self, on: bool) -> None:
+        """Show the link's users whether somebody is at the other end."""
+
+    def drain(self) -> int:
+        """Throw away frames that waited since before the guest connected: how many."""
+
+    def drops(self) -> dict[str, int]:
+        """Frames that the network itself lost on their way to us, by cause; counts only grow."""
+
+    def close(self) -> None:
+        """Close descriptors; any number of times. A link stays as it is."""
+
+    def remove(self) -> None:
+        """Close, and remove what netback itself had made."""

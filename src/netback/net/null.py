@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network that takes every frame and gives none: for benchmarks, and for a vif that shall be quiet."""
+
+from netback.dataplane.peer import Peer
+
+from .base import EVERYTHING
+
+
+class NullNetwork:
+    """Nothing at the other end, and always room for more."""
+
+    name = "null"
+
+    def __init__(self) -> None:
+        self.peer = Peer("null", caps=EVERYTHING)
+
+    def offloads(self, caps: int) -> None:
+        """Nothing ever comes from here."""
+
+    def carrier(self, on: bool) -> None:
+        """There is no link to show it."""
+
+    def drain(self) -> int:
+        """Nothing waits."""
+        return 0
+
+    def drops(self) -> dict[str, int]:
+        """Nothing is lost that somebody sent."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def remove(self) -> None:
+        """Nothing was made."""

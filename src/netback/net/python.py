@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network written in Python: you hold one end of a socketpair, the vif the other, one message is one frame."""
+
+import asyncio
+import socket
+
+from netback.abi import virtio_net
+from netback.dataplane.peer import Peer
+
+from .base import EVERYTHING
+from .buffers import drain, make_room
+
+FRAME_MOST = 65536 + 512
+"""FRAME_BYTES of dataplane/peer.pxd."""
+
+
+class PythonNetwork:
+    """Any Python object's way to a vif: `await recv()` what the guest sent, `await send(frame)` what it shall receive.
+
+    Plain Ethernet frames, complete in themselves; with `vnet_hdr` each is led by its virtio_net_hdr (10 bytes,
+    abi.virtio_net.HEADER), may be 64 KiB and ask for checksums and segmentation. `socket` is non-blocking, for those
+    who bring their own loop.
+    """
+
+    def __init__(self, name: str = "python", *, vnet_hdr: bool = False) -> None:
+        self.name = name
+        self.socket, self._near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.socket, self._near):
+            end.setblocking(False)
+            make_room(end)
+        self._least = virtio_net.HEADER.size + 1 if vnet_hdr else 1
+        caps = EVERYTHING if vnet_hdr else 0
+        self.peer = Peer("socket", self._near.fileno(), vnet_hdr=vnet_hdr, caps=caps, owner=self._near)
+
+    async def recv(self) -> bytes:
+        """The next frame from the guest; EOFError once the vif is closed."""
+        frame = await asyncio.get_running_loop().sock_recv(self.socket, FRAME_MOST + virtio_net.HEADER.size)
+        if not frame:
+            raise EOFError(f"{self.name}: the vif's end is closed")
+        return frame
+
+    async def send(self, frame: bytes) -> None:
+        """Give the guest a frame: returns when there was room for it. BrokenPipeError once the vif is closed."""
+        if len(frame) < self._least:
+            raise ValueError("an empty message would end the connection")
+        await asyncio.get_running_loop().sock_sendall(self.socket, frame)
+
+    def offloads(self, caps: int) -> None:
+        """Whatever you send, we complete and cut what the guest cannot take."""
+
+    def carrier(self, on: bool) -> None:
+        """There is no link to show it."""
+
+    def drain(self) -> int:
+        """Throw away what you sent before the guest connected."""
+        return drain(self._near)
+
+    def drops(self) -> dict[str, int]:
+        """Nothing is lost here: `send` waits."""
+        return {}
+
+    def close(self) -> None:
+        """Close the vif's end: `recv` then raises EOFError when everything is read."""
+        self._near.close()
+
+    def remove(self) -> None:
+        """Close both ends."""
+        self.close()
+        self.socket.close()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Knows how each is written, and which network it opens."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from netback.errors import ConfigError
+
+from .base import Network
+from .null import NullNetwork
+from .packet import PacketNetwork
+from .tap import TapNetwork
+
+LINK_NAME_MOST = 15
+"""IFNAMSIZ without its final zero byte."""
+
+BAD_CHARACTER = re.compile(r"[^!-~]|[/:%]")
+"""The kernel takes no slash, colon or blank, and makes a pattern of a percent sign; the rest would garble a log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of network: whether its spec names a link, and how it is opened by that name."""
+
+    link: Literal["never", "may", "must"]
+    example: str
+    open: Callable[[str], Network]
+
+
+KINDS = {
+    "tap": Kind("may", "tap:vif1.0", TapNetwork),
+    "packet": Kind("must", "packet:eth1", PacketNetwork),
+    "null": Kind("never", "null", lambda _: NullNetwork()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSpec:
+    """A spec that is well-formed; `link` is empty where it names none."""
+
+    kind: str
+    link: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.link}" if self.link else self.kind
+
+
+def link_name_fault(link: str) -> str | None:
+    """What keeps a link from having this name."""
+    if len(link) > LINK_NAME_MOST:
+        return f"link name {link!r} is longer than {LINK_NAME_MOST} characters"
+    if bad := BAD_CHARACTER.search(link):
+        return f"link name {link!r} has the character {bad.group()!r}"
+    if link in (".", ".."):
+        return f"{link!r} is no name for a link"
+    return None
+
+
+def spec_fault(kind: str, colon: str, link: str) -> str | None:
+    """What is wrong with a spec, in words."""
+    if kind not in KINDS:
+        return f"unknown kind {kind!r}" if kind else "it names no kind"
+    known = KINDS[kind]
+    if known.link == "never" and colon:
+        return f"{kind} takes no link: write {known.example!r}"
+    if (colon or known.link == "must") and not link:
+        return f"it names no link: write for example {known.example!r}"
+    return link_name_fault(link)
+
+
+def parse_spec(text: str) -> PeerSpec:
+    """Read a spec; ConfigError says what is wrong with it."""
+    kind, colon, link = text.partition(":")
+    if fault := spec_fault(kind, colon, link):
+        raise ConfigError(f"network {text!r}: {fault} (kinds: {', '.join(KINDS)})")
+    return PeerSpec(kind, link)
+
+
+def open_network(spec: PeerSpec, *, name: str) -> Network:
+    """Open what a spec says; `name` (as in "vif1.0") is the link's where it names none."""
+    return KINDS[spec.kind].open(spec.link or name)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tap: created, or adopted where it exists; it outlives us, so that a restart finds it where the bridge has it.
+
+Knows /dev/net/tun and, for names and statistics, rtnetlink. One queue (no IFF_MULTI_QUEUE): the kernel then answers
+EBUSY while another process holds the tap, where a second queue would silently take a share of the frames. The flag is
+fixed when a tap is made; a tap that somebody made with it is adopted with it.
+"""
+
+import enum
+import errno
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from netback.abi import virtio_net
+from netback.dataplane.peer import Peer
+from netback.errors import ConfigError, PeerError
+
+from .base import EVERYTHING, Can
+from .buffers import DRAIN_MOST, HEAD
+
+T = TypeVar("T")
+
+DEVICE = "/dev/net/tun"
+
+
+class Tun(enum.IntEnum):
+    """linux/if_tun.h: the ioctls."""
+
+    SETIFF = 0x400454CA
+    SETPERSIST = 0x400454CB
+    SETOFFLOAD = 0x400454D0
+    GETIFF = 0x800454D2
+    SETVNETHDRSZ = 0x400454D8
+    SETCARRIER = 0x400454E2
+
+
+class Flag(enum.IntFlag):
+    """linux/if_tun.h: IFF_*."""
+
+    TAP = 0x0002
+    MULTI_QUEUE = 0x0100
+    NO_PI = 0x1000
+    VNET_HDR = 0x4000
+    EXCL = 0x8000
+
+
+IFREQ = struct.Struct("16sH22x")
+INT = struct.Struct("i")
+FORMAT = Flag.TAP | Flag.NO_PI | Flag.VNET_HDR
+
+OFFLOADS = ((Can.CSUM4 | Can.CSUM6, 0x01), (Can.TSO4, 0x02), (Can.TSO6, 0x04))
+"""What each TUN_F_* needs of the receiver: any of these. One checksum flag covers IPv4 and IPv6, the native side
+completes what this guest cannot take. Never TUN_F_TSO_ECN nor TUN_F_USO*: netif cannot say either (rules 5)."""
+
+BUSY_WAITS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+"""Seconds between tries while another process holds the tap: a killed predecessor lets go once the kernel buried it."""
+
+MARK = "netback-{}"
+"""The alternative name (up to 127 characters) of a tap that we made: it survives us and every rename."""
+
+
+def ifreq(name: str, flags: int) -> bytes:
+    """struct ifreq."""
+    return IFREQ.pack(name.encode(), flags)
+
+
+def rtnetlink(call: Callable[[Any], T]) -> T:
+    """Make `call(ip)` with an rtnetlink socket.
+
+    In a thread of its own, since pyroute2 runs an event loop to answer and the caller's loop runs already; in this
+    thread's network namespace, which a new thread inherits. Imported here: that takes a quarter of a second.
+    """
+    from pyroute2 import IPRoute
+
+    def run() -> T:
+        with IPRoute() as ip:
+            return call(ip)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
+
+
+def get_link(**which: str) -> Any | None:
+    """The link of this `ifname` or `altname`."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with suppress(NetlinkError):
+        return next(iter(rtnetlink(lambda ip: ip.link("get", **which))), None)
+    return None
+
+
+def find_marked(name: str) -> str | None:
+    """The present name of the tap that netback once made as `name`."""
+    link = get_link(altname=MARK.format(name))
+    return link and str(link.get_attr("IFLA_IFNAME"))
+
+
+def mark(name: str) -> None:
+    """Say on the link itself that we made it."""
+    index = socket.if_nametoindex(name)
+    rtnetlink(lambda ip: ip.link("property_add", index=index, altname=MARK.format(name)))
+
+
+def open_device(link: str) -> int:
+    """A descriptor of the tap driver, joined to nothing yet."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ConfigError(f"tap:{link}: there is no {DEVICE}: load the module tun, or use packet") from error
+    except PermissionError as error:
+        raise ConfigError(f"tap:{link}: no permission to open {DEVICE}: be root, or use packet") from error
+
+
+def try_join(fd: int, link: str, flags: Flag) -> int:
+    """Join the descriptor to a tap: 0, or the errno."""
+    try:
+        fcntl.ioctl(fd, Tun.SETIFF, ifreq(link, flags))
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def create(fd: int, link: str) -> bool:
+    """Make the tap: False where the name is taken."""
+    fault = try_join(fd, link, FORMAT | Flag.EXCL)
+    if fault == errno.EPERM:
+        raise ConfigError(f"tap:{link}: no permission to make a tap: CAP_NET_ADMIN is needed")
+    if fault not in (0, errno.EBUSY):
+        raise ConfigError(f"tap:{link}: cannot make it: {os.strerror(fault)}")
+    return fault == 0
+
+
+def adopt(fd: int, link: str) -> None:
+    """Join the tap that has this name, as its maker chose: with one queue or as one of many."""
+    for wait in (*BUSY_WAITS, None):
+        fault = try_join(fd, link, FORMAT)
+        if fault == errno.EINVAL:
+            fault = try_join(fd, link, FORMAT | Flag.MULTI_QUEUE)
+        if fault != errno.EBUSY or wait is None:
+            break
+        time.sleep(wait)
+    if fault == errno.EBUSY:
+        raise PeerError(f"tap:{link}: another process holds it")
+    if fault == errno.EPERM:
+        raise ConfigError(f"tap:{link}: no permission to open this tap: be its owner, or have CAP_NET_ADMIN")
+    if fault:
+        raise ConfigError(f"tap:{link}: a link of that name exists and is not a tap ({os.strerror(fault)})")
+
+
+def join(fd: int, link: str) -> bool:
+    """Create or adopt: whether netback made this tap, now or in an earlier life."""
+    if marked := find_marked(link):
+        adopt(fd, marked)
+        return True
+    if create(fd, link):
+        mark(link)
+        return True
+    adopt(fd, link)
+    return False
+
+
+class TapNetwork:
+    """A tap of the kernel. Whoever renames it or takes it down, its descriptor stays joined to it."""
+
+    def __init__(self, link: str) -> None:
+        self._link = link
+        self._fd = open_device(link)
+        try:
+            self._made = join(self._fd, link)
+            fcntl.ioctl(self._fd, Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
+            if self._made:
+                fcntl.ioctl(self._fd, Tun.SETPERSIST, 1)
+            self.offloads(0)
+            self.carrier(False)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.peer = Peer("tap", self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
+
+    @property
+    def name(self) -> str:
+        """The link's present name; the last one once it is gone or we have closed it."""
+        with suppress(OSError):
+            raw = fcntl.ioctl(self._fd, Tun.GETIFF, ifreq("", 0))
+            self._link = IFREQ.unpack(raw)[0].rstrip(b"\0").decode()
+        return self._link
+
+    def offloads(self, caps: int) -> None:
+        """Have the kernel complete and cut what the guest cannot take; it offers no segmentation without checksums."""
+        wanted = 0
+        if caps & OFFLOADS[0][0]:
+            wanted = sum(flag for needs, flag in OFFLOADS if caps & needs)
+        fcntl.ioctl(self._fd, Tun.SETOFFLOAD, wanted)
+
+    def carrier(self, on: bool) -> None:
+        """As a cable: bridges and routes see whether a guest is connected."""
+        fcntl.ioctl(self._fd, Tun.SETCARRIER, INT.pack(on))
+
+    def drain(self) -> int:
+        """Throw away what waits in the tap's queue."""
+        count = 0
+        with suppress(OSError):
+            while count < DRAIN_MOST:
+                os.read(self._fd, HEAD)  # what is not read of a frame is thrown away
+                count += 1
+        return count
+
+    def drops(self) -> dict[str, int]:
+        """What found the tap's queue full, the guest being slow or absent: counted since the link was made."""
+        link = get_link(ifname=self.name)
+        return {"rx_overflow": int(link.get_attr("IFLA_STATS64")["tx_dropped"])} if link else {}
+
+    def close(self) -> None:
+        """Let go of the tap: it stays, without carrier."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Let go of the tap and, if netback made it, have it vanish."""
+        if self._fd >= 0 and self._made:
+            fcntl.ioctl(self._fd, Tun.SETPERSIST, 0)
+        self.close()
