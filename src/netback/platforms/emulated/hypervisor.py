@@ -301,11 +301,13 @@ class Hypervisor:
         return Reply(grant_pages=memory.grant_pages), (memory.fd,)
 
     def _map(self, handle: Handle, request: Request) -> Answer:
+        if request.flags & ~MAP_READONLY:
+            raise PlatformError(f"unknown flags {request.flags:#x}", "EINVAL")
         domain = self._existing(request.domid)
         memory = _memory_of(domain)
         if len(handle.maps) >= MAX_MAPS:
             raise GrantRefused(GrantStatus.NO_DEVICE_SPACE, f"this handle has {MAX_MAPS} grants mapped")
-        wanted = Map(domain, request.number, bool(request.flags & MAP_READONLY))
+        wanted = Map(domain, request.number, request.flags == MAP_READONLY)
         frame = memory.grants.pin(wanted.gref, handle.domain.domid, wanted.readonly)
         self._count(wanted)
         if frame >= memory.pages:
@@ -350,8 +352,8 @@ def _check_hello(hello: Hello) -> None:
         raise PlatformError("the hello's magic is wrong", "EPROTO")
     if hello.version != VERSION:
         raise PlatformError(f"version {hello.version}: this speaks {VERSION}", "EPROTO")
-    if hello.flags & ~HelloFlag.ATTACH:
-        raise PlatformError(f"unknown flags {hello.flags:#x}", "EINVAL")
+    if hello.flags not in (HelloFlag.MAKE, HelloFlag.ATTACH) or hello.reserved:
+        raise PlatformError(f"unknown flags {hello.flags:#x} or reserved {hello.reserved:#x}", "EINVAL")
     least = 0 if hello.flags & HelloFlag.ATTACH else 1
     if not least <= hello.grant_pages <= MAX_GRANT_PAGES:
         raise PlatformError(f"{hello.grant_pages} pages of grants: {least} to {MAX_GRANT_PAGES}", "EINVAL")

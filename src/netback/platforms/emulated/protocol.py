@@ -40,9 +40,10 @@ REPLY_SIZE = _REPLY.size
 class HelloFlag(enum.IntFlag):
     """How to join."""
 
-    NONE = 0
+    MAKE = 0
+    """A domain, which ends with its connection."""
     ATTACH = 1
-    """To a domain that exists; without it the hello makes a domain, which ends with its connection."""
+    """To a domain that exists."""
 
 
 class Op(enum.IntEnum):
@@ -80,14 +81,17 @@ class Hello:
     domid: int = DOMID_ANY
     grant_pages: int = 0
     name: bytes = b""
+    reserved: int = 0
 
     def pack(self) -> bytes:
-        return _HELLO.pack(self.magic, self.version, self.flags, self.domid, self.grant_pages, 0, self.name)
+        return _HELLO.pack(
+            self.magic, self.version, self.flags, self.domid, self.grant_pages, self.reserved, self.name
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        magic, version, flags, domid, grant_pages, _reserved, name = _HELLO.unpack(data)
-        return cls(magic, version, flags, domid, grant_pages, name.split(b"\0", 1)[0])
+        magic, version, flags, domid, grant_pages, reserved, name = _HELLO.unpack(data)
+        return cls(magic, version, flags, domid, grant_pages, name.split(b"\0", 1)[0], reserved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import cast
 
 from netback.xenstore.server import Connection, Server
 
-
 # What is taken from a client at a time. A few hundred requests: whoever sends more waits its turn.
 _READ_BYTES = 16384
 
