@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frontend's queue: what its two directions share."""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
+from netback.dataplane.offload cimport segments_t
+from netback.dataplane.peer cimport frame_t
+from netback.dataplane.queue cimport Link, link_t
+from netback.dataplane.ring cimport front_ring
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    """
+    enum:
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+        MSG_TRUNC
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    cdef struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    cdef struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout) nogil
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
+    ssize_t readv(int fd, const iovec *vectors, int count) nogil
+    ssize_t writev(int fd, const iovec *vectors, int count) nogil
+
+
+cdef struct front_queue:         # `link` is first: a link_t * of a frontend queue is a front_queue *
+    link_t link
+    front_ring tx
+    front_ring rx
+    uint8_t *tx_pages[RING_SLOTS]        # granted to the backend for good, as are rx_pages
+    uint8_t *rx_pages[RING_SLOTS]        # by slot: page i is posted in slot i and nowhere else
+    uint32_t tx_grefs[RING_SLOTS]
+    uint32_t rx_grefs[RING_SLOTS]
+    uint16_t free[RING_SLOTS]    # TX pages at hand, the one used last on top: it is the hottest
+    uint32_t free_count
+    uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request that has no response yet
+    uint32_t extras_sent         # extra infos that have none
+    uint32_t tx_slots            # how many of the ring's slots are used at a time
+    uint32_t rx_slots
+    bint rx_notify               # the backend is told of posted buffers
+    uint32_t caps                # CAN_*: what the backend takes
+    bint sg                      # ... and whether it takes more than one slot a frame
+    bint direct                  # the peer's frames are read right into granted pages
+    uint32_t large               # reads that still expect frames of more than a page
+    bint holding                 # one frame waits here for slots
+    bint cutting                 # ... and is being cut
+    frame_t held
+    segments_t cut
+    uint8_t *hold                # room for it
+    uint32_t rx_cut              # segments that the peer already took of the frame at the RX ring's head
+
+
+cdef class FrontQueue(Link):
+    cdef front_queue queue

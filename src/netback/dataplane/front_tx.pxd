@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network behind a guest to its TX ring."""
+from netback.dataplane.queue cimport link_t, workspace_t
+
+cdef int serve_front_tx(link_t *link, workspace_t *ws) noexcept nogil

@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest sends: one burst from its peer to the TX ring, top to bottom in a frame's order.
+
+    reap      responses that came since the last burst give their pages back; nobody is woken for them
+    read      frames from the peer, as a rule right into granted pages
+    place     a frame to requests; checksums and segments are done here where the backend cannot
+    publish   one push, at most one notify
+
+A frame that lacks slots is held (one, no more); then, and only then, the ring is armed for an event. Where the backend cannot do what the
+peer's frame asks (no scatter-gather, a tag, a tunnel) the frame goes the long way: through private memory, completed or cut.
+
+May go wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
+"""
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset
+
+from netback.dataplane.abi cimport (
+    EXTRA_TYPE_GSO, GSO_TYPE_NONE, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated,
+    NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request, virtio_net_hdr,
+)
+from netback.dataplane.events cimport events_notify
+from netback.dataplane.front_queue cimport (
+    MSG_DONTWAIT, MSG_TRUNC, front_queue, iovec, mmsghdr, msghdr, readv, recvmmsg,
+)
+from netback.dataplane.offload cimport (
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
+    segments_next, virtio_to_netif,
+)
+from netback.dataplane.peer cimport (
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VNET_HDR, frame_t, peer_recv, peer_t, vnet_header,
+)
+from netback.dataplane.queue cimport (
+    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_RESPONSE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED,
+    TX_ERRORS, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t, workspace_t,
+)
+from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
+
+cdef extern from *:
+    """
+    #include <linux/if_packet.h>
+    #include <sys/socket.h>
+    #define AUX_BYTES CMSG_SPACE(sizeof(struct tpacket_auxdata))
+    /* The VLAN tag that the kernel took out of the frame (TPID << 16 | TCI), or 0. */
+    static inline uint32_t stripped_tag(struct msghdr *message)
+    {
+        struct tpacket_auxdata aux;
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+            if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
+                continue;
+            __builtin_memcpy(&aux, CMSG_DATA(c), sizeof aux);
+            if (aux.tp_status & TP_STATUS_VLAN_VALID)
+                return (uint32_t)(aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : 0x8100) << 16 | aux.tp_vlan_tci;
+        }
+        return 0;
+    }
+    """
+    enum:
+        AUX_BYTES
+    uint32_t stripped_tag(msghdr *message) nogil
+
+cdef enum:
+    MIN_FRAME = 14
+    MAX_FRAME = 0xFFFF           # what the first request's size can say
+    FRAME_PAGES = 16             # of the longest frame, and what is read right into pages
+    FIRST_BYTES = PAGE_SIZE - FRAME_HEADROOM             # of a frame that was read into its first page
+    FULL_FRAME_SLOTS = FRAME_PAGES + 1                   # ... and the GSO extra
+    READ_FRAMES = RING_SLOTS // FULL_FRAME_SLOTS         # of one read into pages
+    VECTORS = FRAME_PAGES + 1                            # of one frame: its pages, and private memory for the rest
+    LARGE_READS = 64             # how long one large frame makes us expect more of them
+
+
+cdef struct scattered_t:         # a frame as it was read: in pages, the rest (if any) in private memory
+    uint16_t pages[FRAME_PAGES]
+    uint32_t held                # how many pages that is
+    frame_t frame                # where it begins, in its first page
+    uint8_t *rest
+    uint32_t tag                 # the VLAN tag that came aside
+
+
+# --- pages and slots
+
+cdef inline uint32_t room(front_queue *queue) noexcept nogil:
+    """Slots that may be filled now."""
+    return queue.tx_slots - <uint32_t>(queue.tx.req_prod - queue.tx.rsp_cons)
+
+
+cdef inline uint16_t take_page(front_queue *queue) noexcept nogil:
+    """A page in hand. There are as many as slots, so whoever has room for a request has one."""
+    queue.free_count -= 1
+    return queue.free[queue.free_count]
+
+
+cdef inline void give_page(front_queue *queue, uint16_t page) noexcept nogil:
+    queue.free[queue.free_count] = page
+    queue.free_count += 1
+
+
+cdef inline bint take_response(front_queue *queue, uint32_t index) noexcept nogil:
+    """False where nothing of ours can have that answer."""
+    cdef uint32_t raw = load_relaxed(<uint32_t *>tx_slot(queue.tx.shared, index))
+    cdef uint16_t id = <uint16_t>raw
+    cdef int16_t status = <int16_t>(raw >> 16)
+    if status == NETIF_RSP_NULL:
+        if queue.extras_sent == 0:
+            return False
+        queue.extras_sent -= 1
+        return True
+    if id >= RING_SLOTS or not queue.sent[id]:
+        return False
+    queue.sent[id] = 0
+    give_page(queue, id)
+    queue.link.counters[TX_ERRORS] += status != NETIF_RSP_OKAY
+    return True
+
+
+cdef bint reap(front_queue *queue) noexcept nogil:
+    """Take every response that waits; False where one cannot be."""
+    cdef int i, pending = front_pending(&queue.tx)
+    for i in range(pending):
+        if not take_response(queue, queue.tx.rsp_cons + i):
+            return False
+    if pending > 0:
+        queue.tx.rsp_cons += pending
+    return pending >= 0
+
+
+# --- requests
+
+cdef inline void put_request(front_queue *queue, uint16_t page, uint16_t offset, uint16_t flags, uint16_t size) noexcept nogil:
+    cdef tx_request *request = <tx_request *>tx_slot(queue.tx.shared, queue.tx.req_prod)
+    request.gref = queue.tx_grefs[page]
+    request.offset = offset
+    request.flags = flags
+    request.id = page
+    request.size = size
+    queue.sent[page] = 1
+    queue.tx.req_prod += 1
+
+
+cdef inline void put_extra(front_queue *queue, netif_offload *said) noexcept nogil:
+    cdef extra_info *extra = <extra_info *>tx_slot(queue.tx.shared, queue.tx.req_prod)
+    memset(extra, 0, sizeof(tx_request))
+    extra.type = EXTRA_TYPE_GSO
+    extra.gso_size = said.gso_size
+    extra.gso_type = said.gso_type
+    queue.extras_sent += 1
+    queue.tx.req_prod += 1
+
+
+cdef inline uint16_t tx_flags(netif_offload *said) noexcept nogil:
+    return (
+        (NETTXF_csum_blank if said.csum_blank else 0)
+        | (NETTXF_data_validated if said.data_validated or said.csum_blank else 0)
+        | (NETTXF_extra_info if said.gso_type != GSO_TYPE_NONE else 0)
+    )
+
+
+cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, uint32_t length, netif_offload *said) noexcept nogil:
+    """Requests of a frame that lies in pages: the first one's size is the frame's, the others' are their own (netif.h)."""
+    cdef uint32_t size = min(length, PAGE_SIZE - offset)
+    cdef uint32_t at = size
+    cdef uint32_t i = 1
+    put_request(queue, pages[0], offset, tx_flags(said) | (NETTXF_more_data if at < length else 0), length)
+    if said.gso_type != GSO_TYPE_NONE:
+        put_extra(queue, said)
+    while at < length:
+        size = min(length - at, <uint32_t>PAGE_SIZE)
+        at += size
+        put_request(queue, pages[i], 0, NETTXF_more_data if at < length else 0, size)
+        i += 1
+    queue.link.counters[TX_FRAMES] += 1
+    queue.link.counters[TX_BYTES] += length
+
+
+# --- frames in private memory: the long way
+
+cdef inline uint32_t slots_of(uint32_t length, netif_offload *said) noexcept nogil:
+    return (length + PAGE_SIZE - 1) // PAGE_SIZE + (said.gso_type != GSO_TYPE_NONE)
+
+
+cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
+    """Into pages, and their requests to the ring: the caller has looked for room."""
+    cdef uint16_t pages[FRAME_PAGES]
+    cdef uint32_t i, at = 0
+    for i in range((length + PAGE_SIZE - 1) // PAGE_SIZE):
+        pages[i] = take_page(queue)
+        memcpy(queue.tx_pages[pages[i]], data + at, min(length - at, <uint32_t>PAGE_SIZE))
+        at += PAGE_SIZE
+    put_frame(queue, pages, 0, length, said)
+
+
+cdef void hold(front_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
+    """Keep the one frame that lacks slots; its header travels with it."""
+    queue.held.data = queue.hold + FRAME_HEADROOM
+    queue.held.length = frame.length
+    memmove(vnet_header(&queue.held), vnet_header(frame), frame.length + VNET_HDR)
+    queue.holding = True
+    queue.cutting = cutting
+
+
+cdef uint32_t place_cut(front_queue *queue, workspace_t *ws) noexcept nogil:
+    """Segments of the held frame to the ring: 0 where it is done with, else the slots that the next one needs."""
+    cdef netif_offload plain
+    cdef uint32_t length, needed
+    memset(&plain, 0, sizeof(plain))
+    needed = slots_of(queue.cut.largest, &plain)
+    while queue.cut.index < queue.cut.count:
+        if room(queue) < needed:
+            return needed
+        length = segments_next(&queue.cut, queue.held.data, ws.cuts, CUT_BYTES)
+        if length == 0:
+            break
+        copy_frame(queue, ws.cuts, length, &plain)
+    queue.holding = queue.cutting = False
+    queue.link.counters[TX_SEGMENTED] += 1
+    return 0
+
+
+cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexcept nogil:
+    """Whether the backend can ever take it whole."""
+    return length <= MAX_FRAME and slots <= queue.tx_slots and (length <= PAGE_SIZE or queue.sg)
+
+
+cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Begin to cut a frame: it is held while its segments go out."""
+    cdef netif_offload plain
+    queue.link.peer.cuts = BURST_FRAMES
+    memset(&plain, 0, sizeof(plain))
+    if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0
+            or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, &plain))):
+        queue.link.counters[TX_DROPPED] += 1
+        return 0
+    hold(queue, frame, True)
+    return place_cut(queue, ws)
+
+
+cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """One frame from private memory to the ring: 0 where it is done with; else it is held, and needs this many slots."""
+    cdef netif_offload said
+    cdef uint32_t needed
+    cdef int verdict = virtio_to_netif(frame.data, frame.length, frame.length, vnet_header(frame), queue.caps, &said)
+    if verdict == OFFLOAD_COMPLETE:
+        complete_checksum(frame.data, frame.length, vnet_header(frame))
+        memset(vnet_header(frame), 0, VNET_HDR)
+        memset(&said, 0, sizeof(said))
+        queue.link.counters[TX_COMPLETED] += 1
+    needed = slots_of(frame.length, &said)
+    if verdict == OFFLOAD_SEGMENT or (said.gso_type != GSO_TYPE_NONE and not fits(queue, frame.length, needed)):
+        return start_cut(queue, ws, frame)
+    if verdict == OFFLOAD_DROP or frame.length < MIN_FRAME or not fits(queue, frame.length, needed):
+        queue.link.counters[TX_DROPPED] += 1
+        return 0
+    if room(queue) < needed:
+        hold(queue, frame, False)
+        return needed
+    copy_frame(queue, frame.data, frame.length, &said)
+    return 0
+
+
+cdef uint32_t place_held(front_queue *queue, workspace_t *ws) noexcept nogil:
+    cdef frame_t frame = queue.held
+    if queue.cutting:
+        return place_cut(queue, ws)
+    queue.holding = False
+    return place(queue, ws, &frame)
+
+
+# --- frames in granted pages: the short way
+
+cdef inline void give_pages(front_queue *queue, scattered_t *read, uint32_t kept) noexcept nogil:
+    """All but the first `kept`, which become requests."""
+    while read.held > kept:
+        read.held -= 1
+        give_page(queue, read.pages[read.held])
+
+
+cdef void restore_tag(scattered_t *read, bint header) noexcept nogil:
+    """Put the VLAN tag back where it was on the wire; what the header points at moved by its four bytes."""
+    cdef frame_t *frame = &read.frame
+    cdef virtio_net_hdr *hdr
+    memmove(frame.data - VNET_HDR - 4, frame.data - VNET_HDR, VNET_HDR + 12)
+    frame.data -= 4
+    frame.length += 4
+    frame.data[12] = <uint8_t>(read.tag >> 24)
+    frame.data[13] = <uint8_t>(read.tag >> 16)
+    frame.data[14] = <uint8_t>(read.tag >> 8)
+    frame.data[15] = <uint8_t>read.tag
+    hdr = vnet_header(frame)
+    if header and hdr.flags & 1:
+        hdr.csum_start += 4
+    if header and hdr.hdr_len:
+        hdr.hdr_len += 4
+
+
+cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcept nogil:
+    """Bring a frame together in private memory, where its rest is already; its pages are free again."""
+    cdef uint32_t i, at = PAGE_SIZE - <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
+    linear.length = read.frame.length
+    linear.data = read.rest - at - (read.held - 1) * PAGE_SIZE
+    memcpy(vnet_header(linear), vnet_header(&read.frame), at + VNET_HDR)
+    for i in range(1, read.held):
+        memcpy(linear.data + at, queue.tx_pages[read.pages[i]], PAGE_SIZE)
+        at += PAGE_SIZE
+    give_pages(queue, read, 0)
+
+
+cdef uint32_t place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
+    """One frame that was read into pages to the ring; by the long way where it cannot go as it is."""
+    cdef frame_t linear
+    cdef netif_offload said
+    cdef frame_t *frame = &read.frame
+    cdef uint32_t offset = <uint32_t>(frame.data - queue.tx_pages[read.pages[0]])
+    cdef uint32_t needed = (offset + frame.length + PAGE_SIZE - 1) // PAGE_SIZE
+    if needed > 1:
+        queue.large = LARGE_READS
+    if frame.length < MIN_FRAME:
+        give_pages(queue, read, 0)
+        queue.link.counters[TX_DROPPED] += 1
+        return 0
+    if (needed > read.held or frame.length > MAX_FRAME or virtio_to_netif(
+            frame.data, min(frame.length, PAGE_SIZE - offset), frame.length, vnet_header(frame), queue.caps, &said) != OFFLOAD_PASS
+            or room(queue) < needed + (said.gso_type != GSO_TYPE_NONE)):
+        gather(queue, read, &linear)
+        return place(queue, ws, &linear)
+    give_pages(queue, read, needed)
+    put_frame(queue, read.pages, offset, frame.length, &said)
+    return 0
+
+
+# --- reading
+
+cdef void prepare(front_queue *queue, workspace_t *ws, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
+    """Where each of the next frames may go: so many pages, the first with room for headers, then private memory."""
+    cdef uint32_t header = queue.link.peer.header
+    cdef iovec *vector
+    cdef uint32_t page
+    cdef int i
+    for i in range(count):
+        reads[i].held = pages
+        for page in range(pages):
+            vector = &vectors[i * VECTORS + page]
+            reads[i].pages[page] = take_page(queue)
+            vector.iov_base = queue.tx_pages[reads[i].pages[page]]
+            vector.iov_len = PAGE_SIZE
+        vector = &vectors[i * VECTORS]
+        reads[i].frame.data = <uint8_t *>vector.iov_base + FRAME_HEADROOM
+        reads[i].tag = 0
+        vector.iov_base = reads[i].frame.data - header
+        vector.iov_len = FIRST_BYTES + header
+        vector = &vectors[i * VECTORS + pages]
+        reads[i].rest = ws.arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM + FIRST_BYTES + (pages - 1) * PAGE_SIZE
+        vector.iov_base = reads[i].rest
+        vector.iov_len = FRAME_BYTES - FIRST_BYTES - (pages - 1) * PAGE_SIZE
+
+
+cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t bytes) noexcept nogil:
+    """A frame came; no more than its header counts as an empty one."""
+    read.frame.length = <uint32_t>bytes - peer.header if bytes > peer.header else 0
+    if not peer.header:
+        memset(vnet_header(&read.frame), 0, VNET_HDR)
+
+
+cdef int read_messages(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
+    cdef mmsghdr messages[READ_FRAMES]
+    cdef uint8_t aux[READ_FRAMES][AUX_BYTES]
+    cdef int i, got
+    memset(messages, 0, count * sizeof(mmsghdr))
+    for i in range(count):
+        messages[i].msg_hdr.msg_iov = &vectors[i * VECTORS]
+        messages[i].msg_hdr.msg_iovlen = pages + 1
+        if peer.auxdata:
+            messages[i].msg_hdr.msg_control = aux[i]
+            messages[i].msg_hdr.msg_controllen = AUX_BYTES
+    got = recvmmsg(peer.fd, messages, count, MSG_DONTWAIT, NULL)
+    if got < 0:
+        # EINVAL: a GSO frame that virtio_net_hdr cannot express, which the kernel dropped; ENETDOWN: the link went down
+        return 0 if errno == EAGAIN or errno == EINTR else -1
+    for i in range(got):
+        if messages[i].msg_len == 0 and not peer.auxdata:
+            peer.closed = True           # a SEQPACKET's end of file
+            return i
+        arrived(peer, &reads[i], 0 if messages[i].msg_hdr.msg_flags & MSG_TRUNC else messages[i].msg_len)
+        if peer.auxdata:
+            reads[i].tag = stripped_tag(&messages[i].msg_hdr)
+    return got
+
+
+cdef int read_tap(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
+    cdef int i
+    cdef ssize_t got
+    for i in range(count):
+        got = readv(peer.fd, &vectors[i * VECTORS], pages + 1)
+        if got <= 0:
+            return i if i or got == 0 or errno == EAGAIN or errno == EINTR else -1
+        arrived(peer, &reads[i], got)
+    return count
+
+
+cdef int read_direct(front_queue *queue, workspace_t *ws, int count, uint32_t *needed) noexcept nogil:
+    """Read frames into granted pages and place them: how many came, -1 where the peer refuses; *needed as place has it."""
+    cdef scattered_t reads[READ_FRAMES]
+    cdef iovec vectors[READ_FRAMES * VECTORS]
+    cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.large else 1))
+    cdef int i, got
+    queue.large -= queue.large != 0
+    prepare(queue, ws, reads, vectors, count, pages)
+    if queue.link.peer.kind == PEER_TAP:
+        got = read_tap(queue.link.peer, reads, vectors, count, pages)
+    else:
+        got = read_messages(queue.link.peer, reads, vectors, count, pages)
+    for i in range(max(got, 0), count):
+        give_pages(queue, &reads[i], 0)
+    for i in range(got):
+        if needed[0]:                # the one before it grew by cutting
+            give_pages(queue, &reads[i], 0)
+            queue.link.counters[TX_DROPPED] += 1
+            continue
+        if reads[i].tag and reads[i].frame.length >= 12:
+            restore_tag(&reads[i], queue.link.peer.header != 0)
+        needed[0] = place_scattered(queue, ws, &reads[i])
+    return got
+
+
+cdef int read_linear(front_queue *queue, workspace_t *ws, int count, uint32_t *needed) noexcept nogil:
+    """The same by way of private memory, for a backend without scatter-gather and for rings that are used a few slots at a time."""
+    cdef int i, got = peer_recv(queue.link.peer, ws.arena, ws.frames, count)
+    for i in range(got):
+        if needed[0]:
+            queue.link.counters[TX_DROPPED] += 1
+        else:
+            needed[0] = place(queue, ws, &ws.frames[i])
+    return got
+
+
+cdef inline int frames_at_once(front_queue *queue, uint32_t left) noexcept nogil:
+    """As many as surely fit, so that none is read in vain; one at a time while the peer gives what has to be cut."""
+    cdef uint32_t worst = FULL_FRAME_SLOTS if queue.sg else 1
+    if queue.link.peer.cuts:
+        queue.link.peer.cuts -= 1
+        return 1
+    return max(<uint32_t>1, min(min(left, room(queue) // worst), <uint32_t>READ_FRAMES))
+
+
+cdef uint32_t collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept nogil:
+    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held frame needs, or 0."""
+    cdef uint64_t *moved = &queue.link.counters[TX_BYTES]
+    cdef uint64_t enough = moved[0] + BURST_BYTES
+    cdef uint32_t taken = 0, needed = 0
+    cdef int count, got
+    while taken < BURST_FRAMES and room(queue) and moved[0] < enough and not needed:
+        count = frames_at_once(queue, BURST_FRAMES - taken)
+        if queue.direct:
+            got = read_direct(queue, ws, count, &needed)
+        else:
+            got = read_linear(queue, ws, count, &needed)
+        queue.link.counters[TX_REFUSED] += got < 0
+        if got < count:
+            drained[0] = True
+            break
+        taken += got
+    return needed
+
+
+# --- the ring
+
+cdef void publish(front_queue *queue, uint32_t first) noexcept nogil:
+    """One push for the burst, at most one notify."""
+    cdef uint64_t *counters = queue.link.counters
+    if queue.tx.req_prod == first:
+        return
+    counters[TX_SLOTS] += <uint32_t>(queue.tx.req_prod - first)
+    counters[TX_BURSTS] += 1
+    if front_push(&queue.tx):
+        counters[TX_NOTIFIES] += 1
+        events_notify(queue.link.events, queue.link.to_port)
+
+
+cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:
+    """Ask for an event when half of what we sent is answered, or more where the frame at hand needs more, and look again."""
+    cdef uint32_t sent = queue.tx.req_prod - queue.tx.rsp_cons
+    cdef uint32_t wanted = max(needed - room(queue), (sent + 1) // 2)
+    cdef int pending = front_arm(&queue.tx, wanted)
+    if pending < 0:
+        queue.link.broken = REASON_RESPONSE
+        return LINK_BROKEN
+    if <uint32_t>pending >= wanted:
+        return LINK_MORE
+    queue.link.counters[TX_FULL] += 1
+    queue.link.to_blocked = True
+    return 0
+
+
+cdef int serve_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack (link.to_blocked)."""
+    cdef front_queue *queue = <front_queue *>link
+    cdef uint32_t first = queue.tx.req_prod
+    cdef uint32_t needed = 0
+    cdef bint drained = False
+    if not reap(queue):
+        link.broken = REASON_RESPONSE
+        return LINK_BROKEN
+    link.to_blocked = False
+    if queue.holding:
+        needed = place_held(queue, ws)
+    if needed == 0:
+        needed = collect(queue, ws, &drained)
+    publish(queue, first)
+    if needed == 0 and drained:
+        return 0
+    needed = max(needed, <uint32_t>1)
+    return LINK_MORE if room(queue) >= needed else wait_for_slots(queue, needed)

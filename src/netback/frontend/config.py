@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a frontend agrees to, and what it reads of its backend: frozen values and the xenstore keys that carry them.
+
+Knows keys and values, neither store nor rings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from netback.net.base import Can
+
+RING_SLOTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FrontConfig:
+    """A guest's share of the agreement; the default is all that Linux's netfront takes.
+
+    >>> FrontConfig(gso6=False).nodes()["feature-gso-tcpv4"]
+    '1'
+    """
+
+    sg: bool = True
+    """Frames of more than one slot, both ways."""
+    gso4: bool = True
+    gso6: bool = True
+    csum4: bool = True
+    """False says feature-no-csum-offload: every IPv4 checksum toward this guest must be complete."""
+    csum6: bool = True
+    rx_notify: bool = True
+    """False: it never tells the backend of new RX buffers."""
+    tx_slots: int = RING_SLOTS
+    """How many slots of the TX ring are used at a time."""
+    rx_slots: int = RING_SLOTS
+
+    def nodes(self) -> dict[str, str]:
+        """The features as keys of the frontend's directory.
+
+        What is not agreed to is left out, as by guests that never heard of it.
+        """
+        said = {
+            "request-rx-copy": True,
+            "feature-rx-notify": self.rx_notify,
+            "feature-sg": self.sg,
+            "feature-gso-tcpv4": self.gso4,
+            "feature-gso-tcpv6": self.gso6,
+            "feature-no-csum-offload": not self.csum4,
+            "feature-ipv6-csum-offload": self.csum6,
+        }
+        return {key: "1" for key, value in said.items() if value}
+
+    @property
+    def caps(self) -> Can:
+        """What this guest can be given."""
+        return _caps(self.sg, self.csum4, self.csum6, self.gso4, self.gso6)
+
+
+FEATURE_KEYS = (
+    "feature-rx-copy",
+    "feature-sg",
+    "feature-no-csum-offload",
+    "feature-ipv6-csum-offload",
+    "feature-gso-tcpv4",
+    "feature-gso-tcpv6",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BackFeatures:
+    """What a backend says that it can."""
+
+    rx_copy: bool
+    sg: bool
+    caps: Can
+
+    @classmethod
+    def of(cls, keys: Mapping[str, str | None]) -> Self:
+        """From the keys FEATURE_KEYS of its directory; a key that is missing says no, and so does nonsense."""
+        rx_copy, sg, no_csum4, csum6, gso4, gso6 = (keys.get(key) == "1" for key in FEATURE_KEYS)
+        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6))
+
+
+def _caps(sg: bool, csum4: bool, csum6: bool, gso4: bool, gso6: bool) -> Can:
+    """Segmentation needs the checksum and frames of several slots."""
+    return Can(
+        Can.CSUM4 * csum4
+        | Can.CSUM6 * csum6
+        | Can.TSO4 * (gso4 and csum4 and sg)
+        | Can.TSO6 * (gso6 and csum6 and sg)
+    )

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's netfront: the xenbus handshake, and the queue that lives between Connected and Closing.
+
+Knows states and keys of one device; frames it never sees.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netback.abi.xenbus import XenbusState
+from netback.dataplane.front_queue import FrontQueue
+from netback.errors import NetbackError
+from netback.net.base import Network
+from netback.net.python import PythonNetwork
+from netback.platforms.store import Store
+
+from .config import FEATURE_KEYS, BackFeatures, FrontConfig
+from .guest import Guest
+from .rings import Rings
+
+_CLOSE_SECONDS = 5.0
+"""How long a guest that leaves waits for its backend to follow, which may be gone itself."""
+
+
+class BackendError(NetbackError):
+    """The backend cannot what a frontend needs, or lied in a ring."""
+
+
+class Frontend:
+    """One vif of a guest, as Linux's netfront drives it.
+
+    `where` is a Guest, or the directory of an emulated Xen that a guest of its own joins. Once `device/vif/INDEX` is
+    there the handshake runs by itself, again and again: a backend that closes is followed, one that comes back is
+    connected to, one that restarts between is not even noticed.
+
+    async with Frontend(directory, name="guest") as vif:
+        await backend.attach(vif.guest.domid, net="null")
+        await vif.connected()
+        await vif.network.send(frame)
+
+    Without a `network` the guest's stack is you: `network` is then a PythonNetwork with virtio_net_hdr. `on_state` is
+    told each state that is seen, ("frontend" or "backend", state). Other arguments are Guest's.
+    """
+
+    guest: Guest
+
+    def __init__(
+        self,
+        where: Guest | Path | str,
+        network: Network | None = None,
+        *,
+        index: int = 0,
+        config: FrontConfig = FrontConfig(),  # noqa: B008 (frozen)
+        on_state: Callable[[str, XenbusState], None] = lambda _side, _state: None,
+        domid: int | None = None,
+        name: str = "",
+        cpu: int | None = None,
+    ) -> None:
+        self._own = None if isinstance(where, Guest) else Guest(where, domid=domid, name=name, cpu=cpu)
+        if isinstance(where, Guest):
+            self.guest = where
+        self._made = [] if network is not None else [PythonNetwork("guest", vnet_hdr=True)]
+        self.network: Network = network if network is not None else self._made[0]
+        self.index = index
+        self.config = config
+        self.path = f"device/vif/{index}"
+        self.backend_path = ""
+        self.state = XenbusState.UNKNOWN
+        self.backend_state = XenbusState.UNKNOWN
+        self.features: BackFeatures | None = None
+        self.rings: Rings | None = None
+        self.queue: FrontQueue | None = None
+        self._on_state = on_state
+        self._serving = False
+        self._leaving = False
+        self._failure: BaseException | None = None
+        self._news = asyncio.Event()
+        self._undo = AsyncExitStack()
+        self._react: dict[XenbusState, Callable[[], Awaitable[None]]] = {
+            XenbusState.INIT_WAIT: self._connect,
+            XenbusState.CONNECTED: self._start,
+            XenbusState.CLOSING: self._follow_close,
+            XenbusState.CLOSED: self._follow_close,
+            XenbusState.UNKNOWN: self._follow_close,
+        }
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as undo:
+            if self._own is not None:
+                self.guest = await undo.enter_async_context(self._own)
+            for network in self._made:
+                undo.callback(network.remove)
+            task = asyncio.get_running_loop().create_task(self._follow_device())
+            task.add_done_callback(self._ended)
+            undo.push_async_callback(_cancel, task)
+            self._undo = undo.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def store(self) -> Store:
+        """The guest's store connection."""
+        return self.guest.store
+
+    @property
+    def broken(self) -> str | None:
+        """How the backend lied, if it did: the queue stands still since."""
+        return self.queue.broken if self.queue is not None else None
+
+    async def connected(self) -> None:
+        """Return once frames flow; BackendError where they never will."""
+        await self.until(lambda: self._serving)
+
+    async def disconnected(self) -> None:
+        """Return once there is no queue."""
+        await self.until(lambda: self.queue is None)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something about this device, or its queue's end, makes `condition` true."""
+        while not condition():
+            if self._failure is not None:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
+
+    async def reload(self) -> None:
+        """Close in order and begin again, as when a guest's driver is loaded anew."""
+        await self._leave()
+        self._leaving = False
+        await self._set_state(XenbusState.INITIALISING)
+
+    async def close(self) -> None:
+        """Close in order, and end the guest where it is our own. The network stays open. May be called again."""
+        try:
+            if self.queue is not None and self._failure is None and self.broken is None:
+                await self._leave()
+        finally:
+            await self._disconnect()
+            await self._undo.aclose()
+
+    # ---- following the device
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled():
+            self._failure = task.exception()
+        self._news.set()
+
+    async def _follow_device(self) -> None:
+        """A device may come late, go, and come again with another backend."""
+        following: asyncio.Task[None] | None = None
+        try:
+            async with await self.store.watch(f"{self.path}/backend") as watch:
+                async for _ in watch:
+                    backend = await self.store.read_or(f"{self.path}/backend", "") or ""
+                    if backend == self.backend_path:
+                        continue
+                    await _cancel(following)
+                    self.backend_path = backend
+                    following = asyncio.get_running_loop().create_task(self._follow_backend(backend))
+                    following.add_done_callback(self._ended)
+        finally:
+            await _cancel(following)
+
+    async def _follow_backend(self, backend: str) -> None:
+        if not backend:
+            await self._see(XenbusState.UNKNOWN)
+            return
+        async with await self.store.watch(f"{backend}/state") as watch:
+            async for _ in watch:
+                await self._see(await self._read_state(f"{backend}/state"))
+
+    async def _see(self, state: XenbusState) -> None:
+        if state != self.backend_state:
+            self.backend_state = state
+            self._on_state("backend", state)
+        react = self._react.get(state)
+        if react is not None:
+            await react()
+        self._news.set()
+
+    async def _read_state(self, path: str) -> XenbusState:
+        text = await self.store.read_or(path, "")
+        return next((state for state in XenbusState if str(state.value) == text), XenbusState.UNKNOWN)
+
+    async def _set_state(self, state: XenbusState) -> None:
+        await self.store.write(f"{self.path}/state", str(state.value))
+        self.state = state
+        self._on_state("frontend", state)
+        self._news.set()
+
+    # ---- what a backend's state asks for
+
+    async def _connect(self) -> None:
+        """InitWait: everything that the backend offers stands; tell it where our rings are."""
+        if self.queue is not None or self._leaving:
+            return
+        self.features = await self._read_features()
+        if not self.features.rx_copy:
+            raise BackendError(f"{self.backend_path}: the backend has no feature-rx-copy")
+        backend = int(await self.store.read(f"{self.path}/backend-id"))
+        self.rings = Rings(self.guest.domain, self.guest.domain.events, backend)
+        self.queue = self._open_queue(self.rings, self.features)
+        nodes = self.rings.nodes() | self.config.nodes()
+        await self.store.transact(lambda tx: self._publish(nodes, tx))
+        await self._set_state(XenbusState.CONNECTED)
+
+    async def _start(self) -> None:
+        """Connected: the worker looks at both rings, posts, and kicks the backend once."""
+        if self.queue is None or self._serving:
+            return
+        self.network.offloads(self.features.caps if self.features else 0)
+        self.network.carrier(True)
+        await self.guest.serve(self.queue, self._news.set)
+        self._serving = True
+
+    async def _follow_close(self) -> None:
+        """Closing or gone: nothing of ours may be in its hands afterwards."""
+        await self._disconnect()
+        if self.backend_state is not XenbusState.UNKNOWN and self.state is not XenbusState.CLOSED:
+            await self._set_state(XenbusState.CLOSED)
+
+    async def _disconnect(self) -> None:
+        """At any time, any number of times."""
+        queue, rings = self.queue, self.rings
+        self.queue = self.rings = None
+        self._serving = False
+        if queue is not None:
+            self.network.carrier(False)
+            await self.guest.release(queue)
+        if rings is not None:
+            rings.close()
+        self._news.set()
+
+    async def _leave(self) -> None:
+        """Ask the backend to close, and follow it down; a backend that does not answer is left."""
+        self._leaving = True
+        await self._set_state(XenbusState.CLOSING)
+        down = {XenbusState.CLOSED, XenbusState.UNKNOWN, XenbusState.INIT_WAIT}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.until(lambda: self.queue is None and self.backend_state in down)
+
+    # ---- keys
+
+    async def _read_features(self) -> BackFeatures:
+        return BackFeatures.of(
+            {key: await self.store.read_or(f"{self.backend_path}/{key}") for key in FEATURE_KEYS}
+        )
+
+    async def _publish(self, nodes: dict[str, str], tx: int) -> None:
+        """All keys, and none that an earlier agreement left."""
+        for key in set(await self.store.directory(self.path, tx)) & set(_ALL_KEYS) - set(nodes):
+            await self.store.rm(f"{self.path}/{key}", tx)
+        for key, value in nodes.items():
+            await self.store.write(f"{self.path}/{key}", value, tx)
+
+    def _open_queue(self, rings: Rings, features: BackFeatures) -> FrontQueue:
+        return FrontQueue(
+            self.guest.domain.events.native,
+            self.network.peer,
+            tx_ring=rings.tx.address,
+            rx_ring=rings.rx.address,
+            tx_pages=[(granted.address, granted.gref) for granted in rings.tx_buffers],
+            rx_pages=[(granted.address, granted.gref) for granted in rings.rx_buffers],
+            port=rings.port,
+            caps=features.caps,
+            sg=features.sg and self.config.sg,
+            tx_slots=self.config.tx_slots,
+            rx_slots=self.config.rx_slots,
+            rx_notify=self.config.rx_notify,
+            keep=rings,
+        )
+
+
+_ALL_KEYS = (*FrontConfig(csum4=False).nodes(), "tx-ring-ref", "rx-ring-ref", "event-channel")
+
+
+async def _cancel(task: "asyncio.Task[None] | None") -> None:
+    """End a task; what it raised was told where it was awaited or by `_ended`."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
