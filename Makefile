@@ -27,7 +27,7 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/netback
-	$(BIN)/codespell --skip='*.so,*.pcapng,.venv,build,.git' .
+	$(BIN)/codespell --ignore-words-list=sring --skip='*.so,*.pcapng,.venv,build,.git' .
 
 types: $(VENV)/.tools
 	$(BIN)/mypy

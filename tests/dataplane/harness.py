@@ -74,7 +74,14 @@ class Bench:
                 "socket", self.our_end.fileno(), vnet_hdr=vnet_hdr, caps=peer_caps, owner=self.our_end
             )
         for page in RING_PAGES:
-            SRING.pack_into(self.memory, page * PAGE_SIZE, start, start + 1, start, start + 1)
+            SRING.pack_into(
+                self.memory,
+                page * PAGE_SIZE,
+                start,
+                (start + 1) & 0xFFFFFFFF,
+                start,
+                (start + 1) & 0xFFFFFFFF,
+            )
         self.peer = peer
         self.options = {"caps": caps, "sg": sg, "rx_offset": rx_offset}
         self.attach(journal)
