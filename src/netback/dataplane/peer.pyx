@@ -5,7 +5,7 @@ Knows descriptors and virtio_net_hdr, nothing of rings or guests.
 """
 import os
 
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADFD, EINTR, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -117,6 +117,7 @@ cdef int recv_tap(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noex
         data = arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
         got = read(peer.fd, data - peer.header, FRAME_BYTES + peer.header)
         if got <= peer.header:
+            peer.closed = got < 0 and errno == EBADFD    # the tap was removed: poll would say so for ever
             return i if i or got >= 0 or errno == EAGAIN or errno == EINTR else -1
         frames[i].data = data
         frames[i].length = got - peer.header

@@ -3,8 +3,8 @@
 
 import socket
 
-ROOM = 8 << 20
-"""Bytes each way: two bursts of 64 KiB frames, counted as the kernel does, with its own overhead."""
+BURSTS = 8 << 20
+"""Bytes for two bursts of 64 KiB frames, counted as the kernel does, with its own overhead."""
 
 DRAIN_MOST = 65536
 """Frames that a drain throws away at most: a network that never stops must not hold up a connect."""
@@ -16,13 +16,13 @@ SIZES = ((socket.SO_RCVBUF, 33), (socket.SO_SNDBUF, 32))
 """asm-generic/socket.h: each option and its *FORCE, which passes net.core.[rw]mem_max but needs CAP_NET_ADMIN."""
 
 
-def make_room(sock: socket.socket) -> None:
-    """As much buffer as we may have."""
-    for plain, forced in SIZES:
+def make_room(sock: socket.socket, receive: int, send: int) -> None:
+    """As much buffer as wanted, or as we may have."""
+    for (plain, forced), wanted in zip(SIZES, (receive, send), strict=True):
         try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, ROOM)
+            sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
         except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, ROOM)
+            sock.setsockopt(socket.SOL_SOCKET, plain, wanted)
 
 
 def drain(sock: socket.socket) -> int:

@@ -12,7 +12,7 @@ from netback.dataplane.peer import Peer
 from netback.errors import ConfigError
 
 from .base import EVERYTHING
-from .buffers import drain, make_room
+from .buffers import BURSTS, drain, make_room
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP = 1
@@ -25,6 +25,9 @@ ETH_P_ALL = 3
 ARPHRD_ETHER = 1
 
 OPTIONS = (PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, PACKET_AUXDATA)
+SEND_ROOM = 256 * 1024
+"""Bytes: fewer frames than a link's queue holds by default (1000), so that a slow link makes the socket unwritable, the
+end of which poll tells; a full queue would say ENOBUFS to a socket that stays writable."""
 MEMBERSHIP = struct.Struct("@iHH8s")
 """struct packet_mreq."""
 STATISTICS = struct.Struct("@II")
@@ -41,7 +44,7 @@ def open_socket(link: str) -> socket.socket:
         ) from error
     for option in OPTIONS:
         sock.setsockopt(SOL_PACKET, option, 1)
-    make_room(sock)
+    make_room(sock, BURSTS, SEND_ROOM)
     return sock
 
 

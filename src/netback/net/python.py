@@ -8,7 +8,7 @@ from netback.abi import virtio_net
 from netback.dataplane.peer import Peer
 
 from .base import EVERYTHING
-from .buffers import drain, make_room
+from .buffers import BURSTS, drain, make_room
 
 FRAME_MOST = 65536 + 512
 """FRAME_BYTES of dataplane/peer.pxd."""
@@ -27,7 +27,7 @@ class PythonNetwork:
         self.socket, self._near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.socket, self._near):
             end.setblocking(False)
-            make_room(end)
+            make_room(end, BURSTS, BURSTS)
         self._least = virtio_net.HEADER.size + 1 if vnet_hdr else 1
         caps = EVERYTHING if vnet_hdr else 0
         self.peer = Peer("socket", self._near.fileno(), vnet_hdr=vnet_hdr, caps=caps, owner=self._near)

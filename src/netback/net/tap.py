@@ -26,6 +26,7 @@ from .base import EVERYTHING, Can
 from .buffers import DRAIN_MOST, HEAD
 
 T = TypeVar("T")
+Argument = TypeVar("Argument", int, bytes)
 
 DEVICE = "/dev/net/tun"
 
@@ -174,22 +175,30 @@ class TapNetwork:
         self._fd = open_device(link)
         try:
             self._made = join(self._fd, link)
-            fcntl.ioctl(self._fd, Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
+            self._tell(Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
             if self._made:
-                fcntl.ioctl(self._fd, Tun.SETPERSIST, 1)
+                self._tell(Tun.SETPERSIST, 1)
             self.offloads(0)
             self.carrier(False)
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
         self.peer = Peer("tap", self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
+
+    def _tell(self, request: Tun, argument: Argument) -> Argument:
+        try:
+            return fcntl.ioctl(self._fd, request, argument)
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # EBADFD: somebody removed the tap; ValueError: we have closed it
+            raise PeerError(f"tap:{self._link}: the tap is gone ({error})") from error
 
     @property
     def name(self) -> str:
         """The link's present name; the last one once it is gone or we have closed it."""
-        with suppress(OSError):
-            raw = fcntl.ioctl(self._fd, Tun.GETIFF, ifreq("", 0))
-            self._link = IFREQ.unpack(raw)[0].rstrip(b"\0").decode()
+        with suppress(PeerError):
+            self._link = IFREQ.unpack(self._tell(Tun.GETIFF, ifreq("", 0)))[0].rstrip(b"\0").decode()
         return self._link
 
     def offloads(self, caps: int) -> None:
@@ -197,11 +206,15 @@ class TapNetwork:
         wanted = 0
         if caps & OFFLOADS[0][0]:
             wanted = sum(flag for needs, flag in OFFLOADS if caps & needs)
-        fcntl.ioctl(self._fd, Tun.SETOFFLOAD, wanted)
+        self._tell(Tun.SETOFFLOAD, wanted)
 
     def carrier(self, on: bool) -> None:
-        """As a cable: bridges and routes see whether a guest is connected."""
-        fcntl.ioctl(self._fd, Tun.SETCARRIER, INT.pack(on))
+        """As a cable: bridges and routes see whether a guest is connected. A tap that is gone has none anyway."""
+        try:
+            self._tell(Tun.SETCARRIER, INT.pack(on))
+        except PeerError:
+            if on:
+                raise
 
     def drain(self) -> int:
         """Throw away what waits in the tap's queue."""
@@ -225,6 +238,7 @@ class TapNetwork:
 
     def remove(self) -> None:
         """Let go of the tap and, if netback made it, have it vanish."""
-        if self._fd >= 0 and self._made:
-            fcntl.ioctl(self._fd, Tun.SETPERSIST, 0)
+        with suppress(PeerError):
+            if self._made:
+                self._tell(Tun.SETPERSIST, 0)
         self.close()

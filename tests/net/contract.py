@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kind of network must do; each kind's test file inherits the parts that apply to it.
+
+A subclass gives the fixture `site`: an open network whose link is up, with carrier, all offloads on, and its far side.
+"""
+
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from netback.abi import virtio_net
+from netback.abi.virtio_net import HEADER
+from netback.net.base import EVERYTHING, Network
+
+from ..dataplane.offload_frames import build, with_pseudo
+from ..offload_oracle import TCP
+from .far import PLAIN, FarLink, FarSocket, await_readable
+from .namespace import await_up, ip
+
+OURS = b"\x88\xb5"
+"""IEEE 802 local experimental ethertype: nobody else's frames have it."""
+
+
+@dataclass
+class Site:
+    """A network under test."""
+
+    network: Network
+    far: FarLink | FarSocket | None
+    choke: Callable[[], object] = bool
+    """Have the far side take nothing from now on."""
+    release: Callable[[], object] = bool
+    """Have it take what waits."""
+
+
+def frame(number: int, size: int = 60) -> bytes:
+    """A broadcast that says which one it is, led by a header that asks for nothing."""
+    return PLAIN + b"\xff" * 6 + b"\x02\0\0\0\0\x01" + OURS + bytes([number]) * (size - 14)
+
+
+def big_tcp(version: int) -> bytes:
+    """As much TCP as a link passes in one frame (gso_max_size, 64 KiB), for somebody behind it to cut."""
+    l4 = 14 + (20 if version == 4 else 40)
+    payload = bytes(i % 251 for i in range(65535 - 100))
+    whole = build(version, TCP, payload)
+    addresses = whole[26:34] if version == 4 else whole[22:54]
+    kind = virtio_net.GSO_TCPV4 if version == 4 else virtio_net.GSO_TCPV6
+    header = HEADER.pack(virtio_net.F_NEEDS_CSUM, kind, l4 + 20, 1400, l4, 16)
+    return header + with_pseudo(whole, l4, TCP, addresses)
+
+
+def receive(network: Network, count: int) -> list[bytes]:
+    """So many frames, however many reads they take."""
+    frames: list[bytes] = []
+    while len(frames) < count:
+        await_readable(network.peer.fd)
+        frames += network.peer.recv(count - len(frames))
+    return frames
+
+
+def fill(network: Network) -> int:
+    """Send until the network takes no more: how many it took. To one address, since a broadcast would be copied."""
+    message = PLAIN + b"\x02\0\0\0\0\x77" + frame(0, 1000)[16:]
+    for sent in range(100_000):
+        if network.peer.send([message]) == (0, 0):
+            return sent
+    raise AssertionError("it is never full")
+
+
+class AnyNetwork:
+    """Of every kind, also the one that has no far side."""
+
+    def test_takes_frames_in_bursts(self, site: Site) -> None:
+        assert site.network.peer.send([frame(n) for n in range(20)]) == (20, 0)
+        assert not site.network.peer.blocked
+
+    def test_gives_nothing_when_nothing_came(self, site: Site) -> None:
+        assert site.network.peer.recv() == []
+        assert not site.network.peer.closed
+
+    def test_is_told_any_offloads_and_carrier(self, site: Site) -> None:
+        for caps in range(EVERYTHING + 1):
+            site.network.offloads(caps)
+        for on in (False, True, True):
+            site.network.carrier(on)
+
+    def test_counts_no_drops_before_there_are_any(self, site: Site) -> None:
+        assert set(site.network.drops().values()) <= {0}
+
+    def test_ends_any_number_of_times(self, site: Site) -> None:
+        for _ in range(2):
+            site.network.close()
+        for _ in range(2):
+            site.network.remove()
+        assert site.network.name
+
+
+class FrameNetwork(AnyNetwork):
+    """Frames go both ways, whole, unchanged and in order."""
+
+    def test_frames_out(self, site: Site) -> None:
+        sent = [frame(n, 60 + n) for n in range(20)]
+        assert site.network.peer.send(sent) == (20, 0)
+        assert [site.far.recv() for _ in sent] == sent
+
+    def test_frames_in(self, site: Site) -> None:
+        sent = [frame(n, 60 + n) for n in range(20)]
+        for message in sent:
+            site.far.send(message)
+        assert receive(site.network, 20) == sent
+
+    def test_drain_takes_what_waits_and_no_more(self, site: Site) -> None:
+        for n in range(7):
+            site.far.send(frame(n))
+        assert site.network.drain() == 7
+        assert site.network.drain() == 0
+        site.far.send(frame(9))
+        assert receive(site.network, 1) == [frame(9)]
+
+
+class OffloadNetwork:
+    """A virtio_net_hdr that asks for work passes through both ways, on frames of 64 KiB."""
+
+    @pytest.mark.parametrize("version", [4, 6])
+    def test_gso_out(self, site: Site, version: int) -> None:
+        assert site.network.peer.send([big_tcp(version)]) == (1, 0)
+        got = site.far.recv()
+        assert got[HEADER.size :] == big_tcp(version)[HEADER.size :]
+        assert asks(got) == asks(big_tcp(version))
+
+    @pytest.mark.parametrize("version", [4, 6])
+    def test_gso_in(self, site: Site, version: int) -> None:
+        site.network.offloads(EVERYTHING)
+        site.far.send(big_tcp(version))
+        (got,) = receive(site.network, 1)
+        assert got[HEADER.size :] == big_tcp(version)[HEADER.size :]
+        assert asks(got) == asks(big_tcp(version))
+
+
+def asks(message: bytes) -> tuple[int, ...]:
+    """What a header asks for; the length of the headers is a hint that the kernel may round up."""
+    flags, kind, _, *rest = HEADER.unpack_from(message)
+    return flags, kind, *rest
+
+
+class FillableNetwork:
+    """One that says when it is full, and when no longer."""
+
+    def test_backpressure(self, site: Site) -> None:
+        site.choke()
+        poll = select.poll()
+        poll.register(site.network.peer.fd, select.POLLOUT)
+        assert fill(site.network) > 20
+        assert site.network.peer.blocked
+        assert poll.poll(0) == []
+        site.release()
+        assert poll.poll(10_000)
+        assert site.network.peer.send([frame(1)]) == (1, 0)
+        assert not site.network.peer.blocked
+
+
+class LinkNetwork:
+    """One on a link of the kernel, which others rename, take down and remove."""
+
+    def test_link_down_refuses_and_comes_back(self, site: Site) -> None:
+        ip(f"link set {site.network.name} down")
+        assert site.network.peer.send([frame(1), frame(2)]) == (2, 2)
+        assert not site.network.peer.blocked
+        ip(f"link set {site.network.name} up")
+        await_up(site.network.name)
+        site.network.peer.send([frame(3)])  # a packet socket has kept the fault for the next call
+        assert site.network.peer.send([frame(4)]) == (1, 0)
+        assert not site.network.peer.closed
+
+    def test_follows_a_rename(self, site: Site) -> None:
+        before = site.network.name
+        ip(f"link set {before} name other0")
+        assert site.network.name == "other0"
+        assert site.network.peer.send([frame(1)]) == (1, 0)
+        assert site.far.recv() == frame(1)
+
+    def test_a_removed_link_refuses(self, site: Site) -> None:
+        name = site.network.name
+        ip(f"link del {name}")
+        assert site.network.peer.send([frame(1)]) == (1, 1)
+        assert not site.network.peer.blocked
+        assert site.network.name == name
+        site.network.carrier(False)
+        site.network.remove()

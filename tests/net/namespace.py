@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network namespace of the test's own: it vanishes with all that is in it, and the host's links are not touched."""
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+CLONE_NEWNET = 0x40000000
+LIBC = ctypes.CDLL(None, use_errno=True)
+QUIET = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+
+
+def demand(result: int) -> None:
+    """Raise what the C library said."""
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@contextlib.contextmanager
+def new_network() -> Iterator[None]:
+    """This thread, and all that it starts, in a new network namespace whose links say nothing on their own."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    demand(LIBC.unshare(CLONE_NEWNET))
+    try:
+        QUIET.write_text("1")
+        yield
+    finally:
+        demand(LIBC.setns(home, CLONE_NEWNET))
+        os.close(home)
+
+
+def ip(words: str) -> str:
+    """Run ip(8) in the present namespace."""
+    return subprocess.run(["ip", *words.split()], check=True, capture_output=True, text=True).stdout
+
+
+def tc(words: str) -> None:
+    """Run tc(8) in the present namespace."""
+    subprocess.run(["tc", *words.split()], check=True, capture_output=True)
+
+
+def veth(near: str, far: str) -> None:
+    """Two links joined by a cable, both up."""
+    ip(f"link add {near} type veth peer name {far}")
+    ip(f"link set {near} up")
+    ip(f"link set {far} up")
+    await_up(near, far)
+
+
+def await_up(*links: str) -> None:
+    """Wait until frames pass: the kernel lets them only after it has noticed the carrier, and loses them before."""
+    deadline = time.monotonic() + 10
+    while any("state UP" not in ip(f"link show {link}") for link in links):
+        assert time.monotonic() < deadline, f"no carrier on {links}"

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A packet socket on one end of a veth pair, another witness at the other end."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from netback.abi import virtio_net
+from netback.abi.virtio_net import HEADER
+from netback.errors import ConfigError
+from netback.net.packet import PacketNetwork
+
+from ..dataplane.offload_frames import C_TAG, build, with_pseudo
+from ..offload_oracle import TCP
+from .contract import FillableNetwork, FrameNetwork, LinkNetwork, OffloadNetwork, Site, frame, receive
+from .far import PLAIN, FarLink
+from .namespace import ip, new_network, tc, veth
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with new_network():
+        veth("eth1", "far1")
+        network, far = PacketNetwork("eth1"), FarLink("far1")
+        choke = partial(tc, "qdisc add dev eth1 root tbf rate 8bit burst 2000 limit 1000000000")
+        yield Site(network, far, choke, partial(tc, "qdisc del dev eth1 root"))
+        network.close()
+        far.close()
+
+
+class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
+    """On a link that somebody else made."""
+
+    def test_does_not_hear_itself(self, site: Site) -> None:
+        site.network.peer.send([frame(1)])
+        site.far.recv()
+        assert site.network.peer.recv() == []
+
+    def test_hears_frames_for_others(self, site: Site) -> None:
+        message = PLAIN + b"\x02\0\0\0\0\x77" + frame(1)[16:]
+        site.far.send(message)
+        assert receive(site.network, 1) == [message]
+
+    @pytest.mark.parametrize("tags", [C_TAG, b"\x88\xa8\x20\x05" + C_TAG], ids=["802.1Q", "802.1ad"])
+    def test_a_tag_stays_where_it_was(self, site: Site, tags: bytes) -> None:
+        message = frame(1)[:22] + tags + frame(1)[22:]
+        site.far.send(message)
+        assert receive(site.network, 1) == [message]
+        site.network.peer.send([message])
+        assert site.far.recv() == message
+
+    def test_a_checksum_asked_for_behind_a_tag_keeps_its_place(self, site: Site) -> None:
+        whole = build(4, TCP, b"payload", tags=C_TAG)
+        message = HEADER.pack(virtio_net.F_NEEDS_CSUM, 0, 0, 0, 38, 16)
+        message += with_pseudo(whole, 38, TCP, whole[30:38])
+        site.far.send(message)
+        (got,) = receive(site.network, 1)
+        assert got[HEADER.size :] == message[HEADER.size :]
+        assert HEADER.unpack_from(got)[4:] == (38, 16)
+
+    def test_overflow_is_counted_once_each(self, site: Site) -> None:
+        sent = 0
+        while not site.network.drops()["rx_overflow"]:
+            site.far.send(frame(0, 1400))
+            sent += 1
+        assert site.network.drops() == {"rx_overflow": 1}
+        assert site.network.drain() == sent - 1
+
+    def test_a_link_that_goes_down_is_heard_again(self, site: Site) -> None:
+        ip("link set eth1 down")
+        with pytest.raises(OSError, match="down"):
+            site.network.peer.recv()
+        ip("link set eth1 up")
+        site.far.send(frame(1))
+        assert receive(site.network, 1) == [frame(1)]
+
+    def test_takes_no_frame_longer_than_the_link_does(self, site: Site) -> None:
+        assert site.network.peer.send([frame(1, 4000), frame(2)]) == (2, 1)
+        assert site.far.recv() == frame(2)
+
+    def test_removes_no_link(self, site: Site) -> None:
+        site.network.remove()
+        assert "eth1" in ip("link show eth1")
+
+
+INSIDE = """
+import ctypes, os, pathlib, sys
+outer = os.getuid(), os.getgid()
+assert ctypes.CDLL(None).unshare(0x10000000 | 0x40000000) == 0
+pathlib.Path("/proc/self/uid_map").write_text(f"0 {outer[0]} 1")
+from tests.net.namespace import veth
+from tests.net.far import FarLink
+from tests.net.contract import big_tcp
+from netback.net.packet import PacketNetwork
+veth("eth1", "far1")
+near, far = PacketNetwork("eth1"), FarLink("far1")
+near.peer.send([big_tcp(4)])
+while far.recv()[10:] != big_tcp(4)[10:]:
+    pass
+assert not any("tun" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1])
+near.close(), far.close()
+"""
+
+
+def test_inside_a_user_namespace() -> None:
+    """No privilege outside of it, and no /dev/net/tun."""
+    subprocess.run([sys.executable, "-c", INSIDE], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [("none0", "no link of that name"), ("lo", "not an Ethernet link")],
+)
+def test_links_that_cannot_be(link: str, words: str) -> None:
+    with new_network(), pytest.raises(ConfigError, match=f"packet:{link}: .*{words}"):
+        PacketNetwork(link)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spec strings, and each way to get one wrong."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netback.errors import ConfigError
+from netback.net.packet import PacketNetwork
+from netback.net.spec import KINDS, PeerSpec, open_network, parse_spec
+from netback.net.tap import TapNetwork
+
+from .namespace import new_network, veth
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("tap", PeerSpec("tap")),
+        ("tap:vif1.0", PeerSpec("tap", "vif1.0")),
+        ("tap:fifteen-letters", PeerSpec("tap", "fifteen-letters")),
+        ("packet:eth1", PeerSpec("packet", "eth1")),
+        ("packet:eth1.5", PeerSpec("packet", "eth1.5")),
+        ("null", PeerSpec("null")),
+    ],
+)
+def test_good_ones(text: str, spec: PeerSpec) -> None:
+    assert parse_spec(text) == spec
+    assert str(spec) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it names no kind"),
+        (":eth1", "it names no kind"),
+        ("bridge:br0", "unknown kind 'bridge'"),
+        ("Tap", "unknown kind 'Tap'"),
+        (" tap", "unknown kind ' tap'"),
+        ("vif1.0", "unknown kind 'vif1.0'"),
+        ("tap:", "it names no link: write for example 'tap:vif1.0'"),
+        ("packet", "it names no link: write for example 'packet:eth1'"),
+        ("packet:", "it names no link"),
+        ("null:eth1", "null takes no link: write 'null'"),
+        ("null:", "null takes no link"),
+        ("tap:sixteen-letters-", "is longer than 15 characters"),
+        ("packet:a/b", "has the character '/'"),
+        ("packet:a:b", "has the character ':'"),
+        ("tap:vif 1", "has the character ' '"),
+        ("tap:vif%d", "has the character '%'"),
+        ("tap:vif\n", r"has the character '\\n'"),
+        ("tap:vif\0", r"has the character '\\x00'"),
+        ("tap:brücke", "has the character 'ü'"),
+        ("packet:.", "'.' is no name for a link"),
+        ("packet:..", "'..' is no name for a link"),
+    ],
+)
+def test_bad_ones(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        parse_spec(text)
+    assert repr(text) in str(caught.value)
+    assert "(kinds: tap, packet, null)" in str(caught.value)
+
+
+@given(
+    st.text(max_size=24)
+    | st.sampled_from(list(KINDS)).flatmap(lambda k: st.text(max_size=18).map((k + ":").__add__))
+)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """What is read says the same again; a refusal is one line."""
+    try:
+        said = str(parse_spec(text))
+    except ConfigError as error:
+        said = text if str(error).isprintable() else str(error)
+    assert said == text
+
+
+def test_opening() -> None:
+    with new_network():
+        veth("eth1", "far1")
+        for text, name, kind in (
+            ("tap", "vif3.1", TapNetwork),
+            ("tap:own0", "own0", TapNetwork),
+            ("packet:eth1", "eth1", PacketNetwork),
+        ):
+            network = open_network(parse_spec(text), name="vif3.1")
+            assert isinstance(network, kind)
+            assert network.name == name
+            network.remove()
+    assert open_network(parse_spec("null"), name="vif3.1").name == "null"
+
+
+def test_packet_without_permission() -> None:
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match="packet:eth1: packet sockets need CAP_NET_RAW"):
+            open_network(parse_spec("packet:eth1"), name="vif1.0")
+    finally:
+        os.seteuid(0)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tap of the test's own namespace; the witness sees what the kernel sees of it."""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netback.abi.virtio_net import F_NEEDS_CSUM, HEADER
+from netback.errors import ConfigError, PeerError
+from netback.net import tap
+from netback.net.base import EVERYTHING, Can
+from netback.net.tap import TapNetwork
+
+from ..dataplane.offload_frames import build
+from ..offload_oracle import TCP
+from .contract import FrameNetwork, LinkNetwork, OffloadNetwork, Site, asks, big_tcp, fill, frame, receive
+from .far import FarLink
+from .namespace import await_up, ip, new_network, tc, veth
+
+TUNSETSNDBUF = 0x400454D4
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    with new_network():
+        yield
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    network = TapNetwork("vif1.0")
+    ip("link set vif1.0 up")
+    network.carrier(True)
+    network.offloads(EVERYTHING)
+    await_up("vif1.0")
+    far = FarLink("vif1.0")
+    yield Site(network, far)
+    network.remove()
+    far.close()
+
+
+class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
+    """Created by us."""
+
+    def test_a_removed_tap_is_closed_and_can_be_let_go(self, site: Site) -> None:
+        ip("link del vif1.0")
+        with pytest.raises(OSError, match="bad state"):
+            site.network.peer.recv()
+        assert site.network.peer.closed
+        assert site.network.drops() == {}
+        for told in (lambda: site.network.carrier(True), lambda: site.network.offloads(0)):
+            with pytest.raises(PeerError, match=r"tap:vif1.0: the tap is gone"):
+                told()
+
+    @pytest.mark.parametrize(
+        ("caps", "whole"),
+        [
+            (0, set()),
+            (Can.TSO4 | Can.TSO6, set()),
+            (Can.CSUM4 | Can.TSO4, {4}),
+            (Can.CSUM6 | Can.TSO6, {6}),
+            (EVERYTHING, {4, 6}),
+        ],
+    )
+    def test_gives_no_more_than_the_guest_takes(self, site: Site, caps: int, whole: set[int]) -> None:
+        site.network.offloads(caps)
+        for version in (4, 6):
+            site.far.send(big_tcp(version))
+            first = receive(site.network, 1)[0]
+            assert (len(first) == len(big_tcp(version))) == (version in whole)
+            assert bool(asks(first)[0] & F_NEEDS_CSUM) == bool(caps & (Can.CSUM4 | Can.CSUM6))
+            site.network.drain()
+
+    @pytest.mark.parametrize("gso", [5, 1 | 0x80], ids=["USO", "ECN"])
+    def test_never_gives_what_netif_cannot_say(self, site: Site, gso: int) -> None:
+        message = big_tcp(4)
+        if gso == 5:
+            whole = build(4, 17, bytes(6000))
+            message = HEADER.pack(F_NEEDS_CSUM, gso, 42, 1000, 34, 6) + whole
+        else:
+            message = HEADER.pack(F_NEEDS_CSUM, gso, 54, 1000, 34, 16) + build(
+                4, TCP, bytes(6000), flags=0x90
+            )
+        site.far.send(message)
+        for got in receive(site.network, 6):
+            assert asks(got)[1] == 0
+            assert len(got) < 1100
+
+    def test_counts_what_found_its_queue_full(self, site: Site) -> None:
+        ip("link set vif1.0 txqueuelen 10")
+        for n in range(16):
+            site.far.send(frame(n))
+        assert site.network.drops() == {"rx_overflow": 6}
+        assert site.network.drain() == 10
+
+    def test_a_write_that_would_wait_is_backpressure(self, site: Site) -> None:
+        """The kernel's default lets everything through; an operator's TUNSETSNDBUF does not."""
+        assert isinstance(site.network, TapNetwork)
+        fcntl.ioctl(site.network.peer.fd, TUNSETSNDBUF, struct.pack("i", 100_000))
+        veth("slow0", "slow1")
+        tc("qdisc add dev slow0 root tbf rate 8bit burst 2000 limit 1000000000")
+        ip("link add br0 type bridge")
+        ip("link set br0 up")
+        ip("link set slow0 master br0")
+        ip("link set vif1.0 master br0")
+        assert fill(site.network) > 20
+        assert site.network.peer.blocked
+        poll = select.poll()
+        poll.register(site.network.peer.fd, select.POLLOUT)
+        assert poll.poll(0) == []
+        tc("qdisc del dev slow0 root")
+        assert poll.poll(10_000)
+        assert site.network.peer.send([frame(1)]) == (1, 0)
+
+
+def has_carrier(link: str) -> bool:
+    return "NO-CARRIER" not in ip(f"link show {link}")
+
+
+def test_carrier_is_off_until_told() -> None:
+    network = TapNetwork("vif1.0")
+    ip("link set vif1.0 up")
+    assert not has_carrier("vif1.0")
+    network.carrier(True)
+    assert has_carrier("vif1.0")
+    network.carrier(False)
+    assert not has_carrier("vif1.0")
+    network.remove()
+
+
+def test_outlives_us_and_is_taken_up_again_where_it_went() -> None:
+    first = TapNetwork("vif1.0")
+    ip("link set vif1.0 up name bridge-leg")
+    first.close()
+    assert "state DOWN" in ip("link show bridge-leg")
+    second = TapNetwork("vif1.0")
+    assert second.name == "bridge-leg"
+    second.remove()
+    assert "vif1.0" not in ip("link show")
+
+
+def test_is_found_again_after_kill() -> None:
+    """Nothing of the first process is left but the link itself; what it made, the second one removes."""
+    script = (
+        "import os; from netback.net.tap import TapNetwork as T; n = T('vif7.0'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGKILL
+    index = socket.if_nametoindex("vif7.0")
+    network = TapNetwork("vif7.0")
+    assert socket.if_nametoindex(network.name) == index
+    network.remove()
+    assert "vif7.0" not in ip("link show")
+
+
+@pytest.mark.parametrize("queues", ["", "multi_queue"])
+def test_a_tap_of_others_is_adopted_as_it_is_and_stays(queues: str) -> None:
+    ip(f"tuntap add tap0 mode tap {queues}")
+    network = TapNetwork("tap0")
+    ip("link set tap0 up")
+    network.carrier(True)
+    far = FarLink("tap0")
+    network.peer.send([big_tcp(4)])
+    assert far.recv()[10:] == big_tcp(4)[10:]
+    network.remove()
+    assert "tap0" in ip("link show tap0")
+    far.close()
+
+
+def test_a_tap_that_is_held_is_asked_for_again_while_its_holder_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = TapNetwork("vif1.0")
+    waited: list[float] = []
+    holder_left = threading.Event()
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            holder.close()
+            holder_left.set()
+
+    monkeypatch.setattr(tap.time, "sleep", wait)
+    second = TapNetwork("vif1.0")
+    assert holder_left.is_set()
+    assert len(waited) == 3
+    waited.clear()
+    with pytest.raises(PeerError, match=r"tap:vif1.0: another process holds it"):
+        TapNetwork("vif1.0")
+    assert 3 < len(waited) <= 10
+    assert sum(waited) < 1
+    second.remove()
+
+
+def test_what_is_no_tap_is_refused() -> None:
+    veth("eth1", "far1")
+    with pytest.raises(ConfigError, match=r"tap:eth1: a link of that name exists and is not a tap"):
+        TapNetwork("eth1")
+
+
+def test_without_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tap, "DEVICE", str(tmp_path / "tun"))
+    with pytest.raises(
+        ConfigError, match=r"tap:vif1.0: there is no .*/tun: load the module tun, or use packet"
+    ):
+        TapNetwork("vif1.0")
+
+
+def test_without_permission_for_the_device() -> None:
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match=r"tap:vif1.0: no permission to open /dev/net/tun"):
+            TapNetwork("vif1.0")
+    finally:
+        os.seteuid(0)
+
+
+def refusal(link: str) -> str:
+    """What a process without CAP_NET_ADMIN, but with the right to open the device, is told."""
+    script = f"""
+from netback.net.tap import TapNetwork
+from netback.errors import ConfigError
+try:
+    TapNetwork({link!r})
+except ConfigError as error:
+    print(error)
+"""
+    less = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    return subprocess.run(
+        [*less, sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_without_permission_to_make_one() -> None:
+    assert "tap:vif1.0: no permission to make a tap: CAP_NET_ADMIN is needed" in refusal("vif1.0")
+
+
+def test_without_permission_for_this_one() -> None:
+    ip("tuntap add tap0 mode tap user 12345")
+    assert "tap:tap0: no permission to open this tap" in refusal("tap0")
