@@ -53,7 +53,7 @@ class Tracer:
 
 
 class LogBudget:
-    """So many lines in so many seconds for one source; what goes beyond is counted and said with the next line that passes."""
+    """So many lines in so many seconds for one source; the rest is counted, and said with the next that passes."""
 
     def __init__(
         self, lines: int = 10, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic

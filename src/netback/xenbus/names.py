@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a device lives in the store, and how it is removed there. Knows paths and permissions, not values."""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, get_args
+
+from netback.errors import ConfigError
+from netback.platforms.store import Store, StoreError
+from netback.vif.features import DeviceType
+
+DEVICE_TYPES: Final[tuple[DeviceType, ...]] = get_args(DeviceType)
+
+DOMID_FIRST_RESERVED = 0x7FF0
+_INDEX_END = (1 << 31) - 1
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
+
+
+def decimal(text: str, below: int) -> int | None:
+    """A number as the store writes it, or None."""
+    return int(text) if _DECIMAL.fullmatch(text) and int(text) < below else None
+
+
+def home(domid: int) -> str:
+    """A domain's own part of the store."""
+    return f"/local/domain/{domid}"
+
+
+def backends(backend_domid: int, kind: DeviceType) -> str:
+    """Where a backend domain finds its devices of a type."""
+    return f"{home(backend_domid)}/backend/{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceName:
+    """A device as its backend directory names it; `number` is that directory's name, a decimal if all is well."""
+
+    kind: DeviceType
+    backend_domid: int
+    domid: int
+    number: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.domid}.{self.number}"
+
+    @property
+    def index(self) -> int:
+        """The device's number; ConfigError where the directory is not named so."""
+        index = decimal(self.number, _INDEX_END)
+        if index is None:
+            raise ConfigError(f"failed to parse name '{self.number}'")
+        return index
+
+    @property
+    def link(self) -> str:
+        """What a link made for it is called: the name by which xentop and the scripts look for it."""
+        return f"vif{self.domid}.{self.index}"
+
+    @property
+    def backend(self) -> str:
+        return f"{backends(self.backend_domid, self.kind)}/{self.domid}/{self.number}"
+
+    @property
+    def frontend(self) -> str:
+        """Where we put the frontend's directory; a toolstack's device says it itself."""
+        return f"{home(self.domid)}/device/vif/{self.number}"
+
+    @property
+    def errors(self) -> str:
+        """The directory of its error node."""
+        return f"{home(self.backend_domid)}/error/backend/{self.kind}/{self.domid}/{self.number}"
+
+    @property
+    def backend_perms(self) -> list[str]:
+        """Ours; the guest may read."""
+        return [f"n{self.backend_domid}", f"r{self.domid}"]
+
+    @property
+    def frontend_perms(self) -> list[str]:
+        """The guest's; we may read and write."""
+        return [f"n{self.domid}", f"b{self.backend_domid}"]
+
+
+async def remove_empty(store: Store, path: str, levels: int) -> None:
+    """Remove a directory, then its parents, as many as asked for, while they are empty."""
+    await store.rm(path, missing_ok=True)
+    for _ in range(levels - 1):
+        path = path.rpartition("/")[0]
+        with suppress(StoreError):
+            if await store.directory(path):
+                return
+            await store.rm(path, missing_ok=True)
+
+
+async def remove_device(store: Store, name: DeviceName, frontend: str) -> None:
+    """Remove both directories of a device, in one step for whoever watches."""
+
+    async def body(tx: int) -> None:
+        for path in (frontend, name.backend):
+            with suppress(StoreError):
+                await store.rm(path, tx)
+
+    await store.transact(body)
+    with suppress(StoreError):
+        if not await store.directory(parent := name.backend.rpartition("/")[0]):
+            await store.rm(parent, missing_ok=True)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frontend by hand: a domain of emulated Xen whose nodes, rings and slots a test writes itself. Small on purpose."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from netback.abi.netif import RX_REQUEST, RX_RESPONSE, RX_SLOT, TX_REQUEST, TX_RESPONSE, TX_SLOT
+from netback.abi.ring import HEADER_SIZE, SRING
+from netback.abi.xenbus import XenbusState as State
+from netback.platforms.emulated import EmulatedDomain
+from netback.platforms.store import Store, StoreError
+
+SECONDS = 20.0
+"""How long a test waits for what must happen."""
+
+
+async def until(store: Store, path: str, true: Callable[[str | None], bool]) -> str | None:
+    """A node's value once it is as wanted."""
+    value: str | None = None
+    try:
+        async with asyncio.timeout(SECONDS), await store.watch(path) as watch:
+            async for _ in watch:
+                value = await store.read_or(path)
+                if true(value):
+                    return value
+    except TimeoutError:
+        raise AssertionError(f"{path} stays {value!r}") from None
+    return None
+
+
+async def until_state(store: Store, path: str, state: State) -> None:
+    await until(store, f"{path}/state", lambda value: value == str(int(state)))
+
+
+async def eventually(true: Callable[[], Any]) -> None:
+    """Wait for something that has no event of its own."""
+    async with asyncio.timeout(SECONDS):
+        while not true():
+            await asyncio.sleep(0.002)
+
+
+class Ring:
+    """One shared ring as its frontend sees it."""
+
+    def __init__(self, guest: EmulatedDomain) -> None:
+        self.page = guest.alloc_page()
+        self.view = guest.view(self.page.frame)
+        SRING.pack_into(self.view, 0, 0, 1, 0, 1)
+        self.gref = guest.grant(self.page, 0)
+
+    def index(self, at: int, value: int | None = None) -> int:
+        """req_prod, req_event, rsp_prod, rsp_event by number; set where a value is given."""
+        word = self.view[4 * at : 4 * at + 4]
+        if value is not None:
+            word[:] = (value % 2**32).to_bytes(4, "little")
+        return int.from_bytes(word, "little")
+
+    def slot(self, index: int, size: int) -> memoryview:
+        at = HEADER_SIZE + (index % 256) * size
+        return self.view[at : at + size]
+
+
+class Guest:
+    """A guest with one NIC."""
+
+    def __init__(self, domain: EmulatedDomain, store: Store, index: int = 0) -> None:
+        self.domain, self.store = domain, store
+        self.domid = domain.domid
+        self.path = f"/local/domain/{self.domid}/device/vif/{index}"
+        self.tx, self.rx = Ring(domain), Ring(domain)
+        self.port = 0
+        self.pages = [domain.alloc_page() for _ in range(8)]
+        self.grefs = [domain.grant(page, 0) for page in self.pages]
+
+    @property
+    def keys(self) -> dict[str, str]:
+        return {
+            "tx-ring-ref": str(self.tx.gref),
+            "rx-ring-ref": str(self.rx.gref),
+            "event-channel": str(self.port),
+            "request-rx-copy": "1",
+            "feature-rx-notify": "1",
+            "feature-sg": "1",
+        }
+
+    async def backend(self) -> str:
+        """The backend's path, once somebody wrote it."""
+        path = await until(self.store, f"{self.path}/backend", bool)
+        assert path
+        return path
+
+    async def connect(self, *, wait: bool = True, **changes: str | None) -> None:
+        """The frontend's half of the handshake; `changes` replace keys, None leaves one out."""
+        backend = await self.backend()
+        await until_state(self.store, backend, State.INIT_WAIT)
+        await self.say(**changes)
+        if wait:
+            await until_state(self.store, backend, State.CONNECTED)
+
+    async def say(self, **changes: str | None) -> None:
+        """Write keys, then Connected."""
+        if not self.port:
+            self.port = self.domain.events.alloc_unbound(0)
+        keys = self.keys | {name.replace("_", "-"): value for name, value in changes.items()}
+
+        async def body(tx: int) -> None:
+            for name, value in keys.items():
+                if value is not None:
+                    await self.store.write(f"{self.path}/{name}", value, tx)
+                else:
+                    await self.store.rm(f"{self.path}/{name}", tx, missing_ok=True)
+            await self.store.write(f"{self.path}/state", str(int(State.CONNECTED)), tx)
+
+        await self.store.transact(body)
+
+    async def set_state(self, state: State) -> None:
+        await self.store.write(f"{self.path}/state", str(int(state)))
+
+    # ---- frames
+
+    def kick(self) -> None:
+        self.domain.events.native.notify(self.port)
+
+    def send(self, frame: bytes, page: int = 0) -> int:
+        """Put a one-slot frame on the TX ring: its slot's index."""
+        view = self.domain.view(self.pages[page].frame)
+        view[: len(frame)] = frame
+        index = self.tx.index(0)
+        TX_REQUEST.pack_into(self.tx.slot(index, TX_SLOT), 0, self.grefs[page], 0, 0, index % 256, len(frame))
+        self.tx.index(0, index + 1)
+        self.kick()
+        return index
+
+    async def answer(self, index: int) -> int:
+        """The status of a TX response."""
+        await eventually(lambda: (self.tx.index(2) - index - 1) % 2**32 < 2**31)
+        _, status = TX_RESPONSE.unpack(self.tx.slot(index, TX_SLOT))
+        return int(status)
+
+    def post(self, page: int = 4) -> int:
+        """Offer a page for RX: its slot's index."""
+        index = self.rx.index(0)
+        RX_REQUEST.pack_into(self.rx.slot(index, RX_SLOT), 0, index % 256, 0, self.grefs[page])
+        self.rx.index(0, index + 1)
+        self.kick()
+        return index
+
+    async def receive(self, index: int, page: int = 4) -> tuple[int, bytes]:
+        """Offset and bytes of the frame in an RX slot."""
+        await eventually(lambda: (self.rx.index(2) - index - 1) % 2**32 < 2**31)
+        _, offset, _, status = RX_RESPONSE.unpack(self.rx.slot(index, RX_SLOT))
+        return offset, bytes(self.domain.view(self.pages[page].frame)[offset : offset + max(status, 0)])
+
+
+@asynccontextmanager
+async def join(directory: Path, index: int = 0) -> AsyncIterator[Guest]:
+    """A guest that lives as long as the context."""
+    with EmulatedDomain.join(directory, pages=64, grant_pages=1) as domain:
+        store = await domain.open_store()
+        try:
+            yield Guest(domain, store, index)
+        finally:
+            with suppress(StoreError):
+                await store.close()
