@@ -111,7 +111,8 @@ async def test_watch_prints_what_fires(tool: Tools, tmp_path: Path) -> None:
     assert await line() == "/w/a\n"
     assert await tool("rm", "/w") == ("", 0)
     assert await line() == "/w\n"
-    assert await asyncio.wait_for(process.wait(), 20) == 0
+    await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0
 
 
 async def test_watch_hears_of_domains(tool: Tools, server: Server) -> None:
@@ -121,7 +122,8 @@ async def test_watch_hears_of_domains(tool: Tools, server: Server) -> None:
     server.introduce(3)
     server.release(3)
     assert await asyncio.wait_for(process.stdout.readline(), 20) == b"@releaseDomain\n"
-    assert await asyncio.wait_for(process.wait(), 20) == 0
+    await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0
 
 
 def talk_pyxs(path: str) -> None:

@@ -2,13 +2,16 @@
 """The asyncio client over real sockets, against our server and against a server that misbehaves."""
 
 import asyncio
+import os
 import socket
+import tty
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
 
 from netback.abi.xs_wire import Op
+from netback.errors import PlatformError
 from netback.platforms.store import Store, StoreError
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet
@@ -212,6 +215,33 @@ async def test_thousands_of_requests_at_once(dom0: Store) -> None:
     await asyncio.gather(*(dom0.write(f"/n/{number}", "x" * 2000) for number in range(3000)))
     values = await asyncio.gather(*(dom0.read(f"/n/{number}") for number in range(3000)))
     assert values == ["x" * 2000] * 3000
+
+
+async def test_a_watch_that_nobody_takes_from_stays_small(
+    dom0: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netback.platforms.store._MOST_PATHS", 4)
+    watch = await dom0.watch("/w")
+    for number in range(5):
+        await dom0.write(f"/w/{number}", "x")
+    assert list(watch._fired) == ["/w", "/w/4"]
+
+
+async def test_a_device_takes_shorter_messages() -> None:
+    """A pseudo terminal in raw mode stands for /dev/xen/xenbus: a character device that carries bytes both ways."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    store = await Store.open_device(os.ttyname(slave))
+    reading = asyncio.ensure_future(store.read("/a"))
+    await asyncio.sleep(0)
+    assert os.read(master, 100) == Packet(Op.READ, 1, 0, b"/a\0").encode()
+    os.write(master, Packet(Op.READ, 1, 0, b"value").encode())
+    assert await asyncio.wait_for(reading, 10) == "value"
+    with pytest.raises(PlatformError, match="4080 are allowed"):
+        await store.write("/a", "x" * 4078)
+    await store.close()
+    os.close(slave)
+    os.close(master)
 
 
 # ---- the far end goes, or misbehaves

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from netback.abi.xs_wire import Errno, Op
+from netback.abi.xs_wire import HEADER, PAYLOAD_MAX, Errno, Op
 from netback.errors import PlatformError
 from netback.xenstore.client import Answer, Client, Event, directory_part, joined, strings, to_bytes, to_text
 from netback.xenstore.wire import WireError
@@ -25,6 +25,7 @@ _READ_BYTES = 65536
 _TRIES = 30  # of a transaction that conflicts; with the delays below about two seconds
 _FIRST_DELAY = 0.001
 _LONGEST_DELAY = 0.1
+_MOST_PATHS = 16384  # that a watch keeps for whoever does not take them
 
 
 class StoreError(PlatformError):
@@ -50,12 +51,12 @@ class Store:
             ...
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, payload_max: int = PAYLOAD_MAX) -> None:
         self._endpoint = endpoint
         self._fd = endpoint.fileno()
         os.set_blocking(self._fd, False)
         self._loop = asyncio.get_running_loop()
-        self._client = Client()
+        self._client = Client(payload_max)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._asked: dict[int, str] = {}
         self._watches: dict[str, Watch] = {}
@@ -85,9 +86,10 @@ class Store:
     async def open_device(cls, path: str | Path) -> Self:
         """Open a character device, /dev/xen/xenbus."""
         try:
-            return cls(open(path, "r+b", buffering=0))  # noqa: ASYNC230, PTH123 (a device opens at once)
+            device = open(path, "r+b", buffering=0)  # noqa: ASYNC230, PTH123, SIM115 (a device opens at once)
         except OSError as error:
             raise StoreError(Errno.EIO, f"cannot open {path} ({error.strerror or error})") from error
+        return cls(device, PAYLOAD_MAX - HEADER.size)  # Linux takes no more in one message with its header
 
     async def __aenter__(self) -> Self:
         return self
@@ -310,6 +312,7 @@ class Store:
 class Watch:
     """The paths that fired, as an async iterator; a path that fires again before it was taken comes once.
 
+    If very many wait, the watch's own path comes instead of them all: look at everything, as at the beginning.
     It ends when it is closed, and raises StoreError when the connection is gone.
     """
 
@@ -351,7 +354,10 @@ class Watch:
         await self._store._unwatch(self)
 
     def fired(self, path: str) -> None:
-        self._fired[path] = None
+        if len(self._fired) >= _MOST_PATHS:
+            self._fired = {self.path: None}
+        else:
+            self._fired[path] = None
         self._news.set()
 
     def end(self) -> None:

@@ -51,15 +51,17 @@ class Client:
     [Answer(req_id=1, payload=b'value', errno='')]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, payload_max: int = PAYLOAD_MAX) -> None:
+        self._payload_max = payload_max
         self._parser = Parser()
         self._pending: dict[int, Op] = {}
         self._last = 0
 
     def request(self, op: Op, payload: bytes, tx_id: int = 0) -> tuple[int, bytes]:
         """The number that the answer will carry, and the bytes to send."""
-        if len(payload) > PAYLOAD_MAX:
-            raise PlatformError(f"{op.name} of {len(payload)} bytes, {PAYLOAD_MAX} are allowed", Errno.E2BIG)
+        if len(payload) > self._payload_max:
+            what = f"{op.name} of {len(payload)} bytes, {self._payload_max} are allowed"
+            raise PlatformError(what, Errno.E2BIG)
         number = self._last
         while number == self._last or number == 0 or number in self._pending:
             number = (number + 1) & 0xFFFFFFFF
