@@ -37,9 +37,10 @@
 
 enum {
     BURST = 64,                      /* frames of one system call */
-    SLOTS = 256,                     /* frames between the processes: as deep as a netif ring */
+    SLOTS = 64,                      /* frames between the processes: more only let an overload build up (256 gave half the UDP) */
     FRAME_BYTES = 65536 + 512,       /* a virtio_net_hdr and the largest frame; off powers of two, to spread over the cache */
-    SOCKET_BYTES = 4 * 1024 * 1024,
+    RECEIVE_BYTES = 8 << 20,         /* socket buffers, as netback's packet peer asks for them */
+    SEND_BYTES = 256 * 1024,
     WANTS_FRAMES = 1,
     WANTS_ROOM = 2,
 };
@@ -77,7 +78,7 @@ static void set_option(int fd, int level, int option, const void *value, socklen
 
 static int open_link(const char *name)
 {
-    int one = 1, bytes = SOCKET_BYTES;
+    int one = 1, receive = RECEIVE_BYTES, send = SEND_BYTES;
     struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = (int)if_nametoindex(name)};
     struct packet_mreq promiscuous = {.mr_ifindex = address.sll_ifindex, .mr_type = PACKET_MR_PROMISC};
     int fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);      /* protocol 0: deaf until bound */
@@ -86,8 +87,8 @@ static int open_link(const char *name)
     set_option(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof one, "PACKET_VNET_HDR");
     set_option(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, &one, sizeof one, "PACKET_IGNORE_OUTGOING");
     set_option(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &promiscuous, sizeof promiscuous, "PACKET_MR_PROMISC");
-    set_option(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes, "SO_RCVBUFFORCE");
-    set_option(fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes, "SO_SNDBUFFORCE");
+    set_option(fd, SOL_SOCKET, SO_RCVBUFFORCE, &receive, sizeof receive, "SO_RCVBUFFORCE");
+    set_option(fd, SOL_SOCKET, SO_SNDBUFFORCE, &send, sizeof send, "SO_SNDBUFFORCE");
     if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
         die("bind");
     return fd;

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make bench`: runs the parts, prints their tables, writes out/bench.json and out/bench.png."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import Progress
+
+from .native import OUT
+from .report import Row, draw, show, write_json
+
+PARTS = ("rings", "endtoend", "idle", "store")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part alone; may be given again")
+    parser.add_argument("--quick", action="store_true", help="few and short rounds: to see that all runs")
+    parser.add_argument("--rounds", type=int, help="rounds of every contender (5; --quick 1)")
+    parser.add_argument("--seconds", type=float, help="of each measurement (2; --quick 1)")
+    return parser.parse_args()
+
+
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Ended from outside: leave through every context, so that nothing of ours stays."""
+    sys.exit(128 + number)
+
+
+def main() -> int:
+    chosen = arguments()
+    console = Console()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    rounds = chosen.rounds or (1 if chosen.quick else 5)
+    seconds = chosen.seconds or (1 if chosen.quick else 2)
+    rows: list[Row] = []
+    with Progress(console=console, transient=True) as progress:
+        for part in chosen.only or PARTS:
+            rows += import_module(f".{part}", __package__).measure(rounds, seconds, progress)
+    show(rows, console)
+    OUT.mkdir(exist_ok=True)
+    write_json(rows, OUT / "bench.json")
+    draw(rows, OUT / "bench.png")
+    console.print(f"written: {OUT.parent.name}/out/bench.json, {OUT.parent.name}/out/bench.png")
+    return 1 if any(row.met is False for row in rows) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TCP, UDP and ping between two namespaces, through netback and through the relays by turns.
+
+Knows iperf3 and ping, nothing of who moves the frames.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+
+from .contenders import CONTENDERS
+from .report import Row
+from .topology import GUEST_ADDRESS, Namespace, Topology, running, topology
+
+BASELINE = "relay, two"
+TARGET = 0.8
+TO_GUEST: tuple[str, ...] = ()
+TO_HOST = ("-R",)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    name: str
+    unit: str
+    of: Callable[[Topology, float], float]
+    less_is_better: bool = False
+
+
+@contextmanager
+def iperf_server(where: Namespace) -> Iterator[None]:
+    with running(where.command("iperf3", "-s", "--forceflush"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if "listening" in line:
+                break
+        else:
+            raise RuntimeError("iperf3 does not start")
+        yield
+
+
+def iperf(at: Topology, seconds: float, *options: str) -> dict[str, float]:
+    """What the receiver got, by the server's own account."""
+    words = ("iperf3", "-c", GUEST_ADDRESS, "-J", "-t", str(seconds), *options)
+    with iperf_server(at.guest):
+        result = at.host.run(*words, check=False, timeout=seconds + 30)
+    answer = json.loads(result.stdout)
+    if "error" in answer:
+        raise RuntimeError(f"iperf3: {answer['error']}")
+    received: dict[str, float] = answer["end"]["sum_received"]
+    return received
+
+
+def tcp(way: tuple[str, ...]) -> Callable[[Topology, float], float]:
+    return lambda at, seconds: iperf(at, seconds, *way)["bits_per_second"] / 1e9
+
+
+def udp(length: int, way: tuple[str, ...]) -> Callable[[Topology, float], float]:
+    def measure(at: Topology, seconds: float) -> float:
+        return iperf(at, seconds, "-u", "-b", "0", "-l", str(length), *way)["bits_per_second"] / 8 / length / 1e3
+
+    return measure
+
+
+def ping(at: Topology, seconds: float) -> float:
+    """Mean round trip of a flood, in µs."""
+    said = at.host.run("ping", "-f", "-q", "-c", str(int(2500 * seconds)), GUEST_ADDRESS).stdout
+    found = re.search(r"= [\d.]+/([\d.]+)/", said)
+    if found is None:
+        raise RuntimeError(f"ping: {said}")
+    return float(found.group(1)) * 1e3
+
+
+MEASURES = (
+    Measure("TCP host to guest", "Gbit/s", tcp(TO_GUEST)),
+    Measure("TCP guest to host", "Gbit/s", tcp(TO_HOST)),
+    Measure("UDP 64 to guest", "kpps", udp(64, TO_GUEST)),
+    Measure("UDP 64 to host", "kpps", udp(64, TO_HOST)),
+    Measure("UDP 1400 to guest", "kpps", udp(1400, TO_GUEST)),
+    Measure("UDP 1400 to host", "kpps", udp(1400, TO_HOST)),
+    Measure("flood ping", "µs", ping, less_is_better=True),
+)
+
+
+def judge(measure: Measure, samples: dict[str, list[float]]) -> Row:
+    row = Row("end to end", measure.name, measure.unit, samples)
+    if not {"netback", BASELINE} <= samples.keys():
+        return row
+    ours, theirs = row.median("netback"), row.median(BASELINE)
+    ratio = theirs / ours if measure.less_is_better else ours / theirs
+    return Row(
+        row.part, row.name, row.unit, samples,
+        target=f"ratio >= {TARGET}", met=ratio >= TARGET, notes={"netback / relay, two": ratio},
+    )  # fmt: skip
+
+
+def measure(rounds: int, seconds: float, progress: Progress, only: tuple[str, ...] = ()) -> list[Row]:
+    """Rounds of every contender in turn, each running all measures."""
+    contenders = {name: each for name, each in CONTENDERS.items() if not only or name in only}
+    samples: dict[str, dict[str, list[float]]] = {each.name: {} for each in MEASURES}
+    task = progress.add_task("end to end", total=rounds * len(contenders) * len(MEASURES))
+    with tempfile.TemporaryDirectory(prefix="nbb") as directory, topology(Path(directory)) as at:
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                with contender(at):
+                    for each in MEASURES:
+                        progress.update(task, description=f"end to end: {name}, {each.name}")
+                        samples[each.name].setdefault(name, []).append(each.of(at, seconds))
+                        progress.advance(task)
+    return [judge(each, samples[each.name]) for each in MEASURES]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rings alone: what a frame costs the backend on one core with a peer that costs nothing, beside the copies alone.
+
+Both are measured by turns on the same pages, a ring full of frames each time; nothing is subtracted from either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter_ns
+
+from rich.progress import Progress
+
+from .native import build
+from .report import Row
+from .rig import Ring, Shape
+
+SHAPES = {"64 B": Shape(64, gso=False), "1500 B": Shape(1500, gso=False), "64 KiB GSO": Shape(65535, gso=True)}
+CPU = 1
+FILLS = 400
+RATIO = 1.2
+ABOVE = 60.0
+PRIVATE_BYTES = 512 * 1024
+HEADROOM = 64                        # before each frame, as in the backend's private memory: frames begin on cache lines
+
+
+class Copy(ctypes.Structure):
+    _fields_ = (("to", ctypes.c_void_p), ("source", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class Floor:
+    """The copies that a ring full of frames asks for, and nothing else."""
+
+    def __init__(self, ring: Ring) -> None:
+        library = ctypes.CDLL(str(build("floor.c", "-shared", "-fPIC")))
+        self._run = library.copy_all
+        self._run.restype = ctypes.c_uint64
+        self._private = mmap.mmap(-1, PRIVATE_BYTES)
+        copies = ring.copies(ctypes.addressof(ctypes.c_char.from_buffer(self._private)) + HEADROOM)
+        self._copies = (Copy * len(copies))(*copies)
+        self._count = ctypes.c_size_t(len(copies))
+
+    def run(self) -> int:
+        elapsed: int = self._run(self._copies, self._count)
+        return elapsed
+
+
+def drain(ring: Ring) -> int:
+    """Nanoseconds until the backend has answered a full ring."""
+    step, queue = ring.worker.step, ring.queue
+    ring.fill()
+    start = perf_counter_ns()
+    while step(queue):
+        pass
+    return perf_counter_ns() - start
+
+
+@dataclass(slots=True)
+class Case:
+    way: str
+    name: str
+    ring: Ring
+    floor: Floor
+    ours: list[float]
+    copies: list[float]
+
+    def sample(self) -> None:
+        """Medians of FILLS ring fulls each, by turns, in nanoseconds a frame."""
+        frames = self.ring.shape.frames
+        pairs = [(drain(self.ring), self.floor.run()) for _ in range(FILLS)]
+        self.ours.append(median(ours for ours, _ in pairs) / frames)
+        self.copies.append(median(copies for _, copies in pairs) / frames)
+        self.ring.check()
+
+    def row(self) -> Row:
+        row = Row("rings alone", f"{self.way} {self.name}", "ns/frame", {"netback": self.ours, "copies": self.copies})
+        ours, floor = row.median("netback"), row.median("copies")
+        large = self.ring.shape.gso
+        met = ours <= RATIO * floor if large else ours - floor <= ABOVE
+        notes = {"ns/slot": ours / self.ring.shape.slots, "above": ours - floor, "ratio": ours / floor}
+        target = f"ratio <= {RATIO}" if large else f"above <= {ABOVE:.0f}"
+        return Row(row.part, row.name, row.unit, row.samples, target, met, notes)
+
+
+def make(way: str, name: str) -> Case:
+    ring = Ring(SHAPES[name], tx=way == "TX")
+    return Case(way, name, ring, Floor(ring), [], [])
+
+
+@contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu} & before or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
+    cases = [make(way, name) for way in ("TX", "RX") for name in SHAPES]
+    turns = max(3, round(2 * rounds * seconds))
+    task = progress.add_task("rings alone", total=turns)
+    with pinned(CPU):
+        for _ in range(turns):
+            for case in cases:
+                case.sample()
+            progress.advance(task)
+    return [case.row() for case in cases]
