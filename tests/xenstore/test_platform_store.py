@@ -5,7 +5,8 @@ import asyncio
 import os
 import socket
 import tty
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from netback.abi.xs_wire import Op
 from netback.errors import PlatformError
 from netback.platforms.store import Store, StoreError
 from netback.xenstore.server import Server
-from netback.xenstore.wire import Packet
+from netback.xenstore.wire import Packet, Parser
 
 from .serving import guest_store, serving, until
 
@@ -55,6 +56,7 @@ async def test_nodes(dom0: Store) -> None:
     assert await failure(dom0.rm("/a/b/c")) == "ENOENT"
     await dom0.rm("/a/b/c", missing_ok=True)
     assert await failure(dom0.rm("/", missing_ok=True)) == "EINVAL"
+    assert await failure(dom0.directory("/none")) == "ENOENT"
 
 
 async def test_an_error_says_what_was_asked_and_of_which_path(dom0: Store) -> None:
@@ -244,7 +246,86 @@ async def test_a_device_takes_shorter_messages() -> None:
     os.close(master)
 
 
+async def test_messages_that_go_in_pieces_stay_whole_and_in_order() -> None:
+    """A pseudo terminal takes four kilobytes at a time."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    store = await Store.open_device(os.ttyname(slave))
+    writing = [asyncio.ensure_future(store.write("/a", letter * 3000)) for letter in "xyz"]
+    received = b""
+    async with asyncio.timeout(10):
+        while len(received) < 3 * 3019:
+            await asyncio.sleep(0)
+            with suppress(BlockingIOError):
+                received += os.read(master, 65536)
+    expected = [Packet(Op.WRITE, n, 0, b"/a\0" + v * 3000) for n, v in ((1, b"x"), (2, b"y"), (3, b"z"))]
+    assert received == b"".join(packet.encode() for packet in expected)
+    await store.close()
+    for task in writing:
+        assert await failure(task) == "EIO"
+    os.close(slave)
+    os.close(master)
+
+
 # ---- the far end goes, or misbehaves
+
+
+class Fake:
+    """A store that answers as its function says."""
+
+    def __init__(self, answer: Callable[[Packet], Packet]) -> None:
+        self._sock, self.far = socket.socketpair()
+        self._parser = Parser()
+        self._answer = answer
+        asyncio.get_running_loop().add_reader(self._sock, self._readable)
+
+    def _readable(self) -> None:
+        self._parser.feed(self._sock.recv(65536))
+        while packet := self._parser.next_packet():
+            self._sock.sendall(self._answer(packet).encode())
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
+
+
+async def test_a_directory_that_never_rests_is_given_up() -> None:
+    parts = 0
+
+    def answer(packet: Packet) -> Packet:
+        nonlocal parts
+        if packet.type == Op.DIRECTORY:
+            return Packet(Op.ERROR, packet.req_id, 0, b"E2BIG\0")
+        parts += 1
+        return packet._replace(payload=b"%d\0name\0" % parts)
+
+    fake = Fake(answer)
+    store = await Store.from_socket(fake.far)
+    assert await failure(store.directory("/long")) == "EAGAIN"
+    await store.close()
+    fake.close()
+
+
+async def test_an_event_for_nobody_does_no_harm() -> None:
+    def answer(packet: Packet) -> Packet:
+        event = Packet(Op.WATCH_EVENT, 0, 0, b"/a\0no such token\0").encode()
+        fake._sock.sendall(event)
+        return packet._replace(payload=b"value")
+
+    fake = Fake(answer)
+    store = await Store.from_socket(fake.far)
+    assert await store.read("/a") == "value"
+    await store.close()
+    fake.close()
+
+
+async def test_a_body_that_loses_its_connection_says_so(dom0: Store, server: Server) -> None:
+    async def body(tx: int) -> None:
+        server.close()
+        await dom0.write("/n", "x", tx)
+
+    assert await failure(dom0.transact(body)) == "EIO"
 
 
 async def test_when_the_server_goes_everybody_gets_eio(server: Server, dom0: Store) -> None:

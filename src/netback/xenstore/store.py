@@ -134,13 +134,10 @@ class View:
         """Absence is told only to one who has one of the wanted rights on the nearest node that exists."""
         if caller.privileged:
             return
-        for above in list(upward(path))[1:]:
-            node = self.peek(above)
-            if node is not None:
-                if caller.rights(node.perms) & wanted:
-                    return
-                break
-        raise Refused(Errno.EACCES)
+        there = (node for above in list(upward(path))[1:] if (node := self.peek(above)) is not None)
+        nearest = next(there, None)
+        if nearest is None or not caller.rights(nearest.perms) & wanted:
+            raise Refused(Errno.EACCES)
 
     def _create(self, path: bytes, value: bytes, caller: Caller) -> None:
         """Make the node and what is missing above it. Permissions come from the nearest node that exists."""
@@ -179,8 +176,7 @@ class View:
         found = [path]
         for place in found:
             node = self.peek(place)
-            if node is not None:
-                found.extend([child(place, name) for name in node.children])
+            found.extend([child(place, name) for name in (node.children if node else ())])
         return found
 
 
