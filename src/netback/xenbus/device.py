@@ -280,10 +280,11 @@ class Device:
 
     def _unrealize(self) -> None:
         """The NIC is gone."""
+        if self.vif is None:
+            self._journal.unlink(missing_ok=True)
+            return
         self._disconnect()
         self._journal.unlink(missing_ok=True)
-        if self.vif is None:
-            return
         self._end_network(self.vif.network, gone=True)
         self.vif = None
         self._around.tracer.hit("xen_netdev_unrealize", self.name)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands, each a few lines: what it does is imported when it runs, so that `--help` is quick."""
+
+import asyncio
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netback.cli.place import default_directory
+from netback.errors import ConfigError, NetbackError
+
+app = typer.Typer(
+    name="netback",
+    help="A Xen network backend in userspace: serves guests' netfronts on real and on emulated Xen.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class PlatformName(StrEnum):
+    """Where there is a Xen."""
+
+    EMULATED = "emulated"
+
+
+class TypeName(StrEnum):
+    """Device types: where in the store a device is, and where a frame begins in its page."""
+
+    VIF = "vif"
+    QNIC = "qnic"
+
+
+Directory = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir", help="Directory of the emulated Xen.  [default: where XENSTORED_PATH is, or netback's own]"
+    ),
+]
+Domain = Annotated[str, typer.Argument(metavar="DOMAIN", help="The guest: its domid or its name.")]
+Type = Annotated[TypeName, typer.Option("--type", help="Device type.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+SpecHelp = "Network: tap[:NAME], packet:LINK or null."
+
+
+@app.command()
+def emulate(
+    directory: Directory = None,
+    print_env: Annotated[
+        bool,
+        typer.Option("--print-env", help="Print what points the xenstore tools here, for eval; then exit."),
+    ] = False,
+) -> None:
+    """Run an emulated Xen: a xenstore and a hypervisor for processes that are domains. Stays in the foreground."""
+    from netback.platforms import emulated
+
+    place = directory or default_directory()
+    if print_env:
+        typer.echo(emulated.print_env(place))
+        return
+    asyncio.run(emulated.emulate(place, lambda: typer.echo(f"emulated Xen in {place}", err=True)))
+
+
+@app.command()
+def run(
+    platform: Annotated[PlatformName, typer.Option(help="Where there is a Xen.")] = PlatformName.EMULATED,
+    directory: Directory = None,
+    net: Annotated[
+        str | None, typer.Option(help=f"{SpecHelp} For devices that name none.  [default: tap]")
+    ] = None,
+    trace: Annotated[
+        list[str] | None, typer.Option(help="Trace points to show: a name or a glob such as 'xen_netdev_*'.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker threads.  [default: one for each core]")
+    ] = None,
+) -> None:
+    """Serve the guests' network devices until told to end, which no guest notices: the next run goes on from there."""
+    from netback.cli.serve import serve
+
+    asyncio.run(serve(directory or default_directory(), net, tuple(trace or ()), workers))
+
+
+@app.command()
+def attach(
+    domain: Domain,
+    net: Annotated[str, typer.Option(help=SpecHelp)],
+    mac: Annotated[str | None, typer.Option(help="MAC address.  [default: random, of Xen's range]")] = None,
+    kind: Type = TypeName.VIF,
+    index: Annotated[int, typer.Option(min=-1, help="Device index; -1 chooses one.")] = -1,
+    directory: Directory = None,
+) -> None:
+    """Give a guest a network device. A backend that runs connects it; one started later does so, too."""
+    from netback.cli.devices import attach_device
+
+    name = asyncio.run(attach_device(directory or default_directory(), domain, net, kind.value, mac, index))
+    typer.echo(name)
+
+
+@app.command()
+def detach(
+    domain: Domain,
+    kind: Annotated[TypeName | None, typer.Option("--type", help="Device type.")] = None,
+    index: Annotated[
+        int | None, typer.Option(min=0, help="Device index; needed where there are several.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="How long to wait for the guest before it is forced.")
+    ] = 10.0,
+    directory: Directory = None,
+) -> None:
+    """Take a network device from a guest: the guest is asked first."""
+    from netback.cli.devices import detach_device
+
+    place = directory or default_directory()
+    name, answered = asyncio.run(detach_device(place, domain, kind.value if kind else None, index, seconds))
+    typer.echo(name if answered else f"{name} (forced: the guest did not answer)")
+
+
+@app.command(name="list")
+def list_(directory: Directory = None, json: Json = False) -> None:
+    """Show the network devices, their states and what both ends agreed on."""
+    from netback.cli.devices import read_devices, show_devices
+
+    show_devices(asyncio.run(read_devices(directory or default_directory())), as_json=json)
+
+
+@app.command()
+def guest(
+    net: Annotated[str, typer.Option(help=f"{SpecHelp} What the guest's vif is joined to.")],
+    directory: Directory = None,
+    domid: Annotated[int | None, typer.Option(min=1, help="Domid.  [default: the next free one]")] = None,
+    name: Annotated[str, typer.Option(help="The domain's name.")] = "",
+    index: Annotated[int, typer.Option(min=0, help="Index of its network device.")] = 0,
+) -> None:
+    """Be a guest of the emulated Xen, with netback's own netfront. It waits for its device to be attached."""
+    from netback.frontend import run_guest
+
+    asyncio.run(
+        run_guest(
+            directory or default_directory(),
+            net,
+            domid=domid,
+            name=name,
+            index=index,
+            on_joined=lambda number: typer.echo(f"domain {number}"),
+            on_state=lambda side, state: typer.echo(f"{side} {state.title}", err=True),
+        )
+    )
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def demo(context: typer.Context) -> None:
+    """Show it all: two TCP/IP stacks, a guest's and a host's, over emulated Xen. `netback demo --help` tells more."""
+    from netback.demo.command import demo as show
+
+    shown = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    shown.command()(show)
+    shown(context.args, prog_name="netback demo")
+
+
+def main() -> None:
+    """Run a command. What goes wrong is one line; 2 is for what the user asked, 1 for everything else."""
+    try:
+        app()
+    except (NetbackError, OSError) as error:
+        typer.echo(f"netback: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback run`: a backend until a signal ends it."""
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+
+from netback.daemon import Backend, BackendConfig
+from netback.net.spec import parse_spec
+from netback.platforms.emulated import EmulatedPlatform
+
+log = logging.getLogger("netback")
+
+
+def set_up_log() -> None:
+    """To stderr; the journal has its own clock."""
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(format=f"{stamp}%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+
+
+async def serve(directory: Path, net: str | None, trace: tuple[str, ...], workers: int | None) -> None:
+    """Serve until SIGINT or SIGTERM, or until the store is gone, which is an error."""
+    set_up_log()
+    if net is not None:
+        parse_spec(net)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    config = BackendConfig(directory, net=net, trace=trace, workers=workers)
+    with EmulatedPlatform(directory) as platform:
+        async with Backend(platform, config) as backend:
+            log.info("serving domain %d of the %s Xen in %s", platform.domid, platform.name, directory)
+            await _either(asyncio.create_task(stop.wait()), asyncio.create_task(backend.wait()))
+
+
+async def _either(stopped: "asyncio.Task[bool]", failed: "asyncio.Task[None]") -> None:
+    """Until the first of the two; the failure is raised."""
+    done, _ = await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+    if failed in done:
+        stopped.cancel()
+        failed.result()
+    failed.cancel()
