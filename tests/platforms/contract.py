@@ -122,7 +122,9 @@ class PlatformContract:
 
     def test_notifying_a_closed_far_side_is_nothing(self, pair: Pair) -> None:
         handle, ours, theirs = pair.connect()
-        fires(handle.native)
+        handle.native.notify(ours)
+        assert fires(pair.guest.events.native) == [theirs]
+        pair.guest.events.native.unmask(theirs)
         pair.guest.events.unbind(theirs)
         handle.native.notify(ours)
         assert fires(pair.guest.events.native, QUIET) == []
@@ -142,6 +144,7 @@ class PlatformContract:
         first.native.notify(ours)
         assert fires(pair.guest.events.native) == [theirs]
         pair.guest.events.native.unmask(theirs)
+        pair.guest.events.native.notify(theirs)
         first.close()
         pair.guest.events.native.notify(theirs)
         second = pair.platform.open_events()

@@ -75,8 +75,8 @@ class Port:
     far: "Port | None" = None
 
     def mark_pending(self) -> None:
-        if self.handle.memory.events.set_pending(self.number):
-            _ring(self.handle.eventfd)
+        self.handle.memory.events.set_pending(self.number)
+        _ring(self.handle.eventfd)
 
     def changed(self) -> None:
         """Its far side is another one now: whoever notifies through it must ask again."""
@@ -246,7 +246,6 @@ class Hypervisor:
         near.far, far.far = far, near
         # In this order: who notified through `far` before it could know of us finds the port pending here.
         far.changed()
-        near.changed()
         near.mark_pending()
         return Reply(number=near.number), ()
 
@@ -289,7 +288,6 @@ class Hypervisor:
         """Close one end: the other is unbound again, and waits for a new one of the same domain."""
         del port.handle.domain.ports[port.number]
         port.handle.ports.discard(port)
-        port.changed()
         if port.far is not None:
             port.far.far = None
             port.far.changed()

@@ -94,11 +94,9 @@ class EventPage:
     words: SharedWords
     offset: int
 
-    def set_pending(self, port: int) -> bool:
-        """Make a port pending; True where that must wake its owner."""
-        word, bit = self._bit(port)
-        was = self.words.set64(word, bit)
-        return not was & bit and not self.words.load64(word + _MASK_OFFSET) & bit
+    def set_pending(self, port: int) -> None:
+        """Make a port pending; its owner is to be woken."""
+        self.words.set64(*self._bit(port))
 
     def clear(self, port: int) -> None:
         """A port that begins anew: neither pending nor masked."""
