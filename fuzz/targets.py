@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of targets, and what one is. It does not know when or where they run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fuzz import hypervisor, offload, rings, store, xs_wire
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`make` draws a case, plain data; `play` returns how many operations it had, or raises: the invariant broke."""
+
+    name: str
+    invariant: str
+    make: Callable[[random.Random], Any]
+    play: Callable[[Any], int]
+    words: tuple[type, ...]
+    """The classes that a case is made of, to read one back from its repr."""
+
+    def case(self, seed: int) -> Any:
+        return self.make(random.Random(seed))
+
+
+TARGETS = {
+    name: Target(name, (module.__doc__ or "").partition("\n")[0], module.make, module.play, module.WORDS)
+    for name, module in {
+        "rings": rings,
+        "offload": offload,
+        "xs_wire": xs_wire,
+        "store": store,
+        "hypervisor": hypervisor,
+    }.items()
+}
