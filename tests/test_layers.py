@@ -18,6 +18,7 @@ FLOORS = (
     (1, "netback.xenstore"),
     (1, "netback.xenbus.states"),
     (1, "netback.vif.features"),
+    (1, "netback.vif.records"),
     (1, "netback.dataplane"),
     (2, "netback.platforms.base"),
     (2, "netback.platforms.store"),

@@ -6,7 +6,7 @@ Knows descriptors and virtio_net_hdr, nothing of rings or guests.
 import os
 
 from libc.errno cimport EAGAIN, EBADFD, EINTR, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport read, write
@@ -29,7 +29,8 @@ cdef extern from *:
                 continue;
             __builtin_memcpy(&aux, CMSG_DATA(c), sizeof aux);
             if (aux.tp_status & TP_STATUS_VLAN_VALID)
-                return (uint32_t)(aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : 0x8100) << 16 | aux.tp_vlan_tci;
+                return (uint32_t)(aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : 0x8100) << 16
+                       | aux.tp_vlan_tci;
         }
         return 0;
     }
@@ -90,7 +91,7 @@ cdef int recv_messages(peer_t *peer, uint8_t *arena, frame_t *frames, int count)
             messages[i].msg_hdr.msg_controllen = AUX_BYTES
     got = recvmmsg(peer.fd, messages, count, MSG_DONTWAIT, NULL)
     if got < 0:
-        # EINVAL: the kernel has a GSO frame that virtio_net_hdr cannot express and dropped it; ENETDOWN: the link went down
+        # EINVAL: the kernel dropped a GSO frame that virtio_net_hdr cannot express; ENETDOWN: the link went down
         return 0 if errno == EAGAIN or errno == EINTR else -1
     for i in range(got):
         if messages[i].msg_len == 0 and not peer.auxdata:
@@ -199,7 +200,8 @@ cdef int peer_send(peer_t *peer, frame_t *frames, int count, int *refused) noexc
 cdef class Peer:
     """What a queue is joined to: a descriptor, its frame format and the offloads it takes.
 
-    `fd` must be non-blocking; `owner` is kept alive as long as this. `kind` is "tap", "socket" or "null"; `caps` are CAN_* bits.
+    `fd` must be non-blocking; `owner` is kept alive as long as this. `kind` is "tap", "socket" or "null"; `caps` are
+    CAN_* bits.
     A null peer gives `template` (a virtio_net_hdr and a frame) as fast as it is read.
     """
 

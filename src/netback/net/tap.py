@@ -209,12 +209,9 @@ class TapNetwork:
         self._tell(Tun.SETOFFLOAD, wanted)
 
     def carrier(self, on: bool) -> None:
-        """As a cable: bridges and routes see whether a guest is connected. A tap that is gone has none anyway."""
-        try:
+        """As a cable: bridges and routes see whether a guest is connected. A tap that is gone shows nobody."""
+        with suppress(PeerError):
             self._tell(Tun.SETCARRIER, INT.pack(on))
-        except PeerError:
-            if on:
-                raise
 
     def drain(self) -> int:
         """Throw away what waits in the tap's queue."""
