@@ -392,22 +392,26 @@ async def test_a_device_is_read_and_written_message_by_message() -> None:
     ours.close()
 
 
-async def test_a_client_that_does_not_read_is_not_served_and_served_when_it_does(
+async def test_a_client_that_does_not_read_is_not_served_until_it_does(
     server: Server, tmp_path: Path
 ) -> None:
-    """Two megabytes of answers are asked for and not read: the server holds only a little of them."""
+    """Ten megabytes of answers are asked for and not read: the server keeps neither them nor the requests."""
+    count, loop = 100_000, asyncio.get_running_loop()
     sock = socket.socket(socket.AF_UNIX)
     sock.setblocking(False)
-    loop = asyncio.get_running_loop()
     await loop.sock_connect(sock, str(tmp_path / "s"))
-    await loop.sock_sendall(sock, Packet(Op.WRITE, 1, 0, b"/a\0" + b"x" * 4000).encode())
-    requests = Packet(Op.READ, 2, 0, b"/a\0").encode() * 500
-    sending = asyncio.ensure_future(loop.sock_sendall(sock, requests))
+    await loop.sock_sendall(sock, Packet(Op.WRITE, 1, 0, b"/a\0" + b"x" * 84).encode())
+    sending = asyncio.ensure_future(loop.sock_sendall(sock, Packet(Op.READ, 2, 0, b"/a\0").encode() * count))
     await until(lambda: any(connection.paused for connection in server.connections))
-    received = 0
-    while received < 19 + 500 * 4016:
-        received += len(await asyncio.wait_for(loop.sock_recv(sock, 65536), 10))
-    assert received == 19 + 500 * 4016
+    connection = next(connection for connection in server.connections if connection.paused)
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert len(connection._parser._buffer) < 16384 + 19  # one reading, and a message begun before
+    assert connection._out_bytes < 65536 + 100
+    assert not sending.done()
+    due = 19 + count * 100
+    while due:
+        due -= len(await asyncio.wait_for(loop.sock_recv(sock, 65536), 10))
     await sending
     sock.close()
 
