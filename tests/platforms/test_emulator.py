@@ -108,3 +108,12 @@ def test_many_emulators_in_one_process(tmp_path: Path) -> None:
     here, there = tmp_path / "a", tmp_path / "b"
     with Emulator(here), Emulator(there), EmulatedDomain.join(here) as one, EmulatedDomain.join(there) as two:
         assert one.domid == two.domid == 1
+
+
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/emulated-xen.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0].replace("/tmp/xen", str(tmp_path / "xen"))
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", example], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -417,8 +417,10 @@ class TestEnds:
 
     async def test_a_store_connection_has_its_domain_s_privilege_and_end(self, xen: Path) -> None:
         with EmulatedDomain.join(xen) as first, EmulatedDomain.join(xen) as second:
-            store = await first.open_store()
+            store, another = await first.open_store(), await first.open_store()
             await store.write("data/x", "1")
+            assert await another.read("data/x") == "1"
+            await another.close()
             with pytest.raises(PlatformError) as refused:
                 await store.read(f"/local/domain/{second.domid}/name")
             assert refused.value.errno == "EACCES"

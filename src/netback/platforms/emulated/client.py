@@ -38,20 +38,22 @@ class Handle:
     """
 
     def __init__(self, directory: Path, hello: Hello, pages: int) -> None:
+        self._directory = directory
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
             memfd = create_memfd(hello.name.decode() or "handle", pages)
-            undo.callback(os.close, memfd)
-            self.memory = Mapping(memfd, 0, pages)
-            undo.callback(self.memory.close)
-            self._socket = undo.enter_context(_connect(directory))
-            reply, fds = self._exchange(hello.pack(), "join", [memfd])
+            with contextlib.closing(
+                os.fdopen(memfd)
+            ):  # once joined, the hypervisor's and our mapping hold it
+                self.memory = Mapping(memfd, 0, pages)
+                undo.callback(self.memory.close)
+                self._socket = undo.enter_context(_connect(directory))
+                reply, fds = self._exchange(hello.pack(), "join", [memfd])
             self.domid, self.grant_pages = reply.domid, reply.grant_pages
             self.event_page = self.memory.address + reply.page * PAGE_SIZE
             self.eventfd = fds[0]
             undo.callback(os.close, self.eventfd)
-            self._store = socket.socket(fileno=fds[1])
-            undo.callback(self._store.close)
+            self._store = undo.enter_context(socket.socket(fileno=fds[1]))
             self._undo = undo.pop_all()
 
     @classmethod
@@ -72,7 +74,13 @@ class Handle:
         self._undo.close()
 
     def take_store(self) -> socket.socket:
-        """The store connection, which from now on is the caller's and outlives the handle."""
+        """A store connection of this domain, which is the caller's and outlives the handle, not the domain.
+
+        The first is the one that came with joining.
+        """
+        if self._store.fileno() < 0:
+            with Handle.attach(self._directory, self.domid) as another:
+                return another.take_store()
         return socket.socket(fileno=self._store.detach())
 
     def request(self, op: Op, domid: int = 0, number: int = 0, flags: int = 0) -> tuple[Reply, list[int]]:
@@ -88,6 +96,7 @@ class Handle:
                     self._socket, REPLY_SIZE, FDS_MAX, socket.MSG_CMSG_CLOEXEC
                 )
         except OSError as error:
+            self._socket.close()  # a reply that comes too late must not answer the next request
             raise PlatformError(f"emulated Xen: {what}: {error.strerror or error}", "EIO") from error
         if len(data) != REPLY_SIZE:
             raise PlatformError(f"emulated Xen: {what}: the hypervisor ended the connection", "EIO")

@@ -80,7 +80,7 @@ class EmulatedDomain:
         self.events.close()
 
     async def open_store(self) -> Store:
-        """A store connection with this domain's privilege; the first is the one that came with joining."""
+        """A store connection with this domain's privilege."""
         return await Store.from_socket(self._handle.take_store())
 
     def open_events(self) -> EmulatedEventChannels:

@@ -44,12 +44,12 @@ async def emulate(directory: Path, ready: Callable[[], None] | None = None) -> N
     `ready` is called once joined can be.
     """
     stop = asyncio.Event()
-    _allow_descriptors()
     with _signals(stop.set):
         await _serve(directory, stop, ready or (lambda: None))
 
 
 async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    _allow_descriptors()
     domains = _Domains()
     hypervisor = Hypervisor(domains.began, domains.ended)
     with _directory(directory), _locked(directory):

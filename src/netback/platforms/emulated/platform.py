@@ -64,8 +64,7 @@ class EmulatedPlatform:
     async def open_store(self) -> Store:
         if self.domid == 0:
             return await Store.connect(self.directory / STORE_SOCKET)
-        with Handle.attach(self.directory, self.domid) as handle:
-            return await Store.from_socket(handle.take_store())
+        return await Store.from_socket(self._handle.take_store())
 
     def open_events(self) -> EmulatedEventChannels:
         return self._handles.open_events()
