@@ -44,7 +44,8 @@ class HandBackend:
         self.directory = directory
         self.domid = domid
         self.offer = dict(OFFER) if offer is None else offer
-        self.network = network if network is not None else PythonNetwork("host", vnet_hdr=True)
+        self._made = PythonNetwork("host", vnet_hdr=True) if network is None else None
+        self.network = network or self._made
         self.path = f"backend/vif/{domid}/{index}"
         self.frontend = f"/local/domain/{domid}/device/vif/{index}"
         self.serve = serve
@@ -55,6 +56,8 @@ class HandBackend:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as undo:
+            if self._made is not None:
+                undo.callback(self._made.remove)
             self.platform = undo.enter_context(EmulatedPlatform(self.directory))
             self.store = await undo.enter_async_context(await self.platform.open_store())
             self.events = self.platform.open_events()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frontend's queue: its two rings, its granted pages and the peer behind it, tied together for the worker.
 
-Knows what a queue is made of; how frames move is in front_tx and front_rx, when in worker. Grants, event channels and xenstore are done
-before by frontend/.
+Knows what a queue is made of; how frames move is in front_tx and front_rx, when in worker. Grants, event channels and
+xenstore are frontend/'s.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
@@ -38,12 +38,13 @@ cdef int set_pages(uint8_t **addresses, uint32_t *grefs, object pages) except -1
 cdef class FrontQueue(Link):
     """The frontend's end of one queue, on rings of its own that begin empty.
 
-    `tx_ring` and `rx_ring` are the addresses of the ring pages, `tx_pages` and `rx_pages` 256 pairs each of a page's address and the gref
-    under which the backend may read or write it for as long as this lives. `port` is our event channel. `caps` are CAN_* bits of what the
-    backend takes, `sg` whether it takes frames of more than a slot. `tx_slots` and `rx_slots` bound how many slots are
-    used at a time; without `rx_notify` the backend is not told of posted buffers. Everything handed in is kept alive.
+    `tx_ring` and `rx_ring` are the addresses of the ring pages, `tx_pages` and `rx_pages` 256 pairs each of a page's
+    address and the gref under which the backend may read or write it for as long as this lives. `port` is our event
+    channel. `caps` are CAN_* bits of what the backend takes, `sg` whether frames may have more than a slot. `tx_slots`
+    and `rx_slots` bound how many slots are used at a time; without `rx_notify` the backend is not told of posted
+    buffers. Everything handed in is kept alive.
 
-    All RX buffers are posted at once; the worker reads and arms when the queue is added to it, and notifies the backend once.
+    All RX buffers are posted at once; the worker reads and arms when the queue is added to it, and notifies once.
     """
 
     def __cinit__(self, Events events, Peer peer, *, size_t tx_ring, size_t rx_ring, object tx_pages, object rx_pages,

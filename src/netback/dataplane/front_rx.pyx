@@ -6,7 +6,8 @@
     forward   frames to the peer, right from their pages; checksums and segments are done here where the peer cannot
     repost    the buffers go back to the ring in the same burst: one push, at most one notify
 
-Headers that are looked at are private copies: the backend may still write to the pages. What a full peer does not take stays in the ring.
+Headers that are looked at are private copies: the backend may still write to the pages. What a full peer does not take
+stays in the ring.
 
 May go wrong: a response cannot be (the link breaks), the backend answered ERROR (that frame is lost and counted).
 """
@@ -18,18 +19,19 @@ from netback.dataplane.abi cimport (
     EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GSO_TYPE_NONE, GSO_TYPE_TCPV6, NETIF_RSP_DROPPED, NETIF_RSP_ERROR,
     NETIF_RSP_OKAY,
     NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS,
-    RX_SLOT, extra_info, rx_request, rx_response,
+    RX_SLOT, extra_info, rx_request, rx_response, virtio_net_hdr,
 )
 from netback.dataplane.events cimport events_notify
 from netback.dataplane.front_queue cimport (
     MSG_DONTWAIT, MSG_NOSIGNAL, front_queue, iovec, mmsghdr, sendmmsg, writev,
 )
 from netback.dataplane.offload cimport (
-    HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, netif_to_virtio,
-    segments_begin, segments_next, segments_t,
+    HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload,
+    netif_to_virtio, segments_begin, segments_next, segments_t,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_SOCKET, PEER_TAP, VNET_HDR, frame_t, peer_send, peer_t, vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_SOCKET, PEER_TAP, VNET_HDR, frame_t, peer_send, peer_t,
+    vnet_header,
 )
 from netback.dataplane.queue cimport (
     CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED,
@@ -113,7 +115,7 @@ cdef inline bint take_data(front_queue *queue, workspace_t *ws, uint32_t at, cha
 
 
 cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pending, chain_t *chain) noexcept nogil:
-    """One frame's responses; False where no backend may answer so (Linux's netfront drops those or stops, as it can)."""
+    """One frame's responses; False where no backend may answer so."""
     cdef rx_response *slot = response(ws, chain.segment)
     chain.slots = 1
     chain.extras = 0
@@ -153,7 +155,8 @@ cdef uint32_t assemble(front_queue *queue, workspace_t *ws, uint32_t pending, in
 
 # --- frames
 
-cdef uint32_t gather(front_queue *queue, workspace_t *ws, chain_t *chain, uint8_t *to, uint32_t limit) noexcept nogil:
+cdef uint32_t gather(front_queue *queue, workspace_t *ws, chain_t *chain, uint8_t *to,
+                     uint32_t limit) noexcept nogil:
     """Copy the beginning of a frame to private memory: how many bytes that is."""
     cdef uint32_t i, size, at = 0
     cdef rx_response *slot
@@ -167,7 +170,8 @@ cdef uint32_t gather(front_queue *queue, workspace_t *ws, chain_t *chain, uint8_
     return at
 
 
-cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain, uint32_t skip) noexcept nogil:
+cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain,
+                   uint32_t skip) noexcept nogil:
     """A frame's bytes from `skip` on, where they lie."""
     cdef uint32_t i, passed
     cdef rx_response *slot
@@ -183,7 +187,8 @@ cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t
             out.used += 1
 
 
-cdef void put_message(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain, frame_t *head) noexcept nogil:
+cdef void put_message(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain,
+                      frame_t *head) noexcept nogil:
     """A message: the peer's header with the `head` of the frame that is private, then the rest from its pages."""
     cdef uint32_t header = queue.link.peer.header
     out.first[out.count] = out.used
@@ -252,7 +257,8 @@ cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept no
 
 
 cdef bint send_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Cut a frame and send its segments. False where the peer became full: the ring keeps the frame, rx_cut the place in it."""
+    """Cut a frame and send its segments. False where the peer became full: the ring keeps the frame, rx_cut how far
+    it went."""
     cdef segments_t cut
     cdef uint32_t length, used = FRAME_HEADROOM, count = 0, skip = queue.rx_cut
     cdef int sent, refused = 0
@@ -293,22 +299,25 @@ cdef inline void describe(chain_t *chain, netif_offload *said) noexcept nogil:
 
 
 cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *head) noexcept nogil:
-    """Fill the header; a frame that the peer cannot take so is brought together in private memory, and completed if that is all it lacks.
-    PASS, SEGMENT or DROP."""
+    """Fill the header; a frame that the peer cannot take so is brought together in private memory, and completed if
+    that is all it lacks. PASS, SEGMENT or DROP."""
     cdef netif_offload said
+    cdef uint32_t caps = queue.link.peer.caps
+    cdef virtio_net_hdr *hdr = vnet_header(head)
     cdef uint8_t fixed_up
     cdef int verdict
     describe(chain, &said)
     head.length = 0
     if said.csum_blank or said.gso_type != GSO_TYPE_NONE:
         head.length = gather(queue, ws, chain, head.data, HEADERS_MAX)
-    verdict = netif_to_virtio(head.data, head.length, chain.length, &said, queue.link.peer.caps, vnet_header(head), &fixed_up)
+    verdict = netif_to_virtio(head.data, head.length, chain.length, &said, caps, hdr, &fixed_up)
     if verdict == OFFLOAD_COMPLETE or verdict == OFFLOAD_SEGMENT:
-        head.length = gather(queue, ws, chain, head.data, FRAME_BYTES)       # anew: the backend may have changed its pages
-        verdict = netif_to_virtio(head.data, head.length, head.length, &said, queue.link.peer.caps, vnet_header(head), &fixed_up)
+        # Judged anew, as a whole: the backend may have changed its pages since.
+        head.length = gather(queue, ws, chain, head.data, FRAME_BYTES)
+        verdict = netif_to_virtio(head.data, head.length, head.length, &said, caps, hdr, &fixed_up)
     if verdict == OFFLOAD_COMPLETE:
-        complete_checksum(head.data, head.length, vnet_header(head))
-        memset(vnet_header(head), 0, VNET_HDR)
+        complete_checksum(head.data, head.length, hdr)
+        memset(hdr, 0, VNET_HDR)
         chain.fixed_up = 1
         return OFFLOAD_PASS
     return verdict
@@ -384,7 +393,8 @@ cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
 
 
 cdef int serve_front_rx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst of the RX ring: LINK_MORE where another may follow, 0 where it is drained and armed or the peer is full."""
+    """One burst of the RX ring: LINK_MORE where another may follow, 0 where it is drained and armed or the peer is
+    full."""
     cdef front_queue *queue = <front_queue *>link
     cdef int pending, broken = REASON_NONE
     cdef uint32_t chains, done

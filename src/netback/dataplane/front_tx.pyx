@@ -6,8 +6,9 @@
     place     a frame to requests; checksums and segments are done here where the backend cannot
     publish   one push, at most one notify
 
-A frame that lacks slots is held (one, no more); then, and only then, the ring is armed for an event. Where the backend cannot do what the
-peer's frame asks (no scatter-gather, a tag, a tunnel) the frame goes the long way: through private memory, completed or cut.
+A frame that lacks slots is held (one, no more); then, and only then, the ring is armed for an event. Where the backend
+cannot do what the peer's frame asks (no scatter-gather, a tag, a tunnel) the frame goes the long way: through private
+memory, completed or cut.
 
 May go wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
 """
@@ -49,8 +50,11 @@ cdef extern from *:
             if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
                 continue;
             __builtin_memcpy(&aux, CMSG_DATA(c), sizeof aux);
-            if (aux.tp_status & TP_STATUS_VLAN_VALID)
-                return (uint32_t)(aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : 0x8100) << 16 | aux.tp_vlan_tci;
+            if (!(aux.tp_status & TP_STATUS_VLAN_VALID))
+                return 0;
+            if (!(aux.tp_status & TP_STATUS_VLAN_TPID_VALID))
+                aux.tp_vlan_tpid = 0x8100;
+            return (uint32_t)aux.tp_vlan_tpid << 16 | aux.tp_vlan_tci;
         }
         return 0;
     }
@@ -70,23 +74,27 @@ cdef enum:
     LARGE_READS = 64             # how long one large frame makes us expect more of them
 
 
-cdef struct scattered_t:         # a frame as it was read: in pages, the rest (if any) in private memory
+cdef struct scattered_t:         # a frame as it was read: in pages, what is more in private memory
     uint16_t pages[FRAME_PAGES]
     uint32_t held                # how many pages that is
     frame_t frame                # where it begins, in its first page
-    uint8_t *rest
+    uint8_t *linear              # where it begins in private memory, if it has to come together there
     uint32_t tag                 # the VLAN tag that came aside
 
 
 # --- pages and slots
 
-cdef inline uint32_t room(front_queue *queue) noexcept nogil:
+cdef inline uint32_t slots(front_queue *queue) noexcept nogil:
     """Slots that may be filled now."""
     return queue.tx_slots - <uint32_t>(queue.tx.req_prod - queue.tx.rsp_cons)
 
 
+cdef inline uint32_t room(front_queue *queue) noexcept nogil:
+    """Slots that may be filled with pages not in hand yet: fewer while a read waits to be placed."""
+    return min(slots(queue), queue.free_count)
+
+
 cdef inline uint16_t take_page(front_queue *queue) noexcept nogil:
-    """A page in hand. There are as many as slots, so whoever has room for a request has one."""
     queue.free_count -= 1
     return queue.free[queue.free_count]
 
@@ -127,7 +135,8 @@ cdef bint reap(front_queue *queue) noexcept nogil:
 
 # --- requests
 
-cdef inline void put_request(front_queue *queue, uint16_t page, uint16_t offset, uint16_t flags, uint16_t size) noexcept nogil:
+cdef inline void put_request(front_queue *queue, uint16_t page, uint16_t offset, uint16_t flags,
+                             uint16_t size) noexcept nogil:
     cdef tx_request *request = <tx_request *>tx_slot(queue.tx.shared, queue.tx.req_prod)
     request.gref = queue.tx_grefs[page]
     request.offset = offset
@@ -156,8 +165,10 @@ cdef inline uint16_t tx_flags(netif_offload *said) noexcept nogil:
     )
 
 
-cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, uint32_t length, netif_offload *said) noexcept nogil:
-    """Requests of a frame that lies in pages: the first one's size is the frame's, the others' are their own (netif.h)."""
+cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, uint32_t length,
+                    netif_offload *said) noexcept nogil:
+    """Requests of a frame that lies in pages: the first one's size is the frame's, the others' are their own
+    (netif.h)."""
     cdef uint32_t size = min(length, PAGE_SIZE - offset)
     cdef uint32_t at = size
     cdef uint32_t i = 1
@@ -199,8 +210,8 @@ cdef void hold(front_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
     queue.cutting = cutting
 
 
-cdef uint32_t place_cut(front_queue *queue, workspace_t *ws) noexcept nogil:
-    """Segments of the held frame to the ring: 0 where it is done with, else the slots that the next one needs."""
+cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
+    """Segments of the frame at `data` to the ring: 0 where it is done with, else the slots that the next one needs."""
     cdef netif_offload plain
     cdef uint32_t length, needed
     memset(&plain, 0, sizeof(plain))
@@ -208,7 +219,7 @@ cdef uint32_t place_cut(front_queue *queue, workspace_t *ws) noexcept nogil:
     while queue.cut.index < queue.cut.count:
         if room(queue) < needed:
             return needed
-        length = segments_next(&queue.cut, queue.held.data, ws.cuts, CUT_BYTES)
+        length = segments_next(&queue.cut, data, ws.cuts, CUT_BYTES)
         if length == 0:
             break
         copy_frame(queue, ws.cuts, length, &plain)
@@ -223,26 +234,31 @@ cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexc
 
 
 cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Begin to cut a frame: it is held while its segments go out."""
+    """Begin to cut a frame; it is held where not all its segments have room."""
     cdef netif_offload plain
+    cdef uint32_t needed
     queue.link.peer.cuts = BURST_FRAMES
     memset(&plain, 0, sizeof(plain))
     if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0
             or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, &plain))):
         queue.link.counters[TX_DROPPED] += 1
         return 0
-    hold(queue, frame, True)
-    return place_cut(queue, ws)
+    needed = place_cut(queue, ws, frame.data)
+    if needed:
+        hold(queue, frame, True)
+    return needed
 
 
 cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """One frame from private memory to the ring: 0 where it is done with; else it is held, and needs this many slots."""
+    """One frame from private memory to the ring: 0 where it is done with; else it is held, and needs this many
+    slots."""
     cdef netif_offload said
+    cdef virtio_net_hdr *hdr = vnet_header(frame)
     cdef uint32_t needed
-    cdef int verdict = virtio_to_netif(frame.data, frame.length, frame.length, vnet_header(frame), queue.caps, &said)
+    cdef int verdict = virtio_to_netif(frame.data, frame.length, frame.length, hdr, queue.caps, &said)
     if verdict == OFFLOAD_COMPLETE:
-        complete_checksum(frame.data, frame.length, vnet_header(frame))
-        memset(vnet_header(frame), 0, VNET_HDR)
+        complete_checksum(frame.data, frame.length, hdr)
+        memset(hdr, 0, VNET_HDR)
         memset(&said, 0, sizeof(said))
         queue.link.counters[TX_COMPLETED] += 1
     needed = slots_of(frame.length, &said)
@@ -261,15 +277,20 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
 cdef uint32_t place_held(front_queue *queue, workspace_t *ws) noexcept nogil:
     cdef frame_t frame = queue.held
     if queue.cutting:
-        return place_cut(queue, ws)
+        return place_cut(queue, ws, queue.held.data)
     queue.holding = False
     return place(queue, ws, &frame)
 
 
 # --- frames in granted pages: the short way
 
+cdef inline uint32_t pages_of(scattered_t *read) noexcept nogil:
+    """How many pages a frame fills that was read, if they are enough."""
+    return (FRAME_HEADROOM + read.frame.length + PAGE_SIZE - 1) // PAGE_SIZE
+
+
 cdef inline void give_pages(front_queue *queue, scattered_t *read, uint32_t kept) noexcept nogil:
-    """All but the first `kept`, which become requests."""
+    """All but the first `kept`."""
     while read.held > kept:
         read.held -= 1
         give_page(queue, read.pages[read.held])
@@ -280,6 +301,7 @@ cdef void restore_tag(scattered_t *read, bint header) noexcept nogil:
     cdef frame_t *frame = &read.frame
     cdef virtio_net_hdr *hdr
     memmove(frame.data - VNET_HDR - 4, frame.data - VNET_HDR, VNET_HDR + 12)
+    read.linear -= 4
     frame.data -= 4
     frame.length += 4
     frame.data[12] = <uint8_t>(read.tag >> 24)
@@ -294,10 +316,10 @@ cdef void restore_tag(scattered_t *read, bint header) noexcept nogil:
 
 
 cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcept nogil:
-    """Bring a frame together in private memory, where its rest is already; its pages are free again."""
+    """Bring a frame together in private memory, where what found no page is already; its pages are free again."""
     cdef uint32_t i, at = PAGE_SIZE - <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
     linear.length = read.frame.length
-    linear.data = read.rest - at - (read.held - 1) * PAGE_SIZE
+    linear.data = read.linear
     memcpy(vnet_header(linear), vnet_header(&read.frame), at + VNET_HDR)
     for i in range(1, read.held):
         memcpy(linear.data + at, queue.tx_pages[read.pages[i]], PAGE_SIZE)
@@ -305,58 +327,58 @@ cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcep
     give_pages(queue, read, 0)
 
 
+cdef inline bint goes_as_it_is(front_queue *queue, scattered_t *read, uint32_t offset,
+                               netif_offload *said) noexcept nogil:
+    """Whether a frame can go from the pages that it lies in, and its flags."""
+    cdef frame_t *frame = &read.frame
+    cdef uint32_t have = min(frame.length, PAGE_SIZE - offset)
+    if offset + frame.length > read.held * PAGE_SIZE or frame.length > MAX_FRAME:
+        return False
+    if virtio_to_netif(frame.data, have, frame.length, vnet_header(frame), queue.caps, said) != OFFLOAD_PASS:
+        return False
+    return slots(queue) >= read.held + (said.gso_type != GSO_TYPE_NONE)
+
+
 cdef uint32_t place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
     """One frame that was read into pages to the ring; by the long way where it cannot go as it is."""
     cdef frame_t linear
     cdef netif_offload said
-    cdef frame_t *frame = &read.frame
-    cdef uint32_t offset = <uint32_t>(frame.data - queue.tx_pages[read.pages[0]])
-    cdef uint32_t needed = (offset + frame.length + PAGE_SIZE - 1) // PAGE_SIZE
-    if needed > 1:
-        queue.large = LARGE_READS
-    if frame.length < MIN_FRAME:
+    cdef uint32_t offset = <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
+    if read.frame.length < MIN_FRAME:
         give_pages(queue, read, 0)
         queue.link.counters[TX_DROPPED] += 1
         return 0
-    if (needed > read.held or frame.length > MAX_FRAME or virtio_to_netif(
-            frame.data, min(frame.length, PAGE_SIZE - offset), frame.length, vnet_header(frame), queue.caps, &said) != OFFLOAD_PASS
-            or room(queue) < needed + (said.gso_type != GSO_TYPE_NONE)):
+    if not goes_as_it_is(queue, read, offset, &said):
         gather(queue, read, &linear)
         return place(queue, ws, &linear)
-    give_pages(queue, read, needed)
-    put_frame(queue, read.pages, offset, frame.length, &said)
+    put_frame(queue, read.pages, offset, read.frame.length, &said)
     return 0
 
 
 # --- reading
 
-cdef void prepare(front_queue *queue, workspace_t *ws, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
-    """Where each of the next frames may go: so many pages, the first with room for headers, then private memory."""
-    cdef uint32_t header = queue.link.peer.header
-    cdef iovec *vector
-    cdef uint32_t page
-    cdef int i
-    for i in range(count):
-        reads[i].held = pages
-        for page in range(pages):
-            vector = &vectors[i * VECTORS + page]
-            reads[i].pages[page] = take_page(queue)
-            vector.iov_base = queue.tx_pages[reads[i].pages[page]]
-            vector.iov_len = PAGE_SIZE
-        vector = &vectors[i * VECTORS]
-        reads[i].frame.data = <uint8_t *>vector.iov_base + FRAME_HEADROOM
-        reads[i].tag = 0
-        vector.iov_base = reads[i].frame.data - header
-        vector.iov_len = FIRST_BYTES + header
-        vector = &vectors[i * VECTORS + pages]
-        reads[i].rest = ws.arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM + FIRST_BYTES + (pages - 1) * PAGE_SIZE
-        vector.iov_base = reads[i].rest
-        vector.iov_len = FRAME_BYTES - FIRST_BYTES - (pages - 1) * PAGE_SIZE
+cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private, iovec *vectors,
+                         uint32_t pages) noexcept nogil:
+    """Where the next frame may go: so many pages, the first with room for headers, then private memory."""
+    cdef uint32_t page, header = queue.link.peer.header
+    cdef uint32_t paged = FIRST_BYTES + (pages - 1) * PAGE_SIZE
+    for page in range(pages):
+        read.pages[page] = take_page(queue)
+        vectors[page].iov_base = queue.tx_pages[read.pages[page]]
+        vectors[page].iov_len = PAGE_SIZE
+    read.held = pages
+    read.tag = 0
+    read.frame.data = queue.tx_pages[read.pages[0]] + FRAME_HEADROOM
+    vectors[0].iov_base = read.frame.data - header
+    vectors[0].iov_len = FIRST_BYTES + header
+    read.linear = private
+    vectors[pages].iov_base = private + paged
+    vectors[pages].iov_len = FRAME_BYTES - paged
 
 
-cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t bytes) noexcept nogil:
+cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t size) noexcept nogil:
     """A frame came; no more than its header counts as an empty one."""
-    read.frame.length = <uint32_t>bytes - peer.header if bytes > peer.header else 0
+    read.frame.length = <uint32_t>size - peer.header if size > peer.header else 0
     if not peer.header:
         memset(vnet_header(&read.frame), 0, VNET_HDR)
 
@@ -398,19 +420,24 @@ cdef int read_tap(peer_t *peer, scattered_t *reads, iovec *vectors, int count, u
 
 
 cdef int read_direct(front_queue *queue, workspace_t *ws, int count, uint32_t *needed) noexcept nogil:
-    """Read frames into granted pages and place them: how many came, -1 where the peer refuses; *needed as place has it."""
+    """Read frames into granted pages and place them: how many came, -1 where the peer refuses; *needed as place has
+    it."""
+    cdef uint8_t *private = ws.arena + FRAME_HEADROOM
     cdef scattered_t reads[READ_FRAMES]
     cdef iovec vectors[READ_FRAMES * VECTORS]
     cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.large else 1))
     cdef int i, got
     queue.large -= queue.large != 0
-    prepare(queue, ws, reads, vectors, count, pages)
+    for i in range(count):
+        prepare(queue, &reads[i], private + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES), &vectors[i * VECTORS], pages)
     if queue.link.peer.kind == PEER_TAP:
         got = read_tap(queue.link.peer, reads, vectors, count, pages)
     else:
         got = read_messages(queue.link.peer, reads, vectors, count, pages)
-    for i in range(max(got, 0), count):
-        give_pages(queue, &reads[i], 0)
+    for i in range(count):
+        give_pages(queue, &reads[i], pages_of(&reads[i]) if i < got else 0)
+        if i < got and pages_of(&reads[i]) > 1:
+            queue.large = LARGE_READS
     for i in range(got):
         if needed[0]:                # the one before it grew by cutting
             give_pages(queue, &reads[i], 0)
@@ -423,7 +450,8 @@ cdef int read_direct(front_queue *queue, workspace_t *ws, int count, uint32_t *n
 
 
 cdef int read_linear(front_queue *queue, workspace_t *ws, int count, uint32_t *needed) noexcept nogil:
-    """The same by way of private memory, for a backend without scatter-gather and for rings that are used a few slots at a time."""
+    """The same by way of private memory, for backends without scatter-gather and rings that are used a few slots at a
+    time."""
     cdef int i, got = peer_recv(queue.link.peer, ws.arena, ws.frames, count)
     for i in range(got):
         if needed[0]:
@@ -443,7 +471,8 @@ cdef inline int frames_at_once(front_queue *queue, uint32_t left) noexcept nogil
 
 
 cdef uint32_t collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept nogil:
-    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held frame needs, or 0."""
+    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held frame needs,
+    or 0."""
     cdef uint64_t *moved = &queue.link.counters[TX_BYTES]
     cdef uint64_t enough = moved[0] + BURST_BYTES
     cdef uint32_t taken = 0, needed = 0
@@ -477,7 +506,8 @@ cdef void publish(front_queue *queue, uint32_t first) noexcept nogil:
 
 
 cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:
-    """Ask for an event when half of what we sent is answered, or more where the frame at hand needs more, and look again."""
+    """Ask for an event when half of what we sent is answered, or more where the frame at hand needs more; then look
+    again."""
     cdef uint32_t sent = queue.tx.req_prod - queue.tx.rsp_cons
     cdef uint32_t wanted = max(needed - room(queue), (sent + 1) // 2)
     cdef int pending = front_arm(&queue.tx, wanted)
@@ -492,7 +522,8 @@ cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:
 
 
 cdef int serve_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack (link.to_blocked)."""
+    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack
+    (link.to_blocked)."""
     cdef front_queue *queue = <front_queue *>link
     cdef uint32_t first = queue.tx.req_prod
     cdef uint32_t needed = 0

@@ -8,5 +8,17 @@ from .config import BackFeatures, FrontConfig
 from .device import BackendError, Frontend
 from .guest import Guest
 from .rings import Granted, Rings
+from .run import run_guest
+from .script import Script
 
-__all__ = ["BackFeatures", "BackendError", "FrontConfig", "Frontend", "Granted", "Guest", "Rings"]
+__all__ = [
+    "BackFeatures",
+    "BackendError",
+    "FrontConfig",
+    "Frontend",
+    "Granted",
+    "Guest",
+    "Rings",
+    "Script",
+    "run_guest",
+]

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest as a process of its own: what `netback guest` runs."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from netback.abi.xenbus import XenbusState
+from netback.net.spec import open_network, parse_spec
+
+from .config import FrontConfig
+from .device import Frontend
+
+
+async def run_guest(
+    directory: Path | str,
+    net: str,
+    *,
+    domid: int | None = None,
+    name: str = "",
+    index: int = 0,
+    config: FrontConfig = FrontConfig(),  # noqa: B008 (frozen)
+    cpu: int | None = None,
+    on_state: Callable[[str, XenbusState], None] = lambda _side, _state: None,
+    on_joined: Callable[[int], None] = lambda _domid: None,
+) -> None:
+    """Be a guest whose vif is joined to `net` (`tap:guest0`, `packet:eth0`, `null`), until SIGINT or SIGTERM.
+
+    `on_joined` is told the domid. The vif closes in order at the end, and what was made for it (a tap) is removed.
+    """
+    stop = asyncio.Event()
+    network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}"[:15])
+    with ExitStack() as undo:
+        undo.callback(network.remove)
+        undo.enter_context(_signals(stop.set))
+        async with Frontend(
+            directory,
+            network,
+            index=index,
+            config=config,
+            on_state=on_state,
+            domid=domid,
+            name=name,
+            cpu=cpu,
+        ) as vif:
+            on_joined(vif.guest.domid)
+            await _either(stop, vif)
+
+
+async def _either(stop: asyncio.Event, vif: Frontend) -> None:
+    """Wait for the end: ours, or that of what we depend on, which is an error."""
+    stopped = asyncio.ensure_future(stop.wait())
+    failed = asyncio.ensure_future(vif.until(lambda: False))
+    try:
+        done, _ = await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+        if failed in done:
+            failed.result()
+    finally:
+        for future in (stopped, failed):
+            future.cancel()
+        await asyncio.wait({stopped, failed})
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM end the guest in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
