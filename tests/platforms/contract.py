@@ -164,6 +164,15 @@ class PlatformContract:
         with pytest.raises(PlatformError):
             handle.unbind(ours)
 
+    # ---- the store
+
+    async def test_the_store_connection_has_the_platform_s_privilege(self, pair: Pair) -> None:
+        path = f"/local/domain/{pair.platform.domid}/contract"
+        async with await pair.platform.open_store() as one, await pair.platform.open_store() as two:
+            await one.write(path, "held")
+            assert await two.read(path) == "held"
+            await one.rm(path)
+
     # ---- grants
 
     def test_granted_pages_are_copied_both_ways(self, pair: Pair) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from netback.errors import ConfigError
-from netback.platforms.emulated import EmulatedDomain, Emulator, print_env
+from netback.errors import ConfigError, PlatformError
+from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform, Emulator, print_env
 from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET, STORE_SOCKET
 
 PROGRAM = (
@@ -108,6 +108,17 @@ def test_many_emulators_in_one_process(tmp_path: Path) -> None:
     here, there = tmp_path / "a", tmp_path / "b"
     with Emulator(here), Emulator(there), EmulatedDomain.join(here) as one, EmulatedDomain.join(there) as two:
         assert one.domid == two.domid == 1
+
+
+def test_the_emulator_s_end_is_an_error_for_its_domains(directory: Path) -> None:
+    with Emulator(directory):
+        platform = EmulatedPlatform(directory)
+        events = platform.open_events()
+    for ask in (lambda: platform.open_memory(1), lambda: events.alloc_unbound(1)):
+        with pytest.raises(PlatformError) as refused:
+            ask()
+        assert refused.value.errno == "EIO"
+    platform.close()
 
 
 def test_the_example_of_the_docs(tmp_path: Path) -> None:

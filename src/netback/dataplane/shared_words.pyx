@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Atomic words in memory that processes share: what control code needs of a grant table or an event page.
 
-Knows offsets, nothing of what lies there. Every verb is sequentially consistent and checks its offset; none is on a frame's path.
+Knows offsets, nothing of what lies there. Every verb is sequentially consistent and checks its offset; none is on a
+frame's path.
 """
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 cdef extern from *:
     """
-    static inline uint32_t word32_load(void *p) { return __atomic_load_n((uint32_t *)p, __ATOMIC_SEQ_CST); }
-    static inline uint32_t word32_add(void *p, uint32_t n) { return __atomic_fetch_add((uint32_t *)p, n, __ATOMIC_SEQ_CST); }
-    static inline uint64_t word64_load(void *p) { return __atomic_load_n((uint64_t *)p, __ATOMIC_SEQ_CST); }
-    static inline void word64_store(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_SEQ_CST); }
-    static inline uint64_t word64_or(void *p, uint64_t bits) { return __atomic_fetch_or((uint64_t *)p, bits, __ATOMIC_SEQ_CST); }
-    static inline uint64_t word64_and(void *p, uint64_t bits) { return __atomic_fetch_and((uint64_t *)p, bits, __ATOMIC_SEQ_CST); }
+    #define ORDER __ATOMIC_SEQ_CST
+    static inline uint32_t word32_load(void *p) { return __atomic_load_n((uint32_t *)p, ORDER); }
+    static inline uint32_t word32_add(void *p, uint32_t n) { return __atomic_fetch_add((uint32_t *)p, n, ORDER); }
+    static inline uint64_t word64_load(void *p) { return __atomic_load_n((uint64_t *)p, ORDER); }
+    static inline void word64_store(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, ORDER); }
+    static inline uint64_t word64_or(void *p, uint64_t bits) { return __atomic_fetch_or((uint64_t *)p, bits, ORDER); }
+    static inline uint64_t word64_and(void *p, uint64_t bits) { return __atomic_fetch_and((uint64_t *)p, bits, ORDER); }
     static inline int word64_exchange_if(void *p, uint64_t old, uint64_t v)
     {
-        return __atomic_compare_exchange_n((uint64_t *)p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        return __atomic_compare_exchange_n((uint64_t *)p, &old, v, 0, ORDER, ORDER);
     }
     """
     uint32_t word32_load(void *p)

@@ -42,9 +42,7 @@ class Handle:
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
             memfd = create_memfd(hello.name.decode() or "handle", pages)
-            with contextlib.closing(
-                os.fdopen(memfd)
-            ):  # once joined, the hypervisor's and our mapping hold it
+            with os.fdopen(memfd, "rb"):  # once joined, the mappings hold it
                 self.memory = Mapping(memfd, 0, pages)
                 undo.callback(self.memory.close)
                 self._socket = undo.enter_context(_connect(directory))
