@@ -64,6 +64,6 @@ class PythonNetwork:
         self._near.close()
 
     def remove(self) -> None:
-        """Close both ends."""
+        """Close both ends; whoever waits in `recv` would wait for ever: `close` first, and let it see EOFError."""
         self.close()
         self.socket.close()
