@@ -63,6 +63,7 @@ class Backend:
         for pattern in config.trace:
             self.tracer.select(pattern)
         self.store: Store
+        self._workers: Workers
         self._devices: Devices
         self._running: asyncio.Task[None]
         self._undo = AsyncExitStack()
@@ -72,9 +73,9 @@ class Backend:
             undo.callback(os.close, await _lock(self.config.directory, self.platform.domid))
             self.store = await self.platform.open_store()
             undo.push_async_callback(self.store.close)
-            workers = Workers(self.platform, self.config.workers)
-            undo.callback(workers.close)
-            self._devices = Devices(self._surroundings(workers))
+            self._workers = Workers(self.platform, self.config.workers)
+            undo.callback(self._workers.close)
+            self._devices = Devices(self._surroundings())
             self._running = asyncio.create_task(self._devices.run())
             undo.push_async_callback(self._stop)
             await self._first_look()
@@ -120,7 +121,8 @@ class Backend:
         return await operator.detach(self.store, name, seconds=seconds)
 
     def trace(self, pattern: str) -> None:
-        """Turn trace points on, or off with a leading `-`."""
+        """Turn trace points on, or off with a leading `-`: for what happens from now on."""
+        self._workers.flush()
         self.tracer.select(pattern)
         for device in self.devices.values():
             if device.vif is not None:
@@ -137,11 +139,11 @@ class Backend:
         """Every device as data: states, agreement, counters, ring indices."""
         return [_describe(device) for device in self.devices.values()]
 
-    def _surroundings(self, workers: Workers) -> Surroundings:
+    def _surroundings(self) -> Surroundings:
         return Surroundings(
             store=self.store,
             platform=self.platform,
-            workers=workers,
+            workers=self._workers,
             tracer=self.tracer,
             journals=self.config.directory / "journal",
             net=self.config.net,

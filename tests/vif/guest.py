@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from netback.abi.netif import RX_REQUEST, RX_RESPONSE, RX_SLOT, TX_REQUEST, TX_RESPONSE, TX_SLOT
-from netback.abi.ring import HEADER_SIZE, SRING
+from netback.abi.ring import HEADER_SIZE, PAGE_SIZE, SRING
 from netback.abi.xenbus import XenbusState as State
-from netback.platforms.emulated import EmulatedDomain
+from netback.daemon import Backend, BackendConfig
+from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform
 from netback.platforms.store import Store, StoreError
+
+FRAME = bytes(range(60))
 
 SECONDS = 20.0
 """How long a test waits for what must happen."""
@@ -35,21 +39,25 @@ async def until_state(store: Store, path: str, state: State) -> None:
     await until(store, f"{path}/state", lambda value: value == str(int(state)))
 
 
-async def eventually(true: Callable[[], Any]) -> None:
-    """Wait for something that has no event of its own."""
-    async with asyncio.timeout(SECONDS):
-        while not true():
-            await asyncio.sleep(0.002)
+async def readable(fd: int) -> None:
+    """Until a descriptor has something to read."""
+    loop = asyncio.get_running_loop()
+    news = asyncio.Event()
+    loop.add_reader(fd, news.set)
+    try:
+        await news.wait()
+    finally:
+        loop.remove_reader(fd)
 
 
 class Ring:
     """One shared ring as its frontend sees it."""
 
-    def __init__(self, guest: EmulatedDomain) -> None:
+    def __init__(self, guest: EmulatedDomain, backend: int) -> None:
         self.page = guest.alloc_page()
         self.view = guest.view(self.page.frame)
         SRING.pack_into(self.view, 0, 0, 1, 0, 1)
-        self.gref = guest.grant(self.page, 0)
+        self.gref = guest.grant(self.page, backend)
 
     def index(self, at: int, value: int | None = None) -> int:
         """req_prod, req_event, rsp_prod, rsp_event by number; set where a value is given."""
@@ -66,14 +74,15 @@ class Ring:
 class Guest:
     """A guest with one NIC."""
 
-    def __init__(self, domain: EmulatedDomain, store: Store, index: int = 0) -> None:
+    def __init__(self, domain: EmulatedDomain, store: Store, index: int = 0, backend: int = 0) -> None:
         self.domain, self.store = domain, store
-        self.domid = domain.domid
+        self.domid, self.backend_domid = domain.domid, backend
         self.path = f"/local/domain/{self.domid}/device/vif/{index}"
-        self.tx, self.rx = Ring(domain), Ring(domain)
+        self.tx, self.rx = Ring(domain, backend), Ring(domain, backend)
         self.port = 0
+        self.scratch = domain.alloc_page().frame * PAGE_SIZE
         self.pages = [domain.alloc_page() for _ in range(8)]
-        self.grefs = [domain.grant(page, 0) for page in self.pages]
+        self.grefs = [domain.grant(page, backend) for page in self.pages]
 
     @property
     def keys(self) -> dict[str, str]:
@@ -103,7 +112,7 @@ class Guest:
     async def say(self, **changes: str | None) -> None:
         """Write keys, then Connected."""
         if not self.port:
-            self.port = self.domain.events.alloc_unbound(0)
+            self.port = self.domain.events.alloc_unbound(self.backend_domid)
         keys = self.keys | {name.replace("_", "-"): value for name, value in changes.items()}
 
         async def body(tx: int) -> None:
@@ -134,9 +143,21 @@ class Guest:
         self.kick()
         return index
 
+    async def responses(self, ring: Ring, index: int) -> None:
+        """Until the slot of `index` is answered, asking to be notified of just that."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                ring.index(3, index + 1)
+                self.domain.memory.words.set64(self.scratch, 0)  # a full fence: an atomic read-modify-write
+                if (ring.index(2) - index - 1) % 2**32 < 2**31:
+                    return
+                await readable(self.domain.events.native.fd)
+                for port in self.domain.events.native.take():
+                    self.domain.events.native.unmask(port)
+
     async def answer(self, index: int) -> int:
         """The status of a TX response."""
-        await eventually(lambda: (self.tx.index(2) - index - 1) % 2**32 < 2**31)
+        await self.responses(self.tx, index)
         _, status = TX_RESPONSE.unpack(self.tx.slot(index, TX_SLOT))
         return int(status)
 
@@ -150,18 +171,37 @@ class Guest:
 
     async def receive(self, index: int, page: int = 4) -> tuple[int, bytes]:
         """Offset and bytes of the frame in an RX slot."""
-        await eventually(lambda: (self.rx.index(2) - index - 1) % 2**32 < 2**31)
+        await self.responses(self.rx, index)
         _, offset, _, status = RX_RESPONSE.unpack(self.rx.slot(index, RX_SLOT))
         return offset, bytes(self.domain.view(self.pages[page].frame)[offset : offset + max(status, 0)])
 
 
 @asynccontextmanager
-async def join(directory: Path, index: int = 0) -> AsyncIterator[Guest]:
+async def join(directory: Path, *, index: int = 0, backend: int = 0) -> AsyncIterator[Guest]:
     """A guest that lives as long as the context."""
     with EmulatedDomain.join(directory, pages=64, grant_pages=1) as domain:
         store = await domain.open_store()
         try:
-            yield Guest(domain, store, index)
+            yield Guest(domain, store, index, backend)
         finally:
             with suppress(StoreError):
                 await store.close()
+
+
+@asynccontextmanager
+async def serving(directory: Path, network: PythonNetwork, **config: Any) -> AsyncIterator[Backend]:
+    """A backend whose devices may say "python:lan"."""
+    settings = BackendConfig(directory, networks={"python:lan": network}, workers=1, **config)
+    with EmulatedPlatform(directory) as platform:
+        async with Backend(platform, settings) as backend:
+            yield backend
+
+
+async def exchange(guest: Guest, network: PythonNetwork, offset: int = 0) -> None:
+    """A frame each way."""
+    slot = guest.send(FRAME)
+    assert await network.recv() == FRAME
+    assert await guest.answer(slot) == 0
+    slot = guest.post()
+    await network.send(FRAME[::-1])
+    assert await guest.receive(slot) == (offset, FRAME[::-1])

@@ -74,6 +74,10 @@ class QueueWorker:
         """Have the queue write down each slot, or each frame, from now on."""
         self._thread.submit(lambda _worker: queue.watch(traced=traced, captured=captured)).result()
 
+    def flush(self) -> None:
+        """Tell what was written down until now."""
+        self._thread.submit(lambda worker: self._records(*worker.records())).result()
+
     def close(self) -> None:
         """End the thread, then the event channels: rings stay as they are."""
         self._thread.stop()
@@ -105,6 +109,11 @@ class Workers:
     def least_busy(self) -> QueueWorker:
         """Where the next queue goes."""
         return min(self._workers, key=lambda worker: worker.queues)
+
+    def flush(self) -> None:
+        """Tell what every queue wrote down until now."""
+        for worker in self._workers:
+            worker.flush()
 
     def close(self) -> None:
         """End every thread. Any number of times."""

@@ -176,7 +176,12 @@ class Device:
 
     async def _is_dead(self, made: bool) -> bool:
         """A domain that ended; one that we never saw may be still to come, unless the device is of our making."""
-        introduced = await self._store.introduced(self.name.domid)
+        try:
+            introduced = await self._store.introduced(self.name.domid)
+        except StoreError as error:
+            if error.errno != "EACCES":
+                raise
+            return False  # a driver domain may not ask: to it, an end shows by the frontend's directory
         self._lived |= introduced
         return not introduced and (self._lived or made)
 
@@ -419,4 +424,5 @@ class Device:
             await self._store.write(f"{path}/state", str(int(state)), tx)
 
         await self._store.transact(body)
+        log.debug("%s: %s to %s", self.name, self.state.title, state.title)
         self.state = state

@@ -44,7 +44,7 @@ async def attach(
         raise ConfigError(f"there is no domain {domid}")
 
     async def body(tx: int) -> DeviceName:
-        chosen = index if index >= 0 else await _free_index(store, domid, first_index, tx)
+        chosen = index if index >= 0 else await free_index(store, domid, first_index, tx)
         name = DeviceName(kind, backend_domid, domid, str(chosen))
         _ = name.index
         await _check_unused(store, name, tx)
@@ -54,7 +54,8 @@ async def attach(
     return await store.transact(body)
 
 
-async def _free_index(store: Store, domid: int, first: int, tx: int) -> int:
+async def free_index(store: Store, domid: int, first: int, tx: int | None = None) -> int:
+    """The first index whose frontend path does not exist."""
     for index in range(first, _INDEX_END):
         path = f"{home(domid)}/device/vif/{index}"
         try:

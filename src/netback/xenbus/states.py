@@ -72,7 +72,7 @@ def _states(*states: State) -> frozenset[State]:
 
 
 _WAITING = _states(State.INITIALISING, State.INIT_WAIT, State.INITIALISED)
-_INACTIVE = _WAITING | {State.UNKNOWN, State.CLOSED}
+_INACTIVE = _WAITING | {State.CLOSED}
 """Frontends that hold nothing of ours."""
 _LIVE = _states(State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
 """Our states that a frontend must see end in Closing before Closed: Windows reads less as surprise removal."""

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is offered and what is agreed: each key alone, each missing, and any text at all in any key."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netback.errors import GuestError
+from netback.vif.features import KEYS, OFFER, REQUIRED, Can, DeviceType, VifConfig, agree, make_mac, parse_mac
+
+LEAST = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
+LINUX = LEAST | {
+    "feature-rx-notify": "1",
+    "feature-sg": "1",
+    "feature-gso-tcpv4": "1",
+    "feature-gso-tcpv6": "1",
+    "feature-ipv6-csum-offload": "1",
+}
+
+
+def caps(**changes: str | None) -> Can:
+    return agree(LINUX | {key.replace("_", "-"): value for key, value in changes.items()}, "vif").caps
+
+
+def test_the_offer() -> None:
+    assert dict(OFFER) == {
+        "feature-rx-copy": "1",
+        "feature-rx-flip": "0",
+        "feature-sg": "1",
+        "feature-gso-tcpv4": "1",
+        "feature-gso-tcpv6": "1",
+        "feature-ipv6-csum-offload": "1",
+    }
+
+
+@pytest.mark.parametrize(("kind", "offset"), [("vif", 0), ("qnic", 2)])
+def test_linux(kind: DeviceType, offset: int) -> None:
+    every = Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6
+    assert agree(LINUX, kind) == VifConfig(8, 9, 3, every, sg=True, polls=False, rx_offset=offset)
+
+
+def test_a_frontend_that_agrees_to_nothing() -> None:
+    """IPv4 checksums are on unless refused: netif.h says so."""
+    assert agree(LEAST, "vif") == VifConfig(8, 9, 3, Can.CSUM4, sg=False, polls=True, rx_offset=0)
+
+
+def test_each_feature_alone() -> None:
+    every = Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6
+    assert caps() == every
+    assert caps(feature_gso_tcpv4=None) == every - Can.TSO4
+    assert caps(feature_gso_tcpv6="0") == every - Can.TSO6
+    assert caps(feature_ipv6_csum_offload="0") == Can.CSUM4 | Can.TSO4
+    assert caps(feature_no_csum_offload="1") == Can.CSUM6 | Can.TSO6
+    assert caps(feature_sg="0") == Can.CSUM4 | Can.CSUM6
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(GuestError, match=f"^failed to read {key}$"):
+        agree({name: value for name, value in LINUX.items() if name != key}, "vif")
+
+
+@pytest.mark.parametrize("value", [None, "0", "00"])
+def test_rx_copy_is_needed(value: str | None) -> None:
+    with pytest.raises(GuestError, match=r"^frontend doesn't support rx-copy$"):
+        agree(LINUX | {"request-rx-copy": value}, "vif")
+
+
+@pytest.mark.parametrize(
+    "value", ["", " 8", "8 ", "+8", "-1", "0x8", "8\n", "٨", "4294967296", "9" * 4000, "1e3"]
+)
+@pytest.mark.parametrize("key", REQUIRED)
+def test_numbers_are_strict(key: str, value: str) -> None:
+    with pytest.raises(GuestError, match=f"^failed to read {key}: ") as caught:
+        agree(LINUX | {key: value}, "vif")
+    assert len(str(caught.value)) < 120
+
+
+def test_one_queue() -> None:
+    assert agree(LINUX | {"multi-queue-num-queues": "1"}, "vif") == agree(LINUX, "vif")
+    with pytest.raises(GuestError, match="2 queues"):
+        agree(LINUX | {"multi-queue-num-queues": "2"}, "vif")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(KEYS), st.one_of(st.none(), st.text(max_size=12), st.integers(0, 1 << 33).map(str))
+    )
+)
+def test_any_text_is_a_config_or_a_guest_error(keys: dict[str, str | None]) -> None:
+    try:
+        config = agree(LINUX | keys, "vif")
+    except GuestError:
+        return
+    assert max(config.tx_ring_ref, config.rx_ring_ref, config.event_channel) < 1 << 32
+
+
+def test_mac_addresses() -> None:
+    assert parse_mac("00:16:3E:0a:Bc:01") == "00:16:3e:0a:bc:01"
+    assert make_mac(b"\x01\x02\xff") == "00:16:3e:01:02:ff"
+    with pytest.raises(ValueError, match="no MAC address found"):
+        parse_mac(None)
+    for text in (
+        "",
+        "00:16:3e:01:02",
+        "00-16-3e-01-02-03",
+        "00:16:3e:01:02:0g",
+        "00:16:3e:01:02:03 ",
+        "0:16:3e:1:2:3",
+    ):
+        with pytest.raises(ValueError, match="failed to parse MAC address"):
+            parse_mac(text)

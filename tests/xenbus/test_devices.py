@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices that go wrong, one at a time: each closes with a reason, and no other notices."""
+
+import logging
+import random
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from netback.abi.netif import TX_SLOT
+from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend, BackendConfig
+from netback.errors import ConfigError
+from netback.net.null import NullNetwork
+from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
+from netback.platforms.store import StoreError
+from netback.xenbus.names import DeviceName
+from tests.vif.guest import FRAME, Guest, exchange, join, serving, until, until_state
+from tests.xenbus.toolstack import add, gone, looked, passing, take_away
+
+WRONG = [
+    ({"tx_ring_ref": None}, "failed to read tx-ring-ref"),
+    ({"rx_ring_ref": None}, "failed to read rx-ring-ref"),
+    ({"event_channel": None}, "failed to read event-channel"),
+    ({"request_rx_copy": None}, "frontend doesn't support rx-copy"),
+    ({"request_rx_copy": "0"}, "frontend doesn't support rx-copy"),
+    ({"tx_ring_ref": "-1"}, "failed to read tx-ring-ref: "),
+    ({"rx_ring_ref": "8 8"}, "failed to read rx-ring-ref: "),
+    ({"feature_sg": "yes"}, "failed to read feature-sg: "),
+    ({"tx_ring_ref": "4000000000"}, "failed to map tx grant ref: "),
+    ({"rx_ring_ref": "0"}, "failed to map rx grant ref: "),
+    ({"event_channel": "4000"}, "failed to bind event channel 4000: "),
+]
+
+
+@pytest.fixture
+async def backend(xen: Path, network: PythonNetwork) -> AsyncIterator[Backend]:
+    async with serving(xen, network) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def guest(xen: Path) -> AsyncIterator[Guest]:
+    async with join(xen) as guest:
+        yield guest
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def error_of(backend: Backend, name: DeviceName) -> str:
+    return str(await until(backend.store, f"{name.errors}/error", bool))
+
+
+@pytest.mark.parametrize(("keys", "reason"), WRONG, ids=[f"{keys}" for keys, _ in WRONG])
+async def test_wrong_keys(
+    backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture,
+    keys: dict[str, str | None], reason: str,
+) -> None:  # fmt: skip
+    """Said in the error node and the log; nothing stays mapped; and the frontend may do better the next time."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect(wait=False, **keys)
+    await until_state(guest.store, name.backend, State.CLOSING)
+    assert (await error_of(backend, name)).startswith(reason)
+    assert [line for line in lines(caplog) if line.startswith(f"{name}: {reason}")]
+    assert not guest.domain.still_in_use(guest.tx.gref)
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await guest.set_state(State.INITIALISING)
+    await guest.connect()
+    assert await backend.store.read_or(name.errors) is None
+    await exchange(guest, network)
+
+
+async def test_a_refused_frontend_is_not_asked_again(backend: Backend, guest: Guest) -> None:
+    """It says Connected and stays there: its other writes bring nothing."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect(wait=False, tx_ring_ref=None)
+    await until_state(guest.store, name.backend, State.CLOSING)
+    await guest.say()
+    await backend.store.write(f"{name.backend}/hotplug-status", "connected")
+    await looked(backend, backend.devices[name], State.CONNECTED)
+    assert await backend.store.read(f"{name.backend}/state") == "5"
+
+
+async def test_one_breaks_the_other_goes_on(xen: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A TX index that cannot be: this vif closes with the reason, the other passes frames all the while."""
+    networks = {"python:bad": PythonNetwork(), "python:good": PythonNetwork()}
+    with EmulatedPlatform(xen) as platform:
+        config = BackendConfig(xen, networks=networks, workers=1)
+        async with Backend(platform, config) as backend, join(xen) as bad, join(xen) as good:
+            name = await backend.attach(bad.domid, "python:bad")
+            await backend.attach(good.domid, "python:good")
+            await bad.connect()
+            await good.connect()
+            await exchange(bad, networks["python:bad"])
+            await exchange(good, networks["python:good"])
+            bad.tx.index(0, bad.tx.index(0) + 1000)
+            bad.kick()
+            await exchange(good, networks["python:good"])
+            await until_state(bad.store, name.backend, State.CLOSING)
+            assert await error_of(backend, name) == "TX req_prod is impossible"
+            assert f"{name}: TX req_prod is impossible" in lines(caplog)
+            assert not bad.domain.still_in_use(bad.tx.gref)
+            await exchange(good, networks["python:good"])
+    for network in networks.values():
+        network.remove()
+
+
+async def test_a_ring_that_is_broken_from_the_start(backend: Backend, guest: Guest) -> None:
+    name = await add(backend.store, guest.domid)
+    guest.rx.index(0, 5000)
+    await guest.connect(wait=False)
+    await until_state(guest.store, name.backend, State.CLOSING)
+    assert await error_of(backend, name) == "RX req_prod is impossible"
+
+
+async def test_a_guest_that_flaps_cannot_fill_the_log(
+    backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = await add(backend.store, guest.domid)
+    for _ in range(40):
+        await guest.connect(wait=False, tx_ring_ref="0")
+        await until_state(guest.store, name.backend, State.CLOSING)
+        await guest.set_state(State.CLOSED)
+        await until_state(guest.store, name.backend, State.CLOSED)
+        await guest.set_state(State.INITIALISING)
+    assert 1 <= len(lines(caplog)) <= 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_hostile_walk(
+    backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """Any states and keys in any order, while another guest works; at the end even this one does."""
+    rng = random.Random(seed)
+    name = await add(backend.store, guest.domid)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    guest.port = guest.domain.events.alloc_unbound(0)
+    keys = ["state", *guest.keys, "feature-gso-tcpv4", "multi-queue-num-queues", "mac"]
+    for _ in range(300):
+        key = rng.choice(keys)
+        value = rng.choice(
+            ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "", "-1", "x" * 500, str(guest.port)]
+        )
+        if rng.random() < 0.05:
+            await guest.store.rm(f"{guest.path}/{key}", missing_ok=True)
+        else:
+            await guest.store.write(f"{guest.path}/{key}", rng.choice([value, guest.keys.get(key, value)]))
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await guest.set_state(State.INITIALISING)
+    await guest.connect(feature_gso_tcpv4="0", multi_queue_num_queues="1", mac=None)
+    await exchange(guest, network)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_names_and_addresses(backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
+    """A toolstack's mistakes, in QEMU's words; the good one beside them comes up, and a bad one that is mended."""
+    wrong = [
+        (await add(backend.store, guest.domid, kind="qnic", number="x7"), "failed to parse name 'x7'"),
+        (await add(backend.store, guest.domid, kind="vif", number="007"), "failed to parse name '007'"),
+        (
+            await add(backend.store, guest.domid, kind="qnic", number="2147483647"),
+            "failed to parse name '2147483647'",
+        ),
+        (await add(backend.store, guest.domid, kind="qnic", number="7", mac=None), "no MAC address found"),
+        (
+            await add(backend.store, guest.domid, kind="qnic", number="8", mac="1:2"),
+            "failed to parse MAC address",
+        ),
+        (
+            await add(backend.store, guest.domid, kind="qnic", number="9", net="wire:0"),
+            "realization of net device 9 failed: network 'wire:0': unknown kind 'wire'",
+        ),
+    ]
+    good = await add(backend.store, guest.domid, number="2147483646")
+    await until_state(guest.store, good.backend, State.INIT_WAIT)
+    for name, reason in wrong:
+        assert (await error_of(backend, name)).startswith(reason)
+        assert [line for line in lines(caplog) if line.startswith(f"{name}: {reason}")]
+        assert await backend.store.read(f"{name.backend}/state") == "1"
+    mended = wrong[3][0]
+    await backend.store.write(f"{mended.backend}/mac", "00:16:3e:00:00:09")
+    await until_state(guest.store, mended.backend, State.INIT_WAIT)
+    assert await backend.store.read_or(mended.errors) is None
+
+
+async def test_a_vif_needs_no_mac_on_our_side(backend: Backend, guest: Guest) -> None:
+    """The toolstack wrote it on the frontend's."""
+    name = await add(backend.store, guest.domid, mac=None)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+
+
+async def test_a_network_that_comes_later(backend: Backend, guest: Guest) -> None:
+    """Said, and tried again: no state changes for it."""
+    name = await add(backend.store, guest.domid, net="packet:nb-not-here")
+    assert "realization of net device 0 failed: " in await error_of(backend, name)
+    await backend.store.write(f"{name.backend}/net", "null")
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    assert await backend.store.read_or(name.errors) is None
+
+
+async def test_nothing_is_left_behind(backend: Backend, xen: Path, guest: Guest) -> None:
+    """Of a device that never worked: neither error nor features nor journal."""
+    name = await add(backend.store, guest.domid, net="wire:0")
+    await error_of(backend, name)
+    await take_away(backend.store, name)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await gone(backend, name)
+    assert await backend.store.read_or("/local/domain/0/error/backend") is not None
+    assert await backend.store.directory("/local/domain/0/error/backend") == []
+
+
+async def test_journals_are_private_and_go_with_the_device(backend: Backend, xen: Path, guest: Guest) -> None:
+    name = await add(backend.store, guest.domid, kind="qnic", number="3")
+    frontend = Guest(guest.domain, guest.store, 3)
+    await frontend.connect()
+    (journal,) = (xen / "journal").iterdir()
+    assert (journal.name, journal.stat().st_mode & 0o777) == (f"qnic-{guest.domid}-3", 0o600)
+    await backend.store.rm(name.backend)
+    await gone(backend, name)
+    assert not journal.exists()
+
+
+async def test_a_journal_of_other_rings_is_void(
+    backend: Backend, xen: Path, guest: Guest, network: PythonNetwork
+) -> None:
+    """New rings may have the numbers of old ones: whoever is not a successor begins with an empty journal."""
+    name = DeviceName("vif", 0, guest.domid, "0")
+    journal = xen / "journal" / f"vif-{guest.domid}-0"
+    journal.parent.mkdir()
+    guest.port = guest.domain.events.alloc_unbound(0)
+    committed = struct.pack("<IIQII", 1, TX_SLOT, guest.tx.gref << 32 | guest.port, 0, 3)
+    journal.write_bytes(committed.ljust(8192, b"\xff"))
+    await add(backend.store, guest.domid)
+    await guest.connect()
+    assert guest.tx.index(2) == 0
+    await exchange(guest, network)
+    assert backend.devices[name].error == ""
+
+
+async def test_a_predecessors_journal_is_completed(xen: Path, network: PythonNetwork, guest: Guest) -> None:
+    """Killed between the journal and the ring: its successor publishes what was committed, before anything else."""
+    async with serving(xen, network) as backend:
+        name = await add(backend.store, guest.domid)
+        await guest.connect()
+    guest.tx.index(0, 3)
+    committed = struct.pack("<IIQII", 1, TX_SLOT, guest.tx.gref << 32 | guest.port, 0, 3)
+    journal = xen / "journal" / f"vif-{guest.domid}-0"
+    with journal.open("r+b") as file:
+        file.write(committed)
+    async with serving(xen, network):
+        await guest.responses(guest.tx, 2)
+        assert guest.tx.index(2) == 3
+        assert await guest.store.read(f"{name.backend}/state") == "4"
+        await exchange(guest, network)
+
+
+async def test_the_trace(
+    xen: Path, network: PythonNetwork, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every point of QEMU's NIC, by name or glob, also while it runs."""
+    caplog.set_level(logging.INFO, "netback.trace")
+    async with serving(xen, network, trace=("xen_netdev_*",)) as backend:
+        name = await add(backend.store, guest.domid, net="python:lan")
+        await guest.connect()
+        await exchange(guest, network)
+        backend.trace("-xen_netdev_tx")
+        assert await guest.answer(guest.send(FRAME)) == 0
+        backend.trace("*_tx")
+        assert await guest.answer(guest.send(FRAME, page=1)) == 0
+        await take_away(backend.store, name)
+        await guest.set_state(State.CLOSED)
+        await gone(backend, name)
+    traced = [record.getMessage() for record in caplog.records if record.name == "netback.trace"]
+    gref = guest.grefs
+    for line in (
+        f"xen_netdev_create dev={name}",
+        f"xen_netdev_frontend_changed dev={name} state=1",
+        f"xen_netdev_frontend_changed dev={name} state=4",
+        f"xen_netdev_disconnect dev={name}",
+        f"xen_netdev_connect dev={name} tx={guest.tx.gref} rx={guest.rx.gref} port={guest.port}",
+        f"xen_netdev_rx dev={name} index=0 status=60 flags=0",
+        f"xen_netdev_unrealize dev={name}",
+        f"xen_netdev_destroy dev={name}",
+    ):
+        assert line in traced
+    assert [
+        line
+        for line in traced
+        if line.startswith(f"xen_netdev_realize dev={name} info=") and "peer=python" in line
+    ]
+    assert [line for line in traced if line.startswith("xen_netdev_tx")] == [
+        f"xen_netdev_tx dev={name} gref={gref[page]} offset=0 size=60 flags=0" for page in (0, 1)
+    ]
+
+
+def test_trace_points_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no trace point matches 'tx'"):
+        Backend(NoPlatform(), BackendConfig(tmp_path, trace=("tx",)))  # type: ignore[arg-type]
+
+
+class NoPlatform:
+    """Nothing is asked of it."""
+
+
+async def test_capture(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
+    """Whole frames, in order, of both directions."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    seen: list[bytes] = []
+    backend.capture(name, lambda record: seen.append(record.frame))
+    await exchange(guest, network)
+    await passing(backend, lambda: len(seen) == 2)
+    assert seen == [FRAME, FRAME[::-1]]
+    backend.capture(name, None)
+    await exchange(guest, network)
+    assert len(seen) == 2
+    with pytest.raises(ConfigError, match=r"no device vif9\.9"):
+        backend.capture(DeviceName("vif", 0, 9, "9"), None)
+
+
+async def test_the_snapshot(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await exchange(guest, network)
+    (device,) = backend.snapshot()
+    assert device | {"counters": {}, "rings": {}} == {
+        "device": str(name), "type": "vif", "domid": guest.domid, "index": "0", "backend": "Connected",
+        "frontend": "Connected", "error": "", "network": "python", "connected": True, "sg": True, "caps": ["CSUM4"],
+        "counters": {}, "rings": {},
+    }  # fmt: skip
+    assert device["counters"]["tx_frames"] == device["counters"]["rx_frames"] == 1
+    assert device["rings"]["tx"]["rsp_prod"] == 1
+
+
+async def test_one_backend_for_each_domain(backend: Backend, xen: Path) -> None:
+    with (
+        EmulatedPlatform(xen) as platform,
+        pytest.raises(ConfigError, match="another netback serves domain 0"),
+    ):
+        await Backend(platform, BackendConfig(xen)).__aenter__()
+
+
+async def test_the_stores_end_is_told(xen: Path, network: PythonNetwork) -> None:
+    async with serving(xen, network) as backend, join(xen) as guest:
+        await add(backend.store, guest.domid)
+        await guest.connect()
+        await backend.store.close()
+        with pytest.raises(StoreError, match="EIO"):
+            await backend.wait()
+
+
+async def test_the_default_network(xen: Path) -> None:
+    """A device that names none gets the default; a network object stays its owner's."""
+    lan = NullNetwork()
+    with EmulatedPlatform(xen) as platform:
+        config = BackendConfig(xen, net="python:lan", networks={"python:lan": lan}, workers=1)
+        async with Backend(platform, config) as backend, join(xen) as guest:
+            name = await add(backend.store, guest.domid, net=None)
+            await guest.connect()
+            vif = backend.devices[name].vif
+            assert vif is not None
+            assert vif.network is lan

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle table row by row, on a real store, with a frontend and a toolstack by hand."""
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend, BackendConfig
+from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
+from netback.platforms.store import Store
+from netback.vif.features import OFFER, DeviceType
+from netback.xenbus.names import DeviceName, backends
+from netback.xenbus.operator import attach
+from tests.vif.guest import FRAME, Guest, exchange, join, serving, until, until_state
+from tests.xenbus.toolstack import add, gone, looked, passing, take_away
+
+
+@pytest.fixture
+async def backend(xen: Path, network: PythonNetwork) -> AsyncIterator[Backend]:
+    async with serving(xen, network) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def guest(xen: Path) -> AsyncIterator[Guest]:
+    async with join(xen) as guest:
+        yield guest
+
+
+@pytest.fixture(autouse=True)
+def walk(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, "netback.xenbus")
+    return caplog
+
+
+def states(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Every step of our state so far."""
+    return [
+        record.getMessage().partition(": ")[2] for record in caplog.records if record.levelno == logging.DEBUG
+    ]
+
+
+async def state_of(backend: Backend, name: DeviceName) -> State:
+    return State(int(await backend.store.read(f"{name.backend}/state")))
+
+
+@pytest.mark.parametrize("kind", ["vif", "qnic"])
+@pytest.mark.parametrize("theirs", list(State))
+async def test_a_new_device_is_offered(
+    backend: Backend, guest: Guest, kind: DeviceType, theirs: State
+) -> None:
+    """Whatever the frontend says; all features stand when InitWait does, and no script had to run."""
+    name = await add(backend.store, guest.domid, kind=kind, script="vif-bridge", state="0")
+    await guest.set_state(theirs)
+    await backend.store.write(f"{name.backend}/state", "1")
+    seen = await until(guest.store, f"{name.backend}/state", lambda value: value in {"2", "5", "6"})
+    assert {key: await guest.store.read(f"{name.backend}/{key}") for key in OFFER} == dict(OFFER)
+    assert seen == "2" or theirs in (State.CLOSED, State.CLOSING, State.UNKNOWN)
+
+
+@pytest.mark.parametrize("theirs", [State.INITIALISING, State.INIT_WAIT, State.INITIALISED])
+async def test_a_frontend_that_prepares_changes_nothing(
+    backend: Backend, guest: Guest, theirs: State
+) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await guest.set_state(theirs)
+    await looked(backend, backend.devices[name], theirs)
+    assert await state_of(backend, name) is State.CONNECTED
+
+
+async def test_it_connects_when_the_script_is_done(
+    backend: Backend, guest: Guest, network: PythonNetwork
+) -> None:
+    name = await add(backend.store, guest.domid, script="vif-bridge", hotplug_status="")
+    await guest.connect(wait=False)
+    await looked(backend, backend.devices[name], State.CONNECTED)
+    assert await state_of(backend, name) is State.INIT_WAIT
+    await backend.store.write(f"{name.backend}/hotplug-status", "connected")
+    await until_state(guest.store, name.backend, State.CONNECTED)
+    await exchange(guest, network)
+
+
+async def test_closing(backend: Backend, guest: Guest) -> None:
+    """The rings are down when our Closing is seen: the guest revokes its grants then."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await guest.set_state(State.CLOSING)
+    await until_state(guest.store, name.backend, State.CLOSING)
+    assert not guest.domain.still_in_use(guest.tx.gref)
+    assert not guest.domain.still_in_use(guest.rx.gref)
+
+
+async def test_closed_goes_through_closing(
+    backend: Backend, guest: Guest, walk: pytest.LogCaptureFixture
+) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    assert states(walk)[-2:] == ["Connected to Closing", "Closing to Closed"]
+
+
+async def test_a_frontend_that_vanishes(
+    backend: Backend, guest: Guest, walk: pytest.LogCaptureFixture
+) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await backend.store.rm(guest.path)
+    await until_state(backend.store, name.backend, State.CLOSED)
+    assert states(walk)[-1] == "Connected to Closed"
+    assert not guest.domain.still_in_use(guest.tx.gref)
+
+
+@pytest.mark.parametrize("text", ["", "9", "04", "4\n", "99999999999", "x" * 2000, "-4", "²"])
+async def test_a_state_that_is_none(backend: Backend, guest: Guest, text: str) -> None:
+    """As good as gone."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await guest.store.write(f"{guest.path}/state", text)
+    await until_state(guest.store, name.backend, State.CLOSED)
+
+
+async def test_reload(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
+    """A driver that is loaded again: Closed, Initialising, Connected."""
+    name = await add(backend.store, guest.domid)
+    for _ in range(3):
+        await guest.connect()
+        await exchange(guest, network)
+        await guest.set_state(State.CLOSED)
+        await until_state(guest.store, name.backend, State.CLOSED)
+        await guest.set_state(State.INITIALISING)
+        await until_state(guest.store, name.backend, State.INIT_WAIT)
+
+
+async def test_a_frontend_that_changes_its_mind(
+    backend: Backend, guest: Guest, network: PythonNetwork
+) -> None:
+    """Closing, then Connected again without Closed in between."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await guest.set_state(State.CLOSING)
+    await until_state(guest.store, name.backend, State.CLOSING)
+    await guest.say()
+    await until_state(guest.store, name.backend, State.CONNECTED)
+    await exchange(guest, network)
+
+
+async def test_reconfiguring(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await guest.store.write(f"{guest.path}/feature-sg", "0")
+    await guest.set_state(State.RECONFIGURING)
+    await until_state(guest.store, name.backend, State.RECONFIGURED)
+    config = backend.devices[name].config
+    assert config is not None
+    assert not config.sg
+    await exchange(guest, network)
+    await guest.set_state(State.CONNECTED)
+    await until_state(guest.store, name.backend, State.CONNECTED)
+    await exchange(guest, network)
+
+
+async def test_the_toolstack_takes_a_device(
+    backend: Backend, guest: Guest, network: PythonNetwork, walk: pytest.LogCaptureFixture
+) -> None:
+    """While the guest has not moved TX is served; then Closed, and only what is the toolstack's is left."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await exchange(guest, network)
+    device = backend.devices[name]
+    await take_away(backend.store, name)
+    await passing(backend, lambda: device.state is State.CLOSING)
+    slot = guest.send(FRAME)
+    assert await guest.answer(slot) == 0
+    assert await network.recv() == FRAME
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await gone(backend, name)
+    assert states(walk)[-1] == "Closing to Closed"
+    assert set(await backend.store.directory(name.backend)) == {
+        "frontend", "frontend-id", "online", "state", "mac", "net",
+    }  # fmt: skip
+    assert "state" in await backend.store.directory(guest.path)
+
+
+async def test_closing_that_somebody_else_wrote(backend: Backend, guest: Guest) -> None:
+    """Nobody is connected: nothing to wait for."""
+    name = await add(backend.store, guest.domid)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    await backend.store.write(f"{name.backend}/state", "5")
+    await until_state(guest.store, name.backend, State.CLOSED)
+
+
+@pytest.mark.parametrize("theirs", [State.INITIALISING, State.INIT_WAIT, State.CLOSED, State.UNKNOWN])
+@pytest.mark.parametrize("ours", [State.INITIALISING, State.INIT_WAIT, State.CLOSED])
+async def test_offline_devices_are_destroyed(
+    backend: Backend, guest: Guest, theirs: State, ours: State
+) -> None:
+    name = await add(backend.store, guest.domid)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    await guest.set_state(theirs)
+
+    async def body(tx: int) -> None:
+        await backend.store.write(f"{name.backend}/state", str(int(ours)), tx)
+        await backend.store.write(f"{name.backend}/online", "0", tx)
+
+    await backend.store.transact(body)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await gone(backend, name)
+
+
+async def test_offline_while_connected_walks_down(
+    backend: Backend, guest: Guest, walk: pytest.LogCaptureFixture
+) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await backend.store.write(f"{name.backend}/online", "0")
+    await guest.set_state(State.INITIALISING)
+    await gone(backend, name)
+    assert states(walk)[-2:] == ["Connected to Closing", "Closing to Closed"]
+
+
+async def test_a_backend_directory_that_goes_does_not_come_back(backend: Backend, guest: Guest) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await backend.store.rm(name.backend)
+    await gone(backend, name)
+    await guest.set_state(State.CLOSED)
+    assert not guest.domain.still_in_use(guest.tx.gref)
+    assert await backend.store.read_or(name.backend) is None
+
+
+async def test_a_domain_that_ends(xen: Path, backend: Backend) -> None:
+    """A toolstack's device is closed, an operator's is removed."""
+    async with join(xen) as guest:
+        theirs = await add(backend.store, guest.domid)
+        await guest.connect()
+        ours = await backend.attach(guest.domid, "null")
+    await until_state(backend.store, theirs.backend, State.CLOSED)
+    await gone(backend, ours)
+    assert await backend.store.read_or(ours.backend) is None
+
+
+async def test_an_operators_device_of_a_domain_that_ended_while_nobody_looked(
+    xen: Path, network: PythonNetwork
+) -> None:
+    async with join(xen) as guest, serving(xen, network) as backend:
+        name = await backend.attach(guest.domid, "null")
+        await guest.connect()
+    async with serving(xen, network) as backend:
+        await gone(backend, name)
+        assert await backend.store.read_or(name.backend) is None
+
+
+async def test_every_order_of_writing_by_hand_works(backend: Backend, guest: Guest) -> None:
+    """One node at a time, the state not last: a device is there once all of it is."""
+    name = DeviceName("qnic", 0, guest.domid, "4")
+    for path, key, value in (
+        (name.backend, "state", "1"),
+        (name.backend, "online", "1"),
+        (name.backend, "net", "python:lan"),
+        (name.backend, "frontend", name.frontend),
+        (name.backend, "mac", "00:16:3e:00:00:01"),
+    ):
+        await backend.store.write(f"{path}/{key}", value)
+    await until_state(backend.store, name.backend, State.INIT_WAIT)
+    await backend.store.write(f"{name.frontend}/state", "1")
+    assert await until(backend.store, f"{name.frontend}/mac", bool) == "00:16:3e:00:00:01"
+    await looked(backend, backend.devices[name], State.INITIALISING)
+    assert await state_of(backend, name) is State.INIT_WAIT
+
+
+async def test_a_driver_domain(xen: Path, network: PythonNetwork) -> None:
+    """A backend outside domain 0, with its own domain's rights alone."""
+    networks = {"python:lan": network}
+    async with join(xen) as driver, join(xen, backend=driver.domid) as guest:
+        with EmulatedPlatform(xen, driver.domid) as platform:
+            async with Backend(platform, BackendConfig(xen, networks=networks, workers=1)):
+                async with await Store.connect(xen / "xenstored.sock") as dom0:
+                    await dom0.mkdir(backends(driver.domid, "vif"))
+                    await dom0.set_perms(backends(driver.domid, "vif"), [f"n{driver.domid}"])
+                    name = await attach(dom0, guest.domid, "python:lan", backend_domid=driver.domid)
+                await guest.connect()
+                await exchange(guest, network)
+                await guest.set_state(State.CLOSED)
+                await until_state(guest.store, name.backend, State.CLOSED)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_a_restart_changes_no_state(xen: Path, network: PythonNetwork, closing: bool) -> None:
+    """Also a Closing that a predecessor said, and that the guest has not answered yet, stands."""
+    async with join(xen) as guest:
+        async with serving(xen, network) as backend:
+            name = await add(backend.store, guest.domid)
+            await guest.connect()
+            if closing:
+                await backend.store.write(f"{name.backend}/state", "5")
+        async with serving(xen, network) as backend:
+            await looked(backend, backend.devices[name], State.CONNECTED)
+            assert await state_of(backend, name) is (State.CLOSING if closing else State.CONNECTED)
+            if not closing:
+                await exchange(guest, network)

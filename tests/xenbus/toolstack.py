@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A toolstack's part: the nodes that libxl writes for a device, and what it writes when it takes one away."""
+
+import asyncio
+from collections.abc import Callable
+
+from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend
+from netback.platforms.store import Store
+from netback.vif.features import DeviceType
+from netback.xenbus.device import Device
+from netback.xenbus.names import DeviceName
+from tests.vif.guest import SECONDS
+
+MAC = "00:16:3e:11:22:33"
+
+
+async def add(
+    store: Store, domid: int, *, kind: DeviceType = "vif", number: str = "0", **changes: str | None
+) -> DeviceName:
+    """Write a new device's nodes in one transaction; `changes` replace backend keys, None leaves one out."""
+    name = DeviceName(kind, 0, domid, number)
+    backend: dict[str, str | None] = {
+        "frontend": name.frontend,
+        "frontend-id": str(domid),
+        "online": "1",
+        "state": "1",
+        "mac": MAC,
+        "net": "python:lan",
+    }
+    backend |= {key.replace("_", "-"): value for key, value in changes.items()}
+    frontend = {"backend": name.backend, "backend-id": "0", "state": "1", "mac": MAC}
+
+    async def body(tx: int) -> None:
+        for path, perms, keys in (
+            (name.frontend, name.frontend_perms, frontend),
+            (name.backend, name.backend_perms, backend),
+        ):
+            await store.mkdir(path, tx)
+            await store.set_perms(path, perms, tx)
+            for key, value in keys.items():
+                if value is not None:
+                    await store.write(f"{path}/{key}", value, tx)
+
+    await store.transact(body)
+    return name
+
+
+async def take_away(store: Store, name: DeviceName) -> None:
+    """What libxl writes to have a device go."""
+
+    async def body(tx: int) -> None:
+        await store.write(f"{name.backend}/online", "0", tx)
+        await store.write(f"{name.backend}/state", str(int(State.CLOSING)), tx)
+
+    await store.transact(body)
+
+
+async def passing(backend: Backend, true: Callable[[], bool]) -> None:
+    """Until something is true of the backend, which has its turn at each of these requests."""
+    async with asyncio.timeout(SECONDS):
+        while not true():
+            await backend.store.read("/local/domain/0/name")
+
+
+async def gone(backend: Backend, name: DeviceName) -> None:
+    """Until the backend has forgotten a device."""
+    await passing(backend, lambda: name not in backend.devices)
+
+
+async def looked(backend: Backend, device: Device, theirs: State) -> None:
+    """Until the device has seen this frontend state and whatever it did about it is done."""
+    await passing(backend, lambda: device.frontend_state is theirs)
+    for _ in range(20):  # requests of one connection are served in order: its own are among these
+        await backend.store.read("/local/domain/0/name")
