@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as a user runs them: processes, exit codes, one line for what goes wrong; and kill -9."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from netback.abi.xenbus import XenbusState as State
+from tests.vif.guest import FRAME, SECONDS, Guest, join, until_state
+
+COMMAND = (sys.executable, "-c", "from netback.cli import main; main()")
+PLAIN = {"TERM": "dumb", "COLUMNS": "120", "NO_COLOR": "1"}
+
+
+async def start(*arguments: str | Path, **environment: str) -> Process:
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("XENSTORED_PATH", "XDG_RUNTIME_DIR")
+    }
+    return await asyncio.create_subprocess_exec(
+        *COMMAND, *map(str, arguments), stdout=PIPE, stderr=PIPE, env=kept | PLAIN | environment
+    )
+
+
+async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    process = await start(*arguments, **environment)
+    async with asyncio.timeout(SECONDS):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def running(says: str, *arguments: str | Path) -> AsyncIterator[Process]:
+    """A command that stays, from when it says that it is ready until it is ended by SIGTERM, which it survives well."""
+    process = await start(*arguments)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(SECONDS):
+            while says not in (line := (await process.stderr.readline()).decode()):
+                assert line, f"{arguments} ended with {await process.wait()}"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        async with asyncio.timeout(SECONDS):
+            _, err = await process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), err.decode()
+    assert b"Traceback" not in err
+
+
+@pytest.fixture
+async def xen(tmp_path: Path) -> AsyncIterator[Path]:
+    async with running("emulated Xen in", "emulate", "--dir", tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture
+async def guest(xen: Path) -> AsyncIterator[Guest]:
+    async with join(xen) as guest:
+        yield guest
+
+
+def test_help_names_every_command() -> None:
+    code, out, _ = asyncio.run(run("--help"))
+    assert code == 0
+    for command in ("emulate", "run", "attach", "detach", "list", "guest", "demo"):
+        assert re.search(rf"^  {command} ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (("run", "--net", "wire"), 2, "network 'wire': unknown kind 'wire'"),
+        (("run", "--trace", "tx"), 2, "no trace point matches 'tx'"),
+        (("attach", "1", "--net", "packet"), 2, "network 'packet': it names no link"),
+        (("attach", "77", "--net", "null"), 2, "there is no domain 77"),
+        (("attach", "nobody", "--net", "null"), 2, "no domain is named 'nobody'"),
+        (("attach", "0", "--net", "null", "--mac", "1:2"), 2, "failed to parse MAC address: '1:2'"),
+        (("detach", "0"), 2, "domain 0 has no such device"),
+    ],
+)
+async def test_one_line_for_each_mistake(
+    xen: Path, arguments: tuple[str, ...], code: int, reason: str
+) -> None:
+    found, out, err = await run(*arguments, "--dir", xen)
+    assert (found, out, err.count("\n")) == (code, "", 1), err
+    assert err.startswith(f"netback: {reason}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run",), ("attach", "1", "--net", "null"), ("detach", "1"), ("list",), ("guest", "--net", "null")],
+)
+async def test_no_xen_here(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, _, err = await run(*arguments, "--dir", tmp_path / "none")
+    assert (code, err.count("\n")) == (1, 1)
+    assert str(tmp_path / "none") in err
+
+
+async def test_print_env(tmp_path: Path) -> None:
+    code, out, _ = await run("emulate", "--print-env", "--dir", tmp_path)
+    assert (code, out) == (0, f"export XENSTORED_PATH='{tmp_path}/xenstored.sock'\n")
+
+
+async def test_the_directory_is_found_by_the_environment(xen: Path) -> None:
+    for environment in ({"XENSTORED_PATH": f"{xen}/xenstored.sock"}, {"XDG_RUNTIME_DIR": str(xen.parent)}):
+        code, out, err = await run("list", "--json", **environment)
+        assert (code, out) == (0, "[]\n") or f"{xen.parent}/netback/xenstored.sock" in err
+
+
+async def test_two_backends(xen: Path) -> None:
+    async with running("serving domain 0", "run", "--dir", xen):
+        code, _, err = await run("run", "--dir", xen)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "another netback serves domain 0" in err
+
+
+async def sends(guest: Guest) -> None:
+    assert await guest.answer(guest.send(FRAME)) == 0
+
+
+async def test_a_backend_that_is_killed(xen: Path, guest: Guest) -> None:
+    """Nothing but the directory, the configuration and the rings goes from one process to the next."""
+    serve = ("run", "--platform", "emulated", "--dir", xen, "--workers", "1")
+    async with running("serving domain 0", *serve) as backend:
+        assert (await run("attach", str(guest.domid), "--net", "null", "--dir", xen))[
+            1
+        ] == f"vif{guest.domid}.0\n"
+        await guest.connect()
+        await sends(guest)
+        backend.kill()
+        await backend.wait()
+    waiting = guest.send(FRAME)
+    async with running("serving domain 0", *serve):
+        assert await guest.answer(waiting) == 0
+        await sends(guest)
+        assert await guest.store.read(f"{await guest.backend()}/state") == "4"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_a_backend_that_is_ended(xen: Path, guest: Guest, how: signal.Signals) -> None:
+    """It goes at once, and no guest notices."""
+    async with running("serving domain 0", "run", "--dir", xen, "--net", "null") as backend:
+        await run("attach", str(guest.domid), "--net", "null", "--type", "qnic", "--dir", xen)
+        await guest.connect()
+        await sends(guest)
+        backend.send_signal(how)
+        assert await backend.wait() == 0
+    assert await guest.store.read(f"{await guest.backend()}/state") == "4"
+
+
+async def test_the_stores_end_is_the_backends(tmp_path: Path) -> None:
+    async with running("emulated Xen in", "emulate", "--dir", tmp_path) as emulator:
+        backend = await start("run", "--dir", tmp_path)
+        assert backend.stderr is not None
+        assert b"serving domain 0" in await backend.stderr.readline()
+        emulator.terminate()
+        _, err = await backend.communicate()
+        assert (backend.returncode, err.count(b"\n")) == (1, 1), err.decode()
+        assert err.startswith(b"netback: xenstore: ")
+
+
+async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
+    async with running("serving domain 0", "run", "--dir", xen, "--trace", "xen_netdev_[cd]*") as backend:
+        mac = ("--mac", "00:16:3e:00:00:07")
+        code, out, _ = await run(
+            "attach", str(guest.domid), "--net", "null", "--type", "qnic", "--index", "0", *mac, "--dir", xen
+        )
+        assert (code, out) == (0, f"qnic{guest.domid}.0\n")
+        await guest.connect()
+        _, out, _ = await run("list", "--json", "--dir", xen)
+        (device,) = json.loads(out)
+        assert device == {
+            "device": f"qnic{guest.domid}.0", "type": "qnic", "domid": guest.domid, "index": "0",
+            "guest": await guest.store.read(f"/local/domain/{guest.domid}/name"),
+            "backend": "Connected", "frontend": "Connected", "net": "null", "mac": "00:16:3e:00:00:07",
+            "online": "1", "hotplug-status": "connected", "error": None,
+            "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
+        }  # fmt: skip
+        _, out, _ = await run("list", "--dir", xen)
+        assert re.search(rf"^qnic{guest.domid}\.0 .*Connected +Connected +null", out, re.MULTILINE)
+        leaving = asyncio.create_task(run("detach", str(guest.domid), "--dir", xen))
+        await until_state(guest.store, await guest.backend(), State.CLOSING)
+        await guest.set_state(State.CLOSED)
+        assert await leaving == (0, f"qnic{guest.domid}.0\n", "")
+        backend.terminate()
+        assert backend.stderr is not None
+        traced = (await backend.stderr.read()).decode()
+    for point in ("create", "connect", "disconnect", "destroy"):
+        assert f"xen_netdev_{point} dev=qnic{guest.domid}.0" in traced
+    assert "xen_netdev_realize" not in traced
+
+
+async def test_detach_says_that_it_was_forced(xen: Path, guest: Guest) -> None:
+    async with running("serving domain 0", "run", "--dir", xen):
+        await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
+        await guest.connect()
+        code, out, _ = await run("detach", str(guest.domid), "--seconds", "0.1", "--dir", xen)
+    assert (code, out) == (0, f"vif{guest.domid}.0 (forced: the guest did not answer)\n")
+
+
+async def test_a_guest_of_our_own(xen: Path) -> None:
+    """`netback guest` and `netback run`, brought together by name; the guest's end is its domain's."""
+    async with running("serving domain 0", "run", "--dir", xen) as backend:
+        guest = await start("guest", "--dir", xen, "--net", "null", "--name", "alice", "--domid", "5")
+        assert guest.stdout is not None
+        assert await guest.stdout.readline() == b"domain 5\n"
+        assert (await run("attach", "alice", "--net", "null", "--dir", xen))[1] == "vif5.0\n"
+        assert guest.stderr is not None
+        async with asyncio.timeout(SECONDS):
+            while b"backend Connected" not in await guest.stderr.readline():
+                assert guest.returncode is None
+        guest.kill()
+        await guest.communicate()
+        async with asyncio.timeout(SECONDS):
+            while (await run("list", "--json", "--dir", xen))[1] != "[]\n":
+                assert backend.returncode is None
