@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback demo`: its words, where its files are, and how it ends. What it does is in story.py."""
+
+import json as json_text
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from netback.demo.interruption import Interrupted, Interruption
+from netback.demo.report import CaptureFile, Report
+from netback.demo.show import Silent, Terminal
+from netback.demo.story import CAPTURE, Break, Options, Story
+from netback.demo.tiers import Tier
+from netback.errors import ConfigError, NetbackError
+
+SECONDS = 20.0
+SECONDS_LEAST = 4.0
+
+
+def demo(
+    tier: Annotated[
+        Tier | None, typer.Option(help="What the two stacks are.  [default: the best that works here]")
+    ] = None,
+    broken: Annotated[
+        Break | None,
+        typer.Option(
+            "--break", help="Lose the guest's checksum flags, or kill -9 the backend during transfers."
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="The same as JSON, and nothing else on stdout.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=SECONDS_LEAST, help="How long it may take altogether.")
+    ] = SECONDS,
+) -> None:
+    """Frames over Xen's rings, end to end, without Xen: a guest and a host, with a TCP/IP stack each.
+
+    Emulated Xen, a backend, a netfront and both stacks are processes of their own. Nothing is left behind but
+    netback-demo.pcapng, and not even that when it is interrupted.
+    """
+    interruption = Interruption()
+    terminal = Terminal(Console())
+    try:
+        report = run(Options(tier, broken, seconds), Silent() if json else terminal, interruption)
+    except Interrupted as interrupted:
+        fail(json, f"interrupted by {interrupted}: everything is removed", interrupted.code)
+    except (NetbackError, OSError) as error:
+        fail(json, str(error), 2 if isinstance(error, ConfigError) else 1)
+    commands = next_commands(report)
+    report.next = [command for command, _ in commands]
+    if json:
+        print(json_text.dumps(report.as_data(), indent=2))
+        return
+    if report.capture:
+        terminal.tell(report.capture)
+    terminal.next(commands)
+
+
+def run(options: Options, show: Silent | Terminal, interruption: Interruption) -> Report:
+    """One demo, in a directory of its own; its capture stays, and that is the last thing to happen."""
+    with runtime_directory() as directory:
+        story = Story(options, show, directory)
+        report = interruption.run(story.tell())
+        interruption.check()
+        if report.capture:
+            path = keep(story.capture_path)
+            report.capture = CaptureFile(str(path), report.capture.frames)
+    return report
+
+
+@contextmanager
+def runtime_directory() -> Iterator[Path]:
+    """Sockets, journals and logs of one demo."""
+    directory = Path(tempfile.mkdtemp(prefix="netback-demo-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def keep(capture: Path) -> Path:
+    """Into the working directory; where that cannot be written, into a new one for temporary files."""
+    here = Path(CAPTURE)
+    if not os.access(".", os.W_OK | os.X_OK):
+        here = Path(tempfile.mkdtemp(prefix="netback-demo-capture-")) / CAPTURE
+    beside = here.with_suffix(f".{os.getpid()}")
+    try:
+        shutil.copyfile(capture, beside)
+        beside.replace(here)
+    finally:
+        beside.unlink(missing_ok=True)
+    return here
+
+
+def next_commands(report: Report) -> list[tuple[str, str]]:
+    """What to do next, and what for; only what exists."""
+    commands = []
+    if report.capture and shutil.which("tshark"):
+        commands.append(
+            (
+                f"tshark -r {report.capture.path} -T fields -e frame.number -e frame.comment",
+                "the rings' story",
+            )
+        )
+    if report.lost_flags is None:
+        commands.append(("netback demo --break csum", "ping lives, TCP dies"))
+    if report.restart is None:
+        commands.append(("netback demo --break restart", "kill -9, and the transfers go on"))
+    return [*commands, ("netback emulate", "an emulated Xen to join: netback run, guest, attach, list")]
+
+
+def fail(json: bool, reason: str, code: int) -> NoReturn:
+    """One line, or one object."""
+    if json:
+        print(json_text.dumps({"error": reason}))
+    print(f"netback demo: {reason}", file=sys.stderr)
+    raise typer.Exit(code)
