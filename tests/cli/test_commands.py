@@ -59,12 +59,6 @@ async def running(says: str, *arguments: str | Path) -> AsyncIterator[Process]:
 
 
 @pytest.fixture
-async def xen(tmp_path: Path) -> AsyncIterator[Path]:
-    async with running("emulated Xen in", "emulate", "--dir", tmp_path):
-        yield tmp_path
-
-
-@pytest.fixture
 async def guest(xen: Path) -> AsyncIterator[Guest]:
     async with join(xen) as guest:
         yield guest

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device's whole life on emulated Xen: attached, connected, frames both ways, detached; adopted by a successor."""
 
+import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend, BackendConfig
 from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
 from netback.vif.features import DeviceType
 from tests.vif.guest import FRAME, exchange, join, serving, until_state
 
@@ -39,3 +43,35 @@ async def test_successor_goes_on(xen: Path, network: PythonNetwork) -> None:
             assert await network.recv() == FRAME
             await exchange(guest, network)
             await until_state(backend.store, name.backend, State.CONNECTED)
+
+
+async def test_stale_frames_are_for_nobody(xen: Path, network: PythonNetwork) -> None:
+    """What was sent before the guest connected is thrown away; what was sent between two backends is not."""
+    async with join(xen) as guest:
+        async with serving(xen, network) as backend:
+            await network.send(b"stale" * 12)
+            name = await backend.attach(guest.domid, "python:lan")
+            await guest.connect()
+            await exchange(guest, network)
+        await network.send(FRAME)
+        slot = guest.post()
+        async with serving(xen, network) as backend:
+            assert await guest.receive(slot) == (0, FRAME)
+            assert await backend.store.read(f"{name.backend}/state") == "4"
+
+
+async def test_many_guests_on_few_workers(xen: Path) -> None:
+    """Queues are spread; each guest's frames reach its own network alone."""
+    networks = {f"python:{number}": PythonNetwork() for number in range(6)}
+    with EmulatedPlatform(xen) as platform:
+        async with AsyncExitStack() as stack:
+            backend = Backend(platform, BackendConfig(xen, networks=networks, workers=2))
+            await stack.enter_async_context(backend)
+            guests = [await stack.enter_async_context(join(xen)) for _ in networks]
+            for guest, net in zip(guests, networks, strict=True):
+                await backend.attach(guest.domid, net)
+            await asyncio.gather(*(guest.connect() for guest in guests))
+            for _ in range(3):
+                await asyncio.gather(*map(exchange, guests, networks.values()))
+    for network in networks.values():
+        network.remove()

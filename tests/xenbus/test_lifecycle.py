@@ -168,16 +168,19 @@ async def test_reconfiguring(backend: Backend, guest: Guest, network: PythonNetw
 async def test_the_toolstack_takes_a_device(
     backend: Backend, guest: Guest, network: PythonNetwork, walk: pytest.LogCaptureFixture
 ) -> None:
-    """While the guest has not moved TX is served; then Closed, and only what is the toolstack's is left."""
+    """While the guest has not moved RX is refused and TX served; then only what is the toolstack's is left."""
     name = await add(backend.store, guest.domid)
     await guest.connect()
     await exchange(guest, network)
     device = backend.devices[name]
     await take_away(backend.store, name)
     await passing(backend, lambda: device.state is State.CLOSING)
+    received = guest.post()
+    await network.send(FRAME)
     slot = guest.send(FRAME)
     assert await guest.answer(slot) == 0
     assert await network.recv() == FRAME
+    assert guest.rx.index(2) == received
     await guest.set_state(State.CLOSED)
     await until_state(guest.store, name.backend, State.CLOSED)
     await gone(backend, name)

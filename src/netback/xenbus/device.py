@@ -341,6 +341,8 @@ class Device:
             if state is not None:
                 await self._move(state)
             vif.serve()
+        except PeerError as error:
+            await self._lose_network(error)
         except _FAULTS as error:
             await self._fail(str(error))
         except BaseException:
@@ -398,6 +400,13 @@ class Device:
         await self._report(reason)
         if self.state not in (State.CLOSING, State.CLOSED, State.UNKNOWN):
             await self._move(State.CLOSING)
+
+    async def _lose_network(self, error: PeerError) -> None:
+        """Somebody removed the link, no fault of the guest's: it is made or found again, and no state changes."""
+        self._disconnect()
+        self._release()
+        self._try_later()
+        await self._report(str(error))
 
     async def _report(self, reason: str) -> None:
         self.error = reason

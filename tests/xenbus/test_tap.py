@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices on taps, in a network namespace of the test's own: names, carrier, and what a restart leaves alone."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend
+from netback.net.python import PythonNetwork
+from tests.net.namespace import ip, new_network
+from tests.vif.guest import FRAME, Guest, join, serving, until_state
+from tests.xenbus.toolstack import add, gone, take_away
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    with new_network():
+        yield
+
+
+@pytest.fixture
+async def guest(xen: Path, namespace: None) -> AsyncIterator[Guest]:
+    async with join(xen) as guest:
+        yield guest
+
+
+@pytest.fixture
+async def backend(xen: Path, network: PythonNetwork, namespace: None) -> AsyncIterator[Backend]:
+    async with serving(xen, network) as backend:
+        yield backend
+
+
+def links() -> dict[str, dict[str, Any]]:
+    """What ip(8) knows, by name."""
+    return {link["ifname"]: link for link in json.loads(ip("-j -s link show"))}
+
+
+def carrier(name: str) -> bool:
+    ip(f"link set {name} up")
+    return "NO-CARRIER" not in links()[name]["flags"]
+
+
+async def test_the_tap_is_there_before_init_wait(backend: Backend, guest: Guest) -> None:
+    """Under the name that scripts and xentop look for; its carrier tells whether the guest is connected."""
+    name = await add(backend.store, guest.domid, net=None, script="vif-bridge", hotplug_status="connected")
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    assert not carrier(name.link)
+    await guest.connect()
+    assert await guest.answer(guest.send(FRAME)) == 0
+    assert carrier(name.link)
+    assert links()[name.link]["stats64"]["rx"]["packets"] == 1
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    assert not carrier(name.link)
+    await take_away(backend.store, name)
+    await gone(backend, name)
+    assert name.link not in links()
+
+
+@pytest.mark.parametrize("key", ["vifname", "net"])
+async def test_a_name_that_the_toolstack_chose(backend: Backend, guest: Guest, key: str) -> None:
+    chosen = {"vifname": "web0", "net": "tap"} if key == "vifname" else {"net": "tap:web0"}
+    name = await add(backend.store, guest.domid, **chosen)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    assert "web0" in links()
+
+
+async def test_a_restart_leaves_the_tap(xen: Path, network: PythonNetwork, guest: Guest) -> None:
+    """The link stays while nobody serves it, also under another name, and the next backend takes up that one."""
+    async with serving(xen, network) as backend:
+        name = await backend.attach(guest.domid, "tap")
+        await guest.connect()
+    index = links()[name.link]["ifindex"]
+    ip(f"link set {name.link} name renamed")
+    async with serving(xen, network) as backend:
+        assert await guest.answer(guest.send(FRAME)) == 0
+        assert set(links()) == {"lo", "renamed"}
+        assert links()["renamed"]["ifindex"] == index
+        assert await guest.store.read(f"{name.backend}/state") == "4"
+        assert not await backend.detach(name, seconds=0.01)
+        await gone(backend, name)
+    assert set(links()) == {"lo"}
+
+
+async def test_a_tap_that_somebody_removed(backend: Backend, guest: Guest) -> None:
+    """Made again for the next connection."""
+    name = await backend.attach(guest.domid, "tap")
+    await guest.connect()
+    ip(f"link del {name.link}")
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await guest.set_state(State.INITIALISING)
+    await guest.connect()
+    assert await guest.answer(guest.send(FRAME)) == 0
+    assert name.link in links()
