@@ -125,6 +125,6 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs/emulated-xen.md").read_text()
     example = text.split("```python\n")[1].split("```")[0].replace("/tmp/xen", str(tmp_path / "xen"))
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", example], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
