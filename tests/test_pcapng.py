@@ -162,17 +162,22 @@ def test_slots_are_no_frames() -> None:
 class FullDisk(io.BytesIO):
     """Has room for the first blocks only."""
 
+    refused = 0
+
     def write(self, data: bytes, /) -> int:
         if self.tell() > 400:
+            self.refused += 1
             raise OSError(28, "No space left on device")
         return super().write(data)
 
 
 def test_a_full_disk_ends_the_capture_and_nothing_else() -> None:
-    capture = Capture(FullDisk())
+    disk = FullDisk()
+    capture = Capture(disk)
     take = capture.sink("vif1.0")
     for _ in range(10):
         take(record(RecordKind.TX_FRAME))
     assert 0 < capture.frames < 10
     assert capture.error is not None
     assert capture.error.errno == 28
+    assert disk.refused == 1

@@ -149,6 +149,16 @@ def test_outlives_us_and_is_taken_up_again_where_it_went() -> None:
     assert "vif1.0" not in ip("link show")
 
 
+def test_forgets_what_an_earlier_guest_took(site: Site) -> None:
+    site.network.close()
+    again = TapNetwork("vif1.0")
+    again.carrier(True)
+    await_up("vif1.0")
+    site.far.send(big_tcp(4))
+    assert asks(receive(again, 1)[0]) == (0, 0, 0, 0, 0)
+    again.remove()
+
+
 def test_is_found_again_after_kill() -> None:
     """Nothing of the first process is left but the link itself; what it made, the second one removes."""
     script = (
