@@ -163,8 +163,7 @@ cdef inline uint32_t slots_of(back_queue *queue, uint32_t length, netif_offload 
 
 
 cdef void hold(back_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
-    """Keep the one frame that lacks slots; in two places by turns, since the last one may be staged still."""
-    queue.held_side ^= 1
+    """Keep the one frame that lacks slots."""
     queue.held.data = queue.hold + queue.held_side * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
     memcpy(vnet_header(&queue.held), vnet_header(frame), frame.length + VNET_HDR)
     queue.held.length = frame.length
@@ -253,6 +252,7 @@ cdef uint32_t place_held(back_queue *queue, workspace_t *ws, burst_t *burst) noe
     if queue.cutting:
         return place_cut(queue, ws, burst)
     queue.holding = False
+    queue.held_side ^= 1         # this burst may hold another frame, while this one is staged and not yet copied
     return place(queue, ws, burst, &frame)
 
 
