@@ -40,7 +40,9 @@ class HandBackend:
         network: Network | None = None,
         serve: bool = True,
         adopt: bool = False,
+        leave: bool = True,
     ) -> None:
+        """`adopt` goes on with a device that a backend with `leave=False` was killed on."""
         self.directory = directory
         self.domid = domid
         self.offer = dict(OFFER) if offer is None else offer
@@ -50,6 +52,7 @@ class HandBackend:
         self.frontend = f"/local/domain/{domid}/device/vif/{index}"
         self.serve = serve
         self.adopt = adopt
+        self.leave = leave
         self.queue: BackQueue | None = None
         self.tx: RingPage | None = None
         self.rx: RingPage | None = None
@@ -83,9 +86,12 @@ class HandBackend:
 
     async def frontend_state(self, *wanted: XenbusState) -> XenbusState:
         """Wait until the frontend is in one of these states."""
-        async with await self.store.watch(f"{self.frontend}/state") as watch:
+        return await self._state_at(f"{self.frontend}/state", wanted)
+
+    async def _state_at(self, path: str, wanted: tuple[XenbusState, ...]) -> XenbusState:
+        async with await self.store.watch(path) as watch:
             async for _ in watch:
-                state = XenbusState(int(await self.store.read_or(f"{self.frontend}/state", "0") or 0))
+                state = XenbusState(int(await self.store.read_or(path, "0") or 0))
                 if state in wanted:
                     return state
         raise AssertionError("the store is gone")
@@ -97,8 +103,17 @@ class HandBackend:
         """As a backend that wants to close: Closing, and Closed once the frontend is."""
         await self._disconnect()
         await self.set_state(XenbusState.CLOSING)
-        await self.frontend_state(XenbusState.CLOSED)
-        await self.set_state(XenbusState.CLOSED)
+        await self.state(XenbusState.CLOSED)
+
+    async def state(self, *wanted: XenbusState) -> None:
+        """Wait until we are in one of these states ourselves."""
+        await self._state_at(f"/local/domain/0/{self.path}/state", wanted)
+
+    async def remove_device(self) -> None:
+        """As a toolstack does at the end."""
+        await self._disconnect()
+        await self.store.rm(f"/local/domain/0/{self.path}")
+        await self.store.rm(self.frontend)
 
     async def _offer(self) -> None:
         base = f"/local/domain/0/{self.path}"
@@ -182,5 +197,5 @@ class HandBackend:
         await asyncio.wait([self._task])
         if not self._task.cancelled():
             self._task.result()
-        if not self.adopt:
+        if self.leave:
             await self._disconnect()

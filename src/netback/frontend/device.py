@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from netback.abi.xenbus import XenbusState
+from netback.abi.xs_wire import Errno
 from netback.dataplane.front_queue import FrontQueue
 from netback.errors import NetbackError
 from netback.net.base import Network
 from netback.net.python import PythonNetwork
-from netback.platforms.store import Store
+from netback.platforms.store import Store, StoreError
 
 from .config import FEATURE_KEYS, BackFeatures, FrontConfig
 from .guest import Guest
@@ -140,7 +141,7 @@ class Frontend:
     async def close(self) -> None:
         """Close in order, and end the guest where it is our own. The network stays open. May be called again."""
         try:
-            if self.queue is not None and self._failure is None and self.broken is None:
+            if self.queue is not None and self._failure is None:
                 await self._leave()
         finally:
             await self._disconnect()
@@ -187,7 +188,13 @@ class Frontend:
         self._news.set()
 
     async def _read_state(self, path: str) -> XenbusState:
-        text = await self.store.read_or(path, "")
+        """Any refusal is UNKNOWN: where a directory is gone the store may say EACCES. Only its own end is an error."""
+        try:
+            text = await self.store.read(path)
+        except StoreError as error:
+            if error.errno == Errno.EIO:
+                raise
+            text = ""
         return next((state for state in XenbusState if str(state.value) == text), XenbusState.UNKNOWN)
 
     async def _set_state(self, state: XenbusState) -> None:
