@@ -2,7 +2,7 @@
 """What is offered and what is agreed: each key alone, each missing, and any text at all in any key."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netback.errors import GuestError
@@ -82,6 +82,7 @@ def test_one_queue() -> None:
         agree(LINUX | {"multi-queue-num-queues": "2"}, "vif")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(KEYS), st.one_of(st.none(), st.text(max_size=12), st.integers(0, 1 << 33).map(str))

@@ -175,6 +175,7 @@ async def test_the_toolstack_takes_a_device(
     device = backend.devices[name]
     await take_away(backend.store, name)
     await passing(backend, lambda: device.state is State.CLOSING)
+    await looked(backend, device, State.CONNECTED)
     received = guest.post()
     await network.send(FRAME)
     slot = guest.send(FRAME)
