@@ -89,8 +89,8 @@ def runtime_directory() -> Iterator[Path]:
 
 def keep(capture: Path) -> Path:
     """Into the working directory; where that cannot be written, into a new one for temporary files."""
-    here = Path(CAPTURE)
-    if not os.access(".", os.W_OK | os.X_OK):
+    here = Path.cwd() / CAPTURE
+    if not os.access(here.parent, os.W_OK | os.X_OK):
         here = Path(tempfile.mkdtemp(prefix="netback-demo-capture-")) / CAPTURE
     beside = here.with_suffix(f".{os.getpid()}")
     try:

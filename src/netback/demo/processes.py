@@ -42,7 +42,7 @@ class Child:
     ) -> None:
         self.role = role
         self._log = log
-        self._socket, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
         orders = json.dumps({"place": place or {}, "with": arguments})
         with theirs, log.open("ab") as sink:
             self._process = subprocess.Popen(
@@ -65,7 +65,7 @@ class Child:
         self._numbers = count()
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._following = asyncio.ensure_future(self._follow())
+        self._following = asyncio.ensure_future(self._follow(ours))
 
     @property
     def pid(self) -> int:
@@ -91,10 +91,9 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
         self._following.cancel()
-        self._socket.close()
 
-    async def _follow(self) -> None:
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
+    async def _follow(self, channel: socket.socket) -> None:
+        reader, self._writer = await asyncio.open_unix_connection(sock=channel)
         try:
             while said := await reader.readline():
                 self._hear(json.loads(said))

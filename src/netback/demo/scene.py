@@ -6,7 +6,7 @@ Knows who is where. What happens between them is in story.py.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,5 +103,6 @@ async def set_scene(
 
 async def _end(task: "asyncio.Task[None]") -> None:
     task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    await asyncio.gather(
+        task, return_exceptions=True
+    )  # a store that is gone is told by whoever else needs it

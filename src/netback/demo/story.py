@@ -38,8 +38,9 @@ RUN_LEAST, RUN_MOST = 0.2, 2.0
 CAPTURED_BYTES = 1 << 20
 CAPTURED_SECONDS = 1.0
 FIRST_PING_TRIES = 20
-SYN_SECONDS = 3.5
-"""Enough for a stack to send SYN three times."""
+SYN_SECONDS = 2.5
+"""Enough for a stack to send SYN again."""
+SURVIVED_MOST = 4.0
 KILLED_AFTER = 0.3
 """Of a transfer's time."""
 GLANCE = 0.25
@@ -164,7 +165,7 @@ class Story:
             raise DemoError("ping died as well: that is not what lost checksum flags do")
 
     async def _break_restart(self, scene: Scene) -> None:
-        seconds = min(max(self._options.seconds - OTHERS_SECONDS, 1.0), 4.0)
+        seconds = min(max(self._options.seconds - OTHERS_SECONDS, 1.0), SURVIVED_MOST)
         with self._under("transfers both ways, and a kill -9 of the backend", seconds) as progress:
             going = asyncio.gather(
                 transfer(scene.guest, scene.host, seconds, checked=True),

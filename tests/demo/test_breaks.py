@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `--break` breaks, what holds, and how the demo ends when something breaks that nobody asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from .running import Place, finish, run, wait_until
+
+TIERS = ["taps", "veth", "python"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_without_checksum_flags_ping_lives_and_tcp_dies(place: Place, tier: str) -> None:
+    ended = run(place, "--tier", tier, "--break", "csum", "--json")
+    assert ended.code == 0, ended.err
+    lost = ended.data["lost_flags"]
+    assert lost["ping_before"]["received"] > 0
+    assert lost["gbit_s_before"] > 0
+    assert lost["ping_after"]["received"] > 0
+    assert "timed out" in lost["tcp_after"]
+    assert lost["checksum_errors"] > 0
+    assert "netback demo --break csum" not in ended.data["next"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_transfers_survive_kill_9_of_the_backend(place: Place, tier: str) -> None:
+    ended = run(place, "--tier", tier, "--break", "restart", "--json")
+    assert ended.code == 0, ended.err
+    restart = ended.data["restart"]
+    assert restart["killed_pid"] != restart["new_pid"]
+    assert restart["states"] == ["Connected", "Connected"]
+    assert len(ended.data["timeline"]) == 4, "no state changed after the handshake"
+    assert {transfer["direction"] for transfer in restart["transfers"]} == {"guest to host", "host to guest"}
+    for transfer in restart["transfers"]:
+        assert transfer["intact"]
+        assert transfer["bytes"] > 0
+        assert 0 < transfer["stall_ms"] < 10_000
+
+
+@pytest.mark.parametrize("broken", ["csum", "restart"])
+def test_a_terminal_shows_it(place: Place, broken: str) -> None:
+    ended = run(place, "--tier", "veth", "--break", broken)
+    assert ended.code == 0, ended.err
+    words = {"csum": ("lives", "dies", "checksum wrong"), "restart": ("killed", "stalled", "SHA-256 equal")}
+    for word in words[broken]:
+        assert word in ended.out
+
+
+@pytest.mark.parametrize("role", ["xen", "stack", "backend", "netfront"])
+def test_a_process_that_ends_ends_the_demo_with_one_line(place: Place, role: str) -> None:
+    process = place.start("--tier", "veth")
+    assert wait_until(lambda: place.child("netfront") is not None)
+    victim = place.child(role)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    ended = finish(process)
+    assert ended.code == 1
+    assert len(ended.err.splitlines()) == 1
+    assert place.left() == []
+
+
+def test_a_process_that_hangs_ends_the_demo_in_time(place: Place) -> None:
+    process = place.start("--tier", "python", "--seconds", "4")
+    assert wait_until(lambda: place.child("netfront") is not None)
+    victim = place.child("netfront")
+    assert victim is not None
+    os.kill(victim, signal.SIGSTOP)
+    ended = finish(process)
+    assert ended.code == 1
+    assert "not done within 4 seconds" in ended.err
+    assert place.left() == []

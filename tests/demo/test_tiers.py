@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each tier end to end, and which one is taken: as root, as nobody, and where no namespace may be made."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .running import Place, run
+
+STATES = [
+    ("Initialising", "Initialising"),
+    ("InitWait", "Initialising"),
+    ("InitWait", "Connected"),
+    ("Connected", "Connected"),
+]
+MTU_FRAME = 1514
+
+
+def check_everything(data: dict[str, Any]) -> None:
+    """What a whole demo says."""
+    steps = data["timeline"]
+    assert [(step["backend"], step["frontend"]) for step in steps[:4]] == STATES
+    assert [step["milliseconds"] for step in steps] == sorted(step["milliseconds"] for step in steps)
+    ping = data["ping"]
+    assert ping["received"] == ping["sent"] > 0
+    assert 0 < ping["least"] <= ping["median"] <= ping["most"]
+    kinds = [(flow["direction"], flow["segmentation"]) for flow in data["throughput"]]
+    both = ("guest to host", "host to guest")
+    assert kinds == [(way, True) for way in both] + [(way, False) for way in both]
+    for flow in data["throughput"]:
+        check_flow(flow)
+    assert data["lost_flags"] is None
+    assert data["restart"] is None
+    assert data["seconds"] < 40
+
+
+def check_flow(flow: dict[str, Any]) -> None:
+    """The ring carried what TCP says that it transferred, in frames as large as was agreed."""
+    crossing, per = flow["crossing"], flow["per_notification"]
+    assert flow["gbit_s"] > 0
+    assert flow["tool"] == "built in"
+    assert crossing["slots"] >= crossing["frames"] > 0
+    assert crossing["notifications"] > 0
+    assert per["bytes"] == pytest.approx(crossing["bytes"] / crossing["notifications"])
+    mean = crossing["bytes"] / crossing["frames"]
+    if flow["segmentation"]:
+        assert mean > 2 * MTU_FRAME
+        assert crossing["slots"] > 2 * crossing["frames"]
+    else:
+        assert mean <= MTU_FRAME
+        assert crossing["slots"] == crossing["frames"]
+
+
+def tshark(path: str, *words: str) -> list[str]:
+    """What tshark reads back, a line for each frame."""
+    command = ["tshark", "-r", path, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("tier", ["taps", "veth", "python"])
+def test_tier_as_root(place: Place, tier: str) -> None:
+    ended = run(place, "--tier", tier, "--json")
+    assert ended.code == 0, ended.err
+    data = ended.data
+    assert data["chosen"]["tier"] == tier
+    check_everything(data)
+    check_capture(place, data["capture"])
+
+
+def check_capture(place: Place, capture: dict[str, Any]) -> None:
+    """A foreign reader sees all frames, both protocols, both rings, and each frame's story."""
+    assert capture["path"] == str(place.cwd / "netback-demo.pcapng")
+    fields = ("-e", "frame.protocols", "-e", "frame.interface_name", "-e", "frame.comment")
+    lines = tshark(capture["path"], "-T", "fields", *fields)
+    assert len(lines) == capture["frames"] > 10
+    protocols, interfaces, comments = zip(*(line.split("\t") for line in lines), strict=True)
+    assert any("icmp" in protocol for protocol in protocols)
+    assert any("tcp" in protocol for protocol in protocols)
+    assert len(set(interfaces)) == 2
+    assert all("ring slot" in comment for comment in comments)
+    assert any("GSO" in comment for comment in comments)
+
+
+@pytest.mark.parametrize(
+    ("user", "tier", "why"),
+    [
+        ("root", "taps", "root, and /dev/net/tun is there"),
+        ("nobody", "veth", "namespaces are allowed; no taps: not root"),
+        ("nobody without namespaces", "python", "works everywhere; no taps: not root; no veth: "),
+    ],
+)
+def test_the_best_tier_is_taken(place: Place, user: str, tier: str, why: str) -> None:
+    ended = run(place, "--json", user=user)
+    assert ended.code == 0, ended.err
+    assert ended.data["chosen"]["tier"] == tier
+    assert ended.data["chosen"]["reason"].startswith(why)
+    check_everything(ended.data)
+
+
+@pytest.mark.parametrize(
+    ("user", "tier", "why"),
+    [
+        ("nobody", "taps", "not root"),
+        ("nobody without namespaces", "veth", "user namespaces are refused here"),
+    ],
+)
+def test_a_tier_that_cannot_be(place: Place, user: str, tier: str, why: str) -> None:
+    ended = run(place, "--tier", tier, user=user)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1
+    assert f"tier {tier} cannot be here: {why}" in ended.err
+
+
+def test_errors_are_json_as_well(place: Place) -> None:
+    ended = run(place, "--tier", "taps", "--json", user="nobody")
+    assert ended.code == 2
+    assert "not root" in ended.data["error"]
+
+
+def test_a_directory_that_cannot_be_written(place: Place) -> None:
+    """The capture goes elsewhere, and the output says where."""
+    process = place.start("--tier", "python", user="nobody", cwd=Path("/proc"))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (capture,) = place.tmp.glob("*/netback-demo.pcapng")
+    assert str(capture) in out
+    assert tshark(str(capture))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees: everything that was found out, and only commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+
+import typer.main
+
+from netback.cli.app import app
+from netback.demo.command import demo
+
+from .running import Place, run
+
+HEADINGS = ("xenbus", "ping", "TCP", "capture", "next")
+
+
+def test_a_terminal_shows_everything_in_order(place: Place) -> None:
+    ended = run(place, "--tier", "veth")
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    first, *rest = ended.out.splitlines()
+    assert first.startswith("tier veth: ")
+    found = [line for line in rest if line in HEADINGS]
+    assert found == list(HEADINGS)
+    assert re.search(r"Connected +Connected", ended.out)
+    assert re.search(r"\d+ of \d+ came back", ended.out)
+    assert len(re.findall(r"^ +(offload|none) +(guest → host|host → guest) +[\d.]+", ended.out, re.M)) == 4
+    assert "\x1b" not in ended.out
+
+
+def test_next_commands_exist(place: Place) -> None:
+    ended = run(place, "--tier", "python", "--json")
+    assert ended.code == 0, ended.err
+    names = {"tshark", "netback"}
+    commands = [shlex.split(command) for command in ended.data["next"]]
+    assert {program for program, *_ in commands} == names
+    for program, *words in commands:
+        if program == "netback":
+            check_words(words)
+        else:
+            assert shutil.which(program)
+
+
+def check_words(words: list[str]) -> None:
+    """A command of ours takes these words."""
+    assert words[0] in getattr(typer.main.get_command(app), "commands")  # noqa: B009 (of whichever Click)
+    if words[0] == "demo":
+        shown = typer.Typer()
+        shown.command()(demo)
+        typer.main.get_command(shown).make_context("demo", words[1:])
+
+
+def test_what_is_asked_wrong(place: Place) -> None:
+    for words in (["--tier", "moon"], ["--break", "moon"], ["--seconds", "1"]):
+        ended = run(place, *words)
+        assert ended.code == 2
+        assert words[0] in ended.err
