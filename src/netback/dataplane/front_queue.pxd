@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
 from netback.dataplane.offload cimport segments_t
-from netback.dataplane.peer cimport frame_t
+from netback.dataplane.peer cimport BURST_FRAMES, frame_t
 from netback.dataplane.queue cimport Link, link_t
 from netback.dataplane.ring cimport front_ring
 
@@ -55,12 +55,14 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     uint32_t caps                # CAN_*: what the backend takes
     bint sg                      # ... and whether it takes more than one slot a frame
     bint direct                  # the peer's frames are read right into granted pages
-    uint32_t large               # reads that still expect frames of more than a page
-    bint holding                 # one frame waits here for slots
-    bint cutting                 # ... and is being cut
-    frame_t held
+    uint32_t large               # so many more reads expect frames of more than a page
+    frame_t held[BURST_FRAMES]   # what one read brought beyond the slots, in order; nothing is read while any waits
+    uint32_t held_first
+    uint32_t held_count
+    uint32_t needed              # slots that the first of them lacks
+    bint cutting                 # ... or rather its next segment
     segments_t cut
-    uint8_t *hold                # room for it
+    uint8_t *hold                # where they lie
     uint32_t rx_cut              # segments that the peer already took of the frame at the RX ring's head
 
 

@@ -6,9 +6,9 @@
     place     a frame to requests; checksums and segments are done here where the backend cannot
     publish   one push, at most one notify
 
-A frame that lacks slots is held (one, no more); then, and only then, the ring is armed for an event. Where the backend
-cannot do what the peer's frame asks (no scatter-gather, a tag, a tunnel) the frame goes the long way: through private
-memory, completed or cut.
+Frames that lack slots are held, those of one read and no more; then, and only then, the ring is armed for an event.
+Where the backend cannot do what the peer's frame asks (no scatter-gather, a tag, a tunnel) the frame goes the long way:
+through private memory, completed or cut.
 
 May go wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
 """
@@ -69,8 +69,7 @@ cdef enum:
     FRAME_PAGES = 16             # of the longest frame, and what is read right into pages
     FIRST_BYTES = PAGE_SIZE - FRAME_HEADROOM             # of a frame that was read into its first page
     FULL_FRAME_SLOTS = FRAME_PAGES + 1                   # ... and the GSO extra
-    READ_FRAMES = RING_SLOTS // FULL_FRAME_SLOTS         # of one read into pages
-    VECTORS = FRAME_PAGES + 1                            # of one frame: its pages, and private memory for the rest
+    VECTORS = RING_SLOTS         # of one read: each frame's pages, and private memory for what is more
     LARGE_READS = 64             # how long one large frame makes us expect more of them
 
 
@@ -201,13 +200,14 @@ cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, n
     put_frame(queue, pages, 0, length, said)
 
 
-cdef void hold(front_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
-    """Keep the one frame that lacks slots; its header travels with it."""
-    queue.held.data = queue.hold + FRAME_HEADROOM
-    queue.held.length = frame.length
-    memmove(vnet_header(&queue.held), vnet_header(frame), frame.length + VNET_HDR)
-    queue.holding = True
-    queue.cutting = cutting
+cdef void hold(front_queue *queue, frame_t *frame) noexcept nogil:
+    """Keep a frame that lacks slots; its header travels with it."""
+    cdef uint32_t at = (queue.held_first + queue.held_count) % BURST_FRAMES
+    cdef frame_t *held = &queue.held[at]
+    held.data = queue.hold + <size_t>at * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
+    held.length = frame.length
+    memcpy(vnet_header(held), vnet_header(frame), frame.length + VNET_HDR)
+    queue.held_count += 1
 
 
 cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
@@ -223,7 +223,7 @@ cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data
         if length == 0:
             break
         copy_frame(queue, ws.cuts, length, &plain)
-    queue.holding = queue.cutting = False
+    queue.cutting = False
     queue.link.counters[TX_SEGMENTED] += 1
     return 0
 
@@ -234,24 +234,20 @@ cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexc
 
 
 cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Begin to cut a frame; it is held where not all its segments have room."""
+    """Begin to cut a frame; the cut goes on later where not all its segments have room."""
     cdef netif_offload plain
-    cdef uint32_t needed
     queue.link.peer.cuts = BURST_FRAMES
     memset(&plain, 0, sizeof(plain))
     if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0
             or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, &plain))):
         queue.link.counters[TX_DROPPED] += 1
         return 0
-    needed = place_cut(queue, ws, frame.data)
-    if needed:
-        hold(queue, frame, True)
-    return needed
+    queue.cutting = True
+    return place_cut(queue, ws, frame.data)
 
 
 cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """One frame from private memory to the ring: 0 where it is done with; else it is held, and needs this many
-    slots."""
+    """One frame from private memory to the ring: 0 where it is done with, else the slots that it lacks."""
     cdef netif_offload said
     cdef virtio_net_hdr *hdr = vnet_header(frame)
     cdef uint32_t needed
@@ -268,18 +264,30 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
         queue.link.counters[TX_DROPPED] += 1
         return 0
     if room(queue) < needed:
-        hold(queue, frame, False)
         return needed
     copy_frame(queue, frame.data, frame.length, &said)
     return 0
 
 
-cdef uint32_t place_held(front_queue *queue, workspace_t *ws) noexcept nogil:
-    cdef frame_t frame = queue.held
-    if queue.cutting:
-        return place_cut(queue, ws, queue.held.data)
-    queue.holding = False
-    return place(queue, ws, &frame)
+cdef void place_or_hold(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """No frame overtakes one that waits."""
+    if queue.held_count == 0:
+        queue.needed = place(queue, ws, frame)
+        if queue.needed == 0:
+            return
+    hold(queue, frame)
+
+
+cdef void place_held(front_queue *queue, workspace_t *ws) noexcept nogil:
+    """Those that waited, until one lacks slots again."""
+    cdef frame_t *frame
+    while queue.held_count:
+        frame = &queue.held[queue.held_first]
+        queue.needed = place_cut(queue, ws, frame.data) if queue.cutting else place(queue, ws, frame)
+        if queue.needed:
+            return
+        queue.held_first = (queue.held_first + 1) % BURST_FRAMES
+        queue.held_count -= 1
 
 
 # --- frames in granted pages: the short way
@@ -339,7 +347,7 @@ cdef inline bint goes_as_it_is(front_queue *queue, scattered_t *read, uint32_t o
     return slots(queue) >= read.held + (said.gso_type != GSO_TYPE_NONE)
 
 
-cdef uint32_t place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
+cdef void place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
     """One frame that was read into pages to the ring; by the long way where it cannot go as it is."""
     cdef frame_t linear
     cdef netif_offload said
@@ -347,12 +355,11 @@ cdef uint32_t place_scattered(front_queue *queue, workspace_t *ws, scattered_t *
     if read.frame.length < MIN_FRAME:
         give_pages(queue, read, 0)
         queue.link.counters[TX_DROPPED] += 1
-        return 0
-    if not goes_as_it_is(queue, read, offset, &said):
+    elif queue.held_count == 0 and goes_as_it_is(queue, read, offset, &said):
+        put_frame(queue, read.pages, offset, read.frame.length, &said)
+    else:
         gather(queue, read, &linear)
-        return place(queue, ws, &linear)
-    put_frame(queue, read.pages, offset, read.frame.length, &said)
-    return 0
+        place_or_hold(queue, ws, &linear)
 
 
 # --- reading
@@ -376,6 +383,12 @@ cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private
     vectors[pages].iov_len = FRAME_BYTES - paged
 
 
+cdef inline void expect(front_queue *queue, uint32_t length) noexcept nogil:
+    """A large frame lets us expect more of its kind for a while."""
+    if length > FIRST_BYTES:
+        queue.large = LARGE_READS
+
+
 cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t size) noexcept nogil:
     """A frame came; no more than its header counts as an empty one."""
     read.frame.length = <uint32_t>size - peer.header if size > peer.header else 0
@@ -384,12 +397,12 @@ cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t size) noexcept
 
 
 cdef int read_messages(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
-    cdef mmsghdr messages[READ_FRAMES]
-    cdef uint8_t aux[READ_FRAMES][AUX_BYTES]
+    cdef mmsghdr messages[BURST_FRAMES]
+    cdef uint8_t aux[BURST_FRAMES][AUX_BYTES]
     cdef int i, got
     memset(messages, 0, count * sizeof(mmsghdr))
     for i in range(count):
-        messages[i].msg_hdr.msg_iov = &vectors[i * VECTORS]
+        messages[i].msg_hdr.msg_iov = &vectors[i * (pages + 1)]
         messages[i].msg_hdr.msg_iovlen = pages + 1
         if peer.auxdata:
             messages[i].msg_hdr.msg_control = aux[i]
@@ -412,83 +425,78 @@ cdef int read_tap(peer_t *peer, scattered_t *reads, iovec *vectors, int count, u
     cdef int i
     cdef ssize_t got
     for i in range(count):
-        got = readv(peer.fd, &vectors[i * VECTORS], pages + 1)
+        got = readv(peer.fd, &vectors[i * (pages + 1)], pages + 1)
         if got <= 0:
             return i if i or got == 0 or errno == EAGAIN or errno == EINTR else -1
         arrived(peer, &reads[i], got)
     return count
 
 
-cdef int read_direct(front_queue *queue, workspace_t *ws, int count, uint32_t *needed) noexcept nogil:
-    """Read frames into granted pages and place them: how many came, -1 where the peer refuses; *needed as place has
-    it."""
+cdef inline void settle(front_queue *queue, scattered_t *reads, int got, int count) noexcept nogil:
+    """Give back the pages that the frames of a read did not fill, before any of them is placed."""
+    cdef int i
+    for i in range(count):
+        give_pages(queue, &reads[i], pages_of(&reads[i]) if i < got else 0)
+        if i < got:
+            expect(queue, reads[i].frame.length)
+
+
+cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
+    """Read frames into granted pages and place them: how many came, -1 where the peer refuses."""
+    cdef scattered_t reads[BURST_FRAMES]
+    cdef iovec vectors[VECTORS]
     cdef uint8_t *private = ws.arena + FRAME_HEADROOM
-    cdef scattered_t reads[READ_FRAMES]
-    cdef iovec vectors[READ_FRAMES * VECTORS]
     cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.large else 1))
     cdef int i, got
-    queue.large -= queue.large != 0
     for i in range(count):
-        prepare(queue, &reads[i], private + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES), &vectors[i * VECTORS], pages)
+        prepare(queue, &reads[i], private, &vectors[i * (pages + 1)], pages)
+        private += FRAME_HEADROOM + FRAME_BYTES
     if queue.link.peer.kind == PEER_TAP:
         got = read_tap(queue.link.peer, reads, vectors, count, pages)
     else:
         got = read_messages(queue.link.peer, reads, vectors, count, pages)
-    for i in range(count):
-        give_pages(queue, &reads[i], pages_of(&reads[i]) if i < got else 0)
-        if i < got and pages_of(&reads[i]) > 1:
-            queue.large = LARGE_READS
+    settle(queue, reads, got, count)
     for i in range(got):
-        if needed[0]:                # the one before it grew by cutting
-            give_pages(queue, &reads[i], 0)
-            queue.link.counters[TX_DROPPED] += 1
-            continue
         if reads[i].tag and reads[i].frame.length >= 12:
             restore_tag(&reads[i], queue.link.peer.header != 0)
-        needed[0] = place_scattered(queue, ws, &reads[i])
+        place_scattered(queue, ws, &reads[i])
     return got
 
 
-cdef int read_linear(front_queue *queue, workspace_t *ws, int count, uint32_t *needed) noexcept nogil:
+cdef int read_linear(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
     """The same by way of private memory, for backends without scatter-gather and rings that are used a few slots at a
     time."""
     cdef int i, got = peer_recv(queue.link.peer, ws.arena, ws.frames, count)
     for i in range(got):
-        if needed[0]:
-            queue.link.counters[TX_DROPPED] += 1
-        else:
-            needed[0] = place(queue, ws, &ws.frames[i])
+        expect(queue, ws.frames[i].length)
+        place_or_hold(queue, ws, &ws.frames[i])
     return got
 
 
-cdef inline int frames_at_once(front_queue *queue, uint32_t left) noexcept nogil:
-    """As many as surely fit, so that none is read in vain; one at a time while the peer gives what has to be cut."""
-    cdef uint32_t worst = FULL_FRAME_SLOTS if queue.sg else 1
+cdef inline uint32_t frames_at_once(front_queue *queue) noexcept nogil:
+    """As many as are likely to fit; one at a time while the peer gives what has to be cut."""
+    cdef uint32_t each = FULL_FRAME_SLOTS if queue.large else 1
     if queue.link.peer.cuts:
         queue.link.peer.cuts -= 1
         return 1
-    return max(<uint32_t>1, min(min(left, room(queue) // worst), <uint32_t>READ_FRAMES))
+    return max(<uint32_t>1, room(queue) // each)
 
 
-cdef uint32_t collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept nogil:
-    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held frame needs,
-    or 0."""
+cdef void collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept nogil:
+    """Read and place frames until the peer, the slots or the burst's budget end."""
     cdef uint64_t *moved = &queue.link.counters[TX_BYTES]
     cdef uint64_t enough = moved[0] + BURST_BYTES
-    cdef uint32_t taken = 0, needed = 0
+    cdef uint32_t taken = 0
     cdef int count, got
-    while taken < BURST_FRAMES and room(queue) and moved[0] < enough and not needed:
-        count = frames_at_once(queue, BURST_FRAMES - taken)
-        if queue.direct:
-            got = read_direct(queue, ws, count, &needed)
-        else:
-            got = read_linear(queue, ws, count, &needed)
+    while taken < BURST_FRAMES and room(queue) and moved[0] < enough and queue.held_count == 0:
+        count = min(frames_at_once(queue), <uint32_t>BURST_FRAMES - taken)
+        got = read_direct(queue, ws, count) if queue.direct else read_linear(queue, ws, count)
+        queue.large -= queue.large != 0
         queue.link.counters[TX_REFUSED] += got < 0
         if got < count:
             drained[0] = True
             break
         taken += got
-    return needed
 
 
 # --- the ring
@@ -526,18 +534,17 @@ cdef int serve_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
     (link.to_blocked)."""
     cdef front_queue *queue = <front_queue *>link
     cdef uint32_t first = queue.tx.req_prod
-    cdef uint32_t needed = 0
+    cdef uint32_t needed
     cdef bint drained = False
     if not reap(queue):
         link.broken = REASON_RESPONSE
         return LINK_BROKEN
     link.to_blocked = False
-    if queue.holding:
-        needed = place_held(queue, ws)
-    if needed == 0:
-        needed = collect(queue, ws, &drained)
+    place_held(queue, ws)
+    if queue.held_count == 0:
+        collect(queue, ws, &drained)
     publish(queue, first)
-    if needed == 0 and drained:
+    if queue.held_count == 0 and drained:
         return 0
-    needed = max(needed, <uint32_t>1)
+    needed = queue.needed if queue.held_count else 1
     return LINK_MORE if room(queue) >= needed else wait_for_slots(queue, needed)
