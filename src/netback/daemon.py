@@ -135,6 +135,11 @@ class Backend:
             raise ConfigError(f"there is no device {name}")
         device.vif.capture(sink)
 
+    @property
+    def load(self) -> list[int]:
+        """How many queues each worker serves."""
+        return self._workers.queues
+
     def snapshot(self) -> list[dict[str, Any]]:
         """Every device as data: states, agreement, counters, ring indices."""
         return [_describe(device) for device in self.devices.values()]

@@ -159,6 +159,7 @@ async def test_the_stores_end_is_the_backends(tmp_path: Path) -> None:
         assert backend.stderr is not None
         assert b"serving domain 0" in await backend.stderr.readline()
         emulator.terminate()
+        await emulator.wait()
         _, err = await backend.communicate()
         assert (backend.returncode, err.count(b"\n")) == (1, 1), err.decode()
         assert err.startswith(b"netback: xenstore: ")

@@ -71,6 +71,7 @@ async def test_many_guests_on_few_workers(xen: Path) -> None:
             for guest, net in zip(guests, networks, strict=True):
                 await backend.attach(guest.domid, net)
             await asyncio.gather(*(guest.connect() for guest in guests))
+            assert backend.load == [3, 3]
             for _ in range(3):
                 await asyncio.gather(*map(exchange, guests, networks.values()))
     for network in networks.values():

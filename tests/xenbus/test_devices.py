@@ -4,22 +4,28 @@
 import logging
 import random
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from netback.abi.netif import TX_SLOT
+from netback.abi.netif import TX_RESPONSE, TX_SLOT, Status
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.errors import ConfigError
 from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
-from netback.platforms.store import StoreError
+from netback.platforms.store import Store, StoreError
 from netback.xenbus.names import DeviceName
 from tests.vif.guest import FRAME, Guest, exchange, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, looked, passing, take_away
+
+T = TypeVar("T")
+
+JOURNAL_BODIES = 64
+"""Where a ring's page of a journal has its responses: dataplane/journal.pxd."""
 
 WRONG = [
     ({"tx_ring_ref": None}, "failed to read tx-ring-ref"),
@@ -251,14 +257,63 @@ async def test_a_predecessors_journal_is_completed(xen: Path, network: PythonNet
         await guest.connect()
     guest.tx.index(0, 3)
     committed = struct.pack("<IIQII", 1, TX_SLOT, guest.tx.gref << 32 | guest.port, 0, 3)
+    bodies = b"".join(TX_RESPONSE.pack(number, Status.DROPPED) for number in range(3))
     journal = xen / "journal" / f"vif-{guest.domid}-0"
     with journal.open("r+b") as file:
-        file.write(committed)
+        file.write(committed.ljust(JOURNAL_BODIES, b"\0") + bodies)
     async with serving(xen, network):
         await guest.responses(guest.tx, 2)
         assert guest.tx.index(2) == 3
+        assert b"".join(bytes(guest.tx.slot(index, TX_SLOT)) for index in range(3)) == bodies
         assert await guest.store.read(f"{name.backend}/state") == "4"
         await exchange(guest, network)
+
+
+class InterferedStore(Store):
+    """A store where something happens just before a transaction."""
+
+    before: Callable[[], Awaitable[None]] | None = None
+
+    async def transact(self, body: Callable[[int], Awaitable[T]]) -> T:
+        if self.before is not None:
+            before, self.before = self.before, None
+            await before()
+        return await super().transact(body)
+
+
+class InterferedPlatform(EmulatedPlatform):
+    """A platform whose store is one."""
+
+    async def open_store(self) -> Store:
+        return await InterferedStore.connect(self.directory / "xenstored.sock")
+
+
+@pytest.mark.parametrize("what", ["removes", "closes"])
+async def test_somebody_interferes(xen: Path, guest: Guest, network: PythonNetwork, what: str) -> None:
+    """Between the connection and its announcement: a directory that is gone must not come back, a state not be lost."""
+    networks = {"python:lan": network}
+    with InterferedPlatform(xen) as platform:
+        async with Backend(platform, BackendConfig(xen, networks=networks, workers=1)) as backend:
+            store = backend.store
+            assert isinstance(store, InterferedStore)
+            name = await add(store, guest.domid)
+            await until_state(guest.store, name.backend, State.INIT_WAIT)
+
+            async def interfere() -> None:
+                if what == "removes":
+                    await store.rm(name.backend)
+                else:
+                    await store.write(f"{name.backend}/state", "5")
+
+            store.before = interfere
+            await guest.say()
+            if what == "removes":
+                await gone(backend, name)
+                assert await store.read_or(name.backend) is None
+            else:
+                await looked(backend, backend.devices[name], State.CONNECTED)
+                assert await store.read(f"{name.backend}/state") == "5"
+            assert not guest.domain.still_in_use(guest.tx.gref)
 
 
 async def test_the_trace(

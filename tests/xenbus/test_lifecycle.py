@@ -239,6 +239,34 @@ async def test_a_backend_directory_that_goes_does_not_come_back(backend: Backend
     assert await backend.store.read_or(name.backend) is None
 
 
+async def test_a_frontend_that_vanishes_before_it_connects(backend: Backend, guest: Guest) -> None:
+    name = await add(backend.store, guest.domid)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    await looked(backend, backend.devices[name], State.INITIALISING)
+    await backend.store.rm(guest.path)
+    await until_state(backend.store, name.backend, State.CLOSED)
+
+
+async def test_all_devices_of_a_guest_go_at_once(backend: Backend, guest: Guest) -> None:
+    """The toolstack removes the directory above them."""
+    names = [await add(backend.store, guest.domid, number=number) for number in ("0", "1")]
+    await guest.connect()
+    await backend.store.rm(f"/local/domain/0/backend/vif/{guest.domid}")
+    for name in names:
+        await gone(backend, name)
+    assert not guest.domain.still_in_use(guest.tx.gref)
+
+
+async def test_a_domain_whose_nodes_outlive_it(xen: Path, backend: Backend) -> None:
+    """A toolstack removes them in its own time: the end of the domain counts."""
+    async with join(xen) as guest:
+        name = await add(backend.store, guest.domid, frontend="/tool/frontend")
+        await backend.store.write("/tool/frontend/state", "3")
+        await until_state(backend.store, name.backend, State.INIT_WAIT)
+        await looked(backend, backend.devices[name], State.INITIALISED)
+    await until_state(backend.store, name.backend, State.CLOSED)
+
+
 async def test_a_domain_that_ends(xen: Path, backend: Backend) -> None:
     """A toolstack's device is closed, an operator's is removed."""
     async with join(xen) as guest:
@@ -280,7 +308,7 @@ async def test_every_order_of_writing_by_hand_works(backend: Backend, guest: Gue
 
 
 async def test_a_driver_domain(xen: Path, network: PythonNetwork) -> None:
-    """A backend outside domain 0, with its own domain's rights alone."""
+    """A backend outside domain 0, with its own domain's rights alone, which a guest may take away."""
     networks = {"python:lan": network}
     async with join(xen) as driver, join(xen, backend=driver.domid) as guest:
         with EmulatedPlatform(xen, driver.domid) as platform:
@@ -291,7 +319,8 @@ async def test_a_driver_domain(xen: Path, network: PythonNetwork) -> None:
                     name = await attach(dom0, guest.domid, "python:lan", backend_domid=driver.domid)
                 await guest.connect()
                 await exchange(guest, network)
-                await guest.set_state(State.CLOSED)
+                await guest.store.set_perms(f"{guest.path}/state", [f"n{guest.domid}"])
+                await driver.store.write(f"{name.backend}/hotplug-status", "connected")
                 await until_state(guest.store, name.backend, State.CLOSED)
 
 

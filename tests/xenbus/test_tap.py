@@ -11,8 +11,8 @@ import pytest
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
 from netback.net.python import PythonNetwork
-from tests.net.namespace import ip, new_network
-from tests.vif.guest import FRAME, Guest, join, serving, until_state
+from tests.net.namespace import ip, new_network, veth
+from tests.vif.guest import FRAME, Guest, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, take_away
 
 
@@ -97,3 +97,11 @@ async def test_a_tap_that_somebody_removed(backend: Backend, guest: Guest) -> No
     await guest.connect()
     assert await guest.answer(guest.send(FRAME)) == 0
     assert name.link in links()
+
+
+async def test_a_link_that_comes_later(backend: Backend, guest: Guest) -> None:
+    """Nobody has to tell the backend: it looks again."""
+    name = await add(backend.store, guest.domid, net="packet:late0")
+    await until(backend.store, f"{name.errors}/error", bool)
+    veth("late0", "late1")
+    await until_state(guest.store, name.backend, State.INIT_WAIT)

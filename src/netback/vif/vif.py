@@ -81,6 +81,7 @@ class Vif:
         self.disconnect()
         worker = self._workers.least_busy()
         with ExitStack() as undo:
+            worker.reserve(undo)
             port = await bind_port(worker.events, self._domid, config.event_channel, undo)
             journal = open_journal(self._journal, adopt)
             self._prepare(config, adopt)

@@ -32,15 +32,16 @@ class QueueWorker:
 
     def __init__(self, events: EventChannels, name: str) -> None:
         self.events = events
+        self.queues = 0
         self._listeners: dict[int, Listener] = {}
         self._thread = WorkerThread(
             Worker(events.native), on_broken=self._broken, on_records=self._records, name=name
         )
 
-    @property
-    def queues(self) -> int:
-        """How many queues it serves."""
-        return len(self._listeners)
+    def reserve(self, undo: ExitStack) -> None:
+        """Count a queue as ours from when it is being made."""
+        self.queues += 1
+        undo.callback(self._release)
 
     def add(self, queue: Link, listener: Listener) -> None:
         """Serve a queue: its rings are drained, armed, and the frontend is notified once."""
@@ -83,6 +84,9 @@ class QueueWorker:
         self._thread.stop()
         self.events.close()
 
+    def _release(self) -> None:
+        self.queues -= 1
+
     def _broken(self, queue: Link) -> None:
         listener = self._listeners.get(queue.index)
         if listener is not None:
@@ -105,6 +109,11 @@ class Workers:
                 self._start(platform, number, undo) for number in range(count or len(os.sched_getaffinity(0)))
             ]
             self._undo = undo.pop_all()
+
+    @property
+    def queues(self) -> list[int]:
+        """How many queues each worker serves."""
+        return [worker.queues for worker in self._workers]
 
     def least_busy(self) -> QueueWorker:
         """Where the next queue goes."""

@@ -88,7 +88,7 @@ class Device:
         self._retry: asyncio.TimerHandle | None = None
         self._tries = 0
         self._frontend = ""
-        self._refused = True  # a predecessor's Closing stands until the frontend answers it
+        self._refused = True  # a Closing stands, a predecessor's too, until the frontend answers it
         self._lived = False
         self._seen = False
         self._done = False
@@ -194,6 +194,8 @@ class Device:
     def _frontend_is(self, state: State) -> None:
         if state is not State.CONNECTED:
             self._refused = False
+        elif self.state is not State.CLOSING:
+            self._refused = True
         if state is not self.frontend_state:
             self.frontend_state = state
             self._around.tracer.hit("xen_netdev_frontend_changed", self.name, int(state))
@@ -396,7 +398,6 @@ class Device:
     async def _fail(self, reason: str) -> None:
         """This vif stops: reason to the error node and the log, Closing. All others live."""
         self._disconnect()
-        self._refused = True
         await self._report(reason)
         if self.state not in (State.CLOSING, State.CLOSED, State.UNKNOWN):
             await self._move(State.CLOSING)
