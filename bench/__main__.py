@@ -15,6 +15,7 @@ from rich.progress import Progress
 from .native import OUT
 from .report import Row, draw, show, write_json
 
+WIDTH = 110
 PARTS = ("rings", "endtoend", "idle", "store")
 
 
@@ -34,7 +35,7 @@ def interrupted(number: int, frame: FrameType | None) -> None:
 
 def main() -> int:
     chosen = arguments()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
     rounds = chosen.rounds or (1 if chosen.quick else 5)

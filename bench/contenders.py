@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who moves frames between the wire's links `a` and `b`: the relays of relay.c, and netback with its emulated Xen and its netfront.
+"""Who moves frames between the wire's links `a` and `b`: the relays of relay.c, and netback with its emulated Xen.
 
 Each is a context, placed alike: what serves `a` on one processor, what serves `b` on another.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET
@@ -21,20 +21,33 @@ from .topology import GUEST_ADDRESS, Topology, running
 
 CPU_A = 0
 CPU_B = 1
-GUEST_DOMID = "1"
+DOMID = 1
 NETBACK = (sys.executable, "-c", "from netback.cli import main; main()")
+PATIENCE = 20.0
 
-Contender = Callable[[Topology], AbstractContextManager[None]]
+Contender = Callable[[Topology], AbstractContextManager[object]]
 
 
-def await_path(topology: Topology, seconds: float = 20) -> None:
-    """Until a ping crosses."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if topology.host.run("ping", "-c", "1", "-W", "1", "-q", GUEST_ADDRESS, check=False).returncode == 0:
-            return
-        time.sleep(0.1)
-    raise RuntimeError("no ping crosses")
+@dataclass(frozen=True, slots=True)
+class Netback:
+    """A netback that runs: the directory of its emulated Xen, and its backend's process."""
+
+    directory: Path
+    backend: int
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Look until something holds, for as long as patience lasts."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > end:
+            raise RuntimeError(f"{what}: in vain for {PATIENCE:.0f} s")
+        time.sleep(0.05)
+
+
+def await_path(topology: Topology) -> None:
+    ping = ("ping", "-c", "1", "-W", "1", "-q", GUEST_ADDRESS)
+    until(lambda: topology.host.try_run(*ping), "a ping across")
 
 
 def relay(mode: str) -> Contender:
@@ -48,39 +61,35 @@ def relay(mode: str) -> Contender:
     return contender
 
 
-def await_file(path: Path, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        if time.monotonic() > end:
-            raise RuntimeError(f"{path.name} does not appear")
-        time.sleep(0.02)
-
-
 @contextmanager
 def emulator(directory: Path, *, cpu: int | None = None) -> Iterator[None]:
     """`netback emulate`, once it can be joined."""
     pinned = ("taskset", "-c", str(cpu)) if cpu is not None else ()
-    with running((*pinned, *NETBACK, "emulate", "--dir", str(directory)), stdout=subprocess.DEVNULL):
-        await_file(directory / HYPERVISOR_SOCKET)
+    with running((*pinned, *NETBACK, "emulate", "--dir", str(directory)), quiet=True):
+        until((directory / HYPERVISOR_SOCKET).exists, "joining emulated Xen")
         yield
 
 
 @contextmanager
-def netback(topology: Topology) -> Iterator[None]:
-    """Four processes: emulated Xen, the backend on `a`, the netfront on `b`, and `attach`, which ends at once."""
-    with tempfile.TemporaryDirectory(dir=topology.directory) as directory, ExitStack() as stack:
-        at = ("--dir", directory)
-
-        def start(*words: str, cpu: int | None = None) -> None:
-            command = topology.wire.command(*NETBACK, *words, *at, cpu=cpu)
-            stack.enter_context(running(command, stdout=subprocess.DEVNULL))
-
-        stack.enter_context(emulator(Path(directory)))
-        start("run", "--platform", "emulated", cpu=CPU_A)
-        start("guest", "--domid", GUEST_DOMID, "--net", "packet:b", cpu=CPU_B)
-        topology.wire.run(*NETBACK, "attach", GUEST_DOMID, "--net", "packet:a", *at)
+def netback(topology: Topology) -> Iterator[Netback]:
+    """Emulated Xen, the backend on `a`, the netfront on `b`; `attach` makes the device that joins them."""
+    with tempfile.TemporaryDirectory(dir=topology.directory) as name, ExitStack() as stack:
+        at = ("--dir", name)
+        run = topology.wire.command(*NETBACK, "run", *at, cpu=CPU_A)
+        guest = topology.wire.command(
+            *NETBACK, "guest", "--domid", str(DOMID), "--net", "packet:b", *at, cpu=CPU_B
+        )
+        stack.enter_context(emulator(Path(name)))
+        backend = stack.enter_context(running(run, quiet=True))
+        stack.enter_context(running(guest, quiet=True))
+        attach = (*NETBACK, "attach", str(DOMID), "--net", "packet:a", *at)
+        until(lambda: topology.wire.try_run(*attach), "attaching a device")
         await_path(topology)
-        yield
+        yield Netback(Path(name), backend.pid)
 
 
-CONTENDERS: dict[str, Contender] = {"netback": netback, "relay, two": relay("two"), "relay, one": relay("one")}
+CONTENDERS: dict[str, Contender] = {
+    "netback": netback,
+    "relay, two": relay("two"),
+    "relay, one": relay("one"),
+}

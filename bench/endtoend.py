@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from .contenders import CONTENDERS
 from .report import Row
-from .topology import GUEST_ADDRESS, Namespace, Topology, running, topology
+from .topology import GUEST_ADDRESS, Namespace, Topology, await_line, running, topology
 
 BASELINE = "relay, two"
 TARGET = 0.8
@@ -37,13 +37,9 @@ class Measure:
 
 @contextmanager
 def iperf_server(where: Namespace) -> Iterator[None]:
-    with running(where.command("iperf3", "-s", "--forceflush"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
-        assert server.stdout is not None
-        for line in server.stdout:
-            if "listening" in line:
-                break
-        else:
-            raise RuntimeError("iperf3 does not start")
+    command = where.command("iperf3", "-s", "--forceflush")
+    with running(command, quiet=True, stdout=subprocess.PIPE) as server:
+        await_line(server, "listening")
         yield
 
 
@@ -51,8 +47,7 @@ def iperf(at: Topology, seconds: float, *options: str) -> dict[str, float]:
     """What the receiver got, by the server's own account."""
     words = ("iperf3", "-c", GUEST_ADDRESS, "-J", "-t", str(seconds), *options)
     with iperf_server(at.guest):
-        result = at.host.run(*words, check=False, timeout=seconds + 30)
-    answer = json.loads(result.stdout)
+        answer = json.loads(at.host.run(*words, check=False, timeout=seconds + 30))
     if "error" in answer:
         raise RuntimeError(f"iperf3: {answer['error']}")
     received: dict[str, float] = answer["end"]["sum_received"]
@@ -65,14 +60,16 @@ def tcp(way: tuple[str, ...]) -> Callable[[Topology, float], float]:
 
 def udp(length: int, way: tuple[str, ...]) -> Callable[[Topology, float], float]:
     def measure(at: Topology, seconds: float) -> float:
-        return iperf(at, seconds, "-u", "-b", "0", "-l", str(length), *way)["bits_per_second"] / 8 / length / 1e3
+        return (
+            iperf(at, seconds, "-u", "-b", "0", "-l", str(length), *way)["bits_per_second"] / 8 / length / 1e3
+        )
 
     return measure
 
 
 def ping(at: Topology, seconds: float) -> float:
     """Mean round trip of a flood, in µs."""
-    said = at.host.run("ping", "-f", "-q", "-c", str(int(2500 * seconds)), GUEST_ADDRESS).stdout
+    said = at.host.run("ping", "-f", "-q", "-c", str(int(2500 * seconds)), GUEST_ADDRESS)
     found = re.search(r"= [\d.]+/([\d.]+)/", said)
     if found is None:
         raise RuntimeError(f"ping: {said}")
@@ -94,12 +91,9 @@ def judge(measure: Measure, samples: dict[str, list[float]]) -> Row:
     row = Row("end to end", measure.name, measure.unit, samples)
     if not {"netback", BASELINE} <= samples.keys():
         return row
-    ours, theirs = row.median("netback"), row.median(BASELINE)
-    ratio = theirs / ours if measure.less_is_better else ours / theirs
-    return Row(
-        row.part, row.name, row.unit, samples,
-        target=f"ratio >= {TARGET}", met=ratio >= TARGET, notes={"netback / relay, two": ratio},
-    )  # fmt: skip
+    order = (BASELINE, "netback") if measure.less_is_better else ("netback", BASELINE)
+    ratio = row.ratio(*order)
+    return row.judged(f"ratio >= {TARGET}", ratio >= TARGET, {"ratio": ratio})
 
 
 def measure(rounds: int, seconds: float, progress: Progress, only: tuple[str, ...] = ()) -> list[Row]:

@@ -10,10 +10,11 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,14 @@ class Row:
 
     def median(self, contender: str) -> float:
         return median(self.samples[contender])
+
+    def judged(self, target: str, met: bool, notes: dict[str, float] | None = None) -> Row:
+        """The same with its target, and what follows from the medians."""
+        return replace(self, target=target, met=met, notes=notes or {})
+
+    def ratio(self, ours: str, theirs: str) -> float:
+        """Median of the rounds' own ratios: what disturbs a round disturbs both that ran in it."""
+        return median(a / b for a, b in zip(self.samples[ours], self.samples[theirs], strict=True))
 
     @property
     def medians(self) -> dict[str, float]:
@@ -73,9 +82,8 @@ def show(rows: Iterable[Row], console: Console) -> None:
 def table_of(part: str, rows: list[Row]) -> Table:
     contenders = list(dict.fromkeys(contender for row in rows for contender in row.samples))
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
-    table = Table(title=f"{part} (medians)", title_justify="left")
-    table.add_column("")
-    table.add_column("unit")
+    table = Table(title=f"{part} (medians)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for name in [*contenders, *notes]:
         table.add_column(name, justify="right")
     table.add_column("target")
@@ -83,7 +91,7 @@ def table_of(part: str, rows: list[Row]) -> Table:
     for row in rows:
         values = [short(row.median(name)) if name in row.samples else "" for name in contenders]
         values += [short(row.notes[name]) if name in row.notes else "" for name in notes]
-        table.add_row(row.name, row.unit, *values, row.target, verdict(row.met))
+        table.add_row(f"{row.name}, {row.unit}", *values, row.target, verdict(row.met))
     return table
 
 
@@ -92,15 +100,17 @@ def machine() -> dict[str, object]:
 
 
 def write_json(rows: list[Row], path: Path) -> None:
-    path.write_text(json.dumps({"machine": machine(), "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"machine": machine(), "rows": [row.as_dict() for row in rows]}, indent=1) + "\n"
+    )
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Bars a row, one small plot each: units differ too much to share an axis."""
-    import matplotlib  # noqa: PLC0415 - slow, and only where a picture is drawn
+    """Bars a row, one small plot each: units differ too much to share an axis. matplotlib is slow to import."""
+    import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot
 
     columns = 4
     height = (len(rows) + columns - 1) // columns
@@ -109,7 +119,9 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.axis("off")
     for axis, row in zip(axes.flat, rows, strict=False):
         names = list(row.samples)
-        axis.bar(names, [row.median(name) for name in names], color=["#4878a8", "#a0a0a0", "#c8c8c8"][: len(names)])
+        axis.bar(
+            names, [row.median(name) for name in names], color=["#4878a8", "#a0a0a0", "#c8c8c8"][: len(names)]
+        )
         for at, name in enumerate(names):
             axis.plot([at] * len(row.samples[name]), row.samples[name], "k.", markersize=2, alpha=0.4)
         axis.set_title(f"{row.part}: {row.name}", fontsize=8)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One backend queue and a guest's memory in this process, with rings that are refilled in one go and no hypervisor.
 
-The guest's side is bytes made beforehand and copied into place, so that whoever measures pays for the backend alone. Knows rings and
-grants, nothing of clocks.
+The guest's side is bytes made beforehand and copied into place, so that whoever measures pays for the backend alone.
+Knows rings and grants, nothing of clocks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ DOMID = 1
 ALL_CAPS = 15
 GSO_SIZE = 1448
 HEADERS = 54
+BURST_BYTES = 256 * 1024
+BURST_FRAMES = 64
 WORD = struct.Struct("<I")
 RING_HEADER = 64
 REQ_PROD, RSP_PROD, RSP_EVENT = 0, 8, 12
@@ -65,22 +67,33 @@ class Shape:
         extras = {frame * self.slots + 1 for frame in range(self.frames) if self.gso}
         return [None if slot in extras else slot for slot in range(self.frames * self.slots)]
 
-    def bytes(self) -> bytes:
+    def frame(self) -> bytes:
         """TCP over IPv4 with a checksum left blank, as Linux sends it."""
         total = self.length - 14
         ethernet = bytes.fromhex("00163e000002 00163e000001 0800")
-        ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, b"\x0a\x63\0\1", b"\x0a\x63\0\2")
+        ip = struct.pack(
+            ">BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, b"\x0a\x63\0\1", b"\x0a\x63\0\2"
+        )
         tcp = struct.pack(">HHIIBBHHH", 5001, 5002, 1, 1, 0x50, 0x10, 512, 0, 0)
         return (ethernet + ip + tcp).ljust(self.length, b"x")
 
     def template(self) -> bytes:
         gso = (virtio_net.GSO_TCPV4, HEADERS, GSO_SIZE) if self.gso else (virtio_net.GSO_NONE, 0, 0)
-        return virtio_net.HEADER.pack(virtio_net.F_NEEDS_CSUM, *gso, 34, 16) + self.bytes()
+        return virtio_net.HEADER.pack(virtio_net.F_NEEDS_CSUM, *gso, 34, 16) + self.frame()
+
+
+SHAPES = {
+    "64 B": Shape(64, gso=False),
+    "1500 B": Shape(1500, gso=False),
+    "64 KiB GSO": Shape(65535, gso=True),
+}
 
 
 def tx_frame(shape: Shape, first: int) -> bytes:
     """One frame's requests; the first one's size is the frame's."""
-    flags = netif.TxFlag.CSUM_BLANK | netif.TxFlag.DATA_VALIDATED | (netif.TxFlag.EXTRA_INFO if shape.gso else 0)
+    flags = (
+        netif.TxFlag.CSUM_BLANK | netif.TxFlag.DATA_VALIDATED | (netif.TxFlag.EXTRA_INFO if shape.gso else 0)
+    )
     last = len(shape.pieces) - 1
     slots = []
     for at, piece in enumerate(shape.pieces):
@@ -99,7 +112,9 @@ def tx_requests(shape: Shape) -> bytes:
 
 
 def rx_requests(shape: Shape) -> bytes:
-    return b"".join(netif.RX_REQUEST.pack(slot, 0, FIRST_GREF + slot) for slot in range(shape.frames * shape.slots))
+    return b"".join(
+        netif.RX_REQUEST.pack(slot, 0, FIRST_GREF + slot) for slot in range(shape.frames * shape.slots)
+    )
 
 
 def guest_memory() -> tuple[mmap.mmap, GuestMemory]:
@@ -124,23 +139,25 @@ class Ring:
         self.shape = shape
         self.tx = tx
         self.own, self.memory = guest_memory()
-        self._requests = tx_requests(shape) if tx else rx_requests(shape)
+        self._requests = ctypes.create_string_buffer(tx_requests(shape) if tx else rx_requests(shape))
         self._slot = netif.TX_SLOT if tx else netif.RX_SLOT
+        self._count = shape.frames * shape.slots
         self._page = ctypes.addressof(ctypes.c_char.from_buffer(self.own)) + RING_PAGE * PAGE
-        self._idle = mmap.mmap(-1, PAGE)             # the other direction's ring
+        self._idle = mmap.mmap(-1, PAGE)  # the other direction's ring
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK)
         events = Events(self._eventfd, self.memory.page_address(EVENT_PAGE), lambda port: None)
         self.worker = Worker(events)
         self.queue = self._queue(events)
         for slot in range(SLOTS if tx else 0):
             at = (DATA_PAGE + slot) * PAGE
-            self.own[at : at + PAGE] = shape.bytes()[:PAGE].ljust(PAGE, b"x")
+            self.own[at : at + PAGE] = shape.frame()[:PAGE].ljust(PAGE, b"x")
 
     def _queue(self, events: Events) -> BackQueue:
         busy = self.memory.page_address(RING_PAGE)
         idle = ctypes.addressof(ctypes.c_char.from_buffer(self._idle))
+        peer = Peer("null", caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())
         return BackQueue(
-            events, self.memory, Peer("null", caps=ALL_CAPS, template=b"" if self.tx else self.shape.template()), Journal(),
+            events, self.memory, peer, Journal(),
             tx_page=busy if self.tx else idle, rx_page=idle if self.tx else busy, tx_name=1, rx_name=2,
             tx_port=1, rx_port=1, caps=ALL_CAPS, sg=True, keep=self._idle,
         )  # fmt: skip
@@ -149,18 +166,20 @@ class Ring:
         """Post a ring full of requests, and ask for one event when all are answered."""
         base = RING_PAGE * PAGE
         (produced,) = WORD.unpack_from(self.own, base + REQ_PROD)
-        count = len(self._requests) // self._slot
         at = produced % SLOTS
-        run = min(count, SLOTS - at)
-        ctypes.memmove(self._page + RING_HEADER + at * self._slot, self._requests, run * self._slot)
-        ctypes.memmove(self._page + RING_HEADER, self._requests[run * self._slot :], (count - run) * self._slot)
-        end = (produced + count) & 0xFFFFFFFF
+        run = min(self._count, SLOTS - at) * self._slot
+        slots, requests = self._page + RING_HEADER, ctypes.addressof(self._requests)
+        ctypes.memmove(slots + at * self._slot, requests, run)
+        ctypes.memmove(slots, requests + run, self._count * self._slot - run)
+        end = (produced + self._count) & 0xFFFFFFFF
         WORD.pack_into(self.own, base + RSP_EVENT, end)
         WORD.pack_into(self.own, base + REQ_PROD, end)
 
     def check(self) -> None:
         """That every request was answered, and every frame went."""
-        produced, answered = (WORD.unpack_from(self.own, RING_PAGE * PAGE + at)[0] for at in (REQ_PROD, RSP_PROD))
+        produced, answered = (
+            WORD.unpack_from(self.own, RING_PAGE * PAGE + at)[0] for at in (REQ_PROD, RSP_PROD)
+        )
         counted = self.queue.counters
         way = "tx" if self.tx else "rx"
         bad = counted[f"{way}_errors"] + counted[f"{way}_dropped"]
@@ -169,7 +188,7 @@ class Ring:
             raise RuntimeError(f"the ring stands at {answered} of {produced}: {self.queue.broken}, {counted}")
 
     def copies(self, private: int) -> list[tuple[int, int, int]]:
-        """(to, from, length) of each copy that a full ring asks for: TX to packed private memory, RX from one frame there."""
+        """(to, from, length) of each copy that a full ring asks for: TX to private memory, RX from one frame there."""
         made = []
         used = 0
         pages = [page for page in self.shape.page_of_slot if page is not None]
@@ -183,10 +202,6 @@ class Ring:
         return made
 
     def next_place(self, frame: int, used: int) -> int:
-        """Where a burst puts its next frame: on cache lines of its own, and back at the start once the burst is full."""
+        """Where a burst puts its next frame: on cache lines of its own; back at the start once the burst is full."""
         used += (self.shape.length + 127) & ~63
         return used if used < BURST_BYTES and (frame + 1) % BURST_FRAMES else 0
-
-
-BURST_BYTES = 256 * 1024
-BURST_FRAMES = 64

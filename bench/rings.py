@@ -17,17 +17,18 @@ from time import perf_counter_ns
 
 from rich.progress import Progress
 
+from . import allocations
 from .native import build
 from .report import Row
-from .rig import Ring, Shape
+from .rig import SHAPES, Ring
 
-SHAPES = {"64 B": Shape(64, gso=False), "1500 B": Shape(1500, gso=False), "64 KiB GSO": Shape(65535, gso=True)}
 CPU = 1
 FILLS = 400
 RATIO = 1.2
 ABOVE = 60.0
 PRIVATE_BYTES = 512 * 1024
-HEADROOM = 64                        # before each frame, as in the backend's private memory: frames begin on cache lines
+HEADROOM = 64
+"""Before each frame, as in the backend's private memory: frames begin on cache lines."""
 
 
 class Copy(ctypes.Structure):
@@ -43,7 +44,7 @@ class Floor:
         self._run.restype = ctypes.c_uint64
         self._private = mmap.mmap(-1, PRIVATE_BYTES)
         copies = ring.copies(ctypes.addressof(ctypes.c_char.from_buffer(self._private)) + HEADROOM)
-        self._copies = (Copy * len(copies))(*copies)
+        self._copies = (Copy * len(copies))(*(Copy(*copy) for copy in copies))
         self._count = ctypes.c_size_t(len(copies))
 
     def run(self) -> int:
@@ -79,13 +80,18 @@ class Case:
         self.ring.check()
 
     def row(self) -> Row:
-        row = Row("rings alone", f"{self.way} {self.name}", "ns/frame", {"netback": self.ours, "copies": self.copies})
+        row = Row(
+            "rings alone",
+            f"{self.way} {self.name}",
+            "ns/frame",
+            {"netback": self.ours, "copies": self.copies},
+        )
         ours, floor = row.median("netback"), row.median("copies")
         large = self.ring.shape.gso
         met = ours <= RATIO * floor if large else ours - floor <= ABOVE
         notes = {"ns/slot": ours / self.ring.shape.slots, "above": ours - floor, "ratio": ours / floor}
         target = f"ratio <= {RATIO}" if large else f"above <= {ABOVE:.0f}"
-        return Row(row.part, row.name, row.unit, row.samples, target, met, notes)
+        return row.judged(target, met, notes)
 
 
 def make(way: str, name: str) -> Case:
@@ -112,4 +118,4 @@ def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
             for case in cases:
                 case.sample()
             progress.advance(task)
-    return [case.row() for case in cases]
+    return [case.row() for case in cases] + allocations.measure_alone()

@@ -10,7 +10,7 @@ import select
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def encoded(op: Op, number: int, payload: bytes) -> bytes:
     return Packet(op, number, 0, payload).encode()
 
 
-REQUEST = {
+REQUEST: dict[str, Callable[[int], bytes]] = {
     "writes": lambda number: encoded(Op.WRITE, number, joined(node(number)) + b"%d" % number),
     "reads": lambda number: encoded(Op.READ, number, joined(node(number))),
     "directories": lambda number: encoded(Op.DIRECTORY, number, joined(HOME.encode())),
@@ -111,7 +111,8 @@ def firing(watcher: Client, writer: Client) -> float:
 def watch_all(on: Client) -> None:
     """The same path under many tokens; a reply and a first event each."""
     path = f"{HOME}/watched".encode()
-    on.exchange(b"".join(encoded(Op.WATCH, number, joined(path, b"%d" % number)) for number in range(WATCHES)), 2 * WATCHES)
+    requests = (encoded(Op.WATCH, number, joined(path, b"%d" % number)) for number in range(WATCHES))
+    on.exchange(b"".join(requests), 2 * WATCHES)
 
 
 def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
@@ -123,7 +124,7 @@ def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="nbb") as name, emulator(Path(name), cpu=CPU_A), pinned(CPU_B):
         path = Path(name) / STORE_SOCKET
         with client(path) as asking, client(path) as watcher:
-            rate(asking, batches["writes"])      # makes the nodes
+            rate(asking, batches["writes"])  # makes the nodes
             watch_all(watcher)
             for _ in range(turns):
                 for kind, batch in batches.items():
@@ -136,9 +137,9 @@ def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
 def rate_row(kind: str, samples: list[float]) -> Row:
     row = Row("store", f"pipelined {kind}", "thousand/s", {"netback": samples})
     target = PER_SECOND / 1e3
-    return Row(row.part, row.name, row.unit, row.samples, f">= {target:.0f}", row.median("netback") >= target)
+    return row.judged(f">= {target:.0f}", row.median("netback") >= target)
 
 
 def watch_row(samples: list[float]) -> Row:
     row = Row("store", f"{WATCHES} watches fire", "ms", {"netback": samples})
-    return Row(row.part, row.name, row.unit, row.samples, f"<= {FIRED_MS}", row.median("netback") <= FIRED_MS)
+    return row.judged(f"<= {FIRED_MS}", row.median("netback") <= FIRED_MS)

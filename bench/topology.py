@@ -3,9 +3,9 @@
 
     host (eth0) ===veth=== a  wire  b ===veth=== (eth0) guest
 
-`host` and `guest` have TCP/IP stacks of their own; who is measured runs in `wire` and moves frames between the links `a` and `b`.
-A namespace has no name, only a process that holds it: with its last process it is gone, and its links with it. Each child is killed by
-the kernel when we end, however we end.
+`host` and `guest` have TCP/IP stacks of their own; who is measured runs in `wire` and moves frames between the links
+`a` and `b`. A namespace has no name, only a process that holds it: with its last process it is gone, and its links
+with it. Each child is killed by the kernel when we end, however we end.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-HOST_ADDRESS = "10.99.0.1"
-GUEST_ADDRESS = "10.99.0.2"
+HOST_ADDRESS, HOST_MAC = "10.99.0.1", "00:16:3e:00:00:01"
+GUEST_ADDRESS, GUEST_MAC = "10.99.0.2", "00:16:3e:00:00:02"
 BOUND = ("setpriv", "--pdeathsig", "KILL")
 HOLD = ("unshare", "-n", "sh", "-c", "echo here; exec sleep infinity")
+NO_IPV6 = "! test -d /proc/sys/net/ipv6 || echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"
+COMMAND_SECONDS = 60
 
 
 @contextmanager
 def running(
-    command: Sequence[str], *, stdout: int | None = None, stderr: int | None = None
+    command: Sequence[str], *, quiet: bool = False, stdout: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process for as long as the context."""
-    with subprocess.Popen([*BOUND, *command], stdout=stdout, stderr=stderr, text=True) as process:
+    """A process for as long as the context; `quiet`: what it says is not for the reader of a table."""
+    silent = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen([*BOUND, *command], stdout=stdout or silent, stderr=silent, text=True) as process:
         try:
             yield process
         finally:
@@ -36,6 +39,15 @@ def running(
                 process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def await_line(process: subprocess.Popen[str], word: str) -> None:
+    """Until a process whose output is ours says a word."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return
+    raise RuntimeError(f"{process.args!r} ended without a word of {word!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +61,24 @@ class Namespace:
         pinned = ["taskset", "-c", str(cpu)] if cpu is not None else []
         return ["nsenter", "-t", str(self.pid), "-n", *pinned, *command]
 
-    def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*BOUND, *self.command(*command)], check=check, timeout=timeout, text=True, stdout=subprocess.PIPE
-        )
+    def run(self, *command: str, check: bool = True, timeout: float = COMMAND_SECONDS) -> str:
+        """What a command says."""
+        words = [*BOUND, *self.command(*command)]
+        done = subprocess.run(words, check=check, timeout=timeout, text=True, stdout=subprocess.PIPE)
+        return done.stdout
+
+    def try_run(self, *command: str) -> bool:
+        """Whether a command succeeds."""
+        words = [*BOUND, *self.command(*command)]
+        return subprocess.run(words, capture_output=True, timeout=COMMAND_SECONDS).returncode == 0
 
 
 @contextmanager
 def namespace() -> Iterator[Namespace]:
     with running(HOLD, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        if not holder.stdout.readline():
-            raise RuntimeError("cannot make a network namespace: root is needed")
+        await_line(holder, "here")
         held = Namespace(holder.pid)
-        held.run("sh", "-c", "! test -d /proc/sys/net/ipv6 || echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+        held.run("sh", "-c", NO_IPV6)
         held.run("ip", "link", "set", "lo", "up")
         yield held
 
@@ -75,18 +91,26 @@ class Topology:
     directory: Path
 
 
-def join(stack: Namespace, address: str, wire: Namespace, link: str) -> None:
+def join(stack: Namespace, address: str, mac: str, wire: Namespace, link: str) -> None:
     """A veth pair from a stack's eth0 to a link of the wire."""
-    wire.run("ip", "link", "add", "name", link, "type", "veth", "peer", "name", "eth0", "netns", str(stack.pid))
+    peer = ("peer", "name", "eth0", "address", mac, "netns", str(stack.pid))
+    wire.run("ip", "link", "add", "name", link, "type", "veth", *peer)
     wire.run("ip", "link", "set", "dev", link, "up")
     stack.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
-    stack.run("ip", "link", "set", "eth0", "up")
+    stack.run("ip", "link", "set", "dev", "eth0", "up")
+
+
+def know(stack: Namespace, address: str, mac: str) -> None:
+    """A neighbour that nobody has to ask for: an idle wire is then a silent one."""
+    stack.run("ip", "neighbour", "replace", address, "lladdr", mac, "dev", "eth0", "nud", "permanent")
 
 
 @contextmanager
 def topology(directory: Path) -> Iterator[Topology]:
     with ExitStack() as stack:
         host, wire, guest = (stack.enter_context(namespace()) for _ in range(3))
-        join(host, HOST_ADDRESS, wire, "a")
-        join(guest, GUEST_ADDRESS, wire, "b")
+        join(host, HOST_ADDRESS, HOST_MAC, wire, "a")
+        join(guest, GUEST_ADDRESS, GUEST_MAC, wire, "b")
+        know(host, GUEST_ADDRESS, GUEST_MAC)
+        know(guest, HOST_ADDRESS, HOST_MAC)
         yield Topology(host, wire, guest, directory)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a hundred connected vifs cost that have nothing to do: wake-ups, memory, and the throughput of one that has.
+
+Looks at the backend from outside, through /proc.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import Progress
+
+from .contenders import DOMID, Netback, netback
+from .endtoend import TO_GUEST, tcp
+from .report import Row
+from .topology import Topology, await_line, running, topology
+
+VIFS = 100
+KIB_EACH = 256
+UNCHANGED = 0.9
+SETTLE = 1.0
+"""Seconds until the last of them has seen that it is connected."""
+GUESTS = Path(__file__).with_name("guests.py")
+
+
+@contextmanager
+def idle_guests(at: Netback) -> Iterator[None]:
+    command = (sys.executable, str(GUESTS), str(at.directory), str(DOMID + 1), str(VIFS))
+    with running(command, stdout=subprocess.PIPE) as guests:
+        await_line(guests, "connected")
+        yield
+
+
+def pss(pid: int) -> float:
+    """Memory of a process, its share of what is shared included, in KiB."""
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return float(found.group(1))
+
+
+def switches(pid: int) -> int:
+    """How often threads of a process were switched in, since it began."""
+    counts = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        said = (thread / "status").read_text()
+        counts += sum(int(count) for count in re.findall(r"voluntary_ctxt_switches:\s+(\d+)", said))
+    return counts
+
+
+def wakes(pid: int, seconds: float) -> float:
+    """Switches a second."""
+    before = switches(pid)
+    time.sleep(seconds)
+    return (switches(pid) - before) / seconds
+
+
+def round_of(at: Topology, seconds: float, samples: dict[str, list[float]]) -> None:
+    """One backend alone, then with idle vifs beside."""
+    throughput = tcp(TO_GUEST)
+    with netback(at) as ours:
+        samples["alone"].append(throughput(at, seconds))
+        before = pss(ours.backend)
+        with idle_guests(ours):
+            time.sleep(SETTLE)
+            samples["memory"].append((pss(ours.backend) - before) / VIFS)
+            samples["wakes"].append(wakes(ours.backend, seconds))
+            samples["beside"].append(throughput(at, seconds))
+
+
+def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
+    samples: dict[str, list[float]] = {"alone": [], "beside": [], "memory": [], "wakes": []}
+    task = progress.add_task("idle", total=rounds)
+    with tempfile.TemporaryDirectory(prefix="nbb") as directory, topology(Path(directory)) as at:
+        for _ in range(rounds):
+            round_of(at, seconds, samples)
+            progress.advance(task)
+    return rows(samples)
+
+
+def rows(samples: dict[str, list[float]]) -> list[Row]:
+    part = f"{VIFS} idle vifs"
+    woken = Row(part, "wake-ups", "/s", {"netback": samples["wakes"]})
+    memory = Row(part, "memory of each", "KiB", {"netback": samples["memory"]})
+    beside = {"netback": samples["beside"], "without them": samples["alone"]}
+    throughput = Row(part, "TCP to guest", "Gbit/s", beside)
+    ratio = throughput.ratio("netback", "without them")
+    return [
+        woken.judged("0", woken.median("netback") == 0),
+        memory.judged(f"< {KIB_EACH}", memory.median("netback") < KIB_EACH),
+        throughput.judged(f"ratio >= {UNCHANGED}", ratio >= UNCHANGED, {"ratio": ratio}),
+    ]
