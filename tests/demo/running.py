@@ -27,7 +27,7 @@ LIBRARY = sysconfig.get_path("purelib")
 PYTHON = os.path.realpath(sys.executable)
 SHORT = """
 from netback.demo import story
-story.RUN_MOST, story.SURVIVED_MOST, story.SYN_SECONDS = 0.3, 1.5, 1.5
+story.RUN_MOST, story.SURVIVED_MOST, story.SYN_SECONDS = {seconds}, 1.5, 1.5
 from netback.cli import main
 main()
 """
@@ -73,19 +73,21 @@ class Place:
     def stage(self) -> Path:
         return self.root / "stage"
 
-    def command(self, *words: str, user: str = "root") -> list[str]:
+    def command(self, *words: str, user: str = "root", seconds: float = 0.3) -> list[str]:
         """The demo as root, as "nobody", or as "nobody without namespaces"."""
-        demo = [PYTHON, "-c", SHORT, "demo", *BOUND, *words]
+        demo = [PYTHON, "-c", SHORT.format(seconds=seconds), "demo", *BOUND, *words]
         if user == "root":
             return demo
         allowed = "yes" if user == "nobody" else "no"
         script = str(Path(__file__).with_name("nobody.py"))
         return [PYTHON, script, str(self.stage), allowed, SOURCE, LIBRARY, *demo]
 
-    def start(self, *words: str, user: str = "root", cwd: Path | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *words: str, user: str = "root", cwd: Path | None = None, seconds: float = 0.3
+    ) -> subprocess.Popen[str]:
         own = {"PYTHONPATH": os.pathsep.join([SOURCE, LIBRARY]), "TMPDIR": str(self.tmp), MARK: self.mark}
         process = subprocess.Popen(
-            self.command(*words, user=user),
+            self.command(*words, user=user, seconds=seconds),
             env={**os.environ, **own, "HOME": str(self.tmp), "COLUMNS": "160"},
             cwd=cwd or self.cwd,
             stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .running import Place, run
+from .running import Place, finish, run
 
 STATES = [
     ("Initialising", "Initialising"),
@@ -130,3 +130,11 @@ def test_a_directory_that_cannot_be_written(place: Place) -> None:
     (capture,) = place.tmp.glob("*/netback-demo.pcapng")
     assert str(capture) in out
     assert tshark(str(capture))
+
+
+def test_iperf3_measures_where_there_is_time_for_it(place: Place) -> None:
+    ended = finish(place.start("--tier", "veth", "--json", seconds=1.0))
+    assert ended.code == 0, ended.err
+    assert {flow["tool"] for flow in ended.data["throughput"]} == {"iperf3"}
+    assert all(flow["gbit_s"] > 0 for flow in ended.data["throughput"])
+    assert place.left("netback-demo.pcapng") == []

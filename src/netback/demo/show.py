@@ -9,7 +9,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress_bar import ProgressBar
 
 from netback.demo.report import CaptureFile, Chosen, Flow, LostFlags, Ping, Restart, Step
 
@@ -26,6 +35,13 @@ class Silent:
         return nullcontext(self)
 
     def tell(self, result: object) -> None: ...
+
+
+class _Clock(ProgressColumn):
+    """How much of the expected time is over."""
+
+    def render(self, task: Task) -> ProgressBar:
+        return ProgressBar(task.total, min(task.elapsed or 0.0, task.total or 0.0), width=30)
 
 
 class _Phase:
@@ -64,7 +80,7 @@ class Terminal:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            *([BarColumn(30)] if seconds else []),
+            *([_Clock()] if seconds else []),
             TextColumn("{task.fields[said]}"),
         )
         with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as progress:

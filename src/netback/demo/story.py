@@ -185,12 +185,8 @@ class Story:
     # ---- parts of them
 
     async def _first_ping(self, scene: Scene) -> None:
-        """ARP and a link that just got its carrier take their time."""
         with self._under("the first ping"):
-            for _ in range(FIRST_PING_TRIES):
-                if (await scene.host.stack.call("ping", address=scene.guest.address, times=1, gap=0.0))[0]:
-                    return
-        raise DemoError("no ping crosses")
+            await reach(scene)
 
     async def _ping(self, scene: Scene) -> Ping:
         with self._under("ping", PINGS * PING_GAP):
@@ -203,7 +199,7 @@ class Story:
         with self._under(f"the guest connects anew, {'with' if on else 'without'} segmentation offload"):
             await scene.netfront.call("segmentation", on=on)
             await scene.guest.stack.call("segmentation", on=on)  # afterwards: a tap's features begin anew
-            await self._first_ping(scene)
+            await reach(scene)
 
     async def _flow(self, scene: Scene, direction: str, segmentation: bool, reverse: bool) -> Flow:
         title = f"TCP {direction}, {'with' if segmentation else 'without'} segmentation offload"
@@ -251,6 +247,14 @@ class Story:
             except DemoError as error:
                 return str(error)
         raise DemoError("TCP lives without checksum flags: nothing was broken")
+
+
+async def reach(scene: Scene) -> None:
+    """Until a ping comes back: ARP, and a link that just got its carrier, take their time."""
+    for _ in range(FIRST_PING_TRIES):
+        if (await scene.host.stack.call("ping", address=scene.guest.address, times=1, gap=0.0))[0]:
+            return
+    raise DemoError("no ping crosses")
 
 
 async def crossing(scene: Scene, direction: str) -> dict[str, int]:

@@ -221,7 +221,7 @@ class Connection:
         self._window = MSS
         self._unacknowledged: deque[tuple[int, Flag, bytes]] = deque()
         self._rest = b""
-        self._ended = self._owes = False
+        self._synchronised = self._ended = self._owes = False
         self._since: float | None = None
 
     def open(self) -> None:
@@ -290,8 +290,11 @@ class Connection:
         self.pump()
 
     def _hear_syn(self, flags: Flag, sequence: int) -> None:
-        self._expected = (sequence + 1) % WORD
         self._owes = True
+        if self._synchronised:  # a repeated one
+            return
+        self._synchronised = True
+        self._expected = (sequence + 1) % WORD
         if not flags & Flag.ACK and not self._unacknowledged:
             self._put(Flag.SYN | Flag.ACK, b"", SYN_OPTIONS)
 
