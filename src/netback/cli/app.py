@@ -159,7 +159,7 @@ def demo(context: typer.Context) -> None:
     """Show it all: two TCP/IP stacks, a guest's and a host's, over emulated Xen. `netback demo --help` tells more."""
     from netback.demo.command import demo as show
 
-    shown = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    shown = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     shown.command()(show)
     shown(context.args, prog_name="netback demo")
 
