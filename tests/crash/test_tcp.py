@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux's own TCP, in two network namespaces: a transfer each way outlives one backend after the other.
+
+The host's end is a tap, so each new backend also adopts that, and gets it while its killed holder may still be dying.
+"""
+
+import asyncio
+import hashlib
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from netback.frontend import Frontend
+from netback.net.tap import TapNetwork
+from tests.crash.lives import SECONDS, Lives, launcher
+from tests.crash.scene import attach
+from tests.net.namespace import ip, new_network
+
+KILLS = 22
+GUEST, HOST = "192.0.2.1", "192.0.2.2"
+TAP = "host0"
+CHUNK = 1 << 16
+PROGRESS = 4 * CHUNK
+PAUSE = 0.1
+"""Seconds until a kill, once traffic goes on after the last one."""
+
+
+class Transfer:
+    """Bytes of no pattern over one connection, and their digests at both ends."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, seed: int) -> None:
+        self.received = 0
+        self._source, self._sink = source, sink
+        self._block = random.Random(seed).randbytes(4 * CHUNK)
+        self._sent_digest, self._received_digest = hashlib.sha256(), hashlib.sha256()
+        self._stop = False
+        self._news = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+
+    async def _send(self) -> None:
+        loop, at = asyncio.get_running_loop(), 0
+        while not self._stop:
+            chunk = self._block[at : at + CHUNK]
+            self._sent_digest.update(chunk)
+            await loop.sock_sendall(self._source, chunk)
+            at = (at + CHUNK + 1) % (3 * CHUNK)
+        self._source.shutdown(socket.SHUT_WR)
+
+    async def _receive(self) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(self._sink, CHUNK):
+            self._received_digest.update(data)
+            self.received += len(data)
+            self._news.set()
+
+    async def goes_on(self) -> None:
+        """Until more of it came."""
+        target = self.received + PROGRESS
+        async with asyncio.timeout(SECONDS):
+            while self.received < target:
+                self._news.clear()
+                await self._news.wait()
+
+    async def intact(self) -> bool:
+        """Send no more: whether all of it came, as it was sent."""
+        self._stop = True
+        async with asyncio.timeout(SECONDS):
+            await asyncio.gather(*self._tasks)
+        return self._sent_digest.digest() == self._received_digest.digest()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._tasks)
+
+
+def tcp_socket() -> socket.socket:
+    """Of the present namespace, wherever it is used."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    made.setblocking(False)
+    return made
+
+
+@asynccontextmanager
+async def two_stacks(xen: Path) -> AsyncIterator[tuple[Lives, socket.socket, socket.socket]]:
+    """A guest's stack and a host's, joined by a vif: a socket of the one, and one of the other that listens.
+
+    Either namespace lives as long as its sockets, the tap and the backends in it.
+    """
+    with new_network():
+        guest_net, client = TapNetwork("guest0"), tcp_socket()
+        ip(f"addr add {GUEST}/24 dev guest0")
+        ip("link set guest0 up")
+    with client, new_network():
+        made = TapNetwork(TAP)
+        made.close()
+        ip(f"addr add {HOST}/24 dev {TAP}")
+        ip(f"link set {TAP} up")
+        listener = tcp_socket()
+        listener.bind((HOST, 0))
+        listener.listen()
+        with launcher(xen, net=f"tap:{TAP}") as lives:
+            lives.start()
+            async with Frontend(xen, guest_net) as frontend:
+                await attach(xen, frontend.guest.domid, f"tap:{TAP}")
+                async with asyncio.timeout(SECONDS):
+                    await frontend.connected()
+                with listener:
+                    yield lives, client, listener
+                assert frontend.broken is None
+        guest_net.remove()
+
+
+async def test_transfers_both_ways(xen: Path) -> None:
+    rng = random.Random(7)
+    async with two_stacks(xen) as (lives, client, listener):
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(SECONDS):
+            await loop.sock_connect(client, listener.getsockname())
+            server, _ = await loop.sock_accept(listener)
+        with server:
+            transfers = Transfer(client, server, 1), Transfer(server, client, 2)
+            while lives.kills < KILLS:
+                await asyncio.gather(*(transfer.goes_on() for transfer in transfers))
+                await asyncio.sleep(rng.uniform(0, PAUSE))
+                if rng.random() < 0.5:
+                    lives.replace()
+                else:
+                    await lives.kill()
+                    lives.start()
+            for transfer in transfers:
+                await transfer.goes_on()
+            assert await asyncio.gather(*(transfer.intact() for transfer in transfers)) == [True, True]
