@@ -29,6 +29,7 @@ FLOORS = (
     (3, "netback.pcapng"),
     (4, "netback.vif"),
     (4, "netback.xenbus"),
+    (5, "netback.control"),
     (5, "netback.daemon"),
     (5, "netback.frontend"),
     (5, "netback.demo"),

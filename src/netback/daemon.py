@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from netback.control import control_path, serve_snapshots
 from netback.errors import ConfigError, NetbackError
 from netback.net.base import Network
 from netback.net.spec import parse_spec
@@ -79,6 +80,8 @@ class Backend:
             self._running = asyncio.create_task(self._devices.run())
             undo.push_async_callback(self._stop)
             await self._first_look()
+            path = control_path(self.config.directory, self.platform.domid)
+            await undo.enter_async_context(serve_snapshots(path, self.snapshot))
             self._undo = undo.pop_all()
         return self
 

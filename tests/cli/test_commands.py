@@ -173,27 +173,46 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
         )
         assert (code, out) == (0, f"qnic{guest.domid}.0\n")
         await guest.connect()
+        await sends(guest)
         _, out, _ = await run("list", "--json", "--dir", xen)
         (device,) = json.loads(out)
+        assert device.pop("counters")["tx_frames"] == 1
+        assert device.pop("rings")["tx"]["rsp_prod"] == 1
         assert device == {
             "device": f"qnic{guest.domid}.0", "type": "qnic", "domid": guest.domid, "index": "0",
             "guest": await guest.store.read(f"/local/domain/{guest.domid}/name"),
             "backend": "Connected", "frontend": "Connected", "net": "null", "mac": "00:16:3e:00:00:07",
-            "online": "1", "hotplug-status": "connected", "error": None,
+            "online": "1", "hotplug-status": "connected", "error": None, "network": "null",
             "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
         }  # fmt: skip
         _, out, _ = await run("list", "--dir", xen)
-        assert re.search(rf"^qnic{guest.domid}\.0 .*Connected +Connected +null", out, re.MULTILINE)
+        assert re.search(rf"^qnic{guest.domid}\.0 .*Connected +Connected +null .* 1 +0 ", out, re.MULTILINE)
         leaving = asyncio.create_task(run("detach", str(guest.domid), "--dir", xen))
         await until_state(guest.store, await guest.backend(), State.CLOSING)
         await guest.set_state(State.CLOSED)
         assert await leaving == (0, f"qnic{guest.domid}.0\n", "")
         backend.terminate()
+        await backend.wait()
+        assert not (xen / "backend-0.sock").exists()
         assert backend.stderr is not None
         traced = (await backend.stderr.read()).decode()
     for point in ("create", "connect", "disconnect", "destroy"):
         assert f"xen_netdev_{point} dev=qnic{guest.domid}.0" in traced
     assert "xen_netdev_realize" not in traced
+
+
+async def test_a_list_without_a_backend(xen: Path, guest: Guest) -> None:
+    """Also beside the socket of one that was killed."""
+    async with running("serving domain 0", "run", "--dir", xen) as backend:
+        await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
+        backend.kill()
+        await backend.wait()
+    assert (xen / "backend-0.sock").exists()
+    (device,) = json.loads((await run("list", "--json", "--dir", xen))[1])
+    assert (device["backend"], device["counters"], device["rings"]) == ("InitWait", None, None)
+    async with running("serving domain 0", "run", "--dir", xen):
+        (device,) = json.loads((await run("list", "--json", "--dir", xen))[1])
+        assert device["counters"] == {}
 
 
 async def test_detach_says_that_it_was_forced(xen: Path, guest: Guest) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from netback.abi.xenbus import XenbusState
 from netback.cli.place import SOCKET
+from netback.control import control_path, read_snapshot
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.platforms.store import Store
@@ -54,9 +55,16 @@ async def find_domain(store: Store, domain: str) -> int:
 
 
 async def read_devices(directory: Path) -> list[dict[str, Any]]:
-    """Every device of domain 0's backends, as the store tells of it."""
+    """Every device of domain 0, as the store tells of it; with counters and rings where a backend runs."""
     async with await Store.connect(directory / SOCKET) as store:
-        return [await _read_device(store, name) for name in await operator.list_devices(store)]
+        devices = [await _read_device(store, name) for name in await operator.list_devices(store)]
+    served = {device["device"]: device for device in await read_snapshot(control_path(directory, 0)) or []}
+    return [device | _served(served.get(device["device"], {})) for device in devices]
+
+
+def _served(device: dict[str, Any]) -> dict[str, Any]:
+    """What only the backend knows, if one runs."""
+    return {key: device.get(key) for key in ("network", "counters", "rings")}
 
 
 async def _read_device(store: Store, name: DeviceName) -> dict[str, Any]:
@@ -90,7 +98,18 @@ def _title(state: str | None) -> str:
 _WIDE = 1000
 """Columns of output that nobody looks at directly: a row stays a line."""
 
-_COLUMNS = ("device", "guest", "backend", "frontend", "net", "mac", "features", "error")
+_COLUMNS = (
+    "device",
+    "guest",
+    "backend",
+    "frontend",
+    "net",
+    "mac",
+    "tx frames",
+    "rx frames",
+    "features",
+    "error",
+)
 
 
 def show_devices(devices: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -105,6 +124,10 @@ def show_devices(devices: list[dict[str, Any]], *, as_json: bool) -> None:
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for device in devices:
         features = [key.removeprefix("feature-") for key, value in device["features"].items() if value != "0"]
-        row = device | {"features": " ".join(features)}
-        table.add_row(*(escape(str(row[column] or "-")) for column in _COLUMNS))
+        counters = device["counters"] or {}
+        frames = {f"{way} frames": counters.get(f"{way}_frames") for way in ("tx", "rx")}
+        row = device | frames | {"features": " ".join(features)}
+        table.add_row(
+            *(escape("-" if row[column] in (None, "") else str(row[column])) for column in _COLUMNS)
+        )
     Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
