@@ -6,6 +6,7 @@ kernel's calls; what is done inside a namespace it does not know.
 """
 
 import ctypes
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -57,7 +58,12 @@ def _try(complaint: str, flags: int) -> None:
     try:
         _call("unshare", flags)
     except OSError as error:
-        raise PlatformError(f"{complaint} ({os.strerror(error.errno or 0)})") from error
+        raise PlatformError(f"{complaint} ({_why(error)})") from error
+
+
+def _why(error: OSError) -> str:
+    """As a person would say it: what is full is no disk."""
+    return "their limit is reached" if error.errno == errno.ENOSPC else os.strerror(error.errno or 0)
 
 
 def _map(uid: int, gid: int) -> None:
