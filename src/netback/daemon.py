@@ -80,6 +80,7 @@ class Backend:
             self._running = asyncio.create_task(self._devices.run())
             undo.push_async_callback(self._stop)
             await self._first_look()
+            self._prune_journals()
             path = control_path(self.config.directory, self.platform.domid)
             await undo.enter_async_context(serve_snapshots(path, self.snapshot))
             self._undo = undo.pop_all()
@@ -165,6 +166,13 @@ class Backend:
         scanned.cancel()
         if self._running in done:
             await self.wait()
+
+    def _prune_journals(self) -> None:
+        """Remove those of devices that went while nobody looked."""
+        known = {device.journal for device in self.devices.values()}
+        for path in (self.config.directory / "journal").glob("*-*-*"):
+            if path not in known:
+                path.unlink()
 
     async def _stop(self) -> None:
         self._running.cancel()

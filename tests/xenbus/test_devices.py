@@ -151,7 +151,7 @@ async def test_a_hostile_walk(
     for _ in range(300):
         key = rng.choice(keys)
         value = rng.choice(
-            ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "", "-1", "x" * 500, str(guest.port)]
+            ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "", "\udcff\udc80", "x" * 500, str(guest.port)]
         )
         if rng.random() < 0.05:
             await guest.store.rm(f"{guest.path}/{key}", missing_ok=True)
@@ -231,6 +231,20 @@ async def test_journals_are_private_and_go_with_the_device(backend: Backend, xen
     await backend.store.rm(name.backend)
     await gone(backend, name)
     assert not journal.exists()
+
+
+async def test_journals_of_devices_that_are_no_more(xen: Path, network: PythonNetwork, guest: Guest) -> None:
+    """They went while no backend ran."""
+    async with serving(xen, network) as backend:
+        names = [await backend.attach(guest.domid, "python:lan") for _ in range(2)]
+        await guest.connect()
+        await Guest(guest.domain, guest.store, 1).connect()
+    assert len(list((xen / "journal").iterdir())) == 2
+    async with await Store.connect(xen / "xenstored.sock") as store:
+        await store.rm(names[1].backend)
+    async with serving(xen, network):
+        assert [path.name for path in (xen / "journal").iterdir()] == [f"vif-{guest.domid}-0"]
+        await exchange(guest, network)
 
 
 async def test_a_journal_of_other_rings_is_void(

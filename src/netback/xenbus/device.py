@@ -232,7 +232,7 @@ class Device:
             network,
             platform=self._around.platform,
             workers=self._around.workers,
-            journal=self._journal,
+            journal=self.journal,
             tracer=self._around.tracer,
             on_broken=lambda: self._loop.call_soon_threadsafe(self.news.set),
         )
@@ -274,7 +274,8 @@ class Device:
             self._retry.cancel()
 
     @property
-    def _journal(self) -> Path:
+    def journal(self) -> Path:
+        """The file of its queue's journal, which outlives this process."""
         return self._around.journals / f"{self.name.kind}-{self.name.domid}-{self.name.number}"
 
     def _release(self) -> None:
@@ -288,10 +289,10 @@ class Device:
     def _unrealize(self) -> None:
         """The NIC is gone."""
         if self.vif is None:
-            self._journal.unlink(missing_ok=True)
+            self.journal.unlink(missing_ok=True)
             return
         self._disconnect()
-        self._journal.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
         self._end_network(self.vif.network, gone=True)
         self.vif = None
         self._around.tracer.hit("xen_netdev_unrealize", self.name)
