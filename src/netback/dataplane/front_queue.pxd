@@ -37,6 +37,15 @@ cdef extern from *:
     ssize_t writev(int fd, const iovec *vectors, int count) nogil
 
 
+cdef enum:
+    FEW_SLOTS = 64               # used at a time while frames are small: more only let an overload build up
+    LARGE_BURSTS = 64            # how long one frame of several slots makes us expect more of them
+
+
+cdef inline uint32_t slots_at_a_time(uint32_t most, uint32_t large) noexcept nogil:
+    return most if large else min(most, <uint32_t>FEW_SLOTS)
+
+
 cdef struct front_queue:         # `link` is first: a link_t * of a frontend queue is a front_queue *
     link_t link
     front_ring tx
@@ -49,13 +58,14 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     uint32_t free_count
     uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request that has no response yet
     uint32_t extras_sent         # extra infos that have none
-    uint32_t tx_slots            # how many of the ring's slots are used at a time
+    uint32_t tx_slots            # how many of the ring's slots are used at a time, at most
     uint32_t rx_slots
     bint rx_notify               # the backend is told of posted buffers
     uint32_t caps                # CAN_*: what the backend takes
     bint sg                      # ... and whether it takes more than one slot a frame
     bint direct                  # the peer's frames are read right into granted pages
-    uint32_t large               # so many more reads expect frames of more than a page
+    uint32_t tx_large            # so many more reads expect frames of several slots
+    uint32_t rx_large            # so many more bursts do
     frame_t held[BURST_FRAMES]   # what one read brought beyond the slots, in order; nothing is read while any waits
     uint32_t held_first
     uint32_t held_count

@@ -9,6 +9,7 @@ from libc.stdlib cimport free, malloc
 
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
 from netback.dataplane.events cimport Events
+from netback.dataplane.front_queue cimport LARGE_BURSTS
 from netback.dataplane.front_rx cimport post_buffers, serve_front_rx
 from netback.dataplane.front_tx cimport serve_front_tx
 from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_NULL, Peer
@@ -68,6 +69,7 @@ cdef class FrontQueue(Link):
         queue.tx_slots = tx_slots
         queue.rx_slots = rx_slots
         queue.rx_notify = rx_notify
+        queue.tx_large = queue.rx_large = LARGE_BURSTS
         queue.direct = sg and tx_slots >= FULL_FRAME_SLOTS and peer.peer.kind != PEER_NULL
         queue.hold = <uint8_t *>malloc(BURST_FRAMES * (FRAME_HEADROOM + FRAME_BYTES))    # touched where frames wait
         if queue.hold == NULL:

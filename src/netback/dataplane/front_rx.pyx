@@ -23,7 +23,7 @@ from netback.dataplane.abi cimport (
 )
 from netback.dataplane.events cimport events_notify
 from netback.dataplane.front_queue cimport (
-    MSG_DONTWAIT, MSG_NOSIGNAL, front_queue, iovec, mmsghdr, sendmmsg, writev,
+    LARGE_BURSTS, MSG_DONTWAIT, MSG_NOSIGNAL, front_queue, iovec, mmsghdr, sendmmsg, slots_at_a_time, writev,
 )
 from netback.dataplane.offload cimport (
     HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload,
@@ -358,8 +358,8 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains) noex
 cdef void post_buffers(front_queue *queue) noexcept nogil:
     """Post the buffer of every slot that is free to be posted."""
     cdef rx_request *request
-    cdef uint32_t at
-    while <uint32_t>(queue.rx.req_prod - queue.rx.rsp_cons) < queue.rx_slots:
+    cdef uint32_t at, most = slots_at_a_time(queue.rx_slots, queue.rx_large)
+    while <uint32_t>(queue.rx.req_prod - queue.rx.rsp_cons) < most:
         at = queue.rx.req_prod & (RING_SLOTS - 1)
         request = <rx_request *>rx_slot(queue.rx.shared, at)
         request.id = <uint16_t>at
@@ -373,9 +373,12 @@ cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
     cdef uint64_t *counters = queue.link.counters
     cdef uint32_t i, slots = 0
     cdef chain_t *chain
+    queue.rx_large -= queue.rx_large != 0
     for i in range(chains):
         chain = &ws.chains[i]
         slots += chain.slots
+        if chain.slots > 1:
+            queue.rx_large = LARGE_BURSTS
         counters[RX_FRAMES] += chain.status == NETIF_RSP_OKAY
         counters[RX_BYTES] += chain.length if chain.status == NETIF_RSP_OKAY else 0
         counters[RX_ERRORS] += chain.status == NETIF_RSP_ERROR

@@ -22,7 +22,7 @@ from netback.dataplane.abi cimport (
 )
 from netback.dataplane.events cimport events_notify
 from netback.dataplane.front_queue cimport (
-    MSG_DONTWAIT, MSG_TRUNC, front_queue, iovec, mmsghdr, msghdr, readv, recvmmsg,
+    LARGE_BURSTS, MSG_DONTWAIT, MSG_TRUNC, front_queue, iovec, mmsghdr, msghdr, readv, recvmmsg, slots_at_a_time,
 )
 from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
@@ -70,7 +70,6 @@ cdef enum:
     FIRST_BYTES = PAGE_SIZE - FRAME_HEADROOM             # of a frame that was read into its first page
     FULL_FRAME_SLOTS = FRAME_PAGES + 1                   # ... and the GSO extra
     VECTORS = RING_SLOTS         # of one read: each frame's pages, and private memory for what is more
-    LARGE_READS = 64             # how long one large frame makes us expect more of them
 
 
 cdef struct scattered_t:         # a frame as it was read: in pages, what is more in private memory
@@ -85,7 +84,9 @@ cdef struct scattered_t:         # a frame as it was read: in pages, what is mor
 
 cdef inline uint32_t slots(front_queue *queue) noexcept nogil:
     """Slots that may be filled now."""
-    return queue.tx_slots - <uint32_t>(queue.tx.req_prod - queue.tx.rsp_cons)
+    cdef uint32_t most = slots_at_a_time(queue.tx_slots, queue.tx_large)
+    cdef uint32_t used = queue.tx.req_prod - queue.tx.rsp_cons
+    return most - used if used < most else 0
 
 
 cdef inline uint32_t room(front_queue *queue) noexcept nogil:
@@ -386,7 +387,7 @@ cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private
 cdef inline void expect(front_queue *queue, uint32_t length) noexcept nogil:
     """A large frame lets us expect more of its kind for a while."""
     if length > FIRST_BYTES:
-        queue.large = LARGE_READS
+        queue.tx_large = LARGE_BURSTS
 
 
 cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t size) noexcept nogil:
@@ -446,7 +447,7 @@ cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept no
     cdef scattered_t reads[BURST_FRAMES]
     cdef iovec vectors[VECTORS]
     cdef uint8_t *private = ws.arena + FRAME_HEADROOM
-    cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.large else 1))
+    cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.tx_large else 1))
     cdef int i, got
     for i in range(count):
         prepare(queue, &reads[i], private, &vectors[i * (pages + 1)], pages)
@@ -475,7 +476,7 @@ cdef int read_linear(front_queue *queue, workspace_t *ws, int count) noexcept no
 
 cdef inline uint32_t frames_at_once(front_queue *queue) noexcept nogil:
     """As many as are likely to fit; one at a time while the peer gives what has to be cut."""
-    cdef uint32_t each = FULL_FRAME_SLOTS if queue.large else 1
+    cdef uint32_t each = FULL_FRAME_SLOTS if queue.tx_large else 1
     if queue.link.peer.cuts:
         queue.link.peer.cuts -= 1
         return 1
@@ -491,7 +492,7 @@ cdef void collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept n
     while taken < BURST_FRAMES and room(queue) and moved[0] < enough and queue.held_count == 0:
         count = min(frames_at_once(queue), <uint32_t>BURST_FRAMES - taken)
         got = read_direct(queue, ws, count) if queue.direct else read_linear(queue, ws, count)
-        queue.large -= queue.large != 0
+        queue.tx_large -= queue.tx_large != 0
         queue.link.counters[TX_REFUSED] += got < 0
         if got < count:
             drained[0] = True
@@ -517,7 +518,8 @@ cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:
     """Ask for an event when half of what we sent is answered, or more where the frame at hand needs more; then look
     again."""
     cdef uint32_t sent = queue.tx.req_prod - queue.tx.rsp_cons
-    cdef uint32_t wanted = max(needed - room(queue), (sent + 1) // 2)
+    cdef uint32_t most = slots_at_a_time(queue.tx_slots, queue.tx_large)
+    cdef uint32_t wanted = max(sent + needed - most, (sent + 1) // 2)
     cdef int pending = front_arm(&queue.tx, wanted)
     if pending < 0:
         queue.link.broken = REASON_RESPONSE
