@@ -27,7 +27,7 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/netback
-	$(BIN)/codespell --ignore-words-list=sring --skip='*.so,*.pcapng,.venv,build,.git' .
+	$(BIN)/codespell --ignore-words-list=sring,passt --skip='*.so,*.pcapng,.venv,build,.git' .
 
 types: $(VENV)/.tools
 	$(BIN)/mypy
@@ -42,7 +42,7 @@ sanitize: build
 	$(BIN)/python scripts/sanitize.py $(ARGS)
 
 docs: build
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python -m netback.xenbus.states > docs/states.md
 
 build: $(VENV)/.built
 

@@ -22,6 +22,7 @@ FLOORS = (
     (1, "netback.dataplane"),
     (2, "netback.platforms.base"),
     (2, "netback.platforms.store"),
+    (2, "netback.platforms.limits"),
     (2, "netback.net.base"),
     (2, "netback.telemetry"),
     (3, "netback.platforms.emulated"),

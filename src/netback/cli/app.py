@@ -14,7 +14,7 @@ from netback.errors import ConfigError, NetbackError
 
 app = typer.Typer(
     name="netback",
-    help="A Xen network backend in userspace: serves guests' netfronts on real and on emulated Xen.",
+    help="A Xen network backend in userspace: serves guests' netfronts on emulated Xen.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

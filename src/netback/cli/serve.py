@@ -10,6 +10,7 @@ from pathlib import Path
 from netback.daemon import Backend, BackendConfig
 from netback.net.spec import parse_spec
 from netback.platforms.emulated import EmulatedPlatform
+from netback.platforms.limits import allow_descriptors
 
 log = logging.getLogger("netback")
 
@@ -23,6 +24,7 @@ def set_up_log() -> None:
 async def serve(directory: Path, net: str | None, trace: tuple[str, ...], workers: int | None) -> None:
     """Serve until SIGINT or SIGTERM, or until the store is gone, which is an error."""
     set_up_log()
+    allow_descriptors()
     if net is not None:
         parse_spec(net)
     stop = asyncio.Event()

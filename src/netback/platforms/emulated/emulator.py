@@ -7,7 +7,6 @@ Knows the directory, its lock and how long all of it lives; what is asked there,
 import asyncio
 import fcntl
 import os
-import resource
 import signal
 import socket
 import threading
@@ -24,6 +23,7 @@ from netback.platforms.emulated.hypervisor import Hypervisor
 from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET, STORE_SOCKET
 from netback.platforms.emulated.server import HypervisorServer
 from netback.platforms.emulated.store_socket import attach_store, serve_store
+from netback.platforms.limits import allow_descriptors
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet
 
@@ -49,7 +49,7 @@ async def emulate(directory: Path, ready: Callable[[], None] | None = None) -> N
 
 
 async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    _allow_descriptors()
+    allow_descriptors()
     domains = _Domains()
     hypervisor = Hypervisor(domains.began, domains.ended)
     with _directory(directory), _locked(directory):
@@ -145,13 +145,6 @@ class Emulator:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
         await _serve(self.directory, stop, lambda: self._ready.set_result(None))
-
-
-def _allow_descriptors() -> None:
-    """A thousand domains take some five descriptors each."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager
