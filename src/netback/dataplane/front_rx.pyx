@@ -34,9 +34,9 @@ from netback.dataplane.peer cimport (
     vnet_header,
 )
 from netback.dataplane.queue cimport (
-    CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED,
-    RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS, RX_STALLS, chain_t, link_t,
-    workspace_t,
+    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES,
+    RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS, RX_STALLS, chain_t,
+    link_t, workspace_t,
 )
 from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
 
@@ -140,15 +140,18 @@ cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pendin
 
 
 cdef uint32_t assemble(front_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
-    """Responses to chains; chain.segment is the first response of each."""
+    """Responses to chains, no more than a burst's budget, so that the backend has buffers while we send; chain.segment
+    is the first response of each."""
     cdef uint32_t count = 0
     cdef uint32_t at = 0
-    while count < BURST_FRAMES and at < pending:
+    cdef uint32_t size = 0
+    while count < BURST_FRAMES and at < pending and size < BURST_BYTES:
         ws.chains[count].segment = at
         if not take_chain(queue, ws, pending, &ws.chains[count]):
             broken[0] = REASON_RESPONSE
             break
         at += ws.chains[count].slots
+        size += ws.chains[count].length
         count += 1
     return count
 
