@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backend with two guests: one does what a test tells it to, the other wants nothing but its frames to pass.
+
+Both are served by one worker thread. At the end of every scene, whatever was done: the honest guest still passes
+frames both ways, nobody saw a traceback, the log is short, and no descriptor or mapping is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from netback.abi.netif import TX_REQUEST, Status
+from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend, BackendConfig
+from netback.dataplane.front_queue import RingPage
+from netback.frontend import FrontConfig, Frontend, Granted, Guest, Script
+from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
+from netback.platforms.emulated.protocol import STORE_SOCKET
+from netback.platforms.store import Store
+from netback.vif.vif import Vif
+from netback.xenbus.names import DeviceName
+
+SECONDS = 20.0
+"""How long what must happen may take."""
+LINES = 20
+"""What one scene may write to the log: a vif's budget of ten lines, and some."""
+
+
+def frame(seed: int, length: int = 60) -> bytes:
+    """An Ethernet frame of a protocol that nobody looks into."""
+    body = b"".join(((seed + i) & 0xFFFFFFFF).to_bytes(4, "big") for i in range(length // 4))
+    return (bytes.fromhex("00163e00000200163e00000188b5") + body)[:length]
+
+
+@dataclass
+class Scene:
+    """Who takes part."""
+
+    directory: Path
+    backend: Backend
+    far: PythonNetwork
+    """What the hostile guest's frames reach."""
+    good: Frontend
+    good_far: PythonNetwork
+    caplog: pytest.LogCaptureFixture
+    sent: int = 0
+    bad: Script = field(init=False)
+    name: DeviceName = field(init=False)
+    """The hostile guest's device."""
+
+    @asynccontextmanager
+    async def bad_life(self) -> AsyncIterator[None]:
+        """A hostile guest, from joining to its end, with a device."""
+        async with Guest(self.directory, name="bad") as guest, Script(guest) as self.bad:
+            self.name = await self.backend.attach(guest.domid, "python:bad")
+            yield
+        del self.bad, guest
+
+    @property
+    def vif(self) -> Vif:
+        """The hostile guest's vif, as the backend has it."""
+        vif = self.backend.devices[self.name].vif
+        assert vif is not None
+        return vif
+
+    @property
+    def warnings(self) -> list[str]:
+        return [record.getMessage() for record in self.caplog.records if record.levelno >= logging.WARNING]
+
+    # ---- the honest guest
+
+    async def others_pass(self, count: int = 8) -> None:
+        """The honest guest's frames, both ways, in order and unchanged."""
+        async with asyncio.timeout(SECONDS):
+            for _ in range(count):
+                self.sent += 1
+                message = frame(self.sent, 60 + self.sent % 1400)
+                await near(self.good).send(message)
+                assert await self.good_far.recv() == message
+                await self.good_far.send(message)
+                assert await near(self.good).recv() == message
+
+    # ---- the hostile one
+
+    async def connect(self, config: FrontConfig = FrontConfig(), **keys: str) -> None:  # noqa: B008 (frozen)
+        """As an honest frontend does."""
+        async with asyncio.timeout(SECONDS):
+            await self.bad.offered()
+            await self.bad.connect(config, **keys)
+
+    async def say(self, **keys: str | None) -> None:
+        """An honest frontend's keys, some of them replaced or left out, and Connected; nothing is waited for."""
+        nodes: dict[str, str | None] = {**self.bad.rings.nodes(), **FrontConfig().nodes()}
+        nodes |= {key.replace("_", "-"): value for key, value in keys.items()}
+        for key, value in nodes.items():
+            await (self.bad.remove(key) if value is None else self.bad.write(key, value))
+        await self.bad.set_state(State.CONNECTED)
+
+    async def state(self, state: State) -> None:
+        """Wait until the backend says this."""
+        async with asyncio.timeout(SECONDS):
+            await self.bad.backend(state)
+
+    async def closes(self, reason: str) -> None:
+        """This vif ends, and says why in the error node and in the log; its rings are its guest's again."""
+        await self.state(State.CLOSING)
+        error = await self.backend.store.read(f"{self.name.errors}/error")
+        assert error.startswith(reason)
+        assert f"{self.name}: {error}" in self.warnings
+        domain = self.bad.guest.domain
+        assert not any(domain.still_in_use(ring.gref) for ring in (self.bad.rings.tx, self.bad.rings.rx))
+
+    async def comes_back(self) -> None:
+        """A frontend that closed may begin anew, and then works: what it did before has left nothing."""
+        for state, answer in ((State.CLOSED, State.CLOSED), (State.INITIALISING, State.INIT_WAIT)):
+            await self.bad.set_state(state)
+            await self.state(answer)
+        await self.bad.open_rings()
+        async with asyncio.timeout(SECONDS):
+            await self.bad.connect()
+        await self.works()
+
+    async def works(self) -> None:
+        """A frame of the hostile guest's own, sent as it should be, is answered OKAY and arrives."""
+        message = frame(self.sent)
+        at = self.bad.tx.req_prod
+        page = self.bad.grant(message)
+        self.bad.post(self.bad.tx, tx(page, len(message), number=at))
+        assert await self.answers(at, 1) == [(at & 0xFFFF, Status.OKAY)]
+        async with asyncio.timeout(SECONDS):
+            assert await self.far.recv() == message
+
+    async def answers(self, first: int, count: int, ring: RingPage | None = None) -> list[tuple[int, ...]]:
+        """The responses in slots `first` and on, once they are there."""
+        ring = ring or self.bad.tx
+        async with asyncio.timeout(SECONDS):
+            await self.bad.answered(ring, first + count)
+        return self.bad.answers(ring, first, count)
+
+    # ---- waiting
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Until something is true of the backend, which has its turn at each of these requests."""
+        assert await until(self.backend.store, condition)
+
+
+async def until(store: Store, condition: Callable[[], bool]) -> bool:
+    """Look at a condition between requests to the store, which are turns for everybody else in this process."""
+    end = asyncio.get_running_loop().time() + SECONDS
+    while not (holds := condition()) and asyncio.get_running_loop().time() < end:
+        await store.read("/local/domain/0/name")
+    return holds
+
+
+def tx(
+    page: Granted, size: int, *, offset: int = 0, flags: int = 0, number: int = 0, gref: int | None = None
+) -> bytes:
+    """One TX request."""
+    return TX_REQUEST.pack(page.gref if gref is None else gref, offset, flags, number & 0xFFFF, size)
+
+
+def near(vif: Frontend) -> PythonNetwork:
+    """The guest's own end of its vif."""
+    assert isinstance(vif.network, PythonNetwork)
+    return vif.network
+
+
+def holdings() -> Counter[str]:
+    """What this process has open and mapped, by kind: the emulated hypervisor's thread and every guest included.
+
+    Of mappings, guests' memory alone: an allocator's come and go as it likes.
+    """
+    held = Counter[str]()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the descriptor that this directory is read by
+            held["open " + str(entry.readlink()).partition(":[")[0]] += 1
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "memfd:" in line:
+            held["mapped " + line.split(maxsplit=5)[5]] += 1
+    return held
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@asynccontextmanager
+async def nothing_left(directory: Path) -> AsyncIterator[None]:
+    """What is opened and mapped in between is given back; hypervisor and backend may take their turns to do so."""
+    async with await Store.connect(directory / STORE_SOCKET) as store:
+        await store.read("/local/domain/0/name")  # the far end has accepted us
+        gc.collect()
+        before = holdings()
+        yield
+        gc.collect()  # a guest's worker gives its descriptors back when nobody knows it any more
+        await until(store, lambda: holdings() == before)
+        assert holdings() == before
+
+
+@asynccontextmanager
+async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Scene]:
+    """Both guests attached, the honest one connected; the hostile one has done nothing yet."""
+    caplog.set_level(logging.INFO)
+    networks = {name: PythonNetwork(name) for name in ("python:bad", "python:good", "guest")}
+    config = BackendConfig(directory, networks=networks, workers=1)
+    with ExitStack() as undo:
+        for network in networks.values():
+            undo.callback(network.remove)
+        platform = undo.enter_context(EmulatedPlatform(directory))
+        async with (
+            Backend(platform, config) as backend,
+            Frontend(directory, networks["guest"], name="good") as good,
+        ):
+            await backend.attach(good.guest.domid, "python:good")
+            async with asyncio.timeout(SECONDS):
+                await good.connected()
+            scene = Scene(directory, backend, networks["python:bad"], good, networks["python:good"], caplog)
+            await scene.others_pass()
+            async with nothing_left(directory), scene.bad_life():
+                yield scene
+                await scene.others_pass()
+            await scene.others_pass()
+            calm(caplog)
+
+
+def calm(caplog: pytest.LogCaptureFixture) -> None:
+    """No traceback, nothing worse than a warning, and few of those."""
+    assert not [record for record in caplog.records if record.exc_info or record.levelno > logging.WARNING]
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) <= LINES
