@@ -65,11 +65,17 @@ class WorkerThread:
         if self._cpu is not None:
             os.sched_setaffinity(0, {self._cpu})
         while not self._stopping:
-            broken = self.worker.run()
-            while self._calls:
-                self._calls.popleft()()
-            data, lost = self.worker.records()
-            if data or lost:
-                self._on_records(data, lost)
-            for link in broken:
-                self._on_broken(link)
+            self._turn()
+
+    def _turn(self) -> None:
+        """Serve until something is up. A call of its own, so that a sleeping thread keeps no broken link, and with it
+        a dead guest's memory, alive.
+        """
+        broken = self.worker.run()
+        while self._calls:
+            self._calls.popleft()()
+        data, lost = self.worker.records()
+        if data or lost:
+            self._on_records(data, lost)
+        for link in broken:
+            self._on_broken(link)
