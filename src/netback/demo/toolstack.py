@@ -53,31 +53,41 @@ class Timeline:
     def __init__(self, store: Store, name: DeviceName, told: Callable[[Step], None]) -> None:
         self.steps: list[Step] = []
         self._store = store
-        self._paths = {"backend": f"{name.backend}/state", "frontend": f"{name.frontend}/state"}
-        self._states = dict.fromkeys(self._paths, "")
+        self._paths = (f"{name.backend}/state", f"{name.frontend}/state")
         self._told = told
+        self._states = ("", "")
         self._begin = 0.0
+        self._looks: asyncio.Queue[asyncio.Future[list[str | None]]] = asyncio.Queue()
 
     async def follow(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for side, path in self._paths.items():
-                tasks.create_task(self._watch(side, path))
+            for path in self._paths:
+                tasks.create_task(self._watch(path))
+            while True:
+                look = await self._looks.get()
+                self._see(*map(_title, await look))
 
-    async def _watch(self, side: str, path: str) -> None:
+    async def _watch(self, path: str) -> None:
+        """Look at both at once when one changed, so that little is missed and nothing is seen that never was."""
         async with await self._store.watch(path) as watch:
             async for _ in watch:
-                self._see(side, await self._store.read_or(path))
+                look = asyncio.gather(*map(self._store.read_or, self._paths))
+                look.add_done_callback(
+                    lambda look: look.cancelled() or look.exception()
+                )  # nobody may wait for it
+                self._looks.put_nowait(look)
 
-    def _see(self, side: str, text: str | None) -> None:
-        state = State(int(text)).title if text in KNOWN else ""
-        if state == self._states[side]:
+    def _see(self, backend: str, frontend: str) -> None:
+        if (backend, frontend) == self._states or not (backend and frontend):
             return
-        self._states[side] = state
-        if not all(self._states.values()):
-            return
+        self._states = (backend, frontend)
         now = time.monotonic()
         self._begin = self._begin or now
-        step = Step((now - self._begin) * 1000, self._states["backend"], self._states["frontend"])
+        step = Step((now - self._begin) * 1000, backend, frontend)
         self.steps.append(step)
         self._told(step)
+
+
+def _title(state: str | None) -> str:
+    return State(int(state)).title if state in KNOWN else ""
