@@ -12,7 +12,7 @@ through private memory, completed or cut.
 
 May go wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
 """
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -29,7 +29,7 @@ from netback.dataplane.offload cimport (
     segments_next, virtio_to_netif,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VNET_HDR, frame_t, peer_recv, peer_t, vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t, vnet_header,
 )
 from netback.dataplane.queue cimport (
     BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_RESPONSE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED,
@@ -309,10 +309,10 @@ cdef void restore_tag(scattered_t *read, bint header) noexcept nogil:
     """Put the VLAN tag back where it was on the wire; what the header points at moved by its four bytes."""
     cdef frame_t *frame = &read.frame
     cdef virtio_net_hdr *hdr
-    memmove(frame.data - VNET_HDR - 4, frame.data - VNET_HDR, VNET_HDR + 12)
-    read.linear -= 4
-    frame.data -= 4
-    frame.length += 4
+    memmove(frame.data - VNET_HDR - VLAN_TAG, frame.data - VNET_HDR, VNET_HDR + 12)
+    read.linear -= VLAN_TAG
+    frame.data -= VLAN_TAG
+    frame.length += VLAN_TAG
     frame.data[12] = <uint8_t>(read.tag >> 24)
     frame.data[13] = <uint8_t>(read.tag >> 16)
     frame.data[14] = <uint8_t>(read.tag >> 8)
@@ -381,7 +381,7 @@ cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private
     vectors[0].iov_len = FIRST_BYTES + header
     read.linear = private
     vectors[pages].iov_base = private + paged
-    vectors[pages].iov_len = FRAME_BYTES - paged
+    vectors[pages].iov_len = FRAME_BYTES - VLAN_TAG - paged
 
 
 cdef inline void expect(front_queue *queue, uint32_t length) noexcept nogil:
@@ -428,6 +428,7 @@ cdef int read_tap(peer_t *peer, scattered_t *reads, iovec *vectors, int count, u
     for i in range(count):
         got = readv(peer.fd, &vectors[i * (pages + 1)], pages + 1)
         if got <= 0:
+            peer.closed = got < 0 and errno == EBADFD    # the tap was removed: poll would say so for ever
             return i if i or got == 0 or errno == EAGAIN or errno == EINTR else -1
         arrived(peer, &reads[i], got)
     return count
@@ -515,11 +516,11 @@ cdef void publish(front_queue *queue, uint32_t first) noexcept nogil:
 
 
 cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:
-    """Ask for an event when half of what we sent is answered, or more where the frame at hand needs more; then look
-    again."""
+    """Ask for an event when a quarter of what we sent is answered, or more where the frame at hand needs more, and look
+    again: the backend has the rest to do while we wake up."""
     cdef uint32_t sent = queue.tx.req_prod - queue.tx.rsp_cons
     cdef uint32_t most = slots_at_a_time(queue.tx_slots, queue.tx_large)
-    cdef uint32_t wanted = max(sent + needed - most, (sent + 1) // 2)
+    cdef uint32_t wanted = max(sent + needed - most, (sent + 3) // 4)
     cdef int pending = front_arm(&queue.tx, wanted)
     if pending < 0:
         queue.link.broken = REASON_RESPONSE
