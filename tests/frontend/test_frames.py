@@ -110,6 +110,17 @@ async def test_eight_slot_guest_beside_a_64_kib_sender(xen: Path) -> None:
             await asyncio.gather(one.both_ways(CUT * 5), other.both_ways(CUT * 5))
 
 
+async def test_large_frames_come_after_many_small_ones(xen: Path) -> None:
+    """The guest reads ahead as if frames were small, and holds what then lacks slots, in order."""
+    async with connected(xen) as pair:
+        for _ in range(80):
+            await pair.both_ways(frames.ONE_SLOT[1:2])
+        await pair.both_ways([*frames.MANY_SLOTS, *frames.ONE_SLOT] * 12)
+        queue = pair.vif.queue
+        assert queue is not None
+        assert queue.counters["tx_dropped"] == 0
+
+
 async def test_frames_that_can_never_fit_are_dropped_and_counted(xen: Path) -> None:
     async with connected(xen, FrontConfig(sg=False), offer=NOTHING) as pair:
         await pair.guest_net.send(frames.plain(frames.ethernet(1, 4097)))
