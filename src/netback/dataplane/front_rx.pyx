@@ -11,7 +11,7 @@ stays in the ring.
 
 May go wrong: a response cannot be (the link breaks), the backend answered ERROR (that frame is lost and counted).
 """
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -30,13 +30,13 @@ from netback.dataplane.offload cimport (
     netif_to_virtio, segments_begin, segments_next, segments_t,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_SOCKET, PEER_TAP, VNET_HDR, frame_t, peer_send, peer_t,
-    vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_SOCKET, PEER_TAP, VNET_HDR, frame_t, peer_is_full,
+    peer_send, peer_t, vnet_header,
 )
 from netback.dataplane.queue cimport (
-    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES,
-    RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS, RX_STALLS, chain_t,
-    link_t, workspace_t,
+    BURST_BYTES, BURST_CUTS, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE,
+    RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS,
+    RX_STALLS, chain_t, link_t, workspace_t,
 )
 from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
 
@@ -145,13 +145,15 @@ cdef uint32_t assemble(front_queue *queue, workspace_t *ws, uint32_t pending, in
     cdef uint32_t count = 0
     cdef uint32_t at = 0
     cdef uint32_t size = 0
-    while count < BURST_FRAMES and at < pending and size < BURST_BYTES:
+    cdef uint32_t cuts = 0
+    while count < BURST_FRAMES and at < pending and size < BURST_BYTES and cuts < BURST_CUTS:
         ws.chains[count].segment = at
         if not take_chain(queue, ws, pending, &ws.chains[count]):
             broken[0] = REASON_RESPONSE
             break
         at += ws.chains[count].slots
         size += ws.chains[count].length
+        cuts += ws.chains[count].length // ws.chains[count].gso_size if ws.chains[count].gso_size else 0
         count += 1
     return count
 
@@ -204,10 +206,6 @@ cdef void put_message(front_queue *queue, workspace_t *ws, outgoing_t *out, chai
     out.first[out.count] = out.used
 
 
-cdef inline bint peer_is_full() noexcept nogil:
-    return errno == EAGAIN or errno == ENOBUFS or errno == ENOMEM
-
-
 cdef int write_messages(peer_t *peer, outgoing_t *out, int *refused) noexcept nogil:
     cdef mmsghdr messages[BURST_FRAMES]
     cdef int i, sent, done = 0
@@ -219,8 +217,7 @@ cdef int write_messages(peer_t *peer, outgoing_t *out, int *refused) noexcept no
         sent = sendmmsg(peer.fd, messages + done, out.count - done, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent > 0:
             done += sent
-        elif peer_is_full():
-            peer.blocked = True
+        elif peer_is_full(peer):
             return done
         elif errno != EINTR:
             refused[0] += 1              # ENETDOWN, EMSGSIZE, EPIPE: this frame is lost as on a wire
@@ -232,8 +229,7 @@ cdef int write_tap(peer_t *peer, outgoing_t *out, int *refused) noexcept nogil:
     cdef int i = 0
     while i < out.count:
         if writev(peer.fd, &out.vectors[out.first[i]], out.first[i + 1] - out.first[i]) < 0:
-            if peer_is_full():
-                peer.blocked = True
+            if peer_is_full(peer):
                 return i
             if errno == EINTR:
                 continue
@@ -338,6 +334,8 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains) noex
     head.data = ws.arena + FRAME_HEADROOM
     for i in range(chains):
         chain = &ws.chains[i]
+        if i:
+            queue.rx_cut = 0     # of the ring's first frame alone
         if chain.status != NETIF_RSP_OKAY:
             continue
         verdict = offload(queue, ws, chain, &head) if chain.length >= MIN_FRAME else OFFLOAD_DROP
@@ -352,6 +350,7 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains) noex
                 return i
         else:
             chain.status = NETIF_RSP_DROPPED
+    queue.rx_cut = 0             # no cut is under way: the backend has changed the frame that one had begun on
     flush(queue, &out, &done)
     return done
 

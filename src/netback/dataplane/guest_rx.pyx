@@ -318,6 +318,7 @@ cdef int wait_for_slots(back_queue *queue, uint32_t needed) noexcept nogil:
         queue.link.broken = REASON_RX_INDEX
         return LINK_BROKEN
     if <uint32_t>pending >= needed:
+        queue.link.to_blocked = False
         return LINK_MORE
     queue.link.counters[RX_STALLS] += not queue.link.to_blocked
     queue.link.to_blocked = True
@@ -339,13 +340,14 @@ cdef int serve_rx(link_t *link, workspace_t *ws) noexcept nogil:
     memset(&burst, 0, sizeof(burst))
     burst.room = pending
     queue.rx_most = max(queue.rx_most, <uint32_t>pending)
-    link.to_blocked = False
     ws.cuts_used = 0
     if queue.holding:
         needed = place_held(queue, ws, &burst)
     if needed == 0:
         needed = collect(queue, ws, &burst, &drained)
     deliver(queue, ws, &burst)
+    if burst.used or drained:
+        link.to_blocked = False  # if slots lack now, they do so anew
     if needed == 0 and drained:
         return 0
     return wait_for_slots(queue, max(needed, <uint32_t>1))

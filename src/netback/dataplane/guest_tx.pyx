@@ -27,7 +27,7 @@ from netback.dataplane.offload cimport (
 )
 from netback.dataplane.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, vnet_header
 from netback.dataplane.queue cimport (
-    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_EXTRA, REASON_GSO, REASON_NONE,
+    BURST_BYTES, BURST_CUTS, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_EXTRA, REASON_GSO, REASON_NONE,
     REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, RECORD_TX_FRAME, RECORD_TX_SLOT, TX_BURSTS, TX_BYTES, TX_COMPLETED,
     TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, back_queue,
     chain_t, link_t, record, record_t, workspace_t,
@@ -84,7 +84,7 @@ cdef inline int read_chain(workspace_t *ws, uint32_t at, uint32_t available, cha
     chain.length = first.size
     chain.gso_type = GSO_TYPE_NONE
     chain.gso_size = 0
-    chain.fixed_up = 0
+    chain.fixed_up = chain.completed = chain.dropped = 0
     chain.segments = 0
     if first.flags & NETTXF_extra_info:
         reason = read_extras(ws, at, available, chain)
@@ -138,8 +138,9 @@ cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int
     cdef uint32_t at = 0
     cdef uint32_t segment = 0
     cdef uint32_t used = FRAME_HEADROOM
+    cdef uint32_t cuts = 0
     cdef chain_t *chain
-    while count < BURST_FRAMES and at < pending and used < BURST_BYTES:
+    while count < BURST_FRAMES and at < pending and used < BURST_BYTES and cuts < BURST_CUTS:
         chain = &ws.chains[count]
         broken[0] = read_chain(ws, at, pending - at, chain)
         if broken[0] != REASON_NONE:
@@ -148,6 +149,7 @@ cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)
             used += (chain.length + FRAME_HEADROOM + 63) & ~<uint32_t>63
+            cuts += chain.length // chain.gso_size if chain.gso_size else 0
         at += chain.slots
         count += 1
     kill_point()
@@ -178,7 +180,7 @@ cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexc
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, vnet_header(frame))
         memset(vnet_header(frame), 0, VNET_HDR)
-        queue.link.counters[TX_COMPLETED] += 1
+        chain.completed = 1
         return OFFLOAD_PASS
     return verdict
 
@@ -236,6 +238,8 @@ cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains) noexc
     cdef int verdict
     for i in range(chains):
         chain = &ws.chains[i]
+        if i:
+            queue.tx_cut = 0     # of the ring's first frame alone
         if chain.status != NETIF_RSP_OKAY:
             continue
         if not copied(ws, chain):
@@ -256,7 +260,8 @@ cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains) noexc
             if not send_cut(queue, ws, &frame):
                 return i
         else:
-            queue.link.counters[TX_DROPPED] += 1
+            chain.dropped = 1
+    queue.tx_cut = 0             # no cut is under way: the guest has changed the frame that one had begun on
     sent = send(queue, ws, count)
     return chains if sent == count else ws.frame_chain[sent]
 
@@ -319,6 +324,8 @@ cdef void answer(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept n
         counters[TX_BYTES] += chain.length if chain.status == NETIF_RSP_OKAY else 0
         counters[TX_ERRORS] += chain.status == NETIF_RSP_ERROR
         counters[TX_FIXED_UP] += chain.fixed_up
+        counters[TX_COMPLETED] += chain.completed
+        counters[TX_DROPPED] += chain.dropped
     if slots == 0:
         return
     counters[TX_SLOTS] += slots

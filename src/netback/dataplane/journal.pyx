@@ -96,7 +96,11 @@ cdef class Journal:
         self.path = path
         if path is not None:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            os.ftruncate(fd, 2 * PAGE_SIZE)
+            try:
+                os.posix_fallocate(fd, 0, 2 * PAGE_SIZE)     # a store to a hole of a full file system is a SIGBUS
+            except OSError:
+                os.close(fd)
+                raise
         cdef int sharing = MAP_SHARED | (MAP_ANONYMOUS if path is None else 0)
         base = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, sharing, fd, 0)
         if fd >= 0:

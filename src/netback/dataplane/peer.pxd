@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network behind a queue as the data plane sees it: a file descriptor with a frame format."""
+from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t
 from netback.dataplane.abi cimport virtio_net_hdr
 
@@ -12,6 +13,7 @@ cdef enum:
     FRAME_HEADROOM = 64          # before each frame: its virtio_net_hdr, and room to put a VLAN tag back
     FRAME_BYTES = 65536 + 512    # the largest frame with its tags, and off powers of two to spread over the cache
     VNET_HDR = 10
+    VLAN_TAG = 4
 
 
 cdef struct frame_t:             # a frame in private memory; its virtio_net_hdr lies in the VNET_HDR bytes before data
@@ -25,7 +27,8 @@ cdef struct peer_t:
     int header                   # VNET_HDR or 0
     bint auxdata                 # AF_PACKET: the VLAN tag comes aside
     uint32_t caps                # CAN_* of offload.pxd: what it takes
-    bint blocked                 # it said EAGAIN or ENOBUFS: wait for POLLOUT
+    bint blocked                 # it takes no more: wait for POLLOUT
+    bint congested               # ... or try again in a moment: what is full lies behind it, and POLLOUT says nothing
     bint closed                  # its far end is gone
     int cuts                     # it gave GSO that had to be cut: so many reads still go one frame at a time
     const uint8_t *template      # PEER_NULL: a virtio_net_hdr and a frame
@@ -34,6 +37,15 @@ cdef struct peer_t:
 
 cdef inline virtio_net_hdr *vnet_header(frame_t *frame) noexcept nogil:
     return <virtio_net_hdr *>(frame.data - VNET_HDR)
+
+
+cdef inline bint peer_is_full(peer_t *peer) noexcept nogil:
+    """Whether errno says that the peer takes no more at present."""
+    if errno != EAGAIN and errno != ENOBUFS and errno != ENOMEM:
+        return False
+    peer.blocked = True
+    peer.congested = errno != EAGAIN
+    return True
 
 
 cdef int peer_recv(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil

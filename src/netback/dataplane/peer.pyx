@@ -5,7 +5,7 @@ Knows descriptors and virtio_net_hdr, nothing of rings or guests.
 """
 import os
 
-from libc.errno cimport EAGAIN, EBADFD, EINTR, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -60,9 +60,9 @@ cdef extern from *:
 cdef void restore_tag(peer_t *peer, frame_t *frame, uint32_t tag) noexcept nogil:
     """Put the VLAN tag back where it was on the wire; what the header points at moved by its four bytes."""
     cdef virtio_net_hdr *hdr
-    memmove(frame.data - VNET_HDR - 4, frame.data - VNET_HDR, VNET_HDR + 12)
-    frame.data -= 4
-    frame.length += 4
+    memmove(frame.data - VNET_HDR - VLAN_TAG, frame.data - VNET_HDR, VNET_HDR + 12)
+    frame.data -= VLAN_TAG
+    frame.length += VLAN_TAG
     frame.data[12] = tag >> 24
     frame.data[13] = (tag >> 16) & 0xff
     frame.data[14] = (tag >> 8) & 0xff
@@ -83,7 +83,7 @@ cdef int recv_messages(peer_t *peer, uint8_t *arena, frame_t *frames, int count)
     memset(messages, 0, count * sizeof(mmsghdr))
     for i in range(count):
         vectors[i].iov_base = arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM - peer.header
-        vectors[i].iov_len = FRAME_BYTES + peer.header
+        vectors[i].iov_len = FRAME_BYTES - VLAN_TAG + peer.header
         messages[i].msg_hdr.msg_iov = &vectors[i]
         messages[i].msg_hdr.msg_iovlen = 1
         if peer.auxdata:
@@ -147,10 +147,6 @@ cdef int peer_recv(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noe
     return recv_template(peer, arena, frames, count)
 
 
-cdef inline bint peer_is_full() noexcept nogil:
-    return errno == EAGAIN or errno == ENOBUFS or errno == ENOMEM
-
-
 cdef int send_messages(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
     cdef mmsghdr messages[BURST_FRAMES]
     cdef iovec vectors[BURST_FRAMES]
@@ -165,8 +161,7 @@ cdef int send_messages(peer_t *peer, frame_t *frames, int count, int *refused) n
         sent = sendmmsg(peer.fd, messages + done, count - done, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent > 0:
             done += sent
-        elif peer_is_full():
-            peer.blocked = True
+        elif peer_is_full(peer):
             return done
         elif errno != EINTR:
             refused[0] += 1              # ENETDOWN, EMSGSIZE, EPIPE: this frame is lost as on a wire
@@ -178,8 +173,7 @@ cdef int send_tap(peer_t *peer, frame_t *frames, int count, int *refused) noexce
     cdef int i = 0
     while i < count:
         if write(peer.fd, frames[i].data - peer.header, frames[i].length + peer.header) < 0:
-            if peer_is_full():
-                peer.blocked = True
+            if peer_is_full(peer):
                 return i
             if errno == EINTR:
                 continue
@@ -252,7 +246,7 @@ cdef class Peer:
                 raise ValueError("a frame is led by its virtio_net_hdr and fits a buffer")
             native[i].data = <uint8_t *><char *>copies[i] + FRAME_HEADROOM + VNET_HDR
             native[i].length = len(frames[i]) - VNET_HDR
-        self.peer.blocked = False
+        self.peer.blocked = self.peer.congested = False
         with nogil:
             done = peer_send(&self.peer, native, count, &refused)
         return done, refused

@@ -12,6 +12,7 @@ from netback.dataplane.ring cimport back_ring
 cdef enum:
     BURST_BYTES = 128 * 1024    # a burst's frames stay in the second-level cache
     CUT_BYTES = 512 * 1024
+    BURST_CUTS = 1024            # and no further frame once these may be cut into so many segments
     RECORD_BYTES = 1024 * 1024
     MAX_DATA_SLOTS = 20          # served; one more is answered ERROR, two more are fatal (rules 1)
     BURST_SEGMENTS = 2 * RING_SLOTS
@@ -70,6 +71,8 @@ cdef struct chain_t:             # one frame of a TX ring
     uint16_t gso_size
     uint8_t gso_type
     uint8_t fixed_up
+    uint8_t completed
+    uint8_t dropped
 
 
 cdef struct workspace_t:         # a worker's private memory: the burst at hand

@@ -41,7 +41,10 @@ class WorkerThread:
         self._thread.start()
 
     def submit(self, call: Callable[[Worker], T]) -> Future[T]:
-        """Have `call(worker)` run between two bursts: nothing else touches a served queue."""
+        """Have `call(worker)` run between two bursts: nothing else touches a served queue.
+
+        Once the thread has ended it runs here and now (XSA-374: a dead worker is a normal state to take down).
+        """
         future: Future[T] = Future()
 
         def run() -> None:
@@ -53,6 +56,8 @@ class WorkerThread:
 
         self._calls.append(run)
         self.worker.wake()
+        if self._stopping:
+            self.stop()
         return future
 
     def stop(self) -> None:
@@ -60,6 +65,7 @@ class WorkerThread:
         self._stopping = True
         self.worker.wake()
         self._thread.join()
+        self._make_calls()
 
     def _run(self) -> None:
         if self._cpu is not None:
@@ -72,10 +78,14 @@ class WorkerThread:
         a dead guest's memory, alive.
         """
         broken = self.worker.run()
-        while self._calls:
-            self._calls.popleft()()
         data, lost = self.worker.records()
         if data or lost:
             self._on_records(data, lost)
         for link in broken:
             self._on_broken(link)
+        self._make_calls()
+
+    def _make_calls(self) -> None:
+        """After all is told: a call may give a queue's place to another one."""
+        while self._calls:
+            self._calls.popleft()()

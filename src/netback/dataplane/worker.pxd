@@ -18,7 +18,7 @@ cdef struct worker_t:
     uint32_t runnable_count
     uint32_t top                 # one past the highest index in use
     uint32_t delayed             # links whose unmask waits (back-off)
-    uint32_t polling             # links that nobody tells about slots
+    bint waiting                 # links wait for what no descriptor and no event tells
     uint64_t wakes
     bint stop
 

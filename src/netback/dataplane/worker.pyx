@@ -49,8 +49,8 @@ cdef enum:
     TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index
     TAG_WAKEUP = 0xfffffffe
     WAIT_EVENTS = 64
-    ROUNDS = 64                  # of turns between two looks at epoll
-    POLL_MS = 1                  # how often to look for slots that nobody announces
+    TURNS_NS = 250 * 1000        # of turns between two looks at epoll: so long a quiet link may wait for busy ones
+    POLL_MS = 1                  # how often to look for what nobody announces
     EMPTY_FREE = 4               # empty events that cost nothing yet
     DELAY_MIN = 1000 * 1000      # ns: back-off of a port that fires without work (XSA-332) ...
     DELAY_DOUBLINGS = 4          # ... and how often it doubles
@@ -78,7 +78,8 @@ cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
     if link.peer.fd < 0:
         return
     if not link.broken and not link.peer.closed:
-        wanted = (0 if link.to_blocked or link.frozen else EPOLLIN) | (EPOLLOUT if link.peer.blocked else 0)
+        wanted = 0 if link.to_blocked or link.frozen else EPOLLIN
+        wanted |= EPOLLOUT if link.peer.blocked and not link.peer.congested else 0
     if wanted == link.interest:
         return
     event.events = wanted
@@ -156,18 +157,25 @@ cdef void unmask_delayed(worker_t *worker) noexcept nogil:
             events_unmask(worker.events, link.to_port)
 
 
-cdef bint look_for_slots(worker_t *worker) noexcept nogil:
-    """Frontends without feature-rx-notify never announce slots: look where frames wait for some."""
+cdef inline bint waits_for_slots(link_t *link) noexcept nogil:
+    """... that a frontend without feature-rx-notify never announces."""
+    return link.polls and link.to_blocked and not link.frozen
+
+
+cdef void look_again(worker_t *worker) noexcept nogil:
+    """At the links that nobody tells when they can go on; those that cannot say so in their turn."""
     cdef uint32_t i
-    cdef bint waiting = False
     cdef link_t *link
+    worker.waiting = False
     for i in range(worker.top):
         link = worker.links[i]
-        if link != NULL and link.polls and link.to_blocked and not link.broken and not link.frozen:
-            waiting = True
-            link.to_due = True
-            activate(worker, link)
-    return waiting
+        if link == NULL or not (waits_for_slots(link) or link.peer.congested):
+            continue
+        link.to_due |= waits_for_slots(link)
+        if link.peer.congested:
+            link.peer.blocked = link.peer.congested = False
+            link.from_due = True
+        activate(worker, link)
 
 
 cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
@@ -182,6 +190,10 @@ cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
     if left & LINK_BROKEN:
         worker.stop = True
         link.from_due = link.to_due = False
+    elif link.peer.closed and link.peer.blocked:
+        link.peer.blocked = False        # nobody is left to make room: what comes now is refused, as on a dead wire
+        link.from_due = True
+    worker.waiting |= link.peer.congested or waits_for_slots(link)
     ask_peer(worker, link)
     return link.from_due or (link.to_due and not link.frozen)
 
@@ -189,9 +201,9 @@ cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
 cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
     """Every runnable link in turn, round after round: a busy one cannot starve its neighbours."""
     cdef uint32_t i, kept
-    cdef int _round
     cdef link_t *link
-    for _round in range(ROUNDS):
+    cdef uint64_t end = now_ns() + TURNS_NS
+    while True:
         kept = 0
         for i in range(worker.runnable_count):
             link = worker.links[worker.runnable[i]]
@@ -200,15 +212,15 @@ cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
                 worker.runnable[kept] = link.index
                 kept += 1
         worker.runnable_count = kept
-        if kept == 0 or worker.stop:
+        if kept == 0 or worker.stop or now_ns() >= end:
             return
 
 
-cdef int patience(worker_t *worker, bint waiting) noexcept nogil:
+cdef int patience(worker_t *worker) noexcept nogil:
     """How long epoll may sleep, in ms."""
     if worker.runnable_count:
         return 0
-    return POLL_MS if waiting or worker.delayed else -1
+    return POLL_MS if worker.waiting or worker.delayed else -1
 
 
 cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
@@ -217,11 +229,8 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
     cdef uint32_t ports[EVENT_PORTS]
     cdef uint64_t drained
     cdef int i, count, fired = 0
-    cdef bint waiting = False
     while not worker.stop:
-        if worker.polling:
-            waiting = look_for_slots(worker)
-        count = epoll_wait(worker.epoll, happened, WAIT_EVENTS, patience(worker, waiting))
+        count = epoll_wait(worker.epoll, happened, WAIT_EVENTS, patience(worker))
         worker.wakes += 1
         for i in range(count):
             if happened[i].data.u64 == TAG_EVENTS:
@@ -231,6 +240,8 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
                 worker.stop = True
             elif worker.links[happened[i].data.u64] != NULL:
                 on_peer(worker, worker.links[happened[i].data.u64], happened[i].events)
+        if worker.waiting:
+            look_again(worker)
         turns(worker, ws)
         unmask_ports(worker, ports, fired)
         fired = 0
@@ -285,7 +296,6 @@ cdef class Worker:
         self.worker.top = max(self.worker.top, index + 1)
         self.worker.by_port[link.link.from_port % EVENT_PORTS] = index + 1
         self.worker.by_port[link.link.to_port % EVENT_PORTS] = index + 1
-        self.worker.polling += link.link.polls
         link.link.from_due = link.link.to_due = True
         activate(self.worker, link.link)
         for port in {link.link.from_port, link.link.to_port}:
@@ -298,7 +308,7 @@ cdef class Worker:
         if self.members.get(index) is not link:
             return
         link.link.frozen = link.link.peer.closed = True      # no more interest in the peer's descriptor
-        link.link.peer.blocked = False
+        link.link.peer.blocked = link.link.peer.congested = False
         ask_peer(self.worker, link.link)
         link.link.peer.closed = False
         self.forget(link.link)
@@ -314,13 +324,14 @@ cdef class Worker:
         self.worker.by_port[link.from_port % EVENT_PORTS] = 0
         self.worker.by_port[link.to_port % EVENT_PORTS] = 0
         self.worker.delayed -= link.unmask_at != 0
-        self.worker.polling -= link.polls
         self.worker.links[link.index] = NULL
         link.active = False
         link.unmask_at = 0
 
     def refresh(self, Link link) -> None:
-        """Something about the link was changed from outside: look at it anew."""
+        """Something about the link was changed from outside: look at it anew, if it is served."""
+        if self.members.get(link.link.index) is not link:
+            return
         link.link.from_due = link.link.to_due = True
         activate(self.worker, link.link)
         ask_peer(self.worker, link.link)

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults that the data plane once had, each in the smallest setting that shows it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from netback.abi.netif import EXTRA_GSO, RX_REQUEST, TX_REQUEST, ExtraType, TxFlag
+from netback.abi.ring import PAGE_SIZE, slot_offset
+from netback.dataplane.events import Events
+from netback.dataplane.front_queue import FrontQueue
+from netback.dataplane.peer import Peer
+from netback.dataplane.queue import Link
+from netback.dataplane.thread import WorkerThread
+from netback.dataplane.worker import Worker
+from netback.net.tap import TapNetwork
+from tests.dataplane.harness import RING_PAGES, Bench, address_of
+from tests.dataplane.offload_frames import build
+from tests.net.namespace import ip, new_network, tc, veth
+from tests.offload_oracle import TCP
+
+TX_PAGE, RX_PAGE = RING_PAGES
+SECONDS = 20.0
+LARGEST = 65536 + 512
+"""FRAME_BYTES of dataplane/peer.pxd."""
+
+
+@contextmanager
+def bench(**options: Any) -> Iterator[Bench]:
+    made = Bench(**options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def served(worker: Worker) -> Iterator[WorkerThread]:
+    thread = WorkerThread(worker, on_broken=lambda _: None, on_records=lambda *_: None)
+    try:
+        yield thread
+    finally:
+        thread.stop()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never came so"
+
+
+def publish(bench: Bench, page: int, req_prod: int) -> None:
+    ctypes.c_uint32.from_buffer(bench.memory, page * PAGE_SIZE).value = req_prod
+
+
+def put(bench: Bench, at: int, frame: bytes, flags: int = 0) -> None:
+    """A TX request of one slot, in a page of its own."""
+    bench.grant(10 + at, 10 + at)
+    bench.write(10 + at, 0, frame)
+    slot = TX_REQUEST.pack(10 + at, 0, flags, at, len(frame))
+    bench.write(TX_PAGE, slot_offset(at, 12), slot)
+
+
+def put_gso(bench: Bench, at: int, frame: bytes, size: int) -> None:
+    """A TX request and its GSO extra."""
+    put(bench, at, frame, TxFlag.CSUM_BLANK | TxFlag.EXTRA_INFO)
+    extra = EXTRA_GSO.pack(ExtraType.GSO, 0, size, 1, 0, 0).ljust(12, b"\0")
+    bench.write(TX_PAGE, slot_offset(at + 1, 12), extra)
+
+
+def post_buffers(bench: Bench, count: int) -> None:
+    for at in range(count):
+        bench.grant(300 + at, 300 + at)
+        bench.write(RX_PAGE, slot_offset(at, 8), RX_REQUEST.pack(at, 0, 300 + at))
+    publish(bench, RX_PAGE, count)
+
+
+def answered(bench: Bench) -> int:
+    return bench.queue.rings["tx"]["rsp_prod"]
+
+
+def narrow(bench: Bench) -> None:
+    """A network that soon takes no more."""
+    assert bench.our_end is not None
+    bench.our_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+def let_through(bench: Bench, frames: int) -> list[bytes]:
+    """The worker serves, and what reaches the network is taken there until it is so many frames."""
+    sent: list[bytes] = []
+    with served(bench.worker):
+        until(lambda: bool(sent.extend(bench.sent())) or len(sent) >= frames)
+    return sent
+
+
+def test_slots_that_nobody_announces_are_looked_for_once_a_millisecond() -> None:
+    """The look once made the link runnable, and so the worker did nothing else."""
+    with bench() as b:
+        b.worker.remove(b.queue)
+        b.options["polls"] = True
+        b.attach()
+        with served(b.worker):
+            until(lambda: b.worker.wakes > 5)
+            wakes, began = b.worker.wakes, time.monotonic()
+            until(lambda: b.worker.wakes >= wakes + 50)
+            assert time.monotonic() - began > 0.04, (
+                "each wait for slots lasts a millisecond, however late it ends"
+            )
+            post_buffers(b, 1)
+            assert b.peer_end is not None
+            b.peer_end.send(bytes(10 + 60))
+            until(lambda: b.queue.rings["rx"]["rsp_prod"] == 1)
+
+
+def test_a_network_that_goes_while_it_is_full_holds_up_no_guest() -> None:
+    """Nobody asked for room any more, and nobody said that there is none to wait for."""
+    with bench() as b:
+        narrow(b)
+        post_buffers(b, 8)
+        for at in range(60):
+            put(b, at, bytes(1000))
+        publish(b, TX_PAGE, 60)
+        b.run()
+        assert b.queue.blocked == (True, False)
+        assert b.peer_end is not None
+        b.peer_end.close()
+        b.peer_end = None
+        until(lambda: bool(b.run()) or b.peer.closed)
+        assert answered(b) == 60
+
+
+def test_what_is_tried_again_is_counted_once() -> None:
+    with bench(peer_caps=0) as b:
+        narrow(b)
+        good, bad = build(4, TCP, bytes(200)), bytes(60)
+        for at in range(64):
+            put(b, at, good if at < 60 else bad, TxFlag.CSUM_BLANK)
+        publish(b, TX_PAGE, 64)
+        b.run()
+        assert answered(b) < 60
+        assert len(let_through(b, 60)) == 60
+        assert b.queue.counters["tx_full"] > 0
+        assert (b.queue.counters["tx_completed"], b.queue.counters["tx_dropped"]) == (60, 4)
+
+
+def test_a_stall_is_counted_once() -> None:
+    with bench() as b:
+        for _ in range(5):
+            b.run()
+        assert b.queue.counters["rx_stalls"] == 1
+        assert b.peer_end is not None
+        b.peer_end.send(bytes(10 + 60))
+        post_buffers(b, 1)
+        b.run()
+        b.peer_end.send(bytes(10 + 60))
+        for _ in range(5):
+            b.run()
+        assert b.queue.rings["rx"]["rsp_prod"] == 1
+        assert b.queue.counters["rx_stalls"] == 2
+
+
+def test_a_frame_that_changes_between_two_tries_costs_no_other_frame() -> None:
+    """The place in a cut that the peer interrupted was used for the next frame that is cut."""
+    with bench(peer_caps=0) as b:
+        narrow(b)
+        frame = build(4, TCP, bytes(3000))
+        put_gso(b, 0, frame, 100)
+        publish(b, TX_PAGE, 2)
+        b.run()
+        assert answered(b) == 0
+        assert 0 < len(b.sent()) < 30
+        b.write(10, 0, bytes(100))
+        put_gso(b, 2, frame, 100)
+        publish(b, TX_PAGE, 4)
+        assert len(let_through(b, 30)) == 30
+        assert b.queue.counters["tx_dropped"] == 1
+
+
+def test_a_burst_of_cuts_is_bounded_by_its_segments() -> None:
+    """64 small frames in segments of 8 bytes were 16,000 frames in one turn."""
+    with bench(peer=Peer("null")) as b:
+        frame = build(4, TCP, bytes(2000))
+        for at in range(0, 128, 2):
+            put_gso(b, at, frame, 8)
+        publish(b, TX_PAGE, 128)
+        b.worker.step(b.queue)
+        assert 0 < b.queue.counters["tx_segmented"] * 250 < 1024 + 2048
+        b.run()
+        assert answered(b) == 128
+        assert b.queue.counters["tx_segmented"] == 64
+
+
+def test_busy_queues_do_not_keep_the_worker_from_looking_up() -> None:
+    """64 rounds of turns were 7 seconds in which no other guest's event was seen."""
+    with ExitStack() as stack:
+        benches = [stack.enter_context(bench(peer=Peer("null"))) for _ in range(8)]
+        worker = Worker(benches[0].events)
+        frame = build(4, TCP, bytes(2000))
+        for b in benches:
+            for at in range(0, 128, 2):
+                put_gso(b, at, frame, 8)
+            publish(b, TX_PAGE, 128)
+            b.worker.remove(b.queue)
+            worker.add(b.queue)
+            stack.callback(worker.remove, b.queue)
+        with served(worker):
+            until(lambda: all(answered(b) == 128 for b in benches))
+        assert worker.wakes >= 4
+
+
+def tap_frontend(network: TapNetwork) -> tuple[FrontQueue, Worker]:
+    """A frontend's queue on memory of its own, with nobody at the rings' other end."""
+    memory, pages = mmap.mmap(-1, 514 * PAGE_SIZE), mmap.mmap(-1, PAGE_SIZE)
+    at = address_of(memory)
+    events = Events(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), address_of(pages), lambda _port: None)
+    granted = [(at + (2 + i) * PAGE_SIZE, i) for i in range(512)]
+    queue = FrontQueue(
+        events,
+        network.peer,
+        tx_ring=at,
+        rx_ring=at + PAGE_SIZE,
+        tx_pages=granted[:256],
+        rx_pages=granted[256:],
+        port=3,
+        caps=0,
+        sg=True,
+        keep=(memory, pages),
+    )
+    return queue, Worker(events)
+
+
+def test_a_removed_tap_is_left_alone_by_a_frontend() -> None:
+    """Its descriptor is ready for ever: the worker read it for ever."""
+    with new_network():
+        network = TapNetwork("gone0")
+        ip("link set gone0 up")
+        queue, worker = tap_frontend(network)
+        worker.add(queue)
+        with served(worker) as thread:
+            ip("link delete gone0")
+            until(lambda: network.peer.closed)
+            wakes = worker.wakes
+            for _ in range(5):
+                thread.submit(lambda _worker: None).result(SECONDS)
+            assert worker.wakes <= wakes + 6, "it wakes for what it is told, and for nothing else"
+            assert queue.counters["tx_refused"] == 1
+        worker.remove(queue)
+        network.close()
+
+
+def test_a_full_link_behind_a_writable_socket_is_tried_once_a_millisecond() -> None:
+    """ENOBUFS of a packet socket: what is full is the link's queue, and POLLOUT comes at once, and again."""
+    with new_network():
+        veth("full0", "full1")
+        tc("qdisc add dev full0 root tbf rate 800kbit burst 2000 limit 4000")
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as end:
+            end.bind(("full0", 3))
+            end.setblocking(False)
+            with bench(peer=Peer("socket", end.fileno(), owner=end)) as b:
+                for at in range(60):
+                    put(b, at, bytes(12) + b"\x88\xb5" + bytes(1000))
+                publish(b, TX_PAGE, 60)
+                with served(b.worker):
+                    until(lambda: b.worker.wakes > 5)
+                    tries, began = b.queue.counters["tx_full"], time.monotonic()
+                    until(lambda: b.queue.counters["tx_full"] >= tries + 50)
+                    assert time.monotonic() - began > 0.04, (
+                        "a try lasts a millisecond, however late the next one is"
+                    )
+                    until(lambda: answered(b) == 60)
+
+
+def test_a_tag_put_back_leaves_a_frame_within_its_buffer() -> None:
+    """Four bytes more than were read: a frame that filled its buffer overran it where it was held."""
+    with new_network():
+        ip("link set lo mtu 66100")
+        ip("link set lo up")
+        with (
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as end,
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as far,
+        ):
+            end.bind(("lo", 3))
+            end.setblocking(False)
+            end.setsockopt(263, 8, 1)
+            end.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)
+            far.bind(("lo", 0))
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+            peer = Peer("socket", end.fileno(), auxdata=True, owner=end)
+            for length in (64, LARGEST - 4, LARGEST, LARGEST + 1, LARGEST + 4):
+                frame = bytes(12) + b"\x81\x00\x00\x05\x88\xb5" + bytes(length - 18)
+                far.send(frame)
+                came = [message[10:] for message in peer.recv()]
+                assert (frame in came) == (length <= LARGEST)
+                assert all(len(message) <= LARGEST for message in came)
+
+
+FULL = """
+import sys
+from netback.dataplane.journal import Journal
+try:
+    Journal(sys.argv[1]).clear()
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_journal_on_a_full_file_system_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    """A hole in the file would be a SIGBUS at the first response."""
+    fill = 'mount -t tmpfs -o size=4k none "$0" && head -c 4096 /dev/zero > "$0/x" && exec "$1" -c "$2" "$0/journal"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", fill, str(tmp_path), sys.executable, FULL],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "No space left on device\n"), done.stderr
+
+
+def test_a_queue_that_no_worker_serves_is_refreshed_in_vain() -> None:
+    with bench() as b:
+        b.worker.remove(b.queue)
+        with served(b.worker) as thread:
+            thread.submit(lambda worker: worker.refresh(b.queue)).result(SECONDS)
+            assert thread.submit(lambda worker: worker.wakes).result(SECONDS) >= 0
+
+
+class Scripted:
+    """A worker whose turns are functions: what it returns, and what happens meanwhile."""
+
+    def __init__(self, *turns: Callable[[], list[Link]]) -> None:
+        self._turns = list(turns)
+        self._wake = threading.Event()
+
+    def run(self) -> list[Link]:
+        if self._turns:
+            return self._turns.pop(0)()
+        assert self._wake.wait(SECONDS)
+        self._wake.clear()
+        return []
+
+    def records(self) -> tuple[bytes, int]:
+        return b"", 0
+
+    def wake(self) -> None:
+        self._wake.set()
+
+
+def test_a_broken_queue_is_reported_before_another_takes_its_place() -> None:
+    """Who hears of it is looked up by the queue's index, which a call may give to the next queue."""
+    happened: list[str] = []
+    thread: WorkerThread
+    ready = threading.Event()
+
+    def breaks() -> list[Link]:
+        assert ready.wait(SECONDS)
+        thread.submit(lambda _: happened.append("call"))
+        return [Link()]
+
+    thread = WorkerThread(
+        cast(Worker, Scripted(breaks)),
+        on_broken=lambda _: happened.append("broken"),
+        on_records=lambda *_: None,
+    )
+    ready.set()
+    thread.submit(lambda _: None).result(SECONDS)
+    thread.stop()
+    assert happened == ["broken", "call"]
+
+
+def test_what_is_submitted_to_a_thread_that_ended_is_done() -> None:
+    """A dead worker is a normal state for who takes things down (XSA-374): nobody waits for it for ever."""
+    with bench() as b:
+        with served(b.worker) as thread:
+            pass
+        assert thread.submit(lambda worker: worker is b.worker).result(0)
