@@ -82,9 +82,12 @@ class Guest:
         await self.submit(lambda worker: worker.add(link))
 
     async def release(self, link: Link) -> None:
-        """Serve it no more; one that is not served is a normal state."""
+        """Serve it no more; one that is not served is a normal state.
+
+        The loop waits, between two bursts: a task cancelled here would leave queue and peer with the worker for good.
+        """
         self._broken.pop(link, None)
-        await self.submit(lambda worker: worker.remove(link))
+        self._thread.submit(lambda worker: worker.remove(link)).result()
 
     async def submit(self, call: Callable[[Worker], T]) -> T:
         """Run `call(worker)` where nothing else touches the queues."""
