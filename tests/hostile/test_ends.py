@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends in every order: guests killed in a burst, connections again and again, a vif that broke and then goes."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from netback.abi.netif import RX_REQUEST, TxFlag
+from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend, BackendConfig
+from netback.frontend import Guest, Script
+from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
+from tests.hostile.scene import SECONDS, Scene, calm, frame, nothing_left, resident, tx, until
+
+CYCLES = 50
+GROWTH = 24 << 20
+
+
+async def busy(script: Script, far: PythonNetwork) -> None:
+    """A burst in both directions, under way."""
+    page, into = script.grant(frame(1)), script.grant()
+    script.post(script.rx, *[RX_REQUEST.pack(i, 0, into.gref) for i in range(16)])
+    script.post(script.tx, *[tx(page, 60, number=i) for i in range(200)], notify=True)
+    for number in range(40):
+        try:
+            far.socket.send(frame(number, 1000))
+        except BlockingIOError:
+            return
+
+
+async def life(backend: Backend, far: PythonNetwork, directory: Path, number: int) -> None:
+    """A guest joins, connects, and is gone in the middle of a burst; every other one broke its ring before."""
+    async with Guest(directory, name="brief") as guest, Script(guest) as script:
+        name = await backend.attach(guest.domid, "python:bad")
+        async with asyncio.timeout(SECONDS):
+            await script.offered()
+            await script.connect()
+        await busy(script, far)
+        if number % 2:
+            script.tx.push(script.tx.rsp_prod + 1000)
+            script.notify()
+    assert await until(backend.store, lambda: name not in backend.devices)
+
+
+async def test_guests_killed_in_a_burst(xen: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """XSA-350, -371, -374: descriptors, mappings and memory are the same after fifty of them."""
+    far = PythonNetwork("python:bad")
+    with EmulatedPlatform(xen) as platform:
+        config = BackendConfig(xen, networks={"python:bad": far}, workers=1)
+        async with Backend(platform, config) as backend:
+            for number in range(4):
+                await life(backend, far, xen, number)
+            before = resident()
+            async with nothing_left(xen):
+                for number in range(CYCLES):
+                    await life(backend, far, xen, number)
+            assert resident() - before < GROWTH
+            assert await backend.store.read_or("/local/domain/0/error/backend/vif") is None
+    far.remove()
+    calm(caplog, lines=2 * CYCLES)
+
+
+async def test_connections_again_and_again(scene: Scene) -> None:
+    """XSA-465, -371: closing and connecting anew is idempotent; each time the rings are the guest's again."""
+    await scene.connect()
+    before = resident()
+    for _ in range(CYCLES):
+        await busy(scene.bad, scene.far)
+        await scene.answers(0, 200)
+        for _ in range(200):
+            await scene.far.recv()
+        await scene.bad.set_state(State.CLOSED)
+        await scene.state(State.CLOSED)
+        rings = scene.bad.rings
+        assert not scene.bad.guest.domain.still_in_use(rings.tx.gref)
+        assert not scene.bad.guest.domain.still_in_use(rings.rx.gref)
+        rings.close()
+        await scene.bad.set_state(State.INITIALISING)
+        await scene.state(State.INIT_WAIT)
+        await scene.bad.open_rings()
+        async with asyncio.timeout(SECONDS):
+            await scene.bad.connect()
+    assert resident() - before < GROWTH
+    await scene.works()
+
+
+@pytest.mark.parametrize("goes", ["closed", "gone", "detached", "killed"])
+async def test_a_broken_vif_goes(scene: Scene, goes: str) -> None:
+    """XSA-90, -374, -424: the worker only says that the vif broke; it is taken down elsewhere, however it goes."""
+    await scene.connect()
+    page = scene.bad.grant(frame(1))
+    scene.bad.post(scene.bad.tx, *[tx(page, 60)] * 100, tx(page, 60, flags=TxFlag.MORE_DATA))
+    await scene.closes("TX chain runs past req_prod")
+    await scene.others_pass()
+    if goes == "closed":
+        await scene.bad.set_state(State.CLOSED)
+        await scene.state(State.CLOSED)
+    elif goes == "gone":
+        await scene.bad.guest.store.rm(scene.bad.path)
+        await scene.state(State.CLOSED)
+    elif goes == "detached":
+        assert not await scene.backend.detach(scene.name, seconds=0.1)
+        assert scene.name not in scene.backend.devices or scene.backend.devices[scene.name].vif is None
+    await scene.others_pass()
+
+
+async def test_both_ends_at_once(scene: Scene) -> None:
+    """The guest breaks its ring, closes and is taken away in the same moment; it ends once, and alone."""
+    await scene.connect()
+    scene.bad.tx.push(1000)
+    scene.bad.notify()
+    await asyncio.gather(
+        scene.bad.set_state(State.CLOSED), scene.backend.detach(scene.name, seconds=5), scene.others_pass(20)
+    )
+    await scene.until(lambda: scene.name not in scene.backend.devices)
+    assert not scene.bad.guest.domain.still_in_use(scene.bad.rings.tx.gref)
