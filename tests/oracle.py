@@ -23,7 +23,7 @@ netback):
 - RX: a slot whose grant fails says ERROR and keeps its id, offset and flags, so that the frontend still
   walks the chain; the frame's other slots are written and reported. Only the first has an offset and
   checksum flags.
-- RX: no slot left: nothing is read from the peer, and req_event asks for the next slot. Slots left but
+- RX: no slot left: req_event asks for the next slot, or for all that the next frame needs. Slots left but
   too few: it asks for exactly those that the waiting frame needs. Slots left and no frame waits: not
   armed.
 """

@@ -5,8 +5,8 @@
     place     a frame to response slots, with the copies it needs; flags and extras as this guest agreed
     deliver   grant_copy, then one push through the journal and at most one notify
 
-Backpressure is by not reading: where slots lack, the frame at hand is held (one, no more), the ring is armed
-for exactly the slots that it needs, and the peer's descriptor rests until the guest's event (rules 1,
+Backpressure is by not reading: where slots lack, the frame at hand is held with those of the same read, the ring
+is armed for exactly the slots that it needs, and the peer's descriptor rests until the guest's event (rules 1,
 XSA-392).
 
 May go wrong: the guest's index is impossible (the link breaks), a grant is bad (that slot is answered ERROR),
@@ -26,11 +26,13 @@ from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
     segments_next, virtio_to_netif,
 )
-from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_recv, vnet_header
+from netback.dataplane.peer cimport (
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VNET_HDR, frame_t, peer_recv, vnet_header,
+)
 from netback.dataplane.queue cimport (
-    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_RX_INDEX, RECORD_RX_FRAME, RECORD_RX_SLOT,
+    BURST_BYTES, CUT_BYTES, HELD_FRAMES, LINK_BROKEN, LINK_MORE, REASON_RX_INDEX, RECORD_RX_FRAME, RECORD_RX_SLOT,
     RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES,
-    RX_OVERRUN, RX_SEGMENTED, RX_SLOTS, RX_STALLS,
+    RX_SEGMENTED, RX_SLOTS, RX_STALLS,
     RX_TOO_BIG, back_queue, link_t, record, record_t, workspace_t,
 )
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
@@ -44,6 +46,7 @@ cdef extern from *:
 cdef enum:
     MIN_FRAME = 14
     FULL_FRAME_SLOTS = 18        # 64 KiB, a tag, an offset: 17 data slots, and one for the GSO extra
+    LARGE_FRAMES = 4             # of them read at once: more would only push each other out of the cache
 
 
 cdef struct burst_t:             # what is staged and not yet published
@@ -162,17 +165,19 @@ cdef inline uint32_t slots_of(back_queue *queue, uint32_t length, netif_offload 
     return (queue.rx_offset + length + PAGE_SIZE - 1) // PAGE_SIZE + (said.gso_type != GSO_TYPE_NONE)
 
 
-cdef void hold(back_queue *queue, frame_t *frame, bint cutting) noexcept nogil:
-    """Keep the one frame that lacks slots."""
-    queue.held.data = queue.hold + queue.held_side * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
-    memcpy(vnet_header(&queue.held), vnet_header(frame), frame.length + VNET_HDR)
-    queue.held.length = frame.length
-    queue.holding = True
-    queue.cutting = cutting
+cdef void hold(back_queue *queue, frame_t *frames, uint32_t count) noexcept nogil:
+    """Keep the frame that lacks slots, and those that were read with it; their headers travel with them."""
+    cdef uint32_t i
+    for i in range(count):
+        queue.held[i].data = queue.hold + i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
+        memcpy(vnet_header(&queue.held[i]), vnet_header(&frames[i]), frames[i].length + VNET_HDR)
+        queue.held[i].length = frames[i].length
+    queue.held_first = 0
+    queue.held_count = count
 
 
-cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
-    """Stage segments of the held frame while slots and memory last: 0 where it is done with, else the slots
+cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
+    """Stage segments of a frame that is being cut while slots and memory last: 0 where it is done with, else the slots
     that the next one needs.
     """
     cdef netif_offload plain
@@ -184,12 +189,12 @@ cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst) noex
             return needed
         if ws.cuts_used + queue.cut.largest > CUT_BYTES:
             return 1             # memory of this burst, not the guest's slots: the next burst goes on
-        length = segments_next(&queue.cut, queue.held.data, ws.cuts + ws.cuts_used, CUT_BYTES - ws.cuts_used)
+        length = segments_next(&queue.cut, frame.data, ws.cuts + ws.cuts_used, CUT_BYTES - ws.cuts_used)
         if length == 0:
             break
         stage(queue, ws, burst, ws.cuts + ws.cuts_used, length, &plain)
         ws.cuts_used += (length + 63) & ~<uint32_t>63
-    queue.holding = queue.cutting = False
+    queue.cutting = False
     queue.link.counters[RX_SEGMENTED] += 1
     return 0
 
@@ -208,23 +213,24 @@ cdef uint32_t place_whole(
 
 
 cdef uint32_t start_cut(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
-    """Begin to cut a frame: it is held while its segments go out."""
-    queue.link.peer.cuts = BURST_FRAMES
+    """Begin to cut a frame; queue.cut is the place in it."""
     if segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0:
         queue.link.counters[RX_DROPPED] += 1
         return 0
     if queue.cut.largest + queue.rx_offset > PAGE_SIZE and not queue.sg:
         queue.link.counters[RX_TOO_BIG] += 1
         return 0
-    hold(queue, frame, True)
-    return place_cut(queue, ws, burst)
+    queue.cutting = True
+    return place_cut(queue, ws, burst, frame)
 
 
 cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
-    """Stage one frame from the peer: 0 where it is done with; else it is held, and needs this many slots."""
+    """Stage one frame from the peer: 0 where it is done with, else the slots that it needs."""
     cdef netif_offload said
     cdef uint32_t needed
     cdef int verdict
+    if queue.cutting:
+        return place_cut(queue, ws, burst, frame)
     if frame.length < MIN_FRAME:
         queue.link.counters[RX_DROPPED] += 1
         return 0
@@ -242,50 +248,57 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
     needed = place_whole(queue, ws, burst, frame, &said)
     if needed > queue.rx_most and said.gso_type != GSO_TYPE_NONE:
         return start_cut(queue, ws, burst, frame)    # this guest never posts so many: it would wait for ever
-    if needed:
-        hold(queue, frame, False)
     return needed
 
 
 cdef uint32_t place_held(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
-    cdef frame_t frame = queue.held
-    if queue.cutting:
-        return place_cut(queue, ws, burst)
-    queue.holding = False
-    queue.held_side ^= 1         # this burst may hold another frame, while this one is staged and not yet copied
-    return place(queue, ws, burst, &frame)
+    """Held frames come first, in a burst of their own: their places are not free before its copies are made."""
+    cdef uint32_t needed
+    while queue.held_count:
+        needed = place(queue, ws, burst, &queue.held[queue.held_first])
+        if needed:
+            return needed
+        queue.held_first += 1
+        queue.held_count -= 1
+    return 0
+
+
+cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogil:
+    """How many frames to ask the peer for at once. A tap gives one a call whatever we ask; a socket gives many, and
+    what then lacks slots is held, which costs a copy: so ask for no more large ones than surely fit.
+    """
+    cdef uint32_t room = burst.room - burst.used
+    if queue.link.peer.kind == PEER_TAP:
+        return 1
+    if queue.rx_large:
+        return max(<uint32_t>1, min(<uint32_t>LARGE_FRAMES, room // FULL_FRAME_SLOTS))
+    return min(<uint32_t>HELD_FRAMES, room)
 
 
 cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *drained) noexcept nogil:
-    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the held
-    frame needs, or 0.
+    """Read and place frames until the peer, the slots or the burst's budget end: the slots that the next frame
+    needs, or 0.
     """
-    cdef uint32_t worst = FULL_FRAME_SLOTS if queue.sg else 1
     cdef uint32_t count, needed = 0
     cdef uint32_t taken = 0
     cdef int got, i
-    while taken < BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
-        count = min(<uint32_t>BURST_FRAMES - taken, max(<uint32_t>1, (burst.room - burst.used) // worst))
-        if queue.link.peer.cuts:
-            queue.link.peer.cuts -= 1
-            count = 1
+    while taken + HELD_FRAMES <= BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
+        count = read_ahead(queue, burst)
         got = peer_recv(queue.link.peer, ws.arena + <size_t>taken * (FRAME_HEADROOM + FRAME_BYTES), ws.frames, count)
         if got < 0:
             queue.link.counters[RX_FAULTS] += 1
             drained[0] = True
             break
         kill_point()
+        queue.rx_large = got > 0 and ws.frames[got - 1].length > PAGE_SIZE
         for i in range(got):
-            # a frame grew by cutting: at most the few read beside it are lost, as on a full link
-            if needed:
-                queue.link.counters[RX_OVERRUN] += 1
-                continue
             needed = place(queue, ws, burst, &ws.frames[i])
+            if needed:
+                hold(queue, &ws.frames[i], got - i)
+                return needed
         taken += got
         if <uint32_t>got < count:
             drained[0] = True
-            break
-        if needed:
             break
     return needed
 
@@ -341,13 +354,13 @@ cdef int serve_rx(link_t *link, workspace_t *ws) noexcept nogil:
     burst.room = pending
     queue.rx_most = max(queue.rx_most, <uint32_t>pending)
     ws.cuts_used = 0
-    if queue.holding:
+    if queue.held_count:
         needed = place_held(queue, ws, &burst)
-    if needed == 0:
+    else:
         needed = collect(queue, ws, &burst, &drained)
     deliver(queue, ws, &burst)
     if burst.used or drained:
         link.to_blocked = False  # if slots lack now, they do so anew
-    if needed == 0 and drained:
+    if drained and burst.used < burst.room:
         return 0
     return wait_for_slots(queue, max(needed, <uint32_t>1))

@@ -33,6 +33,7 @@ cdef struct peer_t:
     int cuts                     # it gave GSO that had to be cut: so many reads still go one frame at a time
     const uint8_t *template      # PEER_NULL: a virtio_net_hdr and a frame
     uint32_t template_length
+    uint8_t *handed_out          # the template's frame, where every reader gets it
 
 
 cdef inline virtio_net_hdr *vnet_header(frame_t *frame) noexcept nogil:
@@ -56,3 +57,4 @@ cdef class Peer:
     cdef peer_t peer
     cdef object owner
     cdef bytes template
+    cdef uint8_t *memory

@@ -11,6 +11,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport read, write
 
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef enum:
+    TEMPLATE_HEAD = 512
+
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
@@ -127,14 +133,15 @@ cdef int recv_tap(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noex
     return count
 
 
-cdef int recv_template(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil:
+cdef int recv_template(peer_t *peer, frame_t *frames, int count) noexcept nogil:
     cdef int i
     if peer.template == NULL:
         return 0
     for i in range(count):               # all of them are one: who takes a frame copies it before it could change
-        frames[i].data = arena + FRAME_HEADROOM
+        frames[i].data = peer.handed_out
         frames[i].length = peer.template_length - VNET_HDR
-    memcpy(arena + FRAME_HEADROOM - VNET_HDR, peer.template, peer.template_length)
+    # who had it last may have completed its checksum: headers are all that could have changed
+    memcpy(peer.handed_out - VNET_HDR, peer.template, min(peer.template_length, <uint32_t>TEMPLATE_HEAD))
     return count
 
 
@@ -144,7 +151,7 @@ cdef int peer_recv(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noe
         return recv_messages(peer, arena, frames, count)
     if peer.kind == PEER_TAP:
         return recv_tap(peer, arena, frames, count)
-    return recv_template(peer, arena, frames, count)
+    return recv_template(peer, frames, count)
 
 
 cdef int send_messages(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
@@ -213,6 +220,14 @@ cdef class Peer:
             self.template = template
             self.peer.template = <const uint8_t *><const char *>self.template
             self.peer.template_length = len(template)
+            self.memory = <uint8_t *>aligned_alloc(64, FRAME_HEADROOM + FRAME_BYTES)
+            if self.memory == NULL:
+                raise MemoryError
+            self.peer.handed_out = self.memory + FRAME_HEADROOM
+            memcpy(self.peer.handed_out - VNET_HDR, self.peer.template, len(template))
+
+    def __dealloc__(self):
+        free(self.memory)
 
     @property
     def fd(self) -> int:

@@ -14,6 +14,7 @@ cdef enum:
     CUT_BYTES = 512 * 1024
     BURST_CUTS = 1024            # and no further frame once these may be cut into so many segments
     RECORD_BYTES = 1024 * 1024
+    HELD_FRAMES = 16             # of one read from a peer that gives many
     MAX_DATA_SLOTS = 20          # served; one more is answered ERROR, two more are fatal (rules 1)
     BURST_SEGMENTS = 2 * RING_SLOTS
 
@@ -30,7 +31,7 @@ cdef enum:                      # reason: why a link is broken; REASONS in queue
 cdef enum:                      # counter: COUNTERS in queue.pyx has their names, in this order
     TX_FRAMES, TX_BYTES, TX_SLOTS, TX_BURSTS, TX_NOTIFIES, TX_ERRORS, TX_DROPPED, TX_REFUSED, TX_FIXED_UP, TX_COMPLETED,
     TX_SEGMENTED, TX_FULL,
-    RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_TOO_BIG, RX_OVERRUN, RX_COMPLETED,
+    RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_TOO_BIG, RX_COMPLETED,
     RX_SEGMENTED, RX_STALLS, RX_FAULTS,
     EVENTS, EVENTS_EMPTY,
     COUNTERS_END
@@ -129,12 +130,13 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     uint16_t rx_offset           # where a frame begins in its first page: 2 for qnic, 0 for vif
     uint32_t tx_cut              # segments already sent of the frame at the ring's head
     uint32_t rx_most             # the most requests that this guest ever had posted
-    bint holding                 # one frame waits here for slots
-    bint cutting                 # ... and is being cut
-    frame_t held
+    bint rx_large                # the last read brought frames of several slots
+    bint cutting                 # the frame at hand is being cut
     segments_t cut
-    uint8_t *hold                # room for two held frames
-    uint32_t held_side
+    frame_t held[HELD_FRAMES]    # frames that wait for slots: what one read brought, no more
+    uint32_t held_first
+    uint32_t held_count
+    uint8_t *hold                # their memory
 
 
 cdef void record(workspace_t *ws, link_t *link, record_t *entry, const uint8_t *bytes, uint32_t length) noexcept nogil
