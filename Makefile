@@ -50,17 +50,17 @@ build: $(VENV)/.built
 $(VENV)/.venv-made:
 	@sh scripts/check.sh $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check "setuptools>=77" wheel "Cython>=3.0.10,<4"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check "setuptools>=77" wheel "Cython>=3.0.10,<4"
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.venv-made pyproject.toml
 	@$(BIN)/python scripts/requirements.py test lint bench > $(VENV)/requirements.txt
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r $(VENV)/requirements.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools setup.py $(NATIVE)
 	@echo "building the native part ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e . || { echo "the native build failed: see above" >&2; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e . || { echo "the native build failed: see above" >&2; exit 1; }
 	@touch $@
 
 clean:
