@@ -209,7 +209,7 @@ async def test_a_port_that_is_taken(scene: Scene) -> None:
 
 
 async def test_the_store_is_full_for_the_guest_alone(scene: Scene) -> None:
-    """XSA-115, -326, -414 to -421: who takes all that its quotas give is refused more; backend and others work."""
+    """XSA-115, -354: who takes all that its quotas give is refused more; backend and others work."""
     await scene.connect()
     store, refused = scene.bad.guest.store, set[str]()
     for number in range(1200):
