@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,13 +113,20 @@ async def test_eight_slot_guest_beside_a_64_kib_sender(xen: Path) -> None:
 
 async def test_large_frames_come_after_many_small_ones(xen: Path) -> None:
     """The guest reads ahead as if frames were small, and holds what then lacks slots, in order."""
+    messages = [*frames.MANY_SLOTS[3:5], *frames.ONE_SLOT] * 7
     async with connected(xen) as pair:
         for _ in range(80):
             await pair.both_ways(frames.ONE_SLOT[1:2])
-        await pair.both_ways([*frames.MANY_SLOTS, *frames.ONE_SLOT] * 12)
-        queue = pair.vif.queue
-        assert queue is not None
-        assert queue.counters["tx_dropped"] == 0
+        gate = threading.Event()
+        held_up = asyncio.create_task(pair.vif.guest.submit(lambda _: gate.wait(10)))
+        for message in messages:
+            await pair.guest_net.send(message)
+        gate.set()
+        assert await held_up
+        for message in messages:
+            assert await asyncio.wait_for(pair.host_net.recv(), 10) == message
+        assert pair.vif.queue is not None
+        assert pair.vif.queue.counters["tx_dropped"] == 0
 
 
 async def test_frames_that_can_never_fit_are_dropped_and_counted(xen: Path) -> None:

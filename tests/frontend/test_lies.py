@@ -59,7 +59,7 @@ LIES = {
     "an RX frame beyond its page": rx(data(0, 60, 4090)),
     "an RX frame longer than a page": rx(data(0, 4097)),
     "an RX chain that runs past rsp_prod": rx(data(0, flags=MORE)),
-    "an RX chain of too many slots": rx(*(data(i, 60, flags=MORE) for i in range(22))),
+    "an RX chain of too many slots": rx(*(data(i, 60, flags=MORE) for i in range(20)), data(20)),
     "an RX frame of too many bytes": rx(*(data(i, 4096, flags=MORE) for i in range(18)), data(18)),
     "RX extras that run past rsp_prod": rx(data(0, flags=EXTRA)),
     "an RX extra of type 0": rx(data(0, flags=EXTRA), EXTRA_GSO.pack(0, 0, 0, 0, 0, 0)),
