@@ -239,3 +239,12 @@ async def test_a_guest_of_our_own(xen: Path) -> None:
         async with asyncio.timeout(SECONDS):
             while (await run("list", "--json", "--dir", xen))[1] != "[]\n":
                 assert backend.returncode is None
+
+
+async def test_attach_waits_for_a_guest_that_was_just_started(xen: Path) -> None:
+    """Two commands behind each other in a script: the guest has not joined when `attach` begins."""
+    attaching = asyncio.create_task(run("attach", "guest-1", "--net", "null", "--dir", xen))
+    await asyncio.sleep(0)
+    async with join(xen):
+        code, out, err = await attaching
+    assert (code, out) == (0, "vif1.0\n"), err

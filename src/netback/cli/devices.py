@@ -4,6 +4,7 @@
 import asyncio
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from netback.vif.features import OPTIONAL, DeviceType
 from netback.xenbus import operator
 from netback.xenbus.names import DOMID_FIRST_RESERVED, DeviceName, decimal
 
+_JOIN_SECONDS = 3.0
+
 _BACKEND_KEYS = ("net", "mac", "online", "hotplug-status")
 
 
@@ -26,7 +29,7 @@ async def attach_device(
     """Give a domain a device; its network is opened by the backend, but its spec must be a good one."""
     parse_spec(net)
     async with await Store.connect(directory / SOCKET) as store:
-        domid = await find_domain(store, domain)
+        domid = await await_domain(store, domain)
         return await operator.attach(store, domid, net, kind=kind, mac=mac, index=index)
 
 
@@ -37,6 +40,18 @@ async def detach_device(
     async with await Store.connect(directory / SOCKET) as store:
         name = await operator.find_device(store, await find_domain(store, domain), kind=kind, index=index)
         return name, await operator.detach(store, name, seconds=seconds)
+
+
+async def await_domain(store: Store, domain: str) -> int:
+    """Its domid once it is there: a guest that was started a moment ago may not have joined yet."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_JOIN_SECONDS), await store.watch("@introduceDomain") as introduced:
+            async for _ in introduced:
+                with suppress(ConfigError):
+                    domid = await find_domain(store, domain)
+                    if await store.introduced(domid):
+                        return domid
+    return await find_domain(store, domain)
 
 
 async def find_domain(store: Store, domain: str) -> int:
