@@ -18,6 +18,7 @@ from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.store import Store, StoreError
+from netback.vif.records import Record
 from netback.xenbus.names import DeviceName
 from tests.vif.guest import FRAME, Guest, exchange, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, looked, passing, take_away
@@ -392,6 +393,26 @@ async def test_capture(backend: Backend, guest: Guest, network: PythonNetwork) -
     assert len(seen) == 2
     with pytest.raises(ConfigError, match=r"no device vif9\.9"):
         backend.capture(DeviceName("vif", 0, 9, "9"), None)
+
+
+async def test_a_capture_that_fails_holds_up_nobody(
+    backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is called in the worker's thread, which serves others too: a full disk must not end that."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    told: list[bytes] = []
+
+    def fail(record: Record) -> None:
+        told.append(record.frame)
+        raise OSError("no space left")
+
+    backend.capture(name, fail)
+    for _ in range(2):
+        await exchange(guest, network)
+    backend.capture(name, None)
+    assert len(told) == 1
+    assert "no space left" in caplog.text
 
 
 async def test_the_snapshot(backend: Backend, guest: Guest, network: PythonNetwork) -> None:

@@ -4,6 +4,7 @@
 Knows the platform and the network; nothing of states or the store.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,8 @@ from netback.vif.features import VifConfig
 from netback.vif.queue import attach_queue, bind_port, open_journal
 from netback.vif.records import Record, RecordKind
 from netback.vif.workers import Listener, QueueWorker, Workers
+
+log = logging.getLogger("netback.vif")
 
 CaptureSink = Callable[[Record], None]
 
@@ -124,7 +127,7 @@ class Vif:
         self._undo.close()
 
     def capture(self, sink: CaptureSink | None) -> None:
-        """Give each frame to `sink`, called in the worker's thread, until told otherwise."""
+        """Give each frame to `sink`, called in the worker's thread, until told otherwise or until it raises."""
         self._capture = sink
         self.watch()
 
@@ -157,4 +160,12 @@ class Vif:
             flags = RxFlag(record.flags).name or "0"
             self._tracer.hit("xen_netdev_rx", self.name, record.index, record.status, flags)
         elif self._capture is not None:
-            self._capture(record)
+            self._captured(self._capture, record)
+
+    def _captured(self, sink: CaptureSink, record: Record) -> None:
+        """A sink's fault must not end the thread that serves this guest and others."""
+        try:
+            sink(record)
+        except Exception:
+            log.exception("%s: a capture failed and is ended", self.name)
+            self._capture = None
