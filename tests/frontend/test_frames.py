@@ -117,12 +117,13 @@ async def test_large_frames_come_after_many_small_ones(xen: Path) -> None:
     async with connected(xen) as pair:
         for _ in range(80):
             await pair.both_ways(frames.ONE_SLOT[1:2])
-        gate = threading.Event()
-        held_up = asyncio.create_task(pair.vif.guest.submit(lambda _: gate.wait(10)))
+        closed, gate = threading.Event(), threading.Event()
+        held_up = asyncio.create_task(pair.vif.guest.submit(lambda _: (closed.set(), gate.wait(10))))
+        await asyncio.to_thread(closed.wait, 10)
         for message in messages:
             await pair.guest_net.send(message)
         gate.set()
-        assert await held_up
+        assert await held_up == (None, True)
         for message in messages:
             assert await asyncio.wait_for(pair.host_net.recv(), 10) == message
         assert pair.vif.queue is not None
