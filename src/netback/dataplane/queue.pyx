@@ -55,7 +55,8 @@ cdef void record(workspace_t *ws, link_t *link, record_t *entry, const uint8_t *
     entry.link = link.index
     entry.length = length
     memcpy(ws.records + ws.records_used, entry, sizeof(record_t))
-    memcpy(ws.records + ws.records_used + sizeof(record_t), bytes, length)
+    if length:                   # no bytes, no address: memcpy must not see NULL
+        memcpy(ws.records + ws.records_used + sizeof(record_t), bytes, length)
     ws.records_used += size
 
 
