@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECONDS = 40.0
 """How long a test waits for what must happen; the machine may sleep for seconds."""
+SLOW_BURIAL = "another process holds it"
+"""Said of a tap, which is then tried again: no fault on a machine that sleeps while a backend dies."""
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -59,6 +61,8 @@ class Lives:
         loop.add_reader(self._pidfd, dead.set)
         try:
             await asyncio.wait_for(dead.wait(), SECONDS)
+        except TimeoutError:
+            raise AssertionError("it lives: nothing moves that would bring it to its kill point") from None
         finally:
             loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -87,9 +91,9 @@ class Lives:
 
     def check(self) -> None:
         """None of them had anything to complain about: no vif failed, nothing was unexpected."""
-        said = self._log.read_text()
+        said = [line for line in self._log.read_text().splitlines() if SLOW_BURIAL not in line]
         for word in ("Traceback", "WARNING", "ERROR"):
-            assert word not in said, said
+            assert not any(word in line for line in said), said
 
     def close(self) -> None:
         """The last one dies as well."""

@@ -47,7 +47,7 @@ class GuestVif:
         """Nothing wrong was received, no response was wrong, no state was left."""
         self.tx.check()
         self.rx.check()
-        assert self.frontend.broken is None
+        assert self.frontend.broken is None, self.frontend.broken
         assert self.states == [], "a state was left"
 
 

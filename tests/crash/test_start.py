@@ -2,17 +2,26 @@
 """One backend at a time: a second is refused while the first lives, and takes over while the first dies."""
 
 import random
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from netback.errors import PlatformError
 from netback.frontend import FrontConfig
+from netback.net.tap import TapNetwork
+from netback.platforms.emulated import EmulatedDomain, EmulatedEventChannels, EmulatedPlatform
+from netback.vif.queue import bind_port
 from tests.cli.test_commands import run
 from tests.crash.scene import scene
+from tests.net.namespace import new_network
 
 REPLACED = 20
 
 
 async def test_a_second_backend_is_refused_in_one_line(xen: Path) -> None:
-    """And the first one's guests do not notice."""
+    """And the first one's guests do not notice. Seen to fail: no lock."""
     async with scene(xen) as made:
         for flow in made.flows:
             flow.run()
@@ -36,3 +45,48 @@ async def test_a_new_one_while_the_old_one_dies(xen: Path) -> None:
             made.check()
         await made.goes_on()
         await made.stop_sending()
+
+
+class DyingHolder:
+    """A guest's port is a predecessor's still, until the first try for it was refused."""
+
+    def __init__(self, events: EmulatedEventChannels, holder: EmulatedEventChannels) -> None:
+        self.native, self._events, self._holder = events.native, events, holder
+
+    def bind_interdomain(self, domid: int, port: int) -> int:
+        try:
+            return self._events.bind_interdomain(domid, port)
+        except PlatformError:
+            self._holder.close()
+            raise
+
+    def alloc_unbound(self, domid: int) -> int:
+        return self._events.alloc_unbound(domid)
+
+    def unbind(self, port: int) -> None:
+        self._events.unbind(port)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+async def test_a_port_that_is_the_old_ones_still(xen: Path) -> None:
+    """EINVAL is no reason to give up at once."""
+    with EmulatedDomain.join(xen, pages=16, grant_pages=1) as guest, EmulatedPlatform(xen) as platform:
+        port = guest.events.alloc_unbound(0)
+        holder = platform.open_events()
+        holder.bind_interdomain(guest.domid, port)
+        with ExitStack() as undo:
+            events = DyingHolder(platform.open_events(), holder)
+            undo.callback(events.close)
+            assert await bind_port(events, guest.domid, port, undo) > 0
+
+
+def test_a_tap_that_is_the_old_ones_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EBUSY is no reason to give up at once: here the old one dies while the new one waits."""
+    with new_network():
+        old = TapNetwork("host0")
+        monkeypatch.setattr("netback.net.tap.time", SimpleNamespace(sleep=lambda _seconds: old.close()))
+        new = TapNetwork("host0")
+        assert new.name == "host0"
+        new.remove()
