@@ -3,6 +3,7 @@
 
 import struct
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -67,7 +68,7 @@ async def test_a_ring_that_is_wild_from_the_start(scene: Scene, ahead: int) -> N
     assert scene.bad.tx.rsp_prod == 0
 
 
-FATAL = {
+FATAL: dict[str, tuple[str, Callable[[Granted], list[bytes]]]] = {
     "unfinished": ("TX chain runs past req_prod", lambda page: [tx(page, 60, flags=TxFlag.MORE_DATA)]),
     "no extra": ("TX chain runs past req_prod", lambda page: [tx(page, 60, flags=TxFlag.EXTRA_INFO)]),
     "extra of type 0": (
@@ -256,9 +257,10 @@ class Flipper:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for which in (2, 3):
-                for flip in self._flips:
-                    flip[0].write(flip[1], flip[which])
+            for page, offset, one, _ in self._flips:
+                page.write(offset, one)
+            for page, offset, _, other in self._flips:
+                page.write(offset, other)
 
 
 async def test_requests_that_change_under_the_backend(scene: Scene) -> None:

@@ -61,7 +61,7 @@ async def test_nonsense_in_a_key(scene: Scene, key: str) -> None:
     await scene.works()
 
 
-WRONG = {
+WRONG: dict[str, dict[str, str | None]] = {
     "no tx ring": {"tx_ring_ref": None},
     "the same page twice, and not a ring": {"tx_ring_ref": "0", "rx_ring_ref": "0"},
     "a gref of nothing": {"tx_ring_ref": "3000"},
@@ -76,7 +76,7 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 async def test_numbers_that_lead_nowhere(scene: Scene, what: str) -> None:
     """Well-written and wrong: the vif closes, nothing stays mapped or bound, and better keys connect it."""
-    keys: dict[str, str | None] = dict(WRONG[what])
+    keys = WRONG[what]
     await scene.bad.offered()
     before = holdings()
     await scene.say(**keys)
@@ -158,12 +158,12 @@ async def test_a_flood_of_changes(scene: Scene) -> None:
         looks += 1
         return await look()
 
-    device._look = counted  # type: ignore[method-assign,assignment]
+    device._look = counted  # type: ignore[assignment]
     writes = [scene.bad.set_state(State.CONNECTED) for _ in range(5000)]
     await asyncio.gather(*writes, scene.others_pass(20))
     await scene.works()
     assert 1 <= looks < 2500, f"{looks} looks at 5000 writes"
-    del device._look  # type: ignore[method-assign]
+    del device._look
 
 
 async def test_a_guest_that_never_rests(scene: Scene) -> None:
@@ -175,8 +175,7 @@ async def test_a_guest_that_never_rests(scene: Scene) -> None:
     async def hammer() -> None:
         store = scene.bad.guest.store
         while not stop.is_set():
-            with_one = await store.transact(lambda tx: store.write(f"{scene.bad.path}/junk", "1", tx))
-            assert with_one is None
+            await store.transact(lambda tx: store.write(f"{scene.bad.path}/junk", "1", tx))
 
     hammering = [asyncio.create_task(hammer()) for _ in range(4)]
     try:
