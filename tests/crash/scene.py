@@ -14,12 +14,15 @@ from netback.net.buffers import BURSTS, make_room
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated.protocol import PortState
 from netback.platforms.store import Store
+from netback.vif.features import DeviceType
 from netback.xenbus import operator
 from tests.crash.launcher import INHERITED
 from tests.crash.lives import SECONDS, Lives, launcher, until
 from tests.crash.load import Flow
 
 LINUX = FrontConfig()
+KINDS: tuple[DeviceType, ...] = ("vif", "qnic")
+"""Of the first guest's device, the second's, and so on: frames begin at another offset."""
 
 
 @dataclass
@@ -95,10 +98,10 @@ def host_socket() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-async def attach(directory: Path, domid: int, net: str) -> None:
-    """The operator gives a guest its vif."""
+async def attach(directory: Path, domid: int, net: str, kind: DeviceType = "vif") -> None:
+    """The operator gives a guest its device."""
     async with await Store.connect(directory / "xenstored.sock") as store:
-        await operator.attach(store, domid, net)
+        await operator.attach(store, domid, net, kind=kind)
 
 
 @asynccontextmanager
@@ -128,7 +131,7 @@ async def _connect(
     states: list[tuple[str, XenbusState]] = []
     frontend = Frontend(directory, config=config, on_state=lambda side, state: states.append((side, state)))
     await undo.enter_async_context(frontend)
-    await attach(directory, frontend.guest.domid, net)
+    await attach(directory, frontend.guest.domid, net, KINDS[number % 2])
     async with asyncio.timeout(SECONDS):
         await frontend.connected()
     assert isinstance(frontend.network, PythonNetwork)

@@ -63,6 +63,8 @@ def expected_of_active(facts: Facts) -> Action:
         return Action.NOTHING if ours is State.CLOSING and not facts.served else Action.CLOSING
     if theirs is State.RECONFIGURING and ours is State.CONNECTED:
         return Action.RECONFIGURE
+    if theirs is State.RECONFIGURING and ours is State.RECONFIGURED and not facts.served:
+        return Action.ADOPT
     if theirs is not State.CONNECTED:
         return Action.NOTHING
     if ours is State.CONNECTED:

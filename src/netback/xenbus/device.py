@@ -327,7 +327,8 @@ class Device:
                 await self._store.write(f"{self._frontend}/mac", mac.lower())
 
     async def _connect(self, look: Look) -> None:
-        await self._attach(State.CONNECTED, adopt=False)
+        """From Reconfigured it is the same connection, whose journal a predecessor may have left to be completed."""
+        await self._attach(State.CONNECTED, adopt=look.facts.ours is State.RECONFIGURED)
 
     async def _adopt(self, look: Look) -> None:
         await self._attach(None, adopt=True)

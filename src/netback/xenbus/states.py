@@ -94,6 +94,7 @@ RULES = (
     Rule(Action.NOTHING, theirs=_states(State.CLOSING), ours=_states(State.CLOSING), served=False),
     Rule(Action.CLOSING, theirs=_states(State.CLOSING)),
     Rule(Action.ADOPT, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED), served=False),
+    Rule(Action.ADOPT, theirs=_states(State.RECONFIGURING), ours=_states(State.RECONFIGURED), served=False),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED)),
     Rule(Action.REFUSE_RX, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), served=True),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), refused=True),
