@@ -171,11 +171,15 @@ class Story:
                 transfer(scene.guest, scene.host, seconds, checked=True),
                 transfer(scene.host, scene.guest, seconds, checked=True),
             )
-            await asyncio.sleep(seconds * KILLED_AFTER)
-            pids, down = await replace_backend(scene, progress)
-            survivors = [
-                _survivor(direction, *ends) for (direction, _), ends in zip(RUNS, await going, strict=True)
-            ]
+            try:
+                await asyncio.sleep(seconds * KILLED_AFTER)
+                pids, down = await replace_backend(scene, progress)
+                survivors = [
+                    _survivor(direction, *ends)
+                    for (direction, _), ends in zip(RUNS, await going, strict=True)
+                ]
+            finally:
+                await _abandon(going)
         last = scene.timeline.steps[-1]
         self.report.restart = Restart(*pids, down, (last.backend, last.frontend), tuple(survivors))
         self._tell(self.report.restart)
@@ -265,6 +269,12 @@ async def crossing(scene: Scene, direction: str) -> dict[str, int]:
     return {**numbers, "notifications": sent.get(f"{ring}_notifies", 0)}
 
 
+async def _abandon(going: asyncio.Future[Any]) -> None:
+    """End what nobody waits for any more, and hear what it says: asyncio would tell the user of it with a traceback."""
+    going.cancel()
+    await asyncio.gather(going, return_exceptions=True)
+
+
 async def transfer(
     source: Side,
     sink: Side,
@@ -289,7 +299,7 @@ async def transfer(
         )
         return sent, await receiving
     finally:
-        receiving.cancel()
+        await _abandon(receiving)
 
 
 async def replace_backend(scene: Scene, progress: Progress) -> tuple[tuple[int, int], float]:

@@ -73,7 +73,7 @@ def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
     if text is None:
         raise GuestError(f"failed to read {name}")
     if not _DECIMAL.fullmatch(text) or int(text) >= below:
-        raise GuestError(f"failed to read {name}: {text[:24]!r} is not a number below {below}")
+        raise GuestError(f"failed to read {name}: {text[:24]!a} is not a number below {below}")
     return int(text)
 
 
