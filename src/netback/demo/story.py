@@ -213,7 +213,7 @@ class Story:
             try:
                 tool, gbit_s = await self._measure(scene, reverse)
             finally:
-                glancing.cancel()
+                await _abandon(glancing)
             crossed = Crossing.between(before, await crossing(scene, direction))
         return Flow(direction, segmentation, tool, gbit_s, crossed)
 
