@@ -23,6 +23,7 @@ FLOORS = (
     (2, "netback.platforms.base"),
     (2, "netback.platforms.store"),
     (2, "netback.platforms.limits"),
+    (2, "netback.platforms.signals"),
     (2, "netback.net.base"),
     (2, "netback.telemetry"),
     (3, "netback.platforms.emulated"),

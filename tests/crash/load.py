@@ -10,8 +10,8 @@ import socket
 import struct
 from collections.abc import Callable
 
+from netback.dataplane.caps import EVERYTHING
 from netback.frontend import FrontConfig
-from netback.net.base import EVERYTHING
 from tests.frontend import frames
 from tests.offload_oracle import TCP
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from netback.abi.xenbus import XenbusState
+from netback.dataplane.caps import Can
 from netback.errors import PlatformError
 from netback.frontend import BackendError, BackFeatures, FrontConfig, Frontend, Guest, run_guest
-from netback.net.base import Can
 from netback.vif.features import OFFER
 from tests.frontend import frames
 from tests.frontend.backend import HandBackend

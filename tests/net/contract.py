@@ -12,7 +12,8 @@ import pytest
 
 from netback.abi import virtio_net
 from netback.abi.virtio_net import HEADER
-from netback.net.base import EVERYTHING, Network
+from netback.dataplane.caps import EVERYTHING
+from netback.net.base import Network
 
 from ..dataplane.offload_frames import build, with_pseudo
 from ..offload_oracle import TCP

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netback.net.base import EVERYTHING
+from netback.dataplane.caps import EVERYTHING
 from netback.net.python import PythonNetwork
 
 from .contract import FillableNetwork, FrameNetwork, OffloadNetwork, Site, await_readable, frame, receive

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from netback.abi.virtio_net import F_NEEDS_CSUM, HEADER
+from netback.dataplane.caps import EVERYTHING, Can
 from netback.errors import ConfigError, PeerError
 from netback.net import tap
-from netback.net.base import EVERYTHING, Can
 from netback.net.tap import TapNetwork
 
 from ..dataplane.offload_frames import build

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netback.dataplane.caps import Can
 from netback.errors import GuestError
-from netback.vif.features import KEYS, OFFER, REQUIRED, Can, DeviceType, VifConfig, agree, make_mac, parse_mac
+from netback.vif.features import KEYS, OFFER, REQUIRED, DeviceType, VifConfig, agree, make_mac, parse_mac
 
 LEAST = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
 LINUX = LEAST | {

@@ -4,13 +4,13 @@
 import asyncio
 import logging
 import os
-import signal
 from pathlib import Path
 
 from netback.daemon import Backend, BackendConfig
 from netback.net.spec import parse_spec
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.limits import allow_descriptors
+from netback.platforms.signals import ended_by_signals
 
 log = logging.getLogger("netback")
 
@@ -28,10 +28,8 @@ async def serve(directory: Path, net: str | None, trace: tuple[str, ...], worker
     if net is not None:
         parse_spec(net)
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     config = BackendConfig(directory, net=net, trace=trace, workers=workers)
-    with EmulatedPlatform(directory) as platform:
+    with ended_by_signals(stop.set), EmulatedPlatform(directory) as platform:
         async with Backend(platform, config) as backend:
             log.info("serving domain %d of the %s Xen in %s", platform.domid, platform.name, directory)
             await _either(asyncio.create_task(stop.wait()), asyncio.create_task(backend.wait()))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from netback.net.base import Can
+from netback.dataplane.caps import Can
 
 RING_SLOTS = 256
 

@@ -2,14 +2,13 @@
 """A guest as a process of its own: what `netback guest` runs."""
 
 import asyncio
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState
 from netback.net.spec import open_network, parse_spec
+from netback.platforms.signals import ended_by_signals
 
 from .config import FrontConfig
 from .device import Frontend
@@ -35,7 +34,7 @@ async def run_guest(
     network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}"[:15])
     with ExitStack() as undo:
         undo.callback(network.remove)
-        undo.enter_context(_signals(stop.set))
+        undo.enter_context(ended_by_signals(stop.set))
         async with Frontend(
             directory,
             network,
@@ -62,19 +61,3 @@ async def _either(stop: asyncio.Event, vif: Frontend) -> None:
         for future in (stopped, failed):
             future.cancel()
         await asyncio.wait({stopped, failed})
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the guest in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)

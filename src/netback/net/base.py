@@ -5,23 +5,9 @@ Knows neither links nor rings: a network is a native peer (a descriptor with a f
 control code does to it.
 """
 
-import enum
 from typing import Protocol
 
 from netback.dataplane.peer import Peer
-
-
-class Can(enum.IntFlag):
-    """CAN_* of dataplane/offload.pxd: what a receiver of frames takes without help."""
-
-    CSUM4 = 1
-    CSUM6 = 2
-    TSO4 = 4
-    TSO6 = 8
-
-
-EVERYTHING = Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6
-"""A link of Linux behind a virtio_net_hdr: the kernel completes and segments where its hardware cannot."""
 
 
 class Network(Protocol):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network that takes every frame and gives none: for benchmarks, and for a vif that shall be quiet."""
 
+from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peer import Peer
-
-from .base import EVERYTHING
 
 
 class NullNetwork:

@@ -8,10 +8,10 @@ import errno
 import socket
 import struct
 
+from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peer import Peer
 from netback.errors import ConfigError
 
-from .base import EVERYTHING
 from .buffers import BURSTS, drain, make_room
 
 SOL_PACKET = 263

@@ -5,9 +5,9 @@ import asyncio
 import socket
 
 from netback.abi import virtio_net
+from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peer import Peer
 
-from .base import EVERYTHING
 from .buffers import BURSTS, drain, make_room
 
 FRAME_MOST = 65536 + 512

@@ -19,10 +19,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from netback.abi import virtio_net
+from netback.dataplane.caps import EVERYTHING, Can
 from netback.dataplane.peer import Peer
 from netback.errors import ConfigError, PeerError
 
-from .base import EVERYTHING, Can
 from .buffers import DRAIN_MOST, HEAD
 
 T = TypeVar("T")

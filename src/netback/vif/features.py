@@ -7,9 +7,9 @@ Pure. The frontend's keys are a guest's bytes: each is length-limited, strictly 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import Literal
 
+from netback.dataplane.caps import Can
 from netback.errors import GuestError
 
 DeviceType = Literal["vif", "qnic"]
@@ -43,15 +43,6 @@ RX_OFFSET: Mapping[DeviceType, int] = {"vif": 0, "qnic": 2}
 
 _DECIMAL = re.compile(r"[0-9]{1,10}")
 _WORD = 1 << 32
-
-
-class Can(IntFlag):
-    """What a receiver takes without our help: CAN_* of dataplane/offload.pxd."""
-
-    CSUM4 = 1
-    CSUM6 = 2
-    TSO4 = 4
-    TSO6 = 8
 
 
 @dataclass(frozen=True, slots=True)

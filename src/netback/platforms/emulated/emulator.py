@@ -7,7 +7,6 @@ Knows the directory, its lock and how long all of it lives; what is asked there,
 import asyncio
 import fcntl
 import os
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET, STORE_SOCKET
 from netback.platforms.emulated.server import HypervisorServer
 from netback.platforms.emulated.store_socket import attach_store, serve_store
 from netback.platforms.limits import allow_descriptors
+from netback.platforms.signals import ended_by_signals
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet
 
@@ -44,7 +44,7 @@ async def emulate(directory: Path, ready: Callable[[], None] | None = None) -> N
     `ready` is called once joined can be.
     """
     stop = asyncio.Event()
-    with _signals(stop.set):
+    with ended_by_signals(stop.set):
         await _serve(directory, stop, ready or (lambda: None))
 
 
@@ -145,22 +145,6 @@ class Emulator:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
         await _serve(self.directory, stop, lambda: self._ready.set_result(None))
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM stop us in order, so that nothing is left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 @contextmanager
