@@ -7,36 +7,6 @@ from netback.dataplane.peer cimport BURST_FRAMES, frame_t
 from netback.dataplane.queue cimport Link, link_t
 from netback.dataplane.ring cimport front_ring
 
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <sys/socket.h>
-    #include <sys/uio.h>
-    """
-    enum:
-        MSG_DONTWAIT
-        MSG_NOSIGNAL
-        MSG_TRUNC
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-    cdef struct msghdr:
-        iovec *msg_iov
-        size_t msg_iovlen
-        void *msg_control
-        size_t msg_controllen
-        int msg_flags
-    cdef struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout) nogil
-    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
-    ssize_t readv(int fd, const iovec *vectors, int count) nogil
-    ssize_t writev(int fd, const iovec *vectors, int count) nogil
-
-
 cdef enum:
     FEW_SLOTS = 64               # used at a time while frames are small: more only let an overload build up
     LARGE_BURSTS = 64            # how long one frame of several slots makes us expect more of them
@@ -58,6 +28,7 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     uint32_t free_count
     uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request that has no response yet
     uint32_t extras_sent         # extra infos that have none
+    uint32_t tx_cuts             # the peer gave GSO that had to be cut: so many reads still go one frame at a time
     uint32_t tx_slots            # how many of the ring's slots are used at a time, at most
     uint32_t rx_slots
     bint rx_notify               # the backend is told of posted buffers

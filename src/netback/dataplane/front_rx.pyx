@@ -11,7 +11,6 @@ stays in the ring.
 
 May go wrong: a response cannot be (the link breaks), the backend answered ERROR (that frame is lost and counted).
 """
-from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -22,16 +21,13 @@ from netback.dataplane.abi cimport (
     RX_SLOT, extra_info, rx_request, rx_response, virtio_net_hdr,
 )
 from netback.dataplane.events cimport events_notify
-from netback.dataplane.front_queue cimport (
-    LARGE_BURSTS, MSG_DONTWAIT, MSG_NOSIGNAL, front_queue, iovec, mmsghdr, sendmmsg, slots_at_a_time, writev,
-)
+from netback.dataplane.front_queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
     HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload,
     netif_to_virtio, segments_begin, segments_next, segments_t,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_SOCKET, PEER_TAP, VNET_HDR, frame_t, peer_is_full,
-    peer_send, peer_t, vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, send_vectors, vnet_header,
 )
 from netback.dataplane.queue cimport (
     BURST_BYTES, BURST_CUTS, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE,
@@ -39,6 +35,7 @@ from netback.dataplane.queue cimport (
     RX_STALLS, chain_t, link_t, workspace_t,
 )
 from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
+from netback.dataplane.sockets cimport iovec
 
 cdef enum:
     EXTRA_TYPES_END = 5          # io/netif.h knows 1 (GSO) to 4 (HASH); we ask for none of the others
@@ -206,46 +203,12 @@ cdef void put_message(front_queue *queue, workspace_t *ws, outgoing_t *out, chai
     out.first[out.count] = out.used
 
 
-cdef int write_messages(peer_t *peer, outgoing_t *out, int *refused) noexcept nogil:
-    cdef mmsghdr messages[BURST_FRAMES]
-    cdef int i, sent, done = 0
-    memset(messages, 0, out.count * sizeof(mmsghdr))
-    for i in range(out.count):
-        messages[i].msg_hdr.msg_iov = &out.vectors[out.first[i]]
-        messages[i].msg_hdr.msg_iovlen = out.first[i + 1] - out.first[i]
-    while done < out.count:
-        sent = sendmmsg(peer.fd, messages + done, out.count - done, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if sent > 0:
-            done += sent
-        elif peer_is_full(peer):
-            return done
-        elif errno != EINTR:
-            refused[0] += 1              # ENETDOWN, EMSGSIZE, EPIPE: this frame is lost as on a wire
-            done += 1
-    return done
-
-
-cdef int write_tap(peer_t *peer, outgoing_t *out, int *refused) noexcept nogil:
-    cdef int i = 0
-    while i < out.count:
-        if writev(peer.fd, &out.vectors[out.first[i]], out.first[i + 1] - out.first[i]) < 0:
-            if peer_is_full(peer):
-                return i
-            if errno == EINTR:
-                continue
-            refused[0] += 1              # EINVAL, EIO: the link is down (rules 3)
-        i += 1
-    return out.count
-
-
 cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept nogil:
     """Send what is put together. False where the peer became full: then *done is the chain that it did not take."""
     cdef int refused = 0
-    cdef int sent = out.count
-    if out.count and queue.link.peer.kind == PEER_SOCKET:
-        sent = write_messages(queue.link.peer, out, &refused)
-    elif out.count and queue.link.peer.kind == PEER_TAP:
-        sent = write_tap(queue.link.peer, out, &refused)
+    cdef int sent = 0
+    if out.count:
+        sent = send_vectors(queue.link.peer, out.vectors, out.first, out.count, &refused)
     queue.link.counters[RX_FAULTS] += refused
     if sent < out.count:
         done[0] = out.chain[sent]

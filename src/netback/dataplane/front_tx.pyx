@@ -14,54 +14,28 @@ May go wrong: the backend answers what was never asked (the link breaks), a fram
 """
 from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
     EXTRA_TYPE_GSO, GSO_TYPE_NONE, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated,
     NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request, virtio_net_hdr,
 )
 from netback.dataplane.events cimport events_notify
-from netback.dataplane.front_queue cimport (
-    LARGE_BURSTS, MSG_DONTWAIT, MSG_TRUNC, front_queue, iovec, mmsghdr, msghdr, readv, recvmmsg, slots_at_a_time,
-)
+from netback.dataplane.front_queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
     segments_next, virtio_to_netif,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t, vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t, recv_into,
+    restore_tag, vnet_header,
 )
 from netback.dataplane.queue cimport (
     BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_RESPONSE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED,
     TX_ERRORS, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t, workspace_t,
 )
 from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
-
-cdef extern from *:
-    """
-    #include <linux/if_packet.h>
-    #include <sys/socket.h>
-    #define AUX_BYTES CMSG_SPACE(sizeof(struct tpacket_auxdata))
-    /* The VLAN tag that the kernel took out of the frame (TPID << 16 | TCI), or 0. */
-    static inline uint32_t stripped_tag(struct msghdr *message)
-    {
-        struct tpacket_auxdata aux;
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
-            if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
-                continue;
-            __builtin_memcpy(&aux, CMSG_DATA(c), sizeof aux);
-            if (!(aux.tp_status & TP_STATUS_VLAN_VALID))
-                return 0;
-            if (!(aux.tp_status & TP_STATUS_VLAN_TPID_VALID))
-                aux.tp_vlan_tpid = 0x8100;
-            return (uint32_t)aux.tp_vlan_tpid << 16 | aux.tp_vlan_tci;
-        }
-        return 0;
-    }
-    """
-    enum:
-        AUX_BYTES
-    uint32_t stripped_tag(msghdr *message) nogil
+from netback.dataplane.sockets cimport AUX_BYTES, MSG_TRUNC, iovec, mmsghdr, readv, stripped_tag
 
 cdef enum:
     MIN_FRAME = 14
@@ -237,7 +211,7 @@ cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexc
 cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
     """Begin to cut a frame; the cut goes on later where not all its segments have room."""
     cdef netif_offload plain
-    queue.link.peer.cuts = BURST_FRAMES
+    queue.tx_cuts = BURST_FRAMES
     memset(&plain, 0, sizeof(plain))
     if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0
             or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, &plain))):
@@ -303,25 +277,6 @@ cdef inline void give_pages(front_queue *queue, scattered_t *read, uint32_t kept
     while read.held > kept:
         read.held -= 1
         give_page(queue, read.pages[read.held])
-
-
-cdef void restore_tag(scattered_t *read, bint header) noexcept nogil:
-    """Put the VLAN tag back where it was on the wire; what the header points at moved by its four bytes."""
-    cdef frame_t *frame = &read.frame
-    cdef virtio_net_hdr *hdr
-    memmove(frame.data - VNET_HDR - VLAN_TAG, frame.data - VNET_HDR, VNET_HDR + 12)
-    read.linear -= VLAN_TAG
-    frame.data -= VLAN_TAG
-    frame.length += VLAN_TAG
-    frame.data[12] = <uint8_t>(read.tag >> 24)
-    frame.data[13] = <uint8_t>(read.tag >> 16)
-    frame.data[14] = <uint8_t>(read.tag >> 8)
-    frame.data[15] = <uint8_t>read.tag
-    hdr = vnet_header(frame)
-    if header and hdr.flags & 1:
-        hdr.csum_start += 4
-    if header and hdr.hdr_len:
-        hdr.hdr_len += 4
 
 
 cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcept nogil:
@@ -399,19 +354,13 @@ cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t size) noexcept
 
 cdef int read_messages(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
     cdef mmsghdr messages[BURST_FRAMES]
-    cdef uint8_t aux[BURST_FRAMES][AUX_BYTES]
+    cdef uint8_t aux[BURST_FRAMES * AUX_BYTES]
     cdef int i, got
     memset(messages, 0, count * sizeof(mmsghdr))
     for i in range(count):
         messages[i].msg_hdr.msg_iov = &vectors[i * (pages + 1)]
         messages[i].msg_hdr.msg_iovlen = pages + 1
-        if peer.auxdata:
-            messages[i].msg_hdr.msg_control = aux[i]
-            messages[i].msg_hdr.msg_controllen = AUX_BYTES
-    got = recvmmsg(peer.fd, messages, count, MSG_DONTWAIT, NULL)
-    if got < 0:
-        # EINVAL: a GSO frame that virtio_net_hdr cannot express, which the kernel dropped; ENETDOWN: the link went down
-        return 0 if errno == EAGAIN or errno == EINTR else -1
+    got = recv_into(peer, messages, aux, count)
     for i in range(got):
         if messages[i].msg_len == 0 and not peer.auxdata:
             peer.closed = True           # a SEQPACKET's end of file
@@ -460,7 +409,8 @@ cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept no
     settle(queue, reads, got, count)
     for i in range(got):
         if reads[i].tag and reads[i].frame.length >= 12:
-            restore_tag(&reads[i], queue.link.peer.header != 0)
+            restore_tag(&reads[i].frame, reads[i].tag, queue.link.peer.header != 0)
+            reads[i].linear -= VLAN_TAG
         place_scattered(queue, ws, &reads[i])
     return got
 
@@ -478,8 +428,8 @@ cdef int read_linear(front_queue *queue, workspace_t *ws, int count) noexcept no
 cdef inline uint32_t frames_at_once(front_queue *queue) noexcept nogil:
     """As many as are likely to fit; one at a time while the peer gives what has to be cut."""
     cdef uint32_t each = FULL_FRAME_SLOTS if queue.tx_large else 1
-    if queue.link.peer.cuts:
-        queue.link.peer.cuts -= 1
+    if queue.tx_cuts:
+        queue.tx_cuts -= 1
         return 1
     return max(<uint32_t>1, room(queue) // each)
 

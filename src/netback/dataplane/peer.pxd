@@ -3,6 +3,7 @@
 from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t
 from netback.dataplane.abi cimport virtio_net_hdr
+from netback.dataplane.sockets cimport iovec, mmsghdr
 
 cdef enum:
     PEER_NULL = 0                # takes everything, gives its template over and over (or nothing)
@@ -30,7 +31,6 @@ cdef struct peer_t:
     bint blocked                 # it takes no more: wait for POLLOUT
     bint congested               # ... or try again in a moment: what is full lies behind it, and POLLOUT says nothing
     bint closed                  # its far end is gone
-    int cuts                     # it gave GSO that had to be cut: so many reads still go one frame at a time
     const uint8_t *template      # PEER_NULL: a virtio_net_hdr and a frame
     uint32_t template_length
     uint8_t *handed_out          # the template's frame, where every reader gets it
@@ -50,6 +50,10 @@ cdef inline bint peer_is_full(peer_t *peer) noexcept nogil:
 
 
 cdef int peer_recv(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil
+cdef int recv_into(peer_t *peer, mmsghdr *messages, uint8_t *aux, int count) noexcept nogil
+cdef void restore_tag(frame_t *frame, uint32_t tag, bint header) noexcept nogil
+cdef int send_vectors(
+    peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil
 cdef int peer_send(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil
 
 

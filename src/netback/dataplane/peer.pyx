@@ -9,7 +9,12 @@ from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
-from posix.unistd cimport read, write
+from posix.unistd cimport read
+
+from netback.dataplane.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
+from netback.dataplane.sockets cimport (
+    AUX_BYTES, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, iovec, mmsghdr, recvmmsg, sendmmsg, stripped_tag, writev,
+)
 
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -17,54 +22,9 @@ cdef extern from "stdlib.h" nogil:
 cdef enum:
     TEMPLATE_HEAD = 512
 
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <sys/socket.h>
-    #include <sys/uio.h>
-    #include <linux/if_packet.h>
-    #define AUX_BYTES CMSG_SPACE(sizeof(struct tpacket_auxdata))
-    /* The VLAN tag that the kernel took out of the frame (TPID << 16 | TCI), or 0. */
-    static inline uint32_t stripped_tag(struct msghdr *message)
-    {
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
-            struct tpacket_auxdata aux;
-            if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
-                continue;
-            __builtin_memcpy(&aux, CMSG_DATA(c), sizeof aux);
-            if (aux.tp_status & TP_STATUS_VLAN_VALID)
-                return (uint32_t)(aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : 0x8100) << 16
-                       | aux.tp_vlan_tci;
-        }
-        return 0;
-    }
-    """
-    enum:
-        AUX_BYTES
-        MSG_DONTWAIT
-        MSG_NOSIGNAL
-        MSG_TRUNC
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-    cdef struct msghdr:
-        iovec *msg_iov
-        size_t msg_iovlen
-        void *msg_control
-        size_t msg_controllen
-        int msg_flags
-    cdef struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout) nogil
-    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
-    uint32_t stripped_tag(msghdr *message) nogil
 
-
-cdef void restore_tag(peer_t *peer, frame_t *frame, uint32_t tag) noexcept nogil:
-    """Put the VLAN tag back where it was on the wire; what the header points at moved by its four bytes."""
+cdef void restore_tag(frame_t *frame, uint32_t tag, bint header) noexcept nogil:
+    """Put the VLAN tag back where it was on the wire; what a `header` before the frame points at moved by its bytes."""
     cdef virtio_net_hdr *hdr
     memmove(frame.data - VNET_HDR - VLAN_TAG, frame.data - VNET_HDR, VNET_HDR + 12)
     frame.data -= VLAN_TAG
@@ -74,16 +34,28 @@ cdef void restore_tag(peer_t *peer, frame_t *frame, uint32_t tag) noexcept nogil
     frame.data[14] = (tag >> 8) & 0xff
     frame.data[15] = tag & 0xff
     hdr = vnet_header(frame)
-    if peer.header and hdr.flags & 1:
-        hdr.csum_start += 4
-    if peer.header and hdr.hdr_len:
-        hdr.hdr_len += 4
+    if header and hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        hdr.csum_start += VLAN_TAG
+    if header and hdr.hdr_len:
+        hdr.hdr_len += VLAN_TAG
+
+
+cdef int recv_into(peer_t *peer, mmsghdr *messages, uint8_t *aux, int count) noexcept nogil:
+    """Receive messages whose vectors are set, with AUX_BYTES of `aux` for each: how many, -1 where the peer refuses."""
+    cdef int i, got
+    if peer.auxdata:
+        for i in range(count):
+            messages[i].msg_hdr.msg_control = aux + i * AUX_BYTES
+            messages[i].msg_hdr.msg_controllen = AUX_BYTES
+    got = recvmmsg(peer.fd, messages, count, MSG_DONTWAIT, NULL)
+    # EINVAL: the kernel dropped a GSO frame that virtio_net_hdr cannot express; ENETDOWN: the link went down
+    return got if got >= 0 else 0 if errno == EAGAIN or errno == EINTR else -1
 
 
 cdef int recv_messages(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noexcept nogil:
     cdef mmsghdr messages[BURST_FRAMES]
     cdef iovec vectors[BURST_FRAMES]
-    cdef uint8_t aux[BURST_FRAMES][AUX_BYTES]
+    cdef uint8_t aux[BURST_FRAMES * AUX_BYTES]
     cdef int i, got, kept = 0
     cdef uint32_t tag
     memset(messages, 0, count * sizeof(mmsghdr))
@@ -92,13 +64,9 @@ cdef int recv_messages(peer_t *peer, uint8_t *arena, frame_t *frames, int count)
         vectors[i].iov_len = FRAME_BYTES - VLAN_TAG + peer.header
         messages[i].msg_hdr.msg_iov = &vectors[i]
         messages[i].msg_hdr.msg_iovlen = 1
-        if peer.auxdata:
-            messages[i].msg_hdr.msg_control = aux[i]
-            messages[i].msg_hdr.msg_controllen = AUX_BYTES
-    got = recvmmsg(peer.fd, messages, count, MSG_DONTWAIT, NULL)
+    got = recv_into(peer, messages, aux, count)
     if got < 0:
-        # EINVAL: the kernel dropped a GSO frame that virtio_net_hdr cannot express; ENETDOWN: the link went down
-        return 0 if errno == EAGAIN or errno == EINTR else -1
+        return got
     for i in range(got):
         if messages[i].msg_len == 0 and not peer.auxdata:
             peer.closed = True           # a SEQPACKET's end of file
@@ -111,7 +79,7 @@ cdef int recv_messages(peer_t *peer, uint8_t *arena, frame_t *frames, int count)
             memset(vnet_header(&frames[kept]), 0, VNET_HDR)
         tag = stripped_tag(&messages[i].msg_hdr) if peer.auxdata else 0
         if tag and frames[kept].length >= 12:
-            restore_tag(peer, &frames[kept], tag)
+            restore_tag(&frames[kept], tag, peer.header != 0)
         kept += 1
     return kept
 
@@ -154,16 +122,14 @@ cdef int peer_recv(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noe
     return recv_template(peer, frames, count)
 
 
-cdef int send_messages(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
+cdef int send_messages(
+        peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
     cdef mmsghdr messages[BURST_FRAMES]
-    cdef iovec vectors[BURST_FRAMES]
     cdef int i, done = 0, sent
     memset(messages, 0, count * sizeof(mmsghdr))
     for i in range(count):
-        vectors[i].iov_base = frames[i].data - peer.header
-        vectors[i].iov_len = frames[i].length + peer.header
-        messages[i].msg_hdr.msg_iov = &vectors[i]
-        messages[i].msg_hdr.msg_iovlen = 1
+        messages[i].msg_hdr.msg_iov = &vectors[first[i]]
+        messages[i].msg_hdr.msg_iovlen = first[i + 1] - first[i]
     while done < count:
         sent = sendmmsg(peer.fd, messages + done, count - done, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent > 0:
@@ -176,10 +142,10 @@ cdef int send_messages(peer_t *peer, frame_t *frames, int count, int *refused) n
     return done
 
 
-cdef int send_tap(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
+cdef int send_tap(peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
     cdef int i = 0
     while i < count:
-        if write(peer.fd, frames[i].data - peer.header, frames[i].length + peer.header) < 0:
+        if writev(peer.fd, &vectors[first[i]], first[i + 1] - first[i]) < 0:
             if peer_is_full(peer):
                 return i
             if errno == EINTR:
@@ -189,13 +155,29 @@ cdef int send_tap(peer_t *peer, frame_t *frames, int count, int *refused) noexce
     return count
 
 
-cdef int peer_send(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
-    """Hand over frames in order: how many the peer took or refused for good; fewer than count where it is full."""
+cdef int send_vectors(
+        peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
+    """Hand over up to BURST_FRAMES frames in order, the i-th in vectors first[i] to first[i + 1] - 1: how many the peer
+    took or refused for good; fewer than count where it is full.
+    """
     if peer.kind == PEER_SOCKET:
-        return send_messages(peer, frames, count, refused)
+        return send_messages(peer, vectors, first, count, refused)
     if peer.kind == PEER_TAP:
-        return send_tap(peer, frames, count, refused)
+        return send_tap(peer, vectors, first, count, refused)
     return count
+
+
+cdef int peer_send(peer_t *peer, frame_t *frames, int count, int *refused) noexcept nogil:
+    """The same for frames that lie in one piece each."""
+    cdef iovec vectors[BURST_FRAMES]
+    cdef uint32_t first[BURST_FRAMES + 1]
+    cdef int i
+    for i in range(count):
+        vectors[i].iov_base = frames[i].data - peer.header
+        vectors[i].iov_len = frames[i].length + peer.header
+        first[i] = i
+    first[count] = count
+    return send_vectors(peer, vectors, first, count, refused)
 
 
 cdef class Peer:

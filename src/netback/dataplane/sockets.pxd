@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C library's messages and vectors, and what AF_PACKET says beside a frame."""
+from libc.stdint cimport uint32_t
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #include <linux/if_packet.h>
+    #define AUX_BYTES CMSG_SPACE(sizeof(struct tpacket_auxdata))
+    /* The VLAN tag that the kernel took out of the frame (TPID << 16 | TCI), or 0. */
+    static inline uint32_t stripped_tag(struct msghdr *message)
+    {
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+            struct tpacket_auxdata aux;
+            if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
+                continue;
+            __builtin_memcpy(&aux, CMSG_DATA(c), sizeof aux);
+            if (aux.tp_status & TP_STATUS_VLAN_VALID)
+                return (uint32_t)(aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : 0x8100) << 16
+                       | aux.tp_vlan_tci;
+        }
+        return 0;
+    }
+    """
+    enum:
+        AUX_BYTES
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+        MSG_TRUNC
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    cdef struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    cdef struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout) nogil
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
+    ssize_t readv(int fd, const iovec *vectors, int count) nogil
+    ssize_t writev(int fd, const iovec *vectors, int count) nogil
+    uint32_t stripped_tag(msghdr *message) nogil
