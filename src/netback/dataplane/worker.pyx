@@ -69,18 +69,10 @@ cdef inline void activate(worker_t *worker, link_t *link) noexcept nogil:
         worker.runnable_count += 1
 
 
-cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
-    """Have epoll watch the peer for what this link can use now: frames where there are slots, room where it
-    was full.
-    """
-    cdef uint32_t wanted = 0
+cdef void watch_peer(worker_t *worker, link_t *link, uint32_t wanted) noexcept nogil:
+    """Have epoll watch the peer's descriptor for these events and no others."""
     cdef epoll_event event
-    if link.peer.fd < 0:
-        return
-    if not link.broken and not link.peer.closed:
-        wanted = 0 if link.to_blocked or link.frozen else EPOLLIN
-        wanted |= EPOLLOUT if link.peer.blocked and not link.peer.congested else 0
-    if wanted == link.interest:
+    if link.peer.fd < 0 or wanted == link.interest:
         return
     event.events = wanted
     event.data.u64 = link.index
@@ -89,6 +81,15 @@ cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
     else:
         epoll_ctl(worker.epoll, EPOLL_CTL_MOD if link.interest else EPOLL_CTL_ADD, link.peer.fd, &event)
     link.interest = wanted
+
+
+cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
+    """Watch the peer for what this link can use now: frames where there are slots, room where it was full."""
+    cdef uint32_t wanted = 0
+    if not link.broken and not link.peer.closed:
+        wanted = 0 if link.to_blocked or link.frozen else EPOLLIN
+        wanted |= EPOLLOUT if link.peer.blocked and not link.peer.congested else 0
+    watch_peer(worker, link, wanted)
 
 
 cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
@@ -180,14 +181,14 @@ cdef void look_again(worker_t *worker) noexcept nogil:
 
 cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
     """One burst in each direction: True where either has more."""
-    cdef int left = 0
+    cdef int sent = 0, came = 0
     if link.from_due:
-        left = link.from_ring(link, ws)
-        link.from_due = left & LINK_MORE
-    if link.to_due and not left & LINK_BROKEN and not link.frozen:
-        left |= link.to_ring(link, ws)
-        link.to_due = left & LINK_MORE and not link.to_blocked
-    if left & LINK_BROKEN:
+        sent = link.from_ring(link, ws)
+        link.from_due = sent & LINK_MORE
+    if link.to_due and not sent & LINK_BROKEN and not link.frozen:
+        came = link.to_ring(link, ws)
+        link.to_due = came & LINK_MORE and not link.to_blocked
+    if (sent | came) & LINK_BROKEN:
         worker.stop = True
         link.from_due = link.to_due = False
     elif link.peer.closed and link.peer.blocked:
@@ -307,10 +308,9 @@ cdef class Worker:
         cdef uint32_t index = link.link.index
         if self.members.get(index) is not link:
             return
-        link.link.frozen = link.link.peer.closed = True      # no more interest in the peer's descriptor
-        link.link.peer.blocked = link.link.peer.congested = False
-        ask_peer(self.worker, link.link)
-        link.link.peer.closed = False
+        watch_peer(self.worker, link.link, 0)
+        # what became of the peer, its next queue finds out for itself
+        link.link.peer.blocked = link.link.peer.congested = link.link.peer.closed = False
         self.forget(link.link)
         del self.members[index]
 
