@@ -125,6 +125,7 @@ class TestJoining:
         with EmulatedDomain.join(xen, domid=5), pytest.raises(PlatformError) as refused:
             EmulatedDomain.join(xen, domid=5)
         assert refused.value.errno == "EEXIST"
+        assert "join as domain 5" in str(refused.value)
 
     @pytest.mark.parametrize("missing", SEALS)
     def test_memory_without_each_seal_is_refused(self, xen: Path, missing: str) -> None:

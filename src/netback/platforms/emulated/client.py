@@ -17,6 +17,7 @@ from netback.abi.grant_table import GrantStatus
 from netback.errors import PlatformError
 from netback.platforms.emulated.memory import GrantRefused, Mapping, create_memfd
 from netback.platforms.emulated.protocol import (
+    DOMID_ANY,
     FDS_MAX,
     HYPERVISOR_SOCKET,
     PAGE_SIZE,
@@ -46,7 +47,7 @@ class Handle:
                 self.memory = Mapping(memfd, 0, pages)
                 undo.callback(self.memory.close)
                 self._socket = undo.enter_context(_connect(directory))
-                reply, fds = self._exchange(hello.pack(), "join", [memfd])
+                reply, fds = self._exchange(hello.pack(), f"join as {_who(hello)}", [memfd])
             self.domid, self.grant_pages = reply.domid, reply.grant_pages
             self.event_page = self.memory.address + reply.page * PAGE_SIZE
             self.eventfd = fds[0]
@@ -105,6 +106,11 @@ class Handle:
             name = errno.errorcode.get(-reply.result, "EIO")
             raise PlatformError(f"emulated Xen: {what}: {os.strerror(-reply.result)}", name)
         return reply, fds
+
+
+def _who(hello: Hello) -> str:
+    """The domain that was asked for, in a message's words."""
+    return "a new domain" if hello.domid == DOMID_ANY else f"domain {hello.domid}"
 
 
 def _connect(directory: Path) -> socket.socket:
