@@ -22,7 +22,7 @@ cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 
 cdef enum:
-    CACHE_LINE = 64              # copies to frames that begin on one are a tenth faster
+    CACHE_LINE = 64              # frames begin on one: copies to elsewhere are slower
 
 REASONS = {
     REASON_TX_INDEX: "TX req_prod is impossible",
