@@ -20,17 +20,18 @@ from netback.dataplane.abi cimport (
     NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS,
     RX_SLOT, extra_info, rx_request, rx_response, virtio_net_hdr,
 )
+from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
 from netback.dataplane.events cimport events_notify
 from netback.dataplane.front_queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
     HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload,
-    netif_to_virtio, segments_begin, segments_next, segments_t,
+    netif_to_virtio,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, send_vectors, vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, send_vectors, vnet_header,
 )
 from netback.dataplane.queue cimport (
-    BURST_BYTES, BURST_CUTS, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE,
+    BURST_BYTES, BURST_CUTS, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE,
     RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS,
     RX_STALLS, chain_t, link_t, workspace_t,
 )
@@ -218,39 +219,14 @@ cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept no
     return True
 
 
-cdef bint send_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Cut a frame and send its segments. False where the peer became full: the ring keeps the frame, rx_cut how far
-    it went."""
-    cdef segments_t cut
-    cdef uint32_t length, used = FRAME_HEADROOM, count = 0, skip = queue.rx_cut
-    cdef int sent, refused = 0
-    if segments_begin(&cut, frame.data, frame.length, vnet_header(frame)) < 0:
-        queue.link.counters[RX_DROPPED] += 1
-        return True
-    while True:
-        length = segments_next(&cut, frame.data, ws.cuts + used, CUT_BYTES - used)
-        if length and skip:
-            skip -= 1
-            continue
-        if length:
-            ws.frames[count].data = ws.cuts + used
-            ws.frames[count].length = length
-            memset(vnet_header(&ws.frames[count]), 0, VNET_HDR)
-            used += (length + FRAME_HEADROOM + 63) & ~<uint32_t>63
-            count += 1
-        if length == 0 or count == BURST_FRAMES or used + cut.largest > CUT_BYTES:
-            sent = peer_send(queue.link.peer, ws.frames, count, &refused) if count else 0
-            queue.link.counters[RX_FAULTS] += refused
-            queue.rx_cut += sent
-            if <uint32_t>sent < count:
-                return False
-            refused = 0
-            count = 0
-            used = FRAME_HEADROOM
-        if length == 0:
-            queue.rx_cut = 0
-            queue.link.counters[RX_SEGMENTED] += 1
-            return True
+cdef bint forward_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments. False where the peer became full: the ring keeps the frame, rx_cut the place in it."""
+    cdef int refused = 0
+    cdef int done = send_cut(queue.link.peer, ws, frame, &queue.rx_cut, &refused)
+    queue.link.counters[RX_FAULTS] += refused
+    queue.link.counters[RX_DROPPED] += done == CUT_IMPOSSIBLE
+    queue.link.counters[RX_SEGMENTED] += done == CUT_DONE
+    return done != CUT_FULL
 
 
 cdef inline void describe(chain_t *chain, netif_offload *said) noexcept nogil:
@@ -309,7 +285,7 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains) noex
         elif verdict == OFFLOAD_SEGMENT:
             if not flush(queue, &out, &done):
                 return done
-            if not send_cut(queue, ws, &head):
+            if not forward_cut(queue, ws, &head):
                 return i
         else:
             chain.status = NETIF_RSP_DROPPED

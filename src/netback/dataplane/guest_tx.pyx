@@ -18,16 +18,16 @@ from netback.dataplane.abi cimport (
     NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info,
     NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, extra_info, tx_request, tx_response,
 )
+from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
 from netback.dataplane.events cimport events_notify
 from netback.dataplane.grant_copy cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, netif_to_virtio,
-    segments_begin, segments_next, segments_t,
 )
 from netback.dataplane.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, vnet_header
 from netback.dataplane.queue cimport (
-    BURST_BYTES, BURST_CUTS, CUT_BYTES, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_EXTRA, REASON_GSO, REASON_NONE,
+    BURST_BYTES, BURST_CUTS, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_EXTRA, REASON_GSO, REASON_NONE,
     REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, RECORD_TX_FRAME, RECORD_TX_SLOT, TX_BURSTS, TX_BYTES, TX_COMPLETED,
     TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, back_queue,
     chain_t, link_t, record, record_t, workspace_t,
@@ -196,38 +196,14 @@ cdef uint32_t send(back_queue *queue, workspace_t *ws, uint32_t count) noexcept 
     return sent
 
 
-cdef bint send_cut(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Cut a frame and send its segments. False where the peer became full: the ring keeps the frame, tx_cut
-    the place in it.
-    """
-    cdef segments_t cut
-    cdef uint32_t length, used = FRAME_HEADROOM, count = 0, sent = 0
-    cdef uint32_t skip = queue.tx_cut
-    if segments_begin(&cut, frame.data, frame.length, vnet_header(frame)) < 0:
-        queue.link.counters[TX_DROPPED] += 1
-        return True
-    while True:
-        length = segments_next(&cut, frame.data, ws.cuts + used, CUT_BYTES - used)
-        if length and skip:
-            skip -= 1
-            continue
-        if length:
-            ws.frames[count].data = ws.cuts + used
-            ws.frames[count].length = length
-            memset(vnet_header(&ws.frames[count]), 0, VNET_HDR)
-            used += (length + FRAME_HEADROOM + 63) & ~<uint32_t>63
-            count += 1
-        if length == 0 or count == BURST_FRAMES or used + cut.largest > CUT_BYTES:
-            sent = send(queue, ws, count)
-            queue.tx_cut += sent
-            if sent < count:
-                return False
-            count = 0
-            used = FRAME_HEADROOM
-        if length == 0:
-            queue.tx_cut = 0
-            queue.link.counters[TX_SEGMENTED] += 1
-            return True
+cdef bint forward_cut(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments. False where the peer became full: the ring keeps the frame, tx_cut the place in it."""
+    cdef int refused = 0
+    cdef int done = send_cut(queue.link.peer, ws, frame, &queue.tx_cut, &refused)
+    queue.link.counters[TX_REFUSED] += refused
+    queue.link.counters[TX_DROPPED] += done == CUT_IMPOSSIBLE
+    queue.link.counters[TX_SEGMENTED] += done == CUT_DONE
+    return done != CUT_FULL
 
 
 cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
@@ -257,7 +233,7 @@ cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains) noexc
             if sent < count:
                 return ws.frame_chain[sent]
             count = 0
-            if not send_cut(queue, ws, &frame):
+            if not forward_cut(queue, ws, &frame):
                 return i
         else:
             chain.dropped = 1
