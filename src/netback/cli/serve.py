@@ -10,7 +10,7 @@ from netback.daemon import Backend, BackendConfig
 from netback.net.spec import parse_spec
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.limits import allow_descriptors
-from netback.platforms.signals import ended_by_signals
+from netback.platforms.signals import ended_by_signals, until_stopped
 
 log = logging.getLogger("netback")
 
@@ -32,13 +32,4 @@ async def serve(directory: Path, net: str | None, trace: tuple[str, ...], worker
     with ended_by_signals(stop.set), EmulatedPlatform(directory) as platform:
         async with Backend(platform, config) as backend:
             log.info("serving domain %d of the %s Xen in %s", platform.domid, platform.name, directory)
-            await _either(asyncio.create_task(stop.wait()), asyncio.create_task(backend.wait()))
-
-
-async def _either(stopped: "asyncio.Task[bool]", failed: "asyncio.Task[None]") -> None:
-    """Until the first of the two; the failure is raised."""
-    done, _ = await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
-    if failed in done:
-        stopped.cancel()
-        failed.result()
-    failed.cancel()
+            await until_stopped(stop, backend.wait())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from netback.abi.xenbus import XenbusState
 from netback.net.spec import open_network, parse_spec
-from netback.platforms.signals import ended_by_signals
+from netback.platforms.signals import ended_by_signals, until_stopped
 
 from .config import FrontConfig
 from .device import Frontend
@@ -46,18 +46,4 @@ async def run_guest(
             cpu=cpu,
         ) as vif:
             on_joined(vif.guest.domid)
-            await _either(stop, vif)
-
-
-async def _either(stop: asyncio.Event, vif: Frontend) -> None:
-    """Wait for the end: ours, or that of what we depend on, which is an error."""
-    stopped = asyncio.ensure_future(stop.wait())
-    failed = asyncio.ensure_future(vif.until(lambda: False))
-    try:
-        done, _ = await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
-        if failed in done:
-            failed.result()
-    finally:
-        for future in (stopped, failed):
-            future.cancel()
-        await asyncio.wait({stopped, failed})
+            await until_stopped(stop, vif.until(lambda: False))

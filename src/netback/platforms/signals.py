@@ -4,8 +4,9 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -24,3 +25,16 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+async def until_stopped(stop: asyncio.Event, going: Coroutine[Any, Any, object]) -> None:
+    """Until somebody says stop, or until what was to go on for ever ends: its error is raised."""
+    stopped, ended = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(going)
+    try:
+        done, _ = await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ended in done:
+            ended.result()
+    finally:
+        for future in (stopped, ended):
+            future.cancel()
+        await asyncio.wait({stopped, ended})
