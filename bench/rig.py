@@ -15,8 +15,8 @@ import struct
 from dataclasses import dataclass
 
 from netback.abi import grant_table, netif, virtio_net
-from netback.dataplane.events import Events
-from netback.dataplane.grant_copy import GuestMemory
+from netback.dataplane.emulated_events import EmulatedEvents
+from netback.dataplane.emulated_memory import EmulatedMemory
 from netback.dataplane.journal import Journal
 from netback.dataplane.peer import Peer
 from netback.dataplane.queue import BackQueue
@@ -117,7 +117,7 @@ def rx_requests(shape: Shape) -> bytes:
     )
 
 
-def guest_memory() -> tuple[mmap.mmap, GuestMemory]:
+def guest_memory() -> tuple[mmap.mmap, EmulatedMemory]:
     """A guest's memory with every data page granted: its own view of it, and the backend's."""
     fd = os.memfd_create("bench", os.MFD_ALLOW_SEALING)
     try:
@@ -127,7 +127,7 @@ def guest_memory() -> tuple[mmap.mmap, GuestMemory]:
         for slot in range(SLOTS):
             entry = (grant_table.GrantFlag.PERMIT_ACCESS, 0, DATA_PAGE + slot)
             grant_table.ENTRY.pack_into(own, (FIRST_GREF + slot) * grant_table.ENTRY.size, *entry)
-        return own, GuestMemory(fd, GRANT_PAGES, DOMID, 0)
+        return own, EmulatedMemory(fd, GRANT_PAGES, DOMID, 0)
     finally:
         os.close(fd)
 
@@ -145,14 +145,14 @@ class Ring:
         self._page = ctypes.addressof(ctypes.c_char.from_buffer(self.own)) + RING_PAGE * PAGE
         self._idle = mmap.mmap(-1, PAGE)  # the other direction's ring
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK)
-        events = Events(self._eventfd, self.memory.page_address(EVENT_PAGE), lambda port: None)
+        events = EmulatedEvents(self._eventfd, self.memory.page_address(EVENT_PAGE), lambda port: None)
         self.worker = Worker(events)
         self.queue = self._queue(events)
         for slot in range(SLOTS if tx else 0):
             at = (DATA_PAGE + slot) * PAGE
             self.own[at : at + PAGE] = shape.frame()[:PAGE].ljust(PAGE, b"x")
 
-    def _queue(self, events: Events) -> BackQueue:
+    def _queue(self, events: EmulatedEvents) -> BackQueue:
         busy = self.memory.page_address(RING_PAGE)
         idle = ctypes.addressof(ctypes.c_char.from_buffer(self._idle))
         peer = Peer("null", caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())

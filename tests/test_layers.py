@@ -27,6 +27,7 @@ FLOORS = (
     (2, "netback.net.base"),
     (2, "netback.telemetry"),
     (3, "netback.platforms.emulated"),
+    (3, "netback.platforms.xen"),
     (3, "netback.net"),
     (3, "netback.pcapng"),
     (4, "netback.vif"),

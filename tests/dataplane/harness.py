@@ -14,8 +14,8 @@ import socket
 
 from netback.abi.grant_table import ENTRY, GrantFlag
 from netback.abi.ring import PAGE_SIZE, SRING
-from netback.dataplane.events import Events
-from netback.dataplane.grant_copy import GuestMemory
+from netback.dataplane.emulated_events import EmulatedEvents
+from netback.dataplane.emulated_memory import EmulatedMemory
 from netback.dataplane.journal import Journal
 from netback.dataplane.peer import Peer
 from netback.dataplane.queue import BackQueue
@@ -61,8 +61,8 @@ class Bench:
         self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.guest_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         remote = (address_of(self.event_pages, 1), self.guest_eventfd, 5)
-        self.events = Events(self.eventfd, address_of(self.event_pages), lambda _port: remote)
-        self.guest = GuestMemory(self.fd, grant_pages, GUEST_DOMID, LOCAL_DOMID)
+        self.events = EmulatedEvents(self.eventfd, address_of(self.event_pages), lambda _port: remote)
+        self.guest = EmulatedMemory(self.fd, grant_pages, GUEST_DOMID, LOCAL_DOMID)
         self.peer_end: socket.socket | None = None
         self.our_end: socket.socket | None = None
         if peer is None:

@@ -89,7 +89,12 @@ FAULTS = {
         "load_relaxed(&ring.shared.rsp_event)) <",
         "load_relaxed(&ring.shared.rsp_event) - 1) <",
     ),
-    "a read-only grant is written": ("grant_copy", "grant_copy.pyx", "entry.flags & GTF_readonly", "False"),
+    "a read-only grant is written": (
+        "emulated_memory",
+        "emulated_memory.pyx",
+        "entry.flags & GTF_readonly",
+        "False",
+    ),
 }
 """What goes wrong: the module to build again, and the change to which of its sources."""
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from netback.abi.netif import EXTRA_GSO, RX_REQUEST, TX_REQUEST, ExtraType, TxFlag
 from netback.abi.ring import PAGE_SIZE, slot_offset
-from netback.dataplane.events import Events
+from netback.dataplane.emulated_events import EmulatedEvents
 from netback.dataplane.front_queue import FrontQueue
 from netback.dataplane.peer import Peer
 from netback.dataplane.queue import Link
@@ -223,7 +223,7 @@ def tap_frontend(network: TapNetwork) -> tuple[FrontQueue, Worker]:
     """A frontend's queue on memory of its own, with nobody at the rings' other end."""
     memory, pages = mmap.mmap(-1, 514 * PAGE_SIZE), mmap.mmap(-1, PAGE_SIZE)
     at = address_of(memory)
-    events = Events(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), address_of(pages), lambda _port: None)
+    events = EmulatedEvents(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), address_of(pages), lambda _port: None)
     granted = [(at + (2 + i) * PAGE_SIZE, i) for i in range(512)]
     queue = FrontQueue(
         events,

@@ -1,37 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """The platform's wait and notify verbs: one handle of event channels, as /dev/xen/evtchn is one."""
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 cdef enum:
-    EVENT_PORTS = 4096           # ports of a handle; 0 is never valid
-    EVENT_WORDS = 64
+    PORTS_END = 131072           # xen/event_channel.h: EVTCHN_FIFO_NR_CHANNELS, the most that any ABI has; 0 is never valid
+    TAKE_PORTS = 4096            # that one take gives at most
 
 
-cdef struct event_page:          # include/netback/emulated_xen.h
-    uint64_t pending[EVENT_WORDS]
-    uint64_t mask[EVENT_WORDS]
-    uint32_t generation          # moves whenever the far side of one of our ports does
-
-
-cdef struct remote_port:
-    event_page *page             # NULL: unbound
-    int eventfd
-    uint32_t port
-    uint32_t generation          # ours, when this was learnt
-
-
-cdef struct events_t:
+cdef struct events_t:            # the first member of each platform's own
     int fd                       # readable when an unmasked port became pending
-    event_page *page
-    remote_port *remotes         # EVENT_PORTS of them
-    void *resolve                # Python: (port) -> (page address, eventfd, remote port) or None
+    int (*take)(events_t *, uint32_t *ports) noexcept nogil
+    void (*unmask)(events_t *, const uint32_t *ports, int count) noexcept nogil
+    void (*notify)(events_t *, uint32_t port) noexcept nogil
 
 
-cdef int events_take(events_t *events, uint32_t *ports) noexcept nogil
-cdef void events_unmask(events_t *events, uint32_t port) noexcept nogil
-cdef void events_notify(events_t *events, uint32_t port) noexcept nogil
+cdef inline int events_take(events_t *events, uint32_t *ports) noexcept nogil:
+    """Ports that are pending and not masked, at most TAKE_PORTS; each is masked until events_unmask."""
+    return events.take(events, ports)
+
+
+cdef inline void events_unmask(events_t *events, const uint32_t *ports, int count) noexcept nogil:
+    """Let ports fire again; one that became pending meanwhile fires at once."""
+    events.unmask(events, ports, count)
+
+
+cdef inline void events_notify(events_t *events, uint32_t port) noexcept nogil:
+    """Tell the far side; what was written to the ring before is seen by it."""
+    events.notify(events, port)
 
 
 cdef class Events:
-    cdef events_t events
-    cdef object resolve
+    cdef events_t *events

@@ -1,115 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels on emulated Xen: pending and mask bits in shared pages, an eventfd to sleep on.
-
-Knows ports, nothing of what they are for. Semantics are those of /dev/xen/evtchn: a take masks what it gives,
-and only an unmask after the work lets the port fire again (XSA-332). Notifying needs no third process.
-"""
-from libc.stdlib cimport calloc, free
-from posix.unistd cimport read, write
-from netback.dataplane.ring cimport full_fence, load_acquire
-
-cdef extern from *:
-    """
-    static inline uint64_t bits_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
-    static inline uint64_t bits_set(uint64_t *p, uint64_t bits) { return __atomic_fetch_or(p, bits, __ATOMIC_SEQ_CST); }
-    static inline uint64_t bits_clear(uint64_t *p, uint64_t bits)
-    {
-        return __atomic_fetch_and(p, ~bits, __ATOMIC_SEQ_CST);
-    }
-    static inline int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
-    """
-    uint64_t bits_load(const uint64_t *p) noexcept nogil
-    uint64_t bits_set(uint64_t *p, uint64_t bits) noexcept nogil
-    uint64_t bits_clear(uint64_t *p, uint64_t bits) noexcept nogil
-    int lowest_bit(uint64_t bits) noexcept nogil
-
-
-cdef inline void ring_bell(int fd) noexcept nogil:
-    cdef uint64_t one = 1
-    write(fd, &one, sizeof(one))     # can fail only where the counter is full, and then the fd is readable anyway
-
-
-cdef int events_take(events_t *events, uint32_t *ports) noexcept nogil:
-    """Ports that are pending and not masked, at most EVENT_PORTS; each is masked until events_unmask."""
-    cdef uint64_t count, bits
-    cdef int word, found = 0
-    read(events.fd, &count, sizeof(count))
-    for word in range(EVENT_WORDS):
-        bits = bits_load(&events.page.pending[word]) & ~bits_load(&events.page.mask[word])
-        if bits == 0:
-            continue
-        bits_set(&events.page.mask[word], bits)
-        bits_clear(&events.page.pending[word], bits)
-        while bits:
-            ports[found] = word * 64 + lowest_bit(bits)
-            found += 1
-            bits &= bits - 1
-    return found
-
-
-cdef void events_unmask(events_t *events, uint32_t port) noexcept nogil:
-    """Let a port fire again; one that became pending meanwhile fires at once."""
-    cdef uint32_t word = (port % EVENT_PORTS) >> 6
-    cdef uint64_t bit = <uint64_t>1 << (port & 63)
-    bits_clear(&events.page.mask[word], bit)
-    if bits_load(&events.page.pending[word]) & bit:
-        ring_bell(events.fd)
-
-
-cdef void learn_remote(events_t *events, uint32_t port) noexcept with gil:
-    """Ask the platform who is at the far side now; nobody there is a normal state."""
-    cdef remote_port *remote = &events.remotes[port % EVENT_PORTS]
-    cdef uint32_t generation = load_acquire(&events.page.generation)
-    try:
-        found = (<object>events.resolve)(port)
-    except Exception:                # the hypervisor is gone: nobody to notify
-        found = None
-    remote.page = NULL
-    if found is not None:
-        remote.page = <event_page *><size_t>found[0]
-        remote.eventfd = found[1]
-        remote.port = found[2]
-    remote.generation = generation
-
-
-cdef void events_notify(events_t *events, uint32_t port) noexcept nogil:
-    """Make the far side's port pending and, unless masked or pending already, wake who sleeps on it."""
-    cdef remote_port *remote = &events.remotes[port % EVENT_PORTS]
-    cdef uint32_t word
-    cdef uint64_t bit
-    # the ring's index before the generation: a bind between them marks the port pending itself
-    full_fence()
-    if remote.generation != load_acquire(&events.page.generation):
-        learn_remote(events, port)
-    if remote.page == NULL:
-        return
-    word = (remote.port % EVENT_PORTS) >> 6
-    bit = <uint64_t>1 << (remote.port & 63)
-    if bits_set(&remote.page.pending[word], bit) & bit == 0 and bits_load(&remote.page.mask[word]) & bit == 0:
-        ring_bell(remote.eventfd)
+"""One handle of event channels, whichever platform's. Knows verbs, not how they are done."""
+from libc.stdint cimport uint32_t
 
 
 cdef class Events:
-    """One handle of event channels.
-
-    `eventfd` and the page at `page_address` belong to the caller and outlive this. `resolve(port)` tells the far side's
-    (page address, eventfd, remote port) or None where it is unbound; it is called from the worker's thread, and rarely.
-    """
-
-    def __cinit__(self, int eventfd, size_t page_address, object resolve):
-        self.events.remotes = <remote_port *>calloc(EVENT_PORTS, sizeof(remote_port))
-        if self.events.remotes == NULL:
-            raise MemoryError
-        cdef int port
-        self.events.fd = eventfd
-        self.events.page = <event_page *>page_address
-        self.resolve = resolve
-        self.events.resolve = <void *>resolve
-        for port in range(EVENT_PORTS):      # never learnt: differs from any generation that the page can hold now
-            self.events.remotes[port].generation = load_acquire(&self.events.page.generation) - 1
-
-    def __dealloc__(self):
-        free(self.events.remotes)
+    """What every handle can: the behaviour of /dev/xen/evtchn. EmulatedEvents and XenEvents are the ones to make."""
 
     @property
     def fd(self) -> int:
@@ -118,16 +13,12 @@ cdef class Events:
 
     def take(self) -> list[int]:
         """The pending ports, now masked."""
-        cdef uint32_t ports[EVENT_PORTS]
-        cdef int count = events_take(&self.events, ports)
+        cdef uint32_t ports[TAKE_PORTS]
+        cdef int count = events_take(self.events, ports)
         return [ports[i] for i in range(count)]
 
     def unmask(self, uint32_t port) -> None:
-        events_unmask(&self.events, port)
+        events_unmask(self.events, &port, 1)
 
     def notify(self, uint32_t port) -> None:
-        events_notify(&self.events, port)
-
-    def forget(self, uint32_t port) -> None:
-        """The port was bound anew or closed by ourselves: learn its far side again at the next notify."""
-        self.events.remotes[port % EVENT_PORTS].generation = load_acquire(&self.events.page.generation) - 1
+        events_notify(self.events, port)

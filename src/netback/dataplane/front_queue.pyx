@@ -62,7 +62,7 @@ cdef class FrontQueue(Link):
         self.link.to_ring = serve_front_tx
         self.link.moved = front_moved
         self.link.peer = &peer.peer
-        self.link.events = &events.events
+        self.link.events = events.events
         self.link.from_port = self.link.to_port = port
         queue.caps = caps
         queue.sg = sg

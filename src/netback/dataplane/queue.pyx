@@ -178,11 +178,11 @@ cdef class BackQueue(Link):
         self.link.to_ring = serve_rx
         self.link.moved = back_moved
         self.link.peer = &peer.peer
-        self.link.events = &events.events
+        self.link.events = events.events
         self.link.from_port = tx_port
         self.link.to_port = rx_port
         self.link.polls = polls
-        self.queue.memory = &memory.memory
+        self.queue.memory = memory.memory
         self.queue.caps = caps
         self.queue.sg = sg
         self.queue.rx_offset = rx_offset

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One thread that serves many queues."""
 from libc.stdint cimport uint32_t, uint64_t
-from netback.dataplane.events cimport EVENT_PORTS, Events, events_t
+from netback.dataplane.events cimport PORTS_END, Events, events_t
 from netback.dataplane.queue cimport link_t, workspace_t
 
 cdef enum:
@@ -13,7 +13,7 @@ cdef struct worker_t:
     int epoll
     int wakeup                   # eventfd: Python wants the thread back
     link_t *links[MAX_LINKS]
-    uint32_t by_port[EVENT_PORTS]        # link index + 1 of each port
+    uint32_t by_port[PORTS_END]      # link index + 1 of each port
     uint32_t runnable[MAX_LINKS]         # indices of active links: a queue served in turns
     uint32_t runnable_count
     uint32_t top                 # one past the highest index in use

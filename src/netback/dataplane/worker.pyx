@@ -15,7 +15,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
-from netback.dataplane.events cimport events_notify, events_take, events_unmask
+from netback.dataplane.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
 from netback.dataplane.queue cimport (
     EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link, workspace_free, workspace_new,
 )
@@ -130,18 +130,22 @@ cdef int take_ports(worker_t *worker, uint32_t *ports) noexcept nogil:
     """The ports that fired, each now masked and its link runnable."""
     cdef int i, count = events_take(worker.events, ports)
     for i in range(count):
-        if worker.by_port[ports[i]]:
-            on_event(worker, worker.links[worker.by_port[ports[i]] - 1])
+        if worker.by_port[ports[i] % PORTS_END]:
+            on_event(worker, worker.links[worker.by_port[ports[i] % PORTS_END] - 1])
     return count
 
 
 cdef void unmask_ports(worker_t *worker, uint32_t *ports, int count) noexcept nogil:
-    cdef int i
+    """All but those whose back-off goes on."""
+    cdef int i, kept = 0
     cdef uint32_t known
     for i in range(count):
-        known = worker.by_port[ports[i]]
+        known = worker.by_port[ports[i] % PORTS_END]
         if not known or not worker.links[known - 1].unmask_at:
-            events_unmask(worker.events, ports[i])
+            ports[kept] = ports[i]
+            kept += 1
+    if kept:
+        events_unmask(worker.events, ports, kept)
 
 
 cdef void unmask_delayed(worker_t *worker) noexcept nogil:
@@ -154,8 +158,8 @@ cdef void unmask_delayed(worker_t *worker) noexcept nogil:
         if link != NULL and link.unmask_at and link.unmask_at <= now:
             link.unmask_at = 0
             worker.delayed -= 1
-            events_unmask(worker.events, link.from_port)
-            events_unmask(worker.events, link.to_port)
+            events_unmask(worker.events, &link.from_port, 1)
+            events_unmask(worker.events, &link.to_port, 1)
 
 
 cdef inline bint waits_for_slots(link_t *link) noexcept nogil:
@@ -227,7 +231,7 @@ cdef int patience(worker_t *worker) noexcept nogil:
 cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
     """Until Python wants the thread, a link breaks, or there are records to read."""
     cdef epoll_event happened[WAIT_EVENTS]
-    cdef uint32_t ports[EVENT_PORTS]
+    cdef uint32_t ports[TAKE_PORTS]
     cdef uint64_t drained
     cdef int i, count, fired = 0
     while not worker.stop:
@@ -266,14 +270,14 @@ cdef class Worker:
         self.worker = <worker_t *>calloc(1, sizeof(worker_t))
         if self.worker == NULL:
             raise MemoryError
-        self.worker.events = &events.events
+        self.worker.events = events.events
         self.worker.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.worker.wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.worker.epoll < 0 or self.worker.wakeup < 0:
             raise OSError(errno, "cannot make the worker's descriptors")
         event.events = EPOLLIN
         event.data.u64 = TAG_EVENTS
-        epoll_ctl(self.worker.epoll, EPOLL_CTL_ADD, self.events.events.fd, &event)
+        epoll_ctl(self.worker.epoll, EPOLL_CTL_ADD, self.events.fd, &event)
         event.data.u64 = TAG_WAKEUP
         epoll_ctl(self.worker.epoll, EPOLL_CTL_ADD, self.worker.wakeup, &event)
 
@@ -295,13 +299,13 @@ cdef class Worker:
         self.members[index] = link
         self.worker.links[index] = link.link
         self.worker.top = max(self.worker.top, index + 1)
-        self.worker.by_port[link.link.from_port % EVENT_PORTS] = index + 1
-        self.worker.by_port[link.link.to_port % EVENT_PORTS] = index + 1
+        self.worker.by_port[link.link.from_port % PORTS_END] = index + 1
+        self.worker.by_port[link.link.to_port % PORTS_END] = index + 1
         link.link.from_due = link.link.to_due = True
         activate(self.worker, link.link)
         for port in {link.link.from_port, link.link.to_port}:
             events_notify(self.worker.events, port)
-            events_unmask(self.worker.events, port)
+            self.events.unmask(port)
 
     def remove(self, Link link) -> None:
         """Stop serving a queue; one that is not served is a normal state."""
@@ -321,8 +325,8 @@ cdef class Worker:
                 self.worker.runnable[kept] = self.worker.runnable[i]
                 kept += 1
         self.worker.runnable_count = kept
-        self.worker.by_port[link.from_port % EVENT_PORTS] = 0
-        self.worker.by_port[link.to_port % EVENT_PORTS] = 0
+        self.worker.by_port[link.from_port % PORTS_END] = 0
+        self.worker.by_port[link.to_port % PORTS_END] = 0
         self.worker.delayed -= link.unmask_at != 0
         self.worker.links[link.index] = NULL
         link.active = False

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from netback.dataplane.events import Events
+from netback.dataplane.emulated_events import EmulatedEvents
 from netback.errors import PlatformError
 from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.memory import Mapping
@@ -35,7 +35,7 @@ class EmulatedEventChannels:
         self._leave = leave
         self._lock = threading.Lock()
         self._remotes: dict[int, _Remote] = {}
-        self.native = Events(handle.eventfd, handle.event_page, self._resolve)
+        self.native = EmulatedEvents(handle.eventfd, handle.event_page, self._resolve)
 
     def bind_interdomain(self, domid: int, port: int) -> int:
         return self._opened(Op.BIND_INTERDOMAIN, domid, port)

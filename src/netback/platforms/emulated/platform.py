@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from netback.dataplane.emulated_memory import EmulatedMemory
 from netback.dataplane.grant_copy import GuestMemory
 from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.events import AttachedHandles, EmulatedEventChannels
@@ -72,7 +73,7 @@ class EmulatedPlatform:
     def open_memory(self, domid: int) -> GuestMemory:
         reply, (memfd,) = self._handle.request(Op.MEMORY, domid)
         try:
-            return GuestMemory(memfd, reply.grant_pages, domid, self.domid)
+            return EmulatedMemory(memfd, reply.grant_pages, domid, self.domid)
         finally:
             os.close(memfd)
 

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux's Xen devices: opening them, and their ioctls with errors that name device and cause.
+
+Numbers and layouts are those of Linux's uapi headers xen/evtchn.h, xen/gntdev.h and xen/gntalloc.h.
+"""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from netback.errors import ConfigError, PlatformError
+
+DEVICES = Path("/dev/xen")
+
+_MODULES = {
+    "evtchn": "xen-evtchn",
+    "gntdev": "xen-gntdev",
+    "gntalloc": "xen-gntalloc",
+    "xenbus": "xenfs",
+}
+"""The kernel module of each device."""
+
+
+def open_device(name: str, *, nonblocking: bool = False) -> int:
+    """A descriptor of /dev/xen/NAME; ConfigError says what to do where there is none."""
+    path = DEVICES / name
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if nonblocking else 0))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no {path}: is this a Xen domain? Then load the module {_MODULES[name]}"
+        ) from error
+    except PermissionError as error:
+        raise ConfigError(f"no permission to open {path}: be root, or change its mode") from error
+    except OSError as error:
+        raise PlatformError(f"cannot open {path}: {error.strerror}", _name(error)) from error
+
+
+def call(device: int, request: int, argument: bytearray, what: str) -> int:
+    """An ioctl whose argument the kernel may fill: what it returned."""
+    try:
+        return int(fcntl.ioctl(device, request, argument))
+    except OSError as error:
+        raise PlatformError(f"{what}: {error.strerror}", _name(error)) from error
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "EIO")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backend's side of a real Xen, in dom0 or a driver domain.
+
+Implements platforms.base.Platform over /dev/xen/{xenbus,evtchn,gntdev}.
+"""
+
+import ctypes
+import mmap
+import os
+import struct
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netback.abi.ring import PAGE_SIZE
+from netback.dataplane.xen_memory import XenMemory
+from netback.errors import PlatformError
+from netback.platforms.store import Store
+from netback.platforms.xen.devices import call, open_device
+from netback.platforms.xen.events import XenEventChannels
+from netback.platforms.xen.store import open_store, own_domid
+
+_MAP_GRANT_REF = 0x00184700
+_UNMAP_GRANT_REF = 0x00104701
+_MAP_TRIES = 1000
+_MAP_DELAY = 0.001
+"""Seconds between tries of mmap, which says EAGAIN while the guest's page is paged out."""
+
+
+class XenMappedPage:
+    """A guest's granted page in this process."""
+
+    def __init__(self, gntdev: int, domid: int, gref: int) -> None:
+        self._gntdev = gntdev
+        self._what = f"grant {gref} of domain {domid}"
+        # struct ioctl_gntdev_map_grant_ref: count, pad, index (out), one {domid, ref}
+        argument = bytearray(struct.pack("=IIQII", 1, 0, 0, domid, gref))
+        call(gntdev, _MAP_GRANT_REF, argument, f"cannot map {self._what}")
+        self._index = struct.unpack_from("=Q", argument, 8)[0]
+        try:
+            self._page: mmap.mmap | None = self._map()
+        except BaseException:
+            self._forget()
+            raise
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+
+    def view(self) -> memoryview:
+        """The page's bytes, for tests and tools."""
+        if self._page is None:
+            raise ValueError("the page was unmapped")
+        return memoryview(self._page)
+
+    def unmap(self) -> None:
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+            self._forget()
+
+    def _map(self) -> mmap.mmap:
+        for _ in range(_MAP_TRIES):
+            try:
+                return mmap.mmap(self._gntdev, PAGE_SIZE, offset=self._index)
+            except BlockingIOError:
+                time.sleep(_MAP_DELAY)
+            except OSError as error:
+                raise PlatformError(f"cannot map {self._what}: {error.strerror}", "EINVAL") from error
+        raise PlatformError(f"cannot map {self._what}: its page stays paged out", "EAGAIN")
+
+    def _forget(self) -> None:
+        argument = bytearray(struct.pack("=QII", self._index, 1, 0))
+        call(self._gntdev, _UNMAP_GRANT_REF, argument, f"cannot unmap {self._what}")
+
+
+class XenPlatform:
+    """The domain that this process runs in, as a backend uses it.
+
+    `store` is a xenstored's socket to use instead of /dev/xen/xenbus, which dom0 alone has.
+    """
+
+    name = "xen"
+
+    def __init__(self, store: Path | None = None) -> None:
+        self._store = store
+        self.domid = own_domid(store)
+        self._gntdev = open_device("gntdev")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def open_store(self) -> Store:
+        return await open_store(self._store)
+
+    def open_events(self) -> XenEventChannels:
+        return XenEventChannels()
+
+    def open_memory(self, domid: int) -> XenMemory:
+        """Whether the domain is there shows at the first copy."""
+        return XenMemory(self._gntdev, domid)
+
+    def map_grant(self, domid: int, gref: int) -> XenMappedPage:
+        return XenMappedPage(self._gntdev, domid, gref)
+
+    def close(self) -> None:
+        """Close the handle of grants: what was mapped stays until its page is unmapped or this process ends."""
+        if self._gntdev >= 0:
+            os.close(self._gntdev)
+            self._gntdev = -1
