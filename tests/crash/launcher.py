@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from netback.cli.place import Place, PlatformName
 from netback.cli.serve import serve, set_up_log
 from netback.daemon import Backend, BackendConfig
 from netback.dataplane.journal import arm_kill
@@ -41,7 +42,7 @@ def be_backend(directory: Path, fds: Sequence[int], net: str | None, workers: in
     """Until killed from outside, or at the `after`-th kill point of the data plane."""
     arm_kill(after)
     if net is not None:
-        asyncio.run(serve(directory, net, (), workers))
+        asyncio.run(serve(Place(PlatformName.EMULATED, directory), net, (), workers))
     else:
         asyncio.run(serve_sockets(directory, fds, workers))
 

@@ -9,22 +9,16 @@ from typing import Annotated
 
 import typer
 
-from netback.cli.place import default_directory
+from netback.cli.place import Place, PlatformName, default_directory
 from netback.errors import ConfigError, NetbackError
 
 app = typer.Typer(
     name="netback",
-    help="A Xen network backend in userspace: serves guests' netfronts on emulated Xen.",
+    help="A Xen network backend in userspace: serves guests' netfronts on a real or an emulated Xen.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class PlatformName(StrEnum):
-    """Where there is a Xen."""
-
-    EMULATED = "emulated"
 
 
 class TypeName(StrEnum):
@@ -37,7 +31,15 @@ class TypeName(StrEnum):
 Directory = Annotated[
     Path | None,
     typer.Option(
-        "--dir", help="Directory of the emulated Xen.  [default: where XENSTORED_PATH is, or netback's own]"
+        "--dir",
+        help="Directory of the emulated Xen, or of netback's runtime files on a real one."
+        "  [default: where XENSTORED_PATH is, or netback's own]",
+    ),
+]
+Platform = Annotated[
+    PlatformName | None,
+    typer.Option(
+        "--platform", help="Which Xen.  [default: the one this machine is in, else an emulated one]"
     ),
 ]
 Domain = Annotated[str, typer.Argument(metavar="DOMAIN", help="The guest: its domid or its name.")]
@@ -66,7 +68,7 @@ def emulate(
 
 @app.command()
 def run(
-    platform: Annotated[PlatformName, typer.Option(help="Where there is a Xen.")] = PlatformName.EMULATED,
+    platform: Platform = None,
     directory: Directory = None,
     net: Annotated[
         str | None, typer.Option(help=f"{SpecHelp} For devices that name none.  [default: tap]")
@@ -81,7 +83,7 @@ def run(
     """Serve the guests' network devices until told to end, which no guest notices: the next run goes on from there."""
     from netback.cli.serve import serve
 
-    asyncio.run(serve(directory or default_directory(), net, tuple(trace or ()), workers))
+    asyncio.run(serve(Place.choose(platform, directory), net, tuple(trace or ()), workers))
 
 
 @app.command()
@@ -91,12 +93,14 @@ def attach(
     mac: Annotated[str | None, typer.Option(help="MAC address.  [default: random, of Xen's range]")] = None,
     kind: Type = TypeName.VIF,
     index: Annotated[int, typer.Option(min=-1, help="Device index; -1 chooses one.")] = -1,
+    platform: Platform = None,
     directory: Directory = None,
 ) -> None:
     """Give a guest a network device. A backend that runs connects it; one started later does so, too."""
     from netback.cli.devices import attach_device
 
-    name = asyncio.run(attach_device(directory or default_directory(), domain, net, kind.value, mac, index))
+    place = Place.choose(platform, directory)
+    name = asyncio.run(attach_device(place, domain, net, kind.value, mac, index))
     typer.echo(name)
 
 
@@ -110,22 +114,23 @@ def detach(
     seconds: Annotated[
         float, typer.Option(min=0, help="How long to wait for the guest before it is forced.")
     ] = 10.0,
+    platform: Platform = None,
     directory: Directory = None,
 ) -> None:
     """Take a network device from a guest: the guest is asked first."""
     from netback.cli.devices import detach_device
 
-    place = directory or default_directory()
+    place = Place.choose(platform, directory)
     name, answered = asyncio.run(detach_device(place, domain, kind.value if kind else None, index, seconds))
     typer.echo(name if answered else f"{name} (forced: the guest did not answer)")
 
 
 @app.command(name="list")
-def list_(directory: Directory = None, json: Json = False) -> None:
+def list_(platform: Platform = None, directory: Directory = None, json: Json = False) -> None:
     """Show the network devices, their states and what both ends agreed on."""
     from netback.cli.devices import read_devices, show_devices
 
-    show_devices(asyncio.run(read_devices(directory or default_directory())), as_json=json)
+    show_devices(asyncio.run(read_devices(Place.choose(platform, directory))), as_json=json)
 
 
 @app.command()

@@ -5,12 +5,12 @@ import asyncio
 import json
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from netback.abi.xenbus import XenbusState
-from netback.cli.place import SOCKET
+from netback.cli.place import Place
 from netback.control import control_path, read_snapshot
+from netback.daemon import first_index
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.platforms.store import Store
@@ -24,22 +24,42 @@ _BACKEND_KEYS = ("net", "mac", "online", "hotplug-status")
 
 
 async def attach_device(
-    directory: Path, domain: str, net: str, kind: DeviceType, mac: str | None, index: int
+    place: Place, domain: str, net: str, kind: DeviceType, mac: str | None, index: int
 ) -> DeviceName:
     """Give a domain a device; its network is opened by the backend, but its spec must be a good one."""
     parse_spec(net)
-    async with await Store.connect(directory / SOCKET) as store:
+    async with await place.open_store() as store:
         domid = await await_domain(store, domain)
-        return await operator.attach(store, domid, net, kind=kind, mac=mac, index=index)
+        return await operator.attach(
+            store,
+            domid,
+            net,
+            kind=kind,
+            mac=mac,
+            index=index,
+            first_index=first_index(place.platform),
+            backend_domid=await own_domid(store),
+        )
 
 
 async def detach_device(
-    directory: Path, domain: str, kind: DeviceType | None, index: int | None, seconds: float
+    place: Place, domain: str, kind: DeviceType | None, index: int | None, seconds: float
 ) -> tuple[DeviceName, bool]:
     """Take it back: which one, and whether the guest answered."""
-    async with await Store.connect(directory / SOCKET) as store:
-        name = await operator.find_device(store, await find_domain(store, domain), kind=kind, index=index)
+    async with await place.open_store() as store:
+        name = await operator.find_device(
+            store,
+            await find_domain(store, domain),
+            kind=kind,
+            index=index,
+            backend_domid=await own_domid(store),
+        )
         return name, await operator.detach(store, name, seconds=seconds)
+
+
+async def own_domid(store: Store) -> int:
+    """The domain whose privilege the connection has; who made domain 0 need not have written its number."""
+    return int(await store.read_or("domid") or "0")
 
 
 async def await_domain(store: Store, domain: str) -> int:
@@ -69,11 +89,15 @@ async def find_domain(store: Store, domain: str) -> int:
     return int(found[0])
 
 
-async def read_devices(directory: Path) -> list[dict[str, Any]]:
-    """Every device of domain 0, as the store tells of it; with counters and rings where a backend runs."""
-    async with await Store.connect(directory / SOCKET) as store:
-        devices = [await _read_device(store, name) for name in await operator.list_devices(store)]
-    served = {device["device"]: device for device in await read_snapshot(control_path(directory, 0)) or []}
+async def read_devices(place: Place) -> list[dict[str, Any]]:
+    """Every device of this domain, as the store tells of it; with counters and rings where a backend runs."""
+    async with await place.open_store() as store:
+        backend = await own_domid(store)
+        devices = [await _read_device(store, name) for name in await operator.list_devices(store, backend)]
+    served = {
+        device["device"]: device
+        for device in await read_snapshot(control_path(place.directory, backend)) or []
+    }
     return [device | _served(served.get(device["device"], {})) for device in devices]
 
 

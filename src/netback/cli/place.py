@@ -1,16 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are unless a command is told."""
+"""Where things are unless a command is told: which Xen, its store, and netback's runtime directory."""
 
 import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Self
+
+from netback.platforms.emulated import EmulatedPlatform
+from netback.platforms.store import Store
+from netback.platforms.xen import XenPlatform, open_store
 
 SOCKET = "xenstored.sock"
+_XEN_DEVICE = Path("/dev/xen/evtchn")
+"""What only a Xen domain has."""
+_XEN_RUNTIME = Path("/run/netback")
+
+
+class PlatformName(StrEnum):
+    """Where there is a Xen."""
+
+    XEN = "xen"
+    EMULATED = "emulated"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A Xen, and the directory of netback's lock, journals and control socket; an emulated Xen is in that directory."""
+
+    platform: PlatformName
+    directory: Path
+
+    @classmethod
+    def choose(cls, platform: PlatformName | None = None, directory: Path | None = None) -> Self:
+        """What was asked for; else an emulated Xen that is pointed to, else the real one that is here."""
+        pointed = directory or _pointed()
+        if platform is None:
+            emulated = pointed is not None and (pointed / SOCKET).exists()
+            platform = PlatformName.XEN if _XEN_DEVICE.exists() and not emulated else PlatformName.EMULATED
+        if platform is PlatformName.XEN:
+            return cls(platform, directory or _XEN_RUNTIME)
+        return cls(platform, pointed or _own())
+
+    def open_platform(self) -> AbstractContextManager[XenPlatform | EmulatedPlatform]:
+        """A backend's side of that Xen."""
+        return XenPlatform() if self.platform is PlatformName.XEN else EmulatedPlatform(self.directory)
+
+    async def open_store(self) -> Store:
+        """Its store, with the privilege that this process has there."""
+        if self.platform is PlatformName.XEN:
+            return await open_store()
+        return await Store.connect(self.directory / SOCKET)
 
 
 def default_directory() -> Path:
-    """Where `netback emulate --print-env` points to, else the user's runtime directory, else the system's."""
+    """Of an emulated Xen: where `netback emulate --print-env` points to, else netback's own."""
+    return _pointed() or _own()
+
+
+def _pointed() -> Path | None:
     store = Path(os.environ.get("XENSTORED_PATH", ""))
-    if store.name == SOCKET:
-        return store.parent
+    return store.parent if store.name == SOCKET else None
+
+
+def _own() -> Path:
+    """The user's runtime directory, else the system's."""
     user = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(user) / "netback" if user else Path("/run/netback")
+    return Path(user) / "netback" if user else _XEN_RUNTIME

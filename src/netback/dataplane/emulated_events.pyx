@@ -144,7 +144,7 @@ cdef class EmulatedEvents(Events):
         self.own.page = <event_page *>page_address
         self.resolve = resolve
         self.own.resolve = <void *>resolve
-        for port in range(<uint32_t>EVENT_PORTS):      # never learnt: differs from any generation that the page can hold now
+        for port in range(<uint32_t>EVENT_PORTS):      # never learnt: no generation that the page can hold now
             self.forget(port)
 
     def __dealloc__(self):

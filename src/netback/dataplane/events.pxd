@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 cdef enum:
-    PORTS_END = 131072           # xen/event_channel.h: EVTCHN_FIFO_NR_CHANNELS, the most that any ABI has; 0 is never valid
+    PORTS_END = 131072           # xen/event_channel.h: EVTCHN_FIFO_NR_CHANNELS, the most of any ABI; 0 is never valid
     TAKE_PORTS = 4096            # that one take gives at most
 
 

@@ -65,7 +65,7 @@ cdef void copy(memory_t *seam, copy_segment *segments, int count) noexcept nogil
 
 
 cdef class XenMemory(GuestMemory):
-    """The memory of `domid` by way of `gntdev`, an open /dev/xen/gntdev that belongs to the caller and outlives this."""
+    """The memory of `domid` by way of `gntdev`, an open /dev/xen/gntdev of the caller's, which outlives this."""
 
     cdef xen_memory own
 

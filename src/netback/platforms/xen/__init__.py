@@ -3,5 +3,6 @@
 
 from netback.platforms.xen.events import XenEventChannels
 from netback.platforms.xen.platform import XenPlatform
+from netback.platforms.xen.store import open_store
 
-__all__ = ["XenEventChannels", "XenPlatform"]
+__all__ = ["XenEventChannels", "XenPlatform", "open_store"]
