@@ -10,7 +10,7 @@ from typing import Self
 
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.store import Store
-from netback.platforms.xen import XenPlatform, open_store
+from netback.platforms.xen import XenPlatform, find_store, open_store
 
 SOCKET = "xenstored.sock"
 _XEN_DEVICE = Path("/dev/xen/evtchn")
@@ -50,7 +50,7 @@ class Place:
     async def open_store(self) -> Store:
         """Its store, with the privilege that this process has there."""
         if self.platform is PlatformName.XEN:
-            return await open_store()
+            return await open_store(find_store())
         return await Store.connect(self.directory / SOCKET)
 
 

@@ -5,6 +5,7 @@ One class serves xenstored's socket, the emulated store's and /dev/xen/xenbus.
 """
 
 import asyncio
+import math
 import os
 import socket
 from collections import deque
@@ -51,7 +52,9 @@ class Store:
             ...
     """
 
-    def __init__(self, endpoint: Endpoint, payload_max: int = PAYLOAD_MAX) -> None:
+    def __init__(
+        self, endpoint: Endpoint, payload_max: int = PAYLOAD_MAX, in_flight_max: float = math.inf
+    ) -> None:
         self._endpoint = endpoint
         self._fd = endpoint.fileno()
         os.set_blocking(self._fd, False)
@@ -61,6 +64,8 @@ class Store:
         self._asked: dict[int, str] = {}
         self._watches: dict[str, Watch] = {}
         self._last_token = 0
+        self._in_flight = 0
+        self._in_flight_max = in_flight_max
         self._unsent: deque[bytes] = deque()
         self._gone = ""  # why the connection is no more
         self._loop.add_reader(self._fd, self._readable)
@@ -89,7 +94,10 @@ class Store:
             device = open(path, "r+b", buffering=0)  # noqa: ASYNC230, PTH123, SIM115 (a device opens at once)
         except OSError as error:
             raise StoreError(Errno.EIO, f"cannot open {path} ({error.strerror or error})") from error
-        return cls(device, PAYLOAD_MAX - HEADER.size)  # Linux takes no more in one message with its header
+        # Linux takes no more in one message with its header, and it keeps a request's payload in the one buffer of
+        # this descriptor until it has copied that to xenstored: a second request would overwrite it (as libxenstore
+        # does, one at a time)
+        return cls(device, PAYLOAD_MAX - HEADER.size, in_flight_max=1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -250,6 +258,7 @@ class Store:
         try:
             for item in self._client.receive(self._read()):
                 self._take(item)
+            self._write()
         except BlockingIOError:
             return
         except (OSError, WireError) as error:
@@ -266,6 +275,7 @@ class Store:
             if (watch := self._watches.get(item.token)) is not None:
                 watch.fired(item.path)
             return
+        self._in_flight -= 1
         future = self._waiting.pop(item.req_id)
         about = self._asked.pop(item.req_id)
         if future.done():  # who asked was cancelled
@@ -278,12 +288,14 @@ class Store:
     def _write(self) -> None:
         """Send what waits, one message a write: /dev/xen/xenbus drops what follows a message in its write."""
         try:
-            while self._unsent:
+            while self._unsent and self._in_flight < self._in_flight_max:
                 message = self._unsent[0]
                 rest = message[os.write(self._fd, message) :]
                 self._unsent.popleft()
                 if rest:
                     self._unsent.appendleft(rest)
+                else:
+                    self._in_flight += 1
         except BlockingIOError:
             self._loop.add_writer(self._fd, self._writable)
         except OSError as error:

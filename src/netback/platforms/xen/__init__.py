@@ -3,6 +3,6 @@
 
 from netback.platforms.xen.events import XenEventChannels
 from netback.platforms.xen.platform import XenPlatform
-from netback.platforms.xen.store import open_store
+from netback.platforms.xen.store import find_store, open_store
 
-__all__ = ["XenEventChannels", "XenPlatform", "open_store"]
+__all__ = ["XenEventChannels", "XenPlatform", "find_store", "open_store"]

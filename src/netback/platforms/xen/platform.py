@@ -9,7 +9,6 @@ import mmap
 import os
 import struct
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +18,7 @@ from netback.errors import PlatformError
 from netback.platforms.store import Store
 from netback.platforms.xen.devices import call, open_device
 from netback.platforms.xen.events import XenEventChannels
-from netback.platforms.xen.store import open_store, own_domid
+from netback.platforms.xen.store import find_store, open_store, own_domid
 
 _MAP_GRANT_REF = 0x00184700
 _UNMAP_GRANT_REF = 0x00104701
@@ -75,14 +74,14 @@ class XenMappedPage:
 class XenPlatform:
     """The domain that this process runs in, as a backend uses it.
 
-    `store` is a xenstored's socket to use instead of /dev/xen/xenbus, which dom0 alone has.
+    The store is reached by xenstored's socket where that is here, which is dom0's privilege, else by /dev/xen/xenbus.
     """
 
     name = "xen"
 
-    def __init__(self, store: Path | None = None) -> None:
-        self._store = store
-        self.domid = own_domid(store)
+    def __init__(self) -> None:
+        self._store = find_store()
+        self.domid = own_domid(self._store)
         self._gntdev = open_device("gntdev")
 
     def __enter__(self) -> Self:

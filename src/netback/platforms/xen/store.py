@@ -12,10 +12,19 @@ from netback.platforms.xen.devices import DEVICES, open_device
 from netback.xenstore.client import Answer, Client, joined
 
 _READ_BYTES = 4096
+_SOCKET = Path("/run/xenstored/socket")
+
+
+def find_store() -> Path | None:
+    """xenstored's socket where there is one: it takes many requests at a time, /dev/xen/xenbus takes one."""
+    named = os.environ.get("XENSTORED_PATH")
+    if named is not None:
+        return Path(named)
+    return _SOCKET if _SOCKET.is_socket() else None
 
 
 async def open_store(path: Path | None = None) -> Store:
-    """A connection with this domain's privilege."""
+    """A connection with this domain's privilege: to the socket at `path`, or by the device."""
     return await (Store.connect(path) if path is not None else Store.open_device(DEVICES / "xenbus"))
 
 
