@@ -246,12 +246,28 @@ async def test_a_device_takes_shorter_messages() -> None:
     os.close(master)
 
 
+async def test_a_device_has_one_request_at_a_time() -> None:
+    """Linux 6.12: the payload of the next request would overwrite this one's before xenstored has it."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    store = await Store.open_device(os.ttyname(slave))
+    reading = [asyncio.ensure_future(store.read(path)) for path in ("/a", "/b")]
+    for number, path in ((1, b"/a\0"), (2, b"/b\0")):
+        await asyncio.sleep(0)
+        assert os.read(master, 100) == Packet(Op.READ, number, 0, path).encode()
+        os.write(master, Packet(Op.READ, number, 0, path).encode())
+        await asyncio.wait_for(reading[number - 1], 10)
+    await store.close()
+    os.close(slave)
+    os.close(master)
+
+
 async def test_messages_that_go_in_pieces_stay_whole_and_in_order() -> None:
     """A pseudo terminal takes four kilobytes at a time."""
     master, slave = os.openpty()
     tty.setraw(slave)
     os.set_blocking(master, False)
-    store = await Store.open_device(os.ttyname(slave))
+    store = Store(Path(os.ttyname(slave)).open("r+b", buffering=0))
     writing = [asyncio.ensure_future(store.write("/a", letter * 3000)) for letter in "xyz"]
     received = b""
     async with asyncio.timeout(10):
