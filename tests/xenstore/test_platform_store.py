@@ -267,7 +267,7 @@ async def test_messages_that_go_in_pieces_stay_whole_and_in_order() -> None:
     master, slave = os.openpty()
     tty.setraw(slave)
     os.set_blocking(master, False)
-    store = Store(Path(os.ttyname(slave)).open("r+b", buffering=0))
+    store = Store(os.fdopen(os.dup(slave), "r+b", buffering=0))
     writing = [asyncio.ensure_future(store.write("/a", letter * 3000)) for letter in "xyz"]
     received = b""
     async with asyncio.timeout(10):
