@@ -5,19 +5,17 @@ NETBACK_SANITIZE=1 builds it under AddressSanitizer and UndefinedBehaviorSanitiz
 """
 
 import os
+import runpy
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("NETBACK_SANITIZE") == "1"
-WARNINGS = [
-    "-Wall",
-    "-Wextra",
-    "-Wno-unused-parameter",
-]  # CPython's own calling convention leaves parameters unused
-OPTIMISE = ["-O3", "-fno-strict-aliasing", "-fno-semantic-interposition"]
+PLANE = Path("src/netback/dataplane")
+compiling = runpy.run_path(str(PLANE / "extensions.py"))
 SANITIZERS = [
+    *compiling["FLAGS"],
     "-O1",
     "-g",
     "-fno-omit-frame-pointer",
@@ -25,30 +23,22 @@ SANITIZERS = [
     "-fno-sanitize-recover=undefined",
 ]
 
-sources = sorted(Path("src/netback/dataplane").glob("*.pyx"))
 extensions = [
     Extension(
         ".".join(source.with_suffix("").parts[1:]),
         [str(source)],
-        include_dirs=["src/netback/dataplane"],
-        extra_compile_args=[*WARNINGS, *(SANITIZERS if SANITIZE else OPTIMISE)],
+        include_dirs=[str(PLANE)],
+        extra_compile_args=SANITIZERS if SANITIZE else list(compiling["FLAGS"]),
         extra_link_args=["-fsanitize=address,undefined"] if SANITIZE else [],
     )
-    for source in sources
+    for source in compiling["sources"](PLANE)
 ]
 
 setup(
     ext_modules=cythonize(
         extensions,
         nthreads=os.cpu_count() or 1,
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": False,
-            "embedsignature": True,
-        },
+        compiler_directives=compiling["DIRECTIVES"],
         build_dir="build/cython",
     )
 )

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the lab boots: dom0's disk, Xen, kernels and a guest's initramfs, from Debian's packages, kept between runs.
+
+Knows packages and files, no virtual machine. Where Debian's packages come from is read of this machine's apt.
+"""
+
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from netback.errors import ConfigError
+from netback.lab import initramfs
+
+SUITE = "trixie"
+OLD_SUITE = "bookworm"
+"""Whose kernel, 6.1, guests may have too."""
+PACKAGES = (
+    "linux-image-amd64",
+    "xen-hypervisor-4.20-amd64",
+    "xen-utils-4.20",
+    "xen-utils-common",
+    "qemu-system-xen",
+    "python3",
+    "libpython3-dev",
+    "iproute2",
+    "bridge-utils",
+    "net-tools",
+    "kmod",
+    "udev",
+    "systemd",
+    "systemd-sysv",
+    "iperf3",
+    "iputils-ping",
+    "ethtool",
+    "procps",
+    "busybox-static",
+    "openvswitch-switch",
+    "xenstore-utils",
+    "socat",
+    "tcpdump",
+)
+_DISK = "3G"
+_NOT_WANTED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+_STUB = """#!/bin/sh
+mount -t ext4 -o ro /dev/vdb /opt/netback
+exec sh /opt/netback/lib/netback/lab/init/dom0
+"""
+"""dom0's first process: everything else of ours is on the second disk, which is cheap to make anew."""
+
+Say = Callable[[str], None]
+
+PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "gcc": "gcc",
+}
+"""Programs that the lab runs, and Debian's package of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A directory with everything in it."""
+
+    directory: Path
+
+    @property
+    def root(self) -> Path:
+        """dom0's root as a directory: headers, programs, modules."""
+        return self.directory / "root"
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "disk.img"
+
+    @property
+    def xen(self) -> Path:
+        return self.directory / "xen"
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """dom0's own."""
+        return self.directory / "initrd"
+
+    @property
+    def guest(self) -> Path:
+        """The base of a guest's initramfs."""
+        return self.directory / "guest.cpio.gz"
+
+
+def cache() -> Path:
+    """Where images are kept."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "netback" / "lab"
+
+
+def check_programs(programs: dict[str, str] = PROGRAMS) -> None:
+    """One line for what is missing."""
+    lacking = sorted({package for program, package in programs.items() if not shutil.which(program)})
+    if lacking:
+        raise ConfigError(f"the lab needs {', '.join(lacking)}: apt install {' '.join(lacking)}")
+
+
+def mirror(apt: Path = Path("/etc/apt")) -> str:
+    """Where this machine's own packages come from."""
+    files = [*sorted((apt / "sources.list.d").glob("*.sources")), apt / "sources.list"]
+    files += sorted((apt / "sources.list.d").glob("*.list"))
+    for path in files:
+        if path.exists() and (found := find_mirror(path.read_text())):
+            return found
+    raise ConfigError(f"no Debian mirror is named in {apt}/sources.list or {apt}/sources.list.d")
+
+
+def find_mirror(text: str) -> str | None:
+    """The first archive of a sources file, in either of apt's formats, that is Debian's main one."""
+    for line in text.splitlines():
+        found = re.match(r"(?:URIs:|deb(?:\s+\[.*?\])?)\s*(\S+)", line)
+        if found and re.search(r"/debian/?$", found[1]):
+            return found[1]
+    return None
+
+
+def key() -> str:
+    """Changes with whatever an image is made of."""
+    made_of = (SUITE, PACKAGES, _DISK, _NOT_WANTED, _STUB, Path(__file__).read_text())
+    inner = Path(initramfs.__file__).read_text()
+    return hashlib.sha256(repr((made_of, inner)).encode()).hexdigest()[:16]
+
+
+def build(say: Say) -> Image:
+    """The image of this version, made now if nobody has yet."""
+    check_programs()
+    image = Image(cache() / key())
+    if not image.directory.exists():
+        if os.geteuid() != 0:
+            raise ConfigError("the lab's image is made as root: run it once with sudo -E")
+        cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache(), prefix="new-") as place:
+            made = Image(Path(place) / "image")
+            made.directory.mkdir()
+            _make(made, say)
+            made.directory.rename(image.directory)
+    return image
+
+
+def bootstrap(
+    root: Path, suite: str, packages: tuple[str, ...], log: Path, *, variant: str = "minbase"
+) -> None:
+    """A root of Debian's packages."""
+    command = ["mmdebstrap", f"--variant={variant}", f"--include={','.join(packages)}"]
+    command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_WANTED]
+    command += ["--aptopt=Acquire::Check-Valid-Until false", suite, str(root), mirror()]
+    run(command, log, f"cannot make a root of {suite}'s packages")
+
+
+def run(command: list[str], log: Path, what: str) -> None:
+    """A program whose output goes to a file; its last lines tell why it failed."""
+    with log.open("ab") as file:
+        code = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
+        ).returncode
+    if code:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+        raise ConfigError(f"{what} ({command[0]} ended with {code}):\n{tail}")
+
+
+def _make(image: Image, say: Say) -> None:
+    log = image.directory / "log"
+    say(f"dom0: {len(PACKAGES)} packages of Debian {SUITE}, and what they need (about a minute)")
+    bootstrap(image.root, SUITE, PACKAGES, log)
+    for name in ("opt/netback", "lab"):
+        (image.root / name).mkdir(parents=True, exist_ok=True)
+    stub = image.root / "lab-init"
+    stub.write_text(_STUB)
+    stub.chmod(0o755)
+    boot = image.root / "boot"
+    image.xen.write_bytes(gzip.decompress(_one(boot, "xen-*-amd64.gz").read_bytes()))
+    shutil.copyfile(_one(boot, "vmlinuz-*"), image.kernel)
+    shutil.copyfile(_one(boot, "initrd.img-*"), image.initrd)
+    say("a guest's initramfs")
+    image.guest.write_bytes(initramfs.guest_base(image.root, _one(image.root / "usr/lib/modules", "*")))
+    say("dom0's disk")
+    run(
+        ["mke2fs", "-q", "-t", "ext4", "-d", str(image.root), str(image.disk), _DISK],
+        log,
+        "cannot make the disk",
+    )
+
+
+def _one(directory: Path, pattern: str) -> Path:
+    found = sorted(directory.glob(pattern))
+    if len(found) != 1:
+        raise ConfigError(f"{len(found)} files are called {pattern} in the image's {directory.name}")
+    return found[0]
+
+
+def old_kernel(say: Say) -> tuple[Path, Path]:
+    """The kernel before, and a guest base with its modules: (vmlinuz, initramfs)."""
+    image = build(say)
+    place = cache() / f"{key()}-{OLD_SUITE}"
+    if not place.exists():
+        say(f"the kernel of Debian {OLD_SUITE}")
+        with tempfile.TemporaryDirectory(dir=cache(), prefix="new-") as temporary:
+            made, root = Path(temporary) / "made", Path(temporary) / "root"
+            made.mkdir()
+            log = Path(temporary) / "log"
+            bootstrap(root, OLD_SUITE, ("linux-image-amd64",), log, variant="extract")
+            shutil.copyfile(_one(root / "boot", "vmlinuz-*"), made / "vmlinuz")
+            release = _one(root / "lib/modules", "*")
+            run(["depmod", "-b", str(root), release.name], log, "cannot list the old kernel's modules")
+            (made / "guest.cpio.gz").write_bytes(initramfs.guest_base(image.root, release))
+            made.rename(place)
+    return place / "vmlinuz", place / "guest.cpio.gz"

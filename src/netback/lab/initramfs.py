@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's initramfs, made of files of dom0's root. Knows cpio's newc format and ELF's ldd, no virtual machine."""
+
+import gzip
+import lzma
+import re
+import stat
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+_FIELDS = 13
+_MODULE_SUFFIX = re.compile(r"\.ko(\.xz)?$")
+
+PROGRAMS = ("iperf3", "ping", "ethtool", "ip", "bridge", "tcpdump")
+MODULES = (
+    "xen-netfront",
+    "8021q",
+    "vxlan",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "tun",
+)
+
+
+class Archive:
+    """Files under their names in the guest; `data` is the archive, to be joined with others end to end."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._seen: set[str] = set()
+        self._inode = 0
+
+    def file(self, name: str, content: bytes, mode: int = 0o644) -> None:
+        self._directories(name)
+        self._entry(name, stat.S_IFREG | mode, content)
+
+    def link(self, name: str, target: str) -> None:
+        self._directories(name)
+        self._entry(name, stat.S_IFLNK | 0o777, target.encode())
+
+    def copy(self, root: Path, name: str) -> None:
+        """A file of a root by its absolute name; links are followed, in that root."""
+        if name.lstrip("/") not in self._seen:
+            path = inside(root, name)
+            self.file(name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+
+    def data(self) -> bytes:
+        """Compressed, padded to where the kernel looks for the next one."""
+        self._entry("TRAILER!!!", 0, b"")
+        packed = gzip.compress(b"".join(self._parts), 1)
+        return packed + bytes(-len(packed) % 4)
+
+    def _directories(self, name: str) -> None:
+        parents = Path(name.lstrip("/")).parents
+        for parent in reversed(parents):
+            if str(parent) not in (".", *self._seen):
+                self._entry(str(parent), stat.S_IFDIR | 0o755, b"")
+
+    def _entry(self, name: str, mode: int, content: bytes) -> None:
+        name = name.lstrip("/")
+        self._seen.add(name)
+        self._inode += 1
+        path = name.encode() + b"\0"
+        fields = [self._inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path), 0]
+        assert len(fields) == _FIELDS
+        head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
+        self._parts += [head, bytes(-len(head) % 4), content, bytes(-len(content) % 4)]
+
+
+def inside(root: Path, name: str) -> Path:
+    """The file that `name` is in a root, whose absolute links stay in it."""
+    path = root / name.lstrip("/")
+    for _ in range(16):
+        for parent in [*reversed(path.relative_to(root).parents), path.relative_to(root)]:
+            at = root / parent
+            if at.is_symlink():
+                target = at.readlink()
+                base = root / str(target).lstrip("/") if target.is_absolute() else at.parent / target
+                path = base / path.relative_to(at)
+                break
+        else:
+            return path
+    raise OSError(f"{name}: too many links")
+
+
+def libraries(root: Path, names: Iterable[str]) -> set[str]:
+    """The shared libraries that programs of a root need, as that root's own loader finds them."""
+    loader = str(inside(root, "/lib64/ld-linux-x86-64.so.2"))
+    paths = [str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/lib")]
+    found: set[str] = set()
+    for name in names:
+        command = [loader, "--library-path", ":".join(paths), "--list", str(inside(root, name))]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        for path in re.findall(r"=> (\S+)", listed):
+            found.add("/" + str(Path(path).relative_to(root)))
+    return found
+
+
+def programs(archive: Archive, root: Path, names: Iterable[str]) -> None:
+    """Programs by their bare or absolute names, with what they load."""
+    found = [_which(root, name) for name in names]
+    for name in found:
+        archive.copy(root, name)
+    for name in libraries(root, found):
+        archive.copy(root, name)
+    archive.file(
+        "/lib64/ld-linux-x86-64.so.2", inside(root, "/lib64/ld-linux-x86-64.so.2").read_bytes(), 0o755
+    )
+
+
+def _which(root: Path, name: str) -> str:
+    places = [name] if name.startswith("/") else [f"/usr/{where}/{name}" for where in ("bin", "sbin")]
+    for place in places:
+        if inside(root, place).exists():
+            return place
+    raise FileNotFoundError(f"dom0's root has no {name}")
+
+
+def closure(dependencies: str, wanted: Iterable[str]) -> dict[str, list[str]]:
+    """From the text of modules.dep: the files of the wanted modules and of all that they need."""
+    table = {}
+    for line in dependencies.splitlines():
+        path, _, needs = line.partition(":")
+        table[path] = needs.split()
+    by_name = {module_name(path): path for path in table}
+    chosen: dict[str, list[str]] = {}
+    left = [by_name[name.replace("-", "_")] for name in wanted if name.replace("-", "_") in by_name]
+    while left:
+        path = left.pop()
+        if path not in chosen:
+            chosen[path] = table[path]
+            left += table[path]
+    return chosen
+
+
+def module_name(path: str) -> str:
+    return _MODULE_SUFFIX.sub("", Path(path).name).replace("-", "_")
+
+
+def modules(archive: Archive, directory: Path, wanted: Iterable[str] = MODULES) -> None:
+    """Kernel modules of lib/modules/RELEASE, unpacked, with a modules.dep of their own."""
+    place = f"/lib/modules/{directory.name}"
+    chosen = closure((directory / "modules.dep").read_text(), wanted)
+    lines = []
+    for path, needs in chosen.items():
+        content = (directory / path).read_bytes()
+        archive.file(f"{place}/{_plain(path)}", lzma.decompress(content) if path.endswith(".xz") else content)
+        lines.append(f"{_plain(path)}: {' '.join(map(_plain, needs))}".rstrip() + "\n")
+    archive.file(f"{place}/modules.dep", "".join(sorted(lines)).encode())
+
+
+def _plain(path: str) -> str:
+    return path.removesuffix(".xz")
+
+
+def guest_base(root: Path, release: Path) -> bytes:
+    """What every Linux guest has, but its first process: a shell, programs and the modules of one kernel."""
+    archive = Archive()
+    archive.file("/bin/busybox", inside(root, "/usr/bin/busybox").read_bytes(), 0o755)
+    programs(archive, root, PROGRAMS)
+    modules(archive, release)
+    return archive.data()
+
+
+def guest_python(root: Path, tree: Path) -> bytes:
+    """Python and netback for a guest: to be joined to its base."""
+    archive = Archive()
+    interpreter = next(path for path in (root / "usr/bin").glob("python3.*") if path.name[8:].isdecimal())
+    library = root / "usr/lib" / interpreter.name
+    extensions = [f"/{path.relative_to(root)}" for path in library.glob("lib-dynload/*.so")]
+    programs(archive, root, [f"/usr/bin/{interpreter.name}", *extensions])
+    archive.link("/usr/bin/python3", interpreter.name)
+    skipped = {
+        "test",
+        "idlelib",
+        "tkinter",
+        "ensurepip",
+        "turtledemo",
+        "pydoc_data",
+        "lib2to3",
+        "__pycache__",
+    }
+    for path in sorted(library.rglob("*.py")):
+        inner = path.relative_to(library)
+        if not inner.parts[0].startswith("config-") and not skipped.intersection(inner.parts):
+            archive.copy(root, f"/{path.relative_to(root)}")
+    for path in sorted((tree / "lib").rglob("*")):
+        if path.is_file() and path.suffix not in (".pyc", ".pyx", ".pxd"):
+            inner = path.relative_to(tree)
+            archive.file(
+                f"/opt/netback/{inner}", path.read_bytes(), 0o755 if inner.parts[1] == "bin" else 0o644
+            )
+    return archive.data()
+
+
+def guest_init(script: bytes) -> bytes:
+    """The first process alone, so that a change of it needs nothing else anew."""
+    archive = Archive()
+    archive.file("/init", script, 0o755)
+    return archive.data()

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Xen host with a backend, and guests: what scenarios use.
+
+Knows `xl` and Linux's tools by their commands; how a machine boots is machine's affair.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import netback.lab
+from netback.lab import image as images
+from netback.lab import initramfs, tree
+from netback.lab.image import Say
+from netback.lab.machine import Done, LabError, Machine, Options
+
+BRIDGE = "xenbr0"
+DOM0 = "10.0.0.1"
+DOM0_6 = "fd00::1"
+GUEST_SECONDS = 90.0
+
+BackendName = Literal["netback", "kernel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest that runs a Linux of the lab's."""
+
+    lab: "Lab"
+    name: str
+    number: int
+    domid: int
+
+    @property
+    def address(self) -> str:
+        return f"10.0.0.{10 + self.number}"
+
+    @property
+    def address6(self) -> str:
+        return f"fd00::{10 + self.number}"
+
+    @property
+    def vif(self) -> str:
+        """The first vif's link in dom0."""
+        return f"vif{self.domid}.0"
+
+    async def __call__(self, command: str, *, seconds: float = 60, check: bool = True) -> str:
+        """A command in the guest: its output."""
+        return _checked(
+            await self.lab.machine.run(command, seconds=seconds, domid=self.domid), check, self.name
+        )
+
+    async def up(self, link: str = "eth0", address: str | None = None) -> None:
+        """Give a link its addresses."""
+        await self(
+            f"i=0; while [ ! -e /sys/class/net/{link} ] && [ $i -lt 100 ]; do sleep 0.2; i=$((i+1)); done"
+        )
+        await self(f"ip link set {link} up && ip addr add {address or self.address}/24 dev {link}")
+        if address is None:
+            await self(f"ip addr add {self.address6}/64 dev {link}")
+
+    async def reachable(self, address: str | None = None) -> None:
+        """Return once it answers to a ping."""
+        target = address or self.address
+        await self.lab.until(
+            lambda: self.lab.succeeds(f"ping -c1 -W1 {target}"), f"{self.name} answers to ping"
+        )
+
+    async def destroy(self) -> None:
+        await self.lab.dom0(f"xl destroy {self.name}", seconds=90)
+
+
+class Netback:
+    """netback in dom0."""
+
+    def __init__(self, lab: "Lab") -> None:
+        self._lab = lab
+        self.options = ""
+
+    async def start(self) -> None:
+        """Start it and wait until it serves."""
+        dom0 = self._lab.dom0
+        await dom0(
+            f"setsid /opt/netback/bin/netback run {self.options} >>/lab/netback.log 2>&1 </dev/null &"
+            " echo $! >/run/nb.pid"
+        )
+        await self._lab.until(
+            lambda: self._lab.succeeds("test -S /run/netback/backend-0.sock"), "netback serves"
+        )
+
+    async def stop(self, sig: str = "TERM") -> None:
+        """End it by a signal, and wait for its end."""
+        await self._lab.dom0(
+            f"kill -{sig} $(cat /run/nb.pid); while kill -0 $(cat /run/nb.pid) 2>/dev/null; do sleep 0.05; done"
+        )
+        await self._lab.dom0("rm -f /run/netback/backend-0.sock")
+
+    async def __call__(self, arguments: str, *, seconds: float = 60) -> str:
+        """One of its other commands."""
+        return await self._lab.dom0(f"/opt/netback/bin/netback {arguments}", seconds=seconds)
+
+    async def list(self) -> list[dict[str, Any]]:
+        """What `netback list` knows."""
+        devices: list[dict[str, Any]] = json.loads(await self("list --json"))
+        return devices
+
+    async def descriptors(self) -> int:
+        """How many the daemon has open."""
+        return int(await self._lab.dom0("ls /proc/$(cat /run/nb.pid)/fd | wc -l"))
+
+    @property
+    def log(self) -> str:
+        path = self._lab.machine.directory / "netback.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+class Lab:
+    """Everything at hand: `dom0("command")`, `create("g1")`, `netback.stop()`."""
+
+    def __init__(self, machine: Machine, backend: BackendName) -> None:
+        self.machine = machine
+        self.backend = backend
+        self.netback = Netback(self)
+        self._numbers = 0
+
+    async def dom0(self, command: str, *, seconds: float = 60, check: bool = True) -> str:
+        """A command in dom0: its output; LabError where it fails."""
+        return _checked(await self.machine.run(command, seconds=seconds), check, "dom0")
+
+    async def succeeds(self, command: str) -> bool:
+        """Whether a command in dom0 ends with 0."""
+        return (await self.machine.run(command)).code == 0
+
+    async def until(
+        self, true: Callable[[], Awaitable[bool]], what: str, seconds: float = GUEST_SECONDS
+    ) -> None:
+        """Wait for something that nobody announces."""
+        end = time.monotonic() + seconds
+        while not await true():
+            if time.monotonic() > end:
+                raise LabError(f"not in {seconds:.0f} s: {what}")
+            await asyncio.sleep(0.3)
+
+    async def create(
+        self,
+        name: str,
+        *,
+        vif: tuple[str, ...] = (f"bridge={BRIDGE}",),
+        kind: str = "pv",
+        memory: int = 256,
+        kernel: str = "",
+        python: bool = False,
+        up: bool = True,
+        more: str = "",
+    ) -> Guest:
+        """A guest of Linux by `xl create`; with `up`, its first vif has an address and answers."""
+        self._numbers += 1
+        number = self._numbers
+        kernel_file, ramdisk = await asyncio.to_thread(self._files, kernel, python)
+        vifs = [f"mac=00:16:3e:00:{number:02x}:{index:02x},{one}" for index, one in enumerate(vif)]
+        config = f"""
+name="{name}"
+type="{kind}"
+kernel="/lab/{kernel_file}"
+ramdisk="/lab/{ramdisk}"
+extra="console=hvc0 quiet mitigations=off net.ifnames=0 {more}"
+memory={memory}
+vcpus=1
+vif={vifs!r}
+"""
+        (self.machine.directory / f"{name}.cfg").write_text(config)
+        await self.dom0(f"xl create /lab/{name}.cfg", seconds=120)
+        return await self.find(name, number, up=up and bool(vif))
+
+    async def find(self, name: str, number: int, *, up: bool = False) -> Guest:
+        """A guest that has been started, once it takes commands."""
+        guest = Guest(self, name, number, int(await self.dom0(f"xl domid {name}")))
+        await guest("true", seconds=GUEST_SECONDS)
+        if up:
+            await guest.up()
+            await guest.reachable()
+        return guest
+
+    async def reset(self) -> None:
+        """No guest, nothing left of one."""
+        for domid in (await self.dom0("xl list | awk 'NR>1 && $2>0 {print $2}'")).split():
+            await self.dom0(f"xl destroy {domid}", seconds=90, check=False)
+        await self.until(self._clean, "nothing is left of the guests: no vif link, no backend node")
+
+    async def _clean(self) -> bool:
+        left = await self.dom0(
+            "xenstore-ls /local/domain/0/backend/vif 2>/dev/null; ls /sys/class/net | grep ^vif", check=False
+        )
+        return not left.strip()
+
+    def _files(self, kernel: str, python: bool) -> tuple[str, str]:
+        """A kernel and an initramfs in the shared directory, by their names there."""
+        image, directory = self.machine.image, self.machine.directory
+        vmlinuz, base = (
+            (image.kernel, image.guest) if kernel in ("", "6.12") else images.old_kernel(lambda _: None)
+        )
+        names = f"vmlinuz{kernel}", f"guest{kernel}{'-python' * python}.img"
+        if not (directory / names[0]).exists():
+            (directory / names[0]).write_bytes(vmlinuz.read_bytes())
+        if not (directory / names[1]).exists():
+            init = (Path(netback.lab.__file__).parent / "init" / "guest").read_bytes()
+            parts = [base.read_bytes(), initramfs.guest_init(init)]
+            if python:
+                parts.append(initramfs.guest_python(image.root, image.directory / "tree"))
+            (directory / names[1]).write_bytes(b"".join(parts))
+        return names
+
+
+def _checked(done: Done, check: bool, where: str) -> str:
+    if check and done.code:
+        raise LabError(f"{where}: {done}")
+    return done.out
+
+
+@asynccontextmanager
+async def open_lab(
+    directory: Path,
+    say: Say,
+    *,
+    options: Options = Options(),  # noqa: B008 (frozen)
+    backend: BackendName = "netback",
+    trees: tuple[Path, ...] = (),
+) -> AsyncIterator[Lab]:
+    """Boot a Xen host whose guests' vifs are served by `backend`; `trees` are more directories under /opt/netback."""
+    image = await asyncio.to_thread(images.build, say)
+    made = await asyncio.to_thread(tree.build, image, say)
+    disk = directory / "netback.img"
+    await asyncio.to_thread(tree.make_disk, made, disk, *trees)
+    say("Xen and dom0 boot")
+    try:
+        async with Machine(image, disk, directory, options) as machine:
+            lab = Lab(machine, backend)
+            if backend == "kernel":
+                await lab.dom0("modprobe xen-netback")
+            else:
+                await lab.netback.start()
+            yield lab
+    finally:
+        disk.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""netback for dom0's Python: this very package, its native part compiled against dom0's headers, and its dependencies.
+
+Laid out as dom0 sees it under /opt/netback: lib/ for Python, bin/netback.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import netback
+from netback.dataplane import extensions
+from netback.errors import ConfigError
+from netback.lab.image import Image, Say, cache, run
+
+DEPENDENCIES = ("msgspec", "typer", "rich", "pyroute2", "immutables")
+FOR_TESTS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
+_MIB = 1 << 20
+_WRAPPER = """#!/bin/sh
+export PYTHONPATH=/opt/netback/lib PYTHONDONTWRITEBYTECODE=1
+exec python3 -P -m netback "$@"
+"""
+_GENERATED = ("*.so", "*.c", "__pycache__")
+
+
+def build(image: Image, say: Say) -> Path:
+    """The directory of the tree, made anew where something in it has changed."""
+    package = Path(netback.__file__).parent
+    lib = image.directory / "tree" / "lib"
+    lib.mkdir(parents=True, exist_ok=True)
+    python = _python(image)
+    _dependencies(image, lib, python, say)
+    shutil.rmtree(lib / "netback", ignore_errors=True)
+    shutil.copytree(package, lib / "netback", ignore=shutil.ignore_patterns(*_GENERATED))
+    _native(image, package, lib / "netback" / "dataplane", python, say)
+    wrapper = lib.parent / "bin" / "netback"
+    wrapper.parent.mkdir(exist_ok=True)
+    wrapper.write_text(_WRAPPER)
+    wrapper.chmod(0o755)
+    return lib.parent
+
+
+def make_disk(tree: Path, disk: Path, *more: Path) -> None:
+    """A file system of the tree; `more` are directories to be in it beside lib and bin."""
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=tree.parent
+    ) as place:  # beside the tree: files are linked, not copied
+        root = Path(place) / "root"
+        shutil.copytree(tree, root, copy_function=os.link)
+        for directory in more:
+            shutil.copytree(directory, root / directory.name, ignore=shutil.ignore_patterns(*_GENERATED))
+        size = sum(path.stat().st_size + 4096 for path in root.rglob("*") if path.is_file())
+        mib = max(64, size * 3 // 2 // _MIB)
+        command = ["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), f"{mib}M"]
+        run(command, Path(place) / "log", "cannot make netback's disk")
+
+
+def _python(image: Image) -> str:
+    """dom0's Python, as in "3.13"."""
+    found = [path.name.removeprefix("python") for path in (image.root / "usr/include").glob("python3.*")]
+    if len(found) != 1:
+        raise ConfigError("dom0 has no Python headers")
+    return found[0]
+
+
+def _dependencies(image: Image, lib: Path, python: str, say: Say) -> None:
+    if (lib / "msgspec").exists():
+        return
+    say(f"Python packages for dom0's Python {python}")
+    with tempfile.TemporaryDirectory(dir=lib.parent) as place:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += [
+            "--target",
+            place,
+            "--only-binary=:all:",
+            "--implementation",
+            "cp",
+            "--python-version",
+            python,
+        ]
+        run([*command, *DEPENDENCIES, *FOR_TESTS], image.directory / "log", "cannot fetch Python packages")
+        shutil.copytree(place, lib, dirs_exist_ok=True)
+
+
+def _native(image: Image, package: Path, plane: Path, python: str, say: Say) -> None:
+    """Each module that changed, translated and compiled; what they are made of names what is kept."""
+    headers = sorted([*package.glob("dataplane/*.pxd"), *package.glob("dataplane/*.h")])
+    common = b"".join(path.read_bytes() for path in [*headers, Path(extensions.__file__)])
+    kept = cache() / "native" / python
+    kept.mkdir(parents=True, exist_ok=True)
+    wanted = {
+        source: kept / f"{hashlib.sha256(common + source.read_bytes()).hexdigest()[:20]}.so"
+        for source in extensions.sources(package / "dataplane")
+    }
+    lacking = {source: made for source, made in wanted.items() if not made.exists()}
+    if lacking:
+        say(f"netback's native part for Python {python}: {len(lacking)} modules")
+        with tempfile.TemporaryDirectory(dir=kept) as place, ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [
+                pool.submit(_compile, image, package, source, made, python, Path(place))
+                for source, made in lacking.items()
+            ]
+            for job in jobs:
+                job.result()
+    for source, made in wanted.items():
+        shutil.copyfile(made, plane / f"{source.stem}.cpython-{python.replace('.', '')}-x86_64-linux-gnu.so")
+
+
+def _compile(image: Image, package: Path, source: Path, made: Path, python: str, place: Path) -> None:
+    plane = package / "dataplane"
+    translated, compiled = place / f"{source.stem}.c", place / f"{source.stem}.so"
+    directives = ",".join(
+        f"{name}={value}" for name, value in extensions.DIRECTIVES.items() if name != "language_level"
+    )
+    cython = [sys.executable, "-m", "cython", "-3", "-X", directives, "-o", str(translated), str(source)]
+    _checked(cython, package.parent, f"cannot translate {source.name}: is Cython installed?")
+    include = image.root / "usr/include"
+    multiarch = (
+        place / "include" / "x86_64-linux-gnu"
+    )  # only Python's: the C library's headers are this machine's
+    multiarch.mkdir(parents=True, exist_ok=True)
+    link = multiarch / f"python{python}"
+    with suppress(FileExistsError):
+        link.symlink_to(include / "x86_64-linux-gnu" / f"python{python}")
+    gcc = ["gcc", "-shared", "-fPIC", *extensions.FLAGS, "-I", str(plane), "-I", str(place / "include")]
+    gcc += ["-I", str(include / f"python{python}"), str(translated), "-o", str(compiled)]
+    _checked(gcc, package.parent, f"cannot compile {source.name}")
+    compiled.replace(made)
+
+
+def _checked(command: list[str], directory: Path, what: str) -> None:
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"{what}\n{(done.stdout + done.stderr)[-2000:]}")
