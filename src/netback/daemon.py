@@ -7,17 +7,21 @@ Its end, of whatever kind, touches no node, no state and no tap: the next one go
 import asyncio
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from netback.assignment import Assignment
+from netback.config import DeviceRule
 from netback.control import control_path, serve_snapshots
 from netback.errors import ConfigError, NetbackError
 from netback.net.base import Network
+from netback.net.keeper import Keeper
 from netback.net.spec import parse_spec
 from netback.platforms.base import Platform
 from netback.platforms.store import Store
@@ -29,6 +33,8 @@ from netback.xenbus import operator
 from netback.xenbus.backend import Devices
 from netback.xenbus.device import Device, Surroundings
 from netback.xenbus.names import DeviceName
+
+log = logging.getLogger("netback")
 
 _LOCK_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between tries for the lock: a killed predecessor holds it until the kernel has buried it."""
@@ -48,6 +54,8 @@ class BackendConfig:
     """Names or globs of trace points."""
     workers: int | None = None
     """Worker threads; one for each core unless said."""
+    rules: tuple[DeviceRule, ...] = ()
+    """Networks of certain devices, and guests that get a device whenever they appear; the first that fits counts."""
 
 
 class Backend:
@@ -57,15 +65,17 @@ class Backend:
         await backend.attach(3, "tap")
     """
 
-    def __init__(self, platform: Platform, config: BackendConfig) -> None:
+    def __init__(self, platform: Platform, config: BackendConfig, keeper: Keeper | None = None) -> None:
         self.platform = platform
         self.config = config
         self.tracer = Tracer()
+        self._keeper = keeper or Keeper()
         for pattern in config.trace:
             self.tracer.select(pattern)
         self.store: Store
         self._workers: Workers
         self._devices: Devices
+        self._assignment: Assignment
         self._running: asyncio.Task[None]
         self._undo = AsyncExitStack()
 
@@ -76,11 +86,12 @@ class Backend:
             undo.push_async_callback(self.store.close)
             self._workers = Workers(self.platform, self.config.workers)
             undo.callback(self._workers.close)
+            self._assignment = Assignment(self.store, self.platform.domid, self.config.net, self.config.rules)
             self._devices = Devices(self._surroundings())
-            self._running = asyncio.create_task(self._devices.run())
+            self._running = asyncio.create_task(self._run())
             undo.push_async_callback(self._stop)
             await self._first_look()
-            self._prune_journals()
+            self._prune()
             path = control_path(self.config.directory, self.platform.domid)
             await undo.enter_async_context(serve_snapshots(path, self.snapshot))
             self._undo = undo.pop_all()
@@ -97,6 +108,24 @@ class Backend:
             await asyncio.shield(self._running)
         except ExceptionGroup as group:
             raise _first(group) from group
+
+    async def reconfigure(self, config: BackendConfig) -> None:
+        """Go on with another configuration: devices that are there keep their network until they come anew."""
+        fixed = [
+            name for name in ("directory", "workers") if getattr(config, name) != getattr(self.config, name)
+        ]
+        if fixed:
+            log.warning(
+                "%s cannot change while netback runs: restart it, no guest notices", " and ".join(fixed)
+            )
+        for pattern in ("-*", *config.trace):
+            self.trace(pattern)
+        self.config = replace(config, directory=self.config.directory, workers=self.config.workers)
+        await self._assignment.change(config.net, config.rules)
+
+    async def respond(self) -> None:
+        """Returns once every worker's thread had its turn: what a watchdog wants to know."""
+        await asyncio.to_thread(self._workers.flush)
 
     @property
     def devices(self) -> Mapping[DeviceName, Device]:
@@ -155,9 +184,15 @@ class Backend:
             workers=self._workers,
             tracer=self.tracer,
             journals=self.config.directory / "journal",
-            net=self.config.net,
+            net_for=self._assignment.net_for,
+            keeper=self._keeper,
             networks=self.config.networks,
         )
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._devices.run())
+            tasks.create_task(self._assignment.run())
 
     async def _first_look(self) -> None:
         """Until what was there is known."""
@@ -167,8 +202,10 @@ class Backend:
         if self._running in done:
             await self.wait()
 
-    def _prune_journals(self) -> None:
-        """Remove those of devices that went while nobody looked."""
+    def _prune(self) -> None:
+        """Remove journals and held taps of devices that went while nobody looked."""
+        for name in self._keeper.untaken - set(map(str, self.devices)):
+            self._keeper.forget(name)
         known = {device.journal for device in self.devices.values()}
         for path in (self.config.directory / "journal").glob("*-*-*"):
             if path not in known:

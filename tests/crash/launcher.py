@@ -18,11 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from netback.cli.place import Place, PlatformName
-from netback.cli.serve import serve, set_up_log
+from netback.cli.serve import serve
+from netback.config import Config
 from netback.daemon import Backend, BackendConfig
 from netback.dataplane.journal import arm_kill
 from netback.demo.namespaces import die_with
 from netback.demo.networks import InheritedNetwork
+from netback.logs import set_up_log
 from netback.platforms.emulated import EmulatedPlatform
 
 INHERITED = "inherited:"
@@ -42,7 +44,7 @@ def be_backend(directory: Path, fds: Sequence[int], net: str | None, workers: in
     """Until killed from outside, or at the `after`-th kill point of the data plane."""
     arm_kill(after)
     if net is not None:
-        asyncio.run(serve(Place(PlatformName.EMULATED, directory), net, (), workers))
+        asyncio.run(serve(Place(PlatformName.EMULATED, directory), lambda: Config(net=net, workers=workers)))
     else:
         asyncio.run(serve_sockets(directory, fds, workers))
 

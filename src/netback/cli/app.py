@@ -2,6 +2,7 @@
 """The commands, each a few lines: what it does is imported when it runs, so that `--help` is quick."""
 
 import asyncio
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from netback.cli.place import Place, PlatformName, default_directory
-from netback.errors import ConfigError, NetbackError
+from netback.errors import ConfigError, NetbackError, PlatformError
 
 app = typer.Typer(
     name="netback",
@@ -79,11 +80,34 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker threads.  [default: one for each core]")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration file; options win over it.  [default: /etc/netback/netback.toml]"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the configuration, and do nothing else.")
+    ] = False,
 ) -> None:
     """Serve the guests' network devices until told to end, which no guest notices: the next run goes on from there."""
     from netback.cli.serve import serve
+    from netback.config import Config, load_config
 
-    asyncio.run(serve(Place.choose(platform, directory), net, tuple(trace or ()), workers))
+    def load() -> Config:
+        return load_config(config).overruled(net=net, trace=tuple(trace or ()), workers=workers)
+
+    if check:
+        load()
+    else:
+        asyncio.run(serve(Place.choose(platform, directory), load))
+
+
+@app.command()
+def doctor(directory: Directory = None, json: Json = False) -> None:
+    """Look for what a backend needs of a Xen domain, and say what to do. Changes nothing; 1 where something fails."""
+    from netback.cli.checkup import show_checkup
+
+    if not show_checkup(Place.choose(PlatformName.XEN, directory), as_json=json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -170,9 +194,16 @@ def demo(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Run a command. What goes wrong is one line; 2 is for what the user asked, 1 for everything else."""
+    """Run a command. What goes wrong is one line, and an exit code as docs/running.md tells."""
     try:
         app()
     except (NetbackError, OSError) as error:
         typer.echo(f"netback: {error}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: Exception) -> int:
+    """2 for what the user asked, 75 (EX_TEMPFAIL) for a store that is not there, or no more; 1 for everything else."""
+    if isinstance(error, ConfigError):
+        return 2
+    return os.EX_TEMPFAIL if isinstance(error, PlatformError) and error.errno == "EIO" else 1

@@ -1,34 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback run`: a backend until a signal ends it."""
+"""`netback run`: a backend until a signal ends it, and what its service manager hears of it."""
 
 import asyncio
 import logging
-import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
 
 from netback.cli.place import Place
+from netback.config import Config
 from netback.daemon import Backend, BackendConfig
-from netback.net.spec import parse_spec
+from netback.errors import ConfigError
+from netback.logs import set_up_log
+from netback.net.keeper import Keeper
+from netback.notify import Notifier
 from netback.platforms.limits import allow_descriptors
 from netback.platforms.signals import ended_by_signals, until_stopped
 
 log = logging.getLogger("netback")
 
-
-def set_up_log() -> None:
-    """To stderr; the journal has its own clock."""
-    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(format=f"{stamp}%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+_TICKS = 3
+"""Signs of life in the time after which the service manager takes us for dead."""
 
 
-async def serve(place: Place, net: str | None, trace: tuple[str, ...], workers: int | None) -> None:
-    """Serve until SIGINT or SIGTERM, or until the store is gone, which is an error."""
+async def serve(place: Place, load: Callable[[], Config]) -> None:
+    """Serve until SIGINT or SIGTERM, or until the store is gone, which is an error; SIGHUP has `load` called again."""
     set_up_log()
     allow_descriptors()
-    if net is not None:
-        parse_spec(net)
-    stop = asyncio.Event()
-    config = BackendConfig(place.directory, net=net, trace=trace, workers=workers)
+    config = _told(BackendConfig(place.directory), load())
+    notifier = Notifier()
+    stop, reload = asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.set)
     with ended_by_signals(stop.set), place.open_platform() as platform:
-        async with Backend(platform, config) as backend:
+        async with Backend(platform, config, Keeper(notifier)) as backend:
             log.info("serving domain %d of the %s Xen in %s", platform.domid, platform.name, place.directory)
-            await until_stopped(stop, backend.wait())
+            notifier.ready(_status(backend))
+            await until_stopped(stop, _live(backend, notifier, reload, load))
+            notifier.stopping()
+
+
+async def _live(
+    backend: Backend, notifier: Notifier, reload: asyncio.Event, load: Callable[[], Config]
+) -> None:
+    """All that goes on until the store is gone."""
+    going = [
+        asyncio.create_task(backend.wait()),
+        asyncio.create_task(_reload(backend, notifier, reload, load)),
+    ]
+    if notifier.watchdog is not None:
+        going.append(asyncio.create_task(_breathe(backend, notifier, notifier.watchdog / _TICKS)))
+    try:
+        done, _ = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in going:
+            task.cancel()
+        await asyncio.gather(*going, return_exceptions=True)
+
+
+async def _reload(
+    backend: Backend, notifier: Notifier, reload: asyncio.Event, load: Callable[[], Config]
+) -> None:
+    """A configuration with a mistake changes nothing."""
+    while await reload.wait():
+        reload.clear()
+        notifier.reloading()
+        try:
+            await backend.reconfigure(_told(backend.config, load()))
+        except ConfigError as error:
+            log.error("the configuration stays as it was: %s", error)
+        else:
+            log.info("the configuration is loaded")
+        notifier.ready(_status(backend))
+
+
+async def _breathe(backend: Backend, notifier: Notifier, seconds: float) -> None:
+    """A sign of life while this loop and every worker have one."""
+    while True:
+        await backend.respond()
+        notifier.alive(_status(backend))
+        await asyncio.sleep(seconds)
+
+
+def _told(backend: BackendConfig, config: Config) -> BackendConfig:
+    return replace(backend, net=config.net, trace=config.trace, workers=config.workers, rules=config.device)
+
+
+def _status(backend: Backend) -> str:
+    """One line for `systemctl status`."""
+    devices = backend.devices.values()
+    connected = sum(device.vif is not None and device.vif.connected for device in devices)
+    return f"domain {backend.platform.domid}: {len(devices)} devices, {connected} connected"

@@ -78,6 +78,10 @@ def parse_spec(text: str) -> PeerSpec:
     return PeerSpec(kind, link)
 
 
-def open_network(spec: PeerSpec, *, name: str) -> Network:
-    """Open what a spec says; `name` (as in "vif1.0") is the link's where it names none."""
-    return KINDS[spec.kind].open(spec.link or name)
+def open_network(spec: PeerSpec, *, name: str, held: int | None = None) -> Network:
+    """Open what a spec says; `name` (as in "vif1.0") is the link's where it names none.
+
+    `held` is a tap's descriptor that somebody kept meanwhile.
+    """
+    link = spec.link or name
+    return TapNetwork(link, held) if held is not None else KINDS[spec.kind].open(link)

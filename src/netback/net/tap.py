@@ -167,19 +167,53 @@ def join(fd: int, link: str) -> bool:
     return False
 
 
-class TapNetwork:
-    """A tap of the kernel. Whoever renames it or takes it down, its descriptor stays joined to it."""
+def joined_to(fd: int) -> str | None:
+    """The present name of the tap that a descriptor is joined to, if it still is."""
+    try:
+        name: bytes = IFREQ.unpack(fcntl.ioctl(fd, Tun.GETIFF, ifreq("", 0)))[0]
+    except (OSError, ValueError):  # EBADFD: somebody removed the tap; ValueError: we have closed it
+        return None
+    return name.rstrip(b"\0").decode()
 
-    def __init__(self, link: str) -> None:
+
+def is_joined(fd: int, link: str) -> bool:
+    """Whether a descriptor is joined to this tap, or to the one that netback once made as `link`."""
+    present = joined_to(fd)
+    return present is not None and present in (link, find_marked(link))
+
+
+def discard(fd: int) -> None:
+    """Close the descriptor of a device that is gone; the tap goes with it, if netback made that."""
+    present = joined_to(fd)
+    link = present and get_link(ifname=present)
+    names = link and link.get_attr("IFLA_PROP_LIST")
+    if names and any(name.startswith(MARK.format("")) for name in names.get_attrs("IFLA_ALT_IFNAME")):
+        with suppress(OSError):
+            fcntl.ioctl(fd, Tun.SETPERSIST, 0)
+    os.close(fd)
+
+
+class TapNetwork:
+    """A tap of the kernel. Whoever renames it or takes it down, its descriptor stays joined to it.
+
+    `held` is the descriptor of an earlier process that somebody kept: if it is still this tap's, its carrier and the
+    frames that wait in it are left as they are.
+    """
+
+    def __init__(self, link: str, held: int | None = None) -> None:
+        if held is not None and not is_joined(held, link):
+            discard(held)
+            held = None
         self._link = link
-        self._fd = open_device(link)
+        self._fd = open_device(link) if held is None else held
         try:
-            self._made = join(self._fd, link)
+            self._made = join(self._fd, link) if held is None else find_marked(link) is not None
             self._tell(Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
             if self._made:
                 self._tell(Tun.SETPERSIST, 1)
-            self.offloads(0)
-            self.carrier(False)
+            if held is None:
+                self.offloads(0)
+                self.carrier(False)
         except BaseException:
             self.close()
             raise
@@ -197,8 +231,7 @@ class TapNetwork:
     @property
     def name(self) -> str:
         """The link's present name; the last one once it is gone or we have closed it."""
-        with suppress(PeerError):
-            self._link = IFREQ.unpack(self._tell(Tun.GETIFF, ifreq("", 0)))[0].rstrip(b"\0").decode()
+        self._link = joined_to(self._fd) or self._link
         return self._link
 
     def offloads(self, caps: int) -> None:

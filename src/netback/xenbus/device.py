@@ -14,6 +14,7 @@ from pathlib import Path
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, NetbackError, PeerError
 from netback.net.base import Network
+from netback.net.keeper import Keeper
 from netback.net.spec import open_network, parse_spec
 from netback.platforms.base import Platform
 from netback.platforms.store import Store, StoreError
@@ -35,6 +36,7 @@ _STEPS = 8
 _RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 """When to try a missing network again; the last one for ever."""
 _FAULTS = (NetbackError, OSError)
+_RUNNING = (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
 _NEED_NIC = (Action.OFFER, Action.CONNECT, Action.ADOPT, Action.RECONFIGURE, Action.NOTHING)
 
 
@@ -47,8 +49,10 @@ class Surroundings:
     workers: Workers
     tracer: Tracer
     journals: Path
-    net: str | None
-    """The network of a device whose nodes name none."""
+    net_for: Callable[[DeviceName, str | None], Awaitable[str]]
+    """The network of a device whose nodes name none, by its name and its MAC address."""
+    keeper: Keeper
+    """Who has the descriptors of taps held while no backend runs."""
     networks: Mapping[str, Network]
     """Networks that are Python objects, by the spec that names them; they stay their owner's."""
 
@@ -217,7 +221,7 @@ class Device:
     async def _realize(self) -> None:
         """Make the NIC: everything that a device needs before its frontend may know of it."""
         name, mac = self.name, await self._mac()
-        spec = await self._read("net") or self._around.net or "tap"
+        spec = await self._read("net") or await self._around.net_for(name, mac)
         try:
             network = await self._open(spec, await self._read("vifname") or name.link)
         except _FAULTS as error:
@@ -225,6 +229,8 @@ class Device:
                 self._try_later()
             raise NetbackError(f"realization of net device {name.index} failed: {error}") from error
         self._tries = 0
+        if self.state not in _RUNNING:  # a tap that was held shows what its guest was, not what it is
+            network.carrier(False)
         self._around.tracer.hit("xen_netdev_create", name)
         self.vif = Vif(
             str(name),
@@ -255,13 +261,20 @@ class Device:
         """Open the network aside, since a tap may be busy for a moment; an end of us meanwhile leaves none open."""
         if (network := self._around.networks.get(spec)) is not None:
             return network
-        opening = asyncio.ensure_future(asyncio.to_thread(open_network, parse_spec(spec), name=link))
+        peer, device = parse_spec(spec), str(self.name)
+        if peer.kind != "tap":
+            self._around.keeper.forget(device)
+        held = self._around.keeper.take(device)
+        opening = asyncio.ensure_future(asyncio.to_thread(open_network, peer, name=link, held=held))
         try:
-            return await asyncio.shield(opening)
+            network = await asyncio.shield(opening)
         except asyncio.CancelledError:
             with suppress(*_FAULTS):
                 (await opening).close()
             raise
+        if peer.kind == "tap":
+            self._around.keeper.keep(device, network.peer.fd)
+        return network
 
     def _try_later(self) -> None:
         delay = _RETRY_SECONDS[min(self._tries, len(_RETRY_SECONDS) - 1)]
@@ -288,6 +301,7 @@ class Device:
 
     def _unrealize(self) -> None:
         """The NIC is gone."""
+        self._around.keeper.forget(str(self.name))
         if self.vif is None:
             self.journal.unlink(missing_ok=True)
             return
@@ -400,6 +414,8 @@ class Device:
     async def _fail(self, reason: str) -> None:
         """This vif stops: reason to the error node and the log, Closing. All others live."""
         self._disconnect()
+        if self.vif is not None:
+            self.vif.network.carrier(False)
         await self._report(reason)
         if self.state not in (State.CLOSING, State.CLOSED, State.UNKNOWN):
             await self._move(State.CLOSING)
@@ -408,6 +424,7 @@ class Device:
         """Somebody removed the link, no fault of the guest's: it is made or found again, and no state changes."""
         self._disconnect()
         self._release()
+        self._around.keeper.forget(str(self.name))
         self._try_later()
         await self._report(str(error))
 

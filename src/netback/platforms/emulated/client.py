@@ -121,5 +121,5 @@ def _connect(directory: Path) -> socket.socket:
         sock.connect(str(path))
     except OSError as error:
         sock.close()
-        raise PlatformError(f"{path}: no emulated Xen here: {error.strerror}", "ENOENT") from error
+        raise PlatformError(f"{path}: no emulated Xen here: {error.strerror}", "EIO") from error
     return sock

@@ -44,7 +44,7 @@ def _connect(path: Path) -> int:
         try:
             sock.connect(str(path))
         except OSError as error:
-            raise PlatformError(f"cannot connect to {path}: {error.strerror}") from error
+            raise PlatformError(f"cannot connect to {path}: {error.strerror}", "EIO") from error
         return sock.detach()
 
 

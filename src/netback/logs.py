@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where log lines go: to stderr, in the journal's own form where that is the journal."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""syslog(3)'s, by the least level that has them."""
+
+
+class JournalFormatter(logging.Formatter):
+    """Each line led by its priority; the journal has its own clock, and makes one entry of each line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a descriptor is the stream that $JOURNAL_STREAM names."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def set_up_log(level: int = logging.INFO) -> None:
+    """Once for each process that serves."""
+    handler = logging.StreamHandler()
+    if is_journal(sys.stderr.fileno()):
+        handler.setFormatter(JournalFormatter("%(name)s: %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
