@@ -7,11 +7,12 @@ NATIVE := $(wildcard src/netback/dataplane/*.pyx src/netback/dataplane/*.pxd src
 SECONDS ?= 60
 ARGS ?=
 
-.PHONY: help demo test lint types fuzz bench sanitize docs clean build
+.PHONY: help demo test lab lab-full lint types fuzz bench sanitize docs clean build
 
 help:
 	@echo "make demo      frames over Xen's rings, end to end, on this machine (ARGS='--break csum', ...)"
 	@echo "make test      lint, types and the whole test suite"
+	@echo "make lab       the same on real Xen, booted inside QEMU: the small set of scenarios (make lab-full: all)"
 	@echo "make bench     speed beside named baselines: bench/out/bench.json and bench.png (ARGS='--quick')"
 	@echo "make fuzz      random and hostile input for SECONDS=$(SECONDS)"
 	@echo "make sanitize  the native tests again under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -34,6 +35,12 @@ types: $(VENV)/.tools
 
 fuzz: build
 	$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
+lab: build
+	$(BIN)/netback lab test $(ARGS)
+
+lab-full: build
+	$(BIN)/netback lab test --full $(ARGS)
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

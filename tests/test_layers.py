@@ -41,6 +41,8 @@ FLOORS = (
     (5, "netback.doctor"),
     (5, "netback.frontend"),
     (5, "netback.demo"),
+    (5, "netback.lab"),
+    (5, "netback.__main__"),
     (5, "netback.cli"),
 )
 IMPURE = {"os", "socket", "select", "time", "threading", "asyncio", "random", "subprocess"}

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from netback.cli import lab
 from netback.cli.place import Place, PlatformName, default_directory
 from netback.errors import ConfigError, NetbackError, PlatformError
 
@@ -28,6 +29,8 @@ class TypeName(StrEnum):
     VIF = "vif"
     QNIC = "qnic"
 
+
+app.add_typer(lab.app)
 
 Directory = Annotated[
     Path | None,

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback lab`: real Xen inside QEMU."""
+
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="lab",
+    help="Real Xen, dom0 and guests, inside QEMU: to try netback, or a frontend of your own.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Accel = Annotated[str, typer.Option(help="kvm, tcg, or auto: KVM where a trial boot of Xen works.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Directory for consoles and logs.  [default: a new one]")
+]
+
+
+def _say(line: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+
+
+def _place(out: Path | None) -> Path:
+    return (out or Path(tempfile.mkdtemp(prefix="netback-lab-"))).resolve()
+
+
+@app.command()
+def up(
+    command: Annotated[
+        str | None, typer.Option("--exec", metavar="CMD", help="Run this in dom0 instead of giving a prompt.")
+    ] = None,
+    guest: Annotated[bool, typer.Option(help="Have a guest, g1, running.")] = True,
+    accel: Accel = "auto",
+    out: Out = None,
+) -> None:
+    """Boot a Xen host with netback running and a guest on it, and give a prompt in dom0."""
+    from netback.lab.shell import shell
+
+    sys.exit(asyncio.run(shell(_place(out), _say, accel=accel, command=command, guest=guest)))
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(metavar="SCENARIO", help="`boot`: it connects and answers to ping.")
+    ],
+    kernel: Annotated[
+        Path, typer.Option(help="The guest's kernel, a unikernel say.", exists=True, dir_okay=False)
+    ],
+    initrd: Annotated[
+        Path | None, typer.Option(help="Its initial ramdisk.", exists=True, dir_okay=False)
+    ] = None,
+    options: Annotated[str, typer.Option("--append", help="Its command line.")] = "",
+    memory: Annotated[int, typer.Option(help="Its memory in MiB.")] = 256,
+    kind: Annotated[str, typer.Option("--type", help="pv or pvh.")] = "pv",
+    address: Annotated[str, typer.Option(help="The address that it gives itself.")] = "10.0.0.2",
+    accel: Accel = "auto",
+    out: Out = None,
+) -> None:
+    """Boot a guest of your own on a Xen host, and say what its frontend did."""
+    from netback.lab.own import OwnGuest, run_own
+
+    own = OwnGuest(kernel.resolve(), initrd and initrd.resolve(), options, memory, kind, address)
+    sys.exit(asyncio.run(run_own(scenario, own, _place(out), _say, accel=accel)))
+
+
+@app.command(name="test")
+def run_scenarios(
+    scenarios: Annotated[
+        list[str] | None, typer.Argument(metavar="[SCENARIO]...", help="Which.  [default: the smoke set]")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="All scenarios, with all their rounds.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Show what there is.")] = False,
+    accel: Accel = "auto",
+    out: Out = None,
+) -> None:
+    """Run scenarios against Linux's own netfront; each that fails shows the last lines of every console."""
+    from netback.lab.machine import Options
+    from netback.lab.runner import choose, find_scenarios, run_all
+
+    if listing:
+        for scenario in find_scenarios().values():
+            typer.echo(f"{scenario.name:16} {'smoke' if scenario.smoke else 'full ':5}  {scenario.title}")
+        return
+    place, start = _place(out), time.monotonic()
+    chosen = choose(scenarios or [], full=full)
+    outcomes = asyncio.run(run_all(chosen, place, _say, options=Options(accel=accel), full=full))
+    failed = [outcome.scenario.name for outcome in outcomes if outcome.fault]
+    typer.echo(
+        f"{len(outcomes) - len(failed)} of {len(outcomes)} scenarios hold, {time.monotonic() - start:.0f} s"
+        f"{'; not: ' + ', '.join(failed) if failed else ''} (consoles: {place})"
+    )
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""iperf3 and ping as scenarios use them: their figures as numbers."""
+
+import json
+import re
+from dataclasses import dataclass
+
+from netback.lab.lab import DOM0, Guest
+from netback.lab.machine import LabError
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What arrived: bits and datagrams a second, and the share that was lost."""
+
+    bits: float
+    packets: float = 0.0
+    lost: float = 0.0
+
+
+async def serve_iperf(guest: Guest) -> None:
+    """One server after the other: a single one does not survive lost UDP tests."""
+    await guest("(while true; do iperf3 -s -1 >/dev/null 2>&1; done) & sleep 1")
+
+
+async def iperf(guest: Guest, options: str = "", *, seconds: int = 3, address: str | None = None) -> Flow:
+    """From dom0 to the guest; with -R in `options` the other way."""
+    command = f"iperf3 -J -c {address or guest.address} -t {seconds} {options}"
+    for _ in range(3):
+        text = await guest.lab.dom0(command, seconds=seconds + 40, check=False)
+        try:
+            result = json.loads(text)
+        except ValueError:
+            continue
+        if "error" not in result:
+            return _flow(result["end"], udp="-u" in options.split())
+    raise LabError(f"{command}: {text[-500:]}")
+
+
+def _flow(end: dict[str, dict[str, float]], *, udp: bool) -> Flow:
+    if not udp:
+        return Flow(end["sum_received"]["bits_per_second"])
+    total = end.get("sum_received") or end["sum"]
+    seconds = total["seconds"] or 1.0
+    got = total["packets"] - total["lost_packets"]
+    share = total["lost_packets"] / total["packets"] if total["packets"] else 1.0
+    return Flow(total["bits_per_second"] * (1 - share), got / seconds, share)
+
+
+@dataclass(frozen=True, slots=True)
+class Echoes:
+    """What ping says: milliseconds."""
+
+    sent: int
+    received: int
+    average: float
+
+
+async def ping(guest: Guest, options: str, address: str | None = None, *, seconds: float = 60) -> Echoes:
+    """From dom0 to the guest."""
+    text = await guest.lab.dom0(f"ping -q {options} {address or guest.address}", seconds=seconds, check=False)
+    return echoes(text)
+
+
+def echoes(text: str) -> Echoes:
+    """From what either ping prints at its end."""
+    counts = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", text)
+    if counts is None:
+        raise LabError(f"ping said: {text}")
+    times = re.search(r"= [\d.]+/([\d.]+)/", text)
+    return Echoes(int(counts[1]), int(counts[2]), float(times[1]) if times else float("nan"))
+
+
+__all__ = ["DOM0", "Echoes", "Flow", "echoes", "iperf", "ping", "serve_iperf"]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds scenarios and runs them, those that can share a machine in one boot.
+
+A scenario is a module in `scenarios/`: an `async def run(lab)` whose docstring says what is set up, done and must hold.
+`SMOKE = True` puts it in the small set; `ROUNDS` (smoke, full) is for those that repeat something; `HOST` names the
+host that it needs, if not a plain one. After each, nothing may be left behind, and netback may not have been at fault.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import time
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from netback.errors import ConfigError, NetbackError
+from netback.lab import scenarios
+from netback.lab.image import Say
+from netback.lab.lab import BackendName, Lab, open_lab
+from netback.lab.machine import LabError, Options
+
+TAIL = 15
+FAULTS = ("Traceback", "unexpected", "CRITICAL")
+"""What netback's log never holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One module of `scenarios/`."""
+
+    name: str
+    module: ModuleType
+
+    @property
+    def smoke(self) -> bool:
+        return getattr(self.module, "SMOKE", False)
+
+    @property
+    def backend(self) -> BackendName:
+        return getattr(self.module, "BACKEND", "netback")
+
+    @property
+    def title(self) -> str:
+        """The docstring's first line."""
+        return (inspect.getdoc(self.module) or "").partition("\n")[0]
+
+    async def run(self, lab: Lab, *, full: bool) -> None:
+        """All of it, with as many rounds as the set asks for."""
+        known: dict[str, Any] = {}
+        if hasattr(self.module, "ROUNDS"):
+            known["rounds"] = self.module.ROUNDS[full]
+        await self.module.run(lab, **known)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a scenario went; `fault` is empty where it held."""
+
+    scenario: Scenario
+    seconds: float
+    fault: str = field(default="")
+
+
+def find_scenarios() -> dict[str, Scenario]:
+    """All of them by name."""
+    found = {}
+    for info in pkgutil.iter_modules(scenarios.__path__):
+        module = importlib.import_module(f"{scenarios.__name__}.{info.name}")
+        found[info.name.replace("_", "-")] = Scenario(info.name.replace("_", "-"), module)
+    return found
+
+
+def choose(names: Iterable[str], *, full: bool) -> list[Scenario]:
+    """Those that are named, else the smoke set, else all."""
+    known = find_scenarios()
+    wanted = list(names)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError(f"there is no scenario {unknown[0]!r}: {', '.join(known)}")
+    if wanted:
+        return [known[name] for name in wanted]
+    return [scenario for scenario in known.values() if full or scenario.smoke]
+
+
+async def run_all(
+    chosen: list[Scenario], directory: Path, say: Say, *, options: Options, full: bool = False
+) -> list[Outcome]:
+    """Each in turn; those of one backend share a boot, and one that fails costs the others nothing but a new boot."""
+    outcomes: list[Outcome] = []
+    for backend in sorted({scenario.backend for scenario in chosen}, reverse=True):
+        left = [scenario for scenario in chosen if scenario.backend == backend]
+        boots = 0
+        while left:
+            boots += 1
+            place = directory / f"{backend}-{boots}"
+            async with open_lab(place, say, options=options, backend=backend) as lab:
+                while left:
+                    outcome = await _run_one(lab, left.pop(0), full=full)
+                    outcomes.append(outcome)
+                    mark = "FAIL" if outcome.fault else "ok"
+                    say(
+                        f"{mark:4} {outcome.scenario.name:16} {outcome.seconds:5.1f} s  {outcome.scenario.title}"
+                    )
+                    if outcome.fault:
+                        say(_explain(lab, outcome))
+                        break  # who knows what it left: the next one has a fresh host
+    return outcomes
+
+
+async def _run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
+    start = time.monotonic()
+    outcome = Outcome(scenario, 0)
+    try:
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(lab.reset)
+            await scenario.run(lab, full=full)
+        for fault in FAULTS:
+            if fault in lab.netback.log:
+                raise LabError(f"netback's log has {fault!r}")
+    except (NetbackError, AssertionError) as error:
+        outcome.fault = str(error) or repr(error)
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def _explain(lab: Lab, outcome: Outcome) -> str:
+    """The fault, and the last lines of everything that has a console."""
+    lines = [outcome.fault]
+    directory = lab.machine.directory
+    for path in [
+        directory / "dom0.console",
+        directory / "netback.log",
+        *sorted(directory.glob("consoles/*")),
+    ]:
+        if path.exists() and (text := path.read_text(errors="replace").strip()):
+            lines.append(f"--- {path}")
+            lines += [line[:200] for line in text.splitlines()[-TAIL:]]
+    return "\n".join(lines)

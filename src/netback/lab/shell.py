@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A prompt in dom0, by the agent: what `netback lab up` gives."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from netback.lab.image import Say
+from netback.lab.lab import Guest, Lab, open_lab
+from netback.lab.machine import Options
+
+_SECONDS = 3600.0
+_HELP = "`guest CMD` runs CMD in the guest, anything else in dom0; an empty line or Ctrl-D ends it all"
+
+
+async def shell(directory: Path, say: Say, *, accel: str, command: str | None, guest: bool) -> int:
+    """Boot, then one command or as many as are typed: the exit code of the last."""
+    async with open_lab(directory, say, options=Options(accel=accel)) as lab:
+        made = await lab.create("g1") if guest else None
+        say(f"consoles and logs: {directory}")
+        if command is not None:
+            return await _run(lab, made, command)
+        say(_HELP)
+        code = 0
+        while line := await asyncio.to_thread(_ask):
+            code = await _run(lab, made, line)
+        return code
+
+
+def _ask() -> str:
+    try:
+        return input("dom0# ").strip()
+    except EOFError:
+        return ""
+
+
+async def _run(lab: Lab, guest: Guest | None, line: str) -> int:
+    word, _, rest = line.partition(" ")
+    domid = guest.domid if guest is not None and word == "guest" else None
+    done = await lab.machine.run(rest if domid is not None else line, seconds=_SECONDS, domid=domid)
+    sys.stdout.write(done.out)
+    sys.stderr.write(done.err)
+    return done.code
