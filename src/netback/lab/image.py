@@ -6,6 +6,7 @@ Knows packages and files, no virtual machine. Where Debian's packages come from 
 
 import gzip
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -87,6 +88,11 @@ class Image:
     @property
     def kernel(self) -> Path:
         return self.directory / "vmlinuz"
+
+    @property
+    def guest_kernel(self) -> Path:
+        """The same kernel, unpacked."""
+        return self.directory / "vmlinux"
 
     @property
     def initrd(self) -> Path:
@@ -187,6 +193,7 @@ def _make(image: Image, say: Say) -> None:
     boot = image.root / "boot"
     image.xen.write_bytes(gzip.decompress(_one(boot, "xen-*-amd64.gz").read_bytes()))
     shutil.copyfile(_one(boot, "vmlinuz-*"), image.kernel)
+    image.guest_kernel.write_bytes(unpacked_kernel(image.kernel.read_bytes()))
     shutil.copyfile(_one(boot, "initrd.img-*"), image.initrd)
     say("a guest's initramfs")
     image.guest.write_bytes(initramfs.guest_base(image.root, _one(image.root / "usr/lib/modules", "*")))
@@ -205,8 +212,17 @@ def _one(directory: Path, pattern: str) -> Path:
     return found[0]
 
 
+def unpacked_kernel(packed: bytes) -> bytes:
+    """The ELF in a bzImage that is packed by xz, else what was given: libxl unpacks it too, but slowly in there."""
+    at = packed.find(b"\xfd7zXZ\0")
+    if at < 0:
+        return packed
+    elf = lzma.LZMADecompressor().decompress(packed[at:])
+    return elf if elf.startswith(b"\x7fELF") else packed
+
+
 def old_kernel(say: Say) -> tuple[Path, Path]:
-    """The kernel before, and a guest base with its modules: (vmlinuz, initramfs)."""
+    """The kernel before, and a guest base with its modules: (vmlinux, initramfs)."""
     image = build(say)
     place = cache() / f"{key()}-{OLD_SUITE}"
     if not place.exists():
@@ -216,9 +232,10 @@ def old_kernel(say: Say) -> tuple[Path, Path]:
             made.mkdir()
             log = Path(temporary) / "log"
             bootstrap(root, OLD_SUITE, ("linux-image-amd64",), log, variant="extract")
-            shutil.copyfile(_one(root / "boot", "vmlinuz-*"), made / "vmlinuz")
+            packed = _one(root / "boot", "vmlinuz-*").read_bytes()
+            (made / "vmlinux").write_bytes(unpacked_kernel(packed))
             release = _one(root / "lib/modules", "*")
             run(["depmod", "-b", str(root), release.name], log, "cannot list the old kernel's modules")
             (made / "guest.cpio.gz").write_bytes(initramfs.guest_base(image.root, release))
             made.rename(place)
-    return place / "vmlinuz", place / "guest.cpio.gz"
+    return place / "vmlinux", place / "guest.cpio.gz"

@@ -189,7 +189,7 @@ def guest_python(root: Path, tree: Path) -> bytes:
         if not inner.parts[0].startswith("config-") and not skipped.intersection(inner.parts):
             archive.copy(root, f"/{path.relative_to(root)}")
     for path in sorted((tree / "lib").rglob("*")):
-        if path.is_file() and path.suffix not in (".pyc", ".pyx", ".pxd"):
+        if path.is_file() and path.suffix not in (".pyx", ".pxd"):
             inner = path.relative_to(tree)
             archive.file(
                 f"/opt/netback/{inner}", path.read_bytes(), 0o755 if inner.parts[1] == "bin" else 0o644

@@ -201,12 +201,12 @@ vif={vifs!r}
     def _files(self, kernel: str, python: bool) -> tuple[str, str]:
         """A kernel and an initramfs in the shared directory, by their names there."""
         image, directory = self.machine.image, self.machine.directory
-        vmlinuz, base = (
-            (image.kernel, image.guest) if kernel in ("", "6.12") else images.old_kernel(lambda _: None)
+        vmlinux, base = (
+            (image.guest_kernel, image.guest) if kernel in ("", "6.12") else images.old_kernel(lambda _: None)
         )
-        names = f"vmlinuz{kernel}", f"guest{kernel}{'-python' * python}.img"
+        names = f"vmlinux{kernel}", f"guest{kernel}{'-python' * python}.img"
         if not (directory / names[0]).exists():
-            (directory / names[0]).write_bytes(vmlinuz.read_bytes())
+            (directory / names[0]).write_bytes(vmlinux.read_bytes())
         if not (directory / names[1]).exists():
             init = (Path(netback.lab.__file__).parent / "init" / "guest").read_bytes()
             parts = [base.read_bytes(), initramfs.guest_init(init)]

@@ -17,6 +17,7 @@ from pathlib import Path
 import netback
 from netback.dataplane import extensions
 from netback.errors import ConfigError
+from netback.lab import initramfs
 from netback.lab.image import Image, Say, cache, run
 
 DEPENDENCIES = ("msgspec", "typer", "rich", "pyroute2", "immutables")
@@ -39,6 +40,7 @@ def build(image: Image, say: Say) -> Path:
     shutil.rmtree(lib / "netback", ignore_errors=True)
     shutil.copytree(package, lib / "netback", ignore=shutil.ignore_patterns(*_GENERATED))
     _native(image, package, lib / "netback" / "dataplane", python, say)
+    _precompile(image, lib / "netback", python)
     wrapper = lib.parent / "bin" / "netback"
     wrapper.parent.mkdir(exist_ok=True)
     wrapper.write_text(_WRAPPER)
@@ -87,6 +89,34 @@ def _dependencies(image: Image, lib: Path, python: str, say: Say) -> None:
         ]
         run([*command, *DEPENDENCIES, *FOR_TESTS], image.directory / "log", "cannot fetch Python packages")
         shutil.copytree(place, lib, dirs_exist_ok=True)
+    _precompile(image, lib, python)
+
+
+def _precompile(image: Image, directory: Path, python: str) -> None:
+    """Byte code by dom0's own Python, which runs here, too: there every start would compile anew, slowly."""
+    usr = image.root / "usr"
+    loader = initramfs.inside(image.root, "/lib64/ld-linux-x86-64.so.2")
+    command = [
+        str(loader),
+        "--library-path",
+        str(usr / "lib/x86_64-linux-gnu"),
+        str(usr / "bin" / f"python{python}"),
+    ]
+    command += [
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+        "-s",
+        str(directory.parent),
+    ]
+    command += [str(directory)]
+    environment = os.environ | {"PYTHONHOME": str(usr), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTHONPATH", None)
+    subprocess.run(
+        command, env=environment, capture_output=True, check=False
+    )  # without it all works, only slower
 
 
 def _native(image: Image, package: Path, plane: Path, python: str, say: Say) -> None:
