@@ -98,3 +98,31 @@ def run_scenarios(
         f"{'; not: ' + ', '.join(failed) if failed else ''} (consoles: {place})"
     )
     sys.exit(1 if failed else 0)
+
+
+@app.command()
+def bench(
+    boots: Annotated[int, typer.Option(min=1, help="How often the machine is booted.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in each boot.")] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 4,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out kernel or qnic.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    accel: Accel = "auto",
+    out: Out = None,
+) -> None:
+    """The same guest served by Linux's xen-netback, QEMU's qnic and netback in turns: ratios, JSON and a picture."""
+    from netback.lab.bench import bench as measure
+    from netback.lab.bench import evaluate, render, write
+    from netback.lab.contenders import CONTENDERS
+
+    place = _place(out)
+    chosen = [contender for contender in CONTENDERS if contender.name not in (without or [])]
+    samples = asyncio.run(
+        measure(
+            place, _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, contenders=chosen
+        )
+    )
+    lines = evaluate(samples)
+    data, picture = write(samples, lines, place)
+    typer.echo(data.read_text() if json else render(lines))
+    _say(f"{data} {picture}")

@@ -24,7 +24,7 @@ DOM0 = "10.0.0.1"
 DOM0_6 = "fd00::1"
 GUEST_SECONDS = 90.0
 
-BackendName = Literal["netback", "kernel"]
+BackendName = Literal["netback", "kernel", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ async def open_lab(
             lab = Lab(machine, backend)
             if backend == "kernel":
                 await lab.dom0("modprobe xen-netback")
-            else:
+            elif backend == "netback":
                 await lab.netback.start()
             yield lab
     finally:

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast: Linux's xen-netback, QEMU's qnic and netback serve the same guest in one boot, in turns.
+
+Knows what is measured and how it is told; each backend's coming and going is in `contenders`.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from netback.errors import NetbackError
+from netback.lab.contenders import CONTENDERS, Contender
+from netback.lab.image import Say
+from netback.lab.lab import Guest, Lab, open_lab
+from netback.lab.machine import Options
+from netback.lab.measure import iperf, ping, serve_iperf
+
+SUBJECT = "netback"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing that is measured; `target` are the least ratios to a baseline that are accepted."""
+
+    name: str
+    unit: str
+    measure: Callable[[Guest, int], Awaitable[tuple[float, float]]]
+    """The figure, and how much work it was: gigabytes or millions of frames."""
+    work: str
+    less_is_better: bool = False
+    kernel_target: float = 0.9
+    qnic_target: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement; `value` is NaN where the backend crashed or stalled, and `fault` says how."""
+
+    row: str
+    contender: str
+    boot: int
+    round: int
+    value: float
+    cpu: float
+    """dom0's CPU seconds for each gigabyte, or each million frames."""
+    fault: str = ""
+
+
+def _tcp(options: str) -> Callable[[Guest, int], Awaitable[tuple[float, float]]]:
+    async def measure(guest: Guest, seconds: int) -> tuple[float, float]:
+        flow = await iperf(guest, options, seconds=seconds, tries=2)
+        return flow.bits / 1e6, flow.bits * seconds / 8e9
+
+    return measure
+
+
+def _udp(options: str) -> Callable[[Guest, int], Awaitable[tuple[float, float]]]:
+    async def measure(guest: Guest, seconds: int) -> tuple[float, float]:
+        flow = await iperf(guest, f"-u -b 0 {options}", seconds=seconds, tries=2)
+        return flow.packets / 1e3, flow.packets * seconds / 1e6
+
+    return measure
+
+
+async def _flood(guest: Guest, seconds: int) -> tuple[float, float]:
+    count = 300 * seconds
+    seen = await ping(guest, f"-f -c {count} -w {5 * seconds}")
+    return seen.average, 2 * seen.received / 1e6
+
+
+ROWS = (
+    Row("TCP to guest", "Mbit/s", _tcp(""), "GB", kernel_target=0.75, qnic_target=50),
+    Row("TCP from guest", "Mbit/s", _tcp("-R"), "GB", kernel_target=0.6, qnic_target=50),
+    Row("UDP 64 to guest", "kpps", _udp("-l 64"), "M frames"),
+    Row("UDP 64 from guest", "kpps", _udp("-l 64 -R"), "M frames"),
+    Row("UDP 1400 to guest", "kpps", _udp("-l 1400"), "M frames"),
+    Row("UDP 1400 from guest", "kpps", _udp("-l 1400 -R"), "M frames"),
+    Row("flood ping", "ms", _flood, "M frames", True, kernel_target=1 / 1.2, qnic_target=1),
+)
+
+
+async def _dom0_seconds(lab: Lab) -> float:
+    return float(await lab.dom0("xl list 0 | awk 'NR==2 {print $NF}'"))
+
+
+async def _sample(guest: Guest, row: Row, contender: Contender, at: tuple[int, int], seconds: int) -> Sample:
+    before = await _dom0_seconds(guest.lab)
+    try:
+        value, work = await row.measure(guest, seconds)
+        fault = "" if value > 0 else "nothing arrived"
+    except NetbackError as error:
+        value, work, fault = math.nan, 0.0, str(error).splitlines()[0]
+    spent = await _dom0_seconds(guest.lab) - before
+    return Sample(
+        row.name, contender.name, *at, math.nan if fault else value, spent / work if work else math.nan, fault
+    )
+
+
+async def measure_boot(
+    lab: Lab, boot: int, rounds: int, seconds: int, contenders: Sequence[Contender], say: Say
+) -> list[Sample]:
+    """Every row by every contender, round after round; one that fails never stops the run."""
+    samples = []
+    guest = await lab.create("bench", vif=(), memory=512)
+    await serve_iperf(guest)
+    for number in range(rounds):
+        for contender in contenders:
+            taken: list[Sample] = []
+            try:
+                async with contender.serving(guest):
+                    for row in ROWS:
+                        taken.append(await _sample(guest, row, contender, (boot, number), seconds))
+            except NetbackError as error:
+                say(f"{contender.name}: {error}")
+                known = {sample.row for sample in taken}
+                lost = [row for row in ROWS if row.name not in known]
+                taken += [
+                    Sample(row.name, contender.name, boot, number, math.nan, math.nan, str(error))
+                    for row in lost
+                ]
+            samples += taken
+            figures = ", ".join(f"{sample.value:.4g}" for sample in taken)
+            say(f"boot {boot + 1} round {number + 1} {contender.name:8} {figures}")
+    return samples
+
+
+async def bench(
+    directory: Path,
+    say: Say,
+    *,
+    accel: str,
+    boots: int,
+    rounds: int,
+    seconds: int,
+    contenders: Sequence[Contender] = CONTENDERS,
+) -> list[Sample]:
+    """All boots."""
+    samples: list[Sample] = []
+    for boot in range(boots):
+        place = directory / f"boot-{boot + 1}"
+        async with open_lab(place, say, options=Options(accel=accel), backend="none") as lab:
+            samples += await measure_boot(lab, boot, rounds, seconds, contenders, say)
+    return samples
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row's result: medians over all rounds, and the median of ratios within a round."""
+
+    row: Row
+    medians: dict[str, float]
+    spread: dict[str, tuple[float, float]]
+    cpu: dict[str, float]
+    ratios: dict[str, float]
+    """netback to each baseline, so that more is better."""
+
+
+def evaluate(samples: list[Sample], rows: tuple[Row, ...] = ROWS) -> list[Line]:
+    """Ratios are taken within a round, since machines are noisy, and then their median."""
+    lines = []
+    for row in rows:
+        of = {
+            contender.name: [s for s in samples if s.row == row.name and s.contender == contender.name]
+            for contender in CONTENDERS
+        }
+        values = {name: [s.value for s in taken if not math.isnan(s.value)] for name, taken in of.items()}
+        known = {name: got for name, got in values.items() if got}
+        lines.append(
+            Line(
+                row,
+                {name: statistics.median(got) for name, got in known.items()},
+                {name: (min(got), max(got)) for name, got in known.items()},
+                {
+                    name: statistics.median(cpus)
+                    for name, taken in of.items()
+                    if (cpus := [s.cpu for s in taken if not math.isnan(s.cpu)])
+                },
+                {name: _ratio(of[SUBJECT], of[name], row) for name in of if name != SUBJECT},
+            )
+        )
+    return lines
+
+
+def _ratio(subject: list[Sample], baseline: list[Sample], row: Row) -> float:
+    theirs = {(s.boot, s.round): s.value for s in baseline}
+    ratios = [
+        theirs[s.boot, s.round] / s.value if row.less_is_better else s.value / theirs[s.boot, s.round]
+        for s in subject
+        if not math.isnan(s.value) and not math.isnan(theirs.get((s.boot, s.round), math.nan))
+    ]
+    return statistics.median(ratios) if ratios else math.nan
+
+
+def render(lines: list[Line]) -> str:
+    """A Markdown table: medians (least to most), dom0's CPU seconds, ratios."""
+    names = [contender.name for contender in CONTENDERS]
+    head = [
+        "",
+        *names,
+        *(f"CPU {name}" for name in names),
+        *(f"to {name}" for name in names if name != SUBJECT),
+    ]
+    table = [head, ["---"] * len(head)]
+    for line in lines:
+        cells = [f"{line.row.name}, {line.row.unit}"]
+        for name in names:
+            if name in line.medians:
+                low, high = line.spread[name]
+                cells.append(f"{line.medians[name]:.4g} ({low:.4g}-{high:.4g})")
+            else:
+                cells.append("n/a")
+        cells += [f"{line.cpu[name]:.3g} s/{line.row.work}" if name in line.cpu else "n/a" for name in names]
+        cells += ["n/a" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in line.ratios.values()]
+        table.append(cells)
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)
+
+
+def write(samples: list[Sample], lines: list[Line], directory: Path) -> tuple[Path, Path]:
+    """bench.json and bench.png."""
+    text = [asdict(sample) for sample in samples]
+    result = [
+        {
+            "row": line.row.name,
+            "unit": line.row.unit,
+            "medians": line.medians,
+            "cpu": line.cpu,
+            "ratios": line.ratios,
+        }
+        for line in lines
+    ]
+    data = directory / "bench.json"
+    data.write_text(json.dumps({"samples": text, "rows": result}, indent=1).replace("NaN", "null"))
+    return data, _draw(lines, directory / "bench.png")
+
+
+def _draw(lines: list[Line], path: Path) -> Path:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(lines), figsize=(2.6 * len(lines), 4))
+    names = [contender.name for contender in CONTENDERS]
+    for axis, line in zip(axes, lines, strict=True):
+        for place, name in enumerate(names):
+            value = line.medians.get(name)
+            if value is None:
+                axis.text(place, 0, "n/a", ha="center", va="bottom")
+                continue
+            low, high = line.spread[name]
+            axis.bar(place, value, yerr=[[value - low], [high - value]], capsize=3, color=f"C{place}")
+        axis.set_xticks(range(len(names)), names, rotation=30)
+        axis.set_title(
+            f"{line.row.name}\n{line.row.unit}{', less is better' if line.row.less_is_better else ''}",
+            fontsize=9,
+        )
+    figure.suptitle("the same guest on real Xen under software emulation: medians, least and most")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    return path
