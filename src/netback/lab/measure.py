@@ -24,7 +24,9 @@ async def serve_iperf(guest: Guest) -> None:
     await guest("(while true; do iperf3 -s -1 >/dev/null 2>&1; done) & sleep 1")
 
 
-async def iperf(guest: Guest, options: str = "", *, seconds: int = 3, address: str | None = None, tries: int = 3) -> Flow:
+async def iperf(
+    guest: Guest, options: str = "", *, seconds: int = 3, address: str | None = None, tries: int = 3
+) -> Flow:
     """From dom0 to the guest; with -R in `options` the other way."""
     command = f"iperf3 -J -c {address or guest.address} -t {seconds} {options}"
     for _ in range(tries):

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PVH guest: ping, and TCP both ways."""
+
+from netback.lab.lab import Lab
+from netback.lab.measure import iperf, serve_iperf
+
+
+async def run(lab: Lab) -> None:
+    guest = await lab.create("g1", kind="pvh")
+    await lab.dom0(f"ping -c 3 -s 4000 {guest.address}")
+    await serve_iperf(guest)
+    for way in ("", "-R"):
+        flow = await iperf(guest, way)
+        assert flow.bits > 5e6, f"TCP {way}: {flow}"

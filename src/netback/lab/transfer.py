@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams of known bytes between dom0 and guests, checked at their end. Knows commands, not what disturbs them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from netback.lab.lab import DOM0, Guest
+from netback.lab.machine import LabError
+
+_SECONDS = 600
+_PAYLOAD = "yes 'netback checks every byte of this line' | head -c {size}"
+"""The same bytes at both ends, so that each end can name its sum."""
+
+Kind = Callable[[Guest, int, int], Awaitable["Transfer"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A transfer under way; `finish` returns when it arrived whole, and raises where it did not."""
+
+    guest: Guest
+    kind: "Kind"
+    size: int
+    sending: "asyncio.Task[str]"
+    receiving: "asyncio.Task[str]"
+
+    async def finish(self) -> None:
+        sent, received = await asyncio.gather(self.sending, self.receiving)
+        if sent.split()[:1] != received.split()[:1]:
+            raise LabError(
+                f"{self.guest.name}: {self.size} bytes were sent as {sent!r} and came as {received!r}"
+            )
+
+    @property
+    def going_on(self) -> bool:
+        return not self.receiving.done()
+
+
+def _sum(size: int) -> str:
+    return f"{_PAYLOAD.format(size=size)} | sha256sum"
+
+
+async def to_guest(guest: Guest, size: int, port: int) -> Transfer:
+    """dom0 sends, the guest receives; the sum of what was sent is made apart, by dom0."""
+    receiving = asyncio.create_task(guest(f"nc -l -p {port} | sha256sum", seconds=_SECONDS))
+    await asyncio.sleep(1)
+    connect = f"timeout {_SECONDS} socat -u - TCP:{guest.address}:{port},retry=20,interval=0.2"
+    send = f"{_PAYLOAD.format(size=size)} | {connect}"
+    sending = asyncio.create_task(guest.lab.dom0(f"{send} && {_sum(size)}", seconds=_SECONDS))
+    return Transfer(guest, to_guest, size, sending, receiving)
+
+
+async def from_guest(guest: Guest, size: int, port: int) -> Transfer:
+    """The guest sends, dom0 receives."""
+    listen = f"timeout {_SECONDS} socat -u TCP-LISTEN:{port},reuseaddr - | sha256sum"
+    receiving = asyncio.create_task(guest.lab.dom0(listen, seconds=_SECONDS))
+    await asyncio.sleep(1)
+    sending = asyncio.create_task(
+        guest(f"{_PAYLOAD.format(size=size)} | nc {DOM0} {port}; {_sum(size)}", seconds=_SECONDS)
+    )
+    return Transfer(guest, from_guest, size, sending, receiving)
