@@ -118,9 +118,7 @@ def bench(
     place = _place(out)
     chosen = [contender for contender in CONTENDERS if contender.name not in (without or [])]
     samples = asyncio.run(
-        measure(
-            place, _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, contenders=chosen
-        )
+        measure(place, _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, contenders=chosen)
     )
     lines = evaluate(samples)
     data, picture = write(samples, lines, place)

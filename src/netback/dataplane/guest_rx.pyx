@@ -46,6 +46,7 @@ cdef extern from *:
 cdef enum:
     MIN_FRAME = 14
     FULL_FRAME_SLOTS = 18        # 64 KiB, a tag, an offset: 17 data slots, and one for the GSO extra
+    LONE_BURSTS = 4
     LARGE_FRAMES = 4             # of them read at once: more would only push each other out of the cache
 
 
@@ -275,6 +276,14 @@ cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogi
     return min(<uint32_t>HELD_FRAMES, room)
 
 
+cdef inline bint expect_no_more(back_queue *queue, uint32_t taken) noexcept nogil:
+    """A tap whose frames came one by one is not asked for a second one each time: epoll tells of it."""
+    if queue.link.peer.kind != PEER_TAP or taken > 1 or queue.rx_lone < LONE_BURSTS:
+        return False
+    queue.rx_lone = 1            # and now and then it is asked after all
+    return True
+
+
 cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *drained) noexcept nogil:
     """Read and place frames until the peer, the slots or the burst's budget end: the slots that the next frame
     needs, or 0.
@@ -297,7 +306,7 @@ cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
                 hold(queue, &ws.frames[i], got - i)
                 return needed
         taken += got
-        if <uint32_t>got < count:
+        if <uint32_t>got < count or expect_no_more(queue, taken):
             drained[0] = True
             break
     return needed
@@ -359,6 +368,7 @@ cdef int serve_rx(link_t *link, workspace_t *ws) noexcept nogil:
     else:
         needed = collect(queue, ws, &burst, &drained)
     deliver(queue, ws, &burst)
+    queue.rx_lone = queue.rx_lone + 1 if burst.frames == 1 else 0
     if burst.used or drained:
         link.to_blocked = False  # if slots lack now, they do so anew
     if drained and burst.used < burst.room:

@@ -145,6 +145,8 @@ cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int
         broken[0] = read_chain(ws, at, pending - at, chain)
         if broken[0] != REASON_NONE:
             break
+        if chain.slots - chain.extras > 1:   # its second slot's bytes begin a page, as in guest_rx
+            used += -<uint32_t>(<size_t>(ws.arena + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
         chain.data = ws.arena + used
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)

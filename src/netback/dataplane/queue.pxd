@@ -77,7 +77,8 @@ cdef struct chain_t:             # one frame of a TX ring
 
 
 cdef struct workspace_t:         # a worker's private memory: the burst at hand
-    uint8_t *arena               # frames: BURST_FRAMES of the largest, or BURST_BYTES of packed ones
+    uint8_t *memory
+    uint8_t *arena               # in it, frames: BURST_FRAMES of the largest, each at a page, or BURST_BYTES of packed ones
     uint8_t *cuts                # segments that were cut from them
     uint32_t cuts_used
     uint8_t *records
@@ -130,6 +131,7 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     uint16_t rx_offset           # where a frame begins in its first page: 2 for qnic, 0 for vif
     uint32_t tx_cut              # segments already sent of the frame at the ring's head
     uint32_t rx_most             # the most requests that this guest ever had posted
+    uint32_t rx_lone             # bursts in a row that brought one frame
     bint rx_large                # the last read brought frames of several slots
     bint cutting                 # the frame at hand is being cut
     segments_t cut

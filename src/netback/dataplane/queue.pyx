@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from netback.errors import GuestError
-from netback.dataplane.abi cimport RX_SLOT, TX_SLOT
+from netback.dataplane.abi cimport PAGE_SIZE, RX_SLOT, TX_SLOT
 from netback.dataplane.events cimport Events
 from netback.dataplane.grant_copy cimport GuestMemory
 from netback.dataplane.guest_rx cimport serve_rx
@@ -63,10 +63,13 @@ cdef void record(workspace_t *ws, link_t *link, record_t *entry, const uint8_t *
 cdef workspace_t *workspace_new() except NULL:
     cdef workspace_t *ws = <workspace_t *>calloc(1, sizeof(workspace_t))
     if ws != NULL:
-        ws.arena = <uint8_t *>aligned_alloc(CACHE_LINE, <size_t>BURST_FRAMES * (FRAME_HEADROOM + FRAME_BYTES))
+        ws.memory = <uint8_t *>aligned_alloc(
+            PAGE_SIZE, PAGE_SIZE + <size_t>BURST_FRAMES * (FRAME_HEADROOM + FRAME_BYTES))
+        # a frame begins at a page: then a grant copy of a page is one, and not split in two by Linux
+        ws.arena = ws.memory + PAGE_SIZE - FRAME_HEADROOM
         ws.cuts = <uint8_t *>aligned_alloc(CACHE_LINE, CUT_BYTES)
         ws.records = <uint8_t *>aligned_alloc(CACHE_LINE, RECORD_BYTES)
-    if ws == NULL or ws.arena == NULL or ws.cuts == NULL or ws.records == NULL:
+    if ws == NULL or ws.memory == NULL or ws.cuts == NULL or ws.records == NULL:
         workspace_free(ws)
         raise MemoryError
     return ws
@@ -74,7 +77,7 @@ cdef workspace_t *workspace_new() except NULL:
 
 cdef void workspace_free(workspace_t *ws) noexcept:
     if ws != NULL:
-        free(ws.arena)
+        free(ws.memory)
         free(ws.cuts)
         free(ws.records)
         free(ws)

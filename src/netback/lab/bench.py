@@ -99,16 +99,24 @@ async def _sample(guest: Guest, row: Row, contender: Contender, at: tuple[int, i
     )
 
 
+async def _make_guest(lab: Lab) -> Guest:
+    guest = await lab.create("bench", vif=(), memory=512)
+    await serve_iperf(guest)
+    return guest
+
+
 async def measure_boot(
     lab: Lab, boot: int, rounds: int, seconds: int, contenders: Sequence[Contender], say: Say
 ) -> list[Sample]:
     """Every row by every contender, round after round; one that fails never stops the run."""
     samples = []
-    guest = await lab.create("bench", vif=(), memory=512)
-    await serve_iperf(guest)
+    guest = await _make_guest(lab)
     for number in range(rounds):
         for contender in contenders:
             taken: list[Sample] = []
+            if not await lab.succeeds(f"xl domid {guest.name}"):
+                say("the guest's kernel has crashed: a new guest")
+                guest = await _make_guest(lab)
             try:
                 async with contender.serving(guest):
                     for row in ROWS:
