@@ -12,7 +12,7 @@ from netback.dataplane.events cimport Events
 from netback.dataplane.front_queue cimport LARGE_BURSTS
 from netback.dataplane.front_rx cimport post_buffers, serve_front_rx
 from netback.dataplane.front_tx cimport serve_front_tx
-from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_NULL, Peer
+from netback.dataplane.peer cimport BURST_FRAMES, FRAME_STRIDE, PEER_NULL, Peer
 from netback.dataplane.queue import ring_state
 from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
 
@@ -71,7 +71,7 @@ cdef class FrontQueue(Link):
         queue.rx_notify = rx_notify
         queue.tx_large = queue.rx_large = LARGE_BURSTS
         queue.direct = sg and tx_slots >= FULL_FRAME_SLOTS and peer.peer.kind != PEER_NULL
-        queue.hold = <uint8_t *>malloc(BURST_FRAMES * (FRAME_HEADROOM + FRAME_BYTES))    # touched where frames wait
+        queue.hold = <uint8_t *>malloc(BURST_FRAMES * FRAME_STRIDE)    # touched where frames wait
         if queue.hold == NULL:
             raise MemoryError
         set_pages(queue.tx_pages, queue.tx_grefs, tx_pages)

@@ -27,7 +27,8 @@ from netback.dataplane.offload cimport (
     segments_next, virtio_to_netif,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t, recv_into,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t,
+    recv_into,
     restore_tag, vnet_header,
 )
 from netback.dataplane.queue cimport (
@@ -179,7 +180,7 @@ cdef void hold(front_queue *queue, frame_t *frame) noexcept nogil:
     """Keep a frame that lacks slots; its header travels with it."""
     cdef uint32_t at = (queue.held_first + queue.held_count) % BURST_FRAMES
     cdef frame_t *held = &queue.held[at]
-    held.data = queue.hold + <size_t>at * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
+    held.data = queue.hold + <size_t>at * FRAME_STRIDE + FRAME_HEADROOM
     held.length = frame.length
     memcpy(vnet_header(held), vnet_header(frame), frame.length + VNET_HDR)
     queue.held_count += 1
@@ -401,7 +402,7 @@ cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept no
     cdef int i, got
     for i in range(count):
         prepare(queue, &reads[i], private, &vectors[i * (pages + 1)], pages)
-        private += FRAME_HEADROOM + FRAME_BYTES
+        private += FRAME_STRIDE
     if queue.link.peer.kind == PEER_TAP:
         got = read_tap(queue.link.peer, reads, vectors, count, pages)
     else:

@@ -27,7 +27,7 @@ from netback.dataplane.offload cimport (
     segments_next, virtio_to_netif,
 )
 from netback.dataplane.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, PEER_TAP, VNET_HDR, frame_t, peer_recv, vnet_header,
+    BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VNET_HDR, frame_t, peer_recv, vnet_header,
 )
 from netback.dataplane.queue cimport (
     BURST_BYTES, CUT_BYTES, HELD_FRAMES, LINK_BROKEN, LINK_MORE, REASON_RX_INDEX, RECORD_RX_FRAME, RECORD_RX_SLOT,
@@ -170,7 +170,7 @@ cdef void hold(back_queue *queue, frame_t *frames, uint32_t count) noexcept nogi
     """Keep the frame that lacks slots, and those that were read with it; their headers travel with them."""
     cdef uint32_t i
     for i in range(count):
-        queue.held[i].data = queue.hold + i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
+        queue.held[i].data = queue.hold + i * FRAME_STRIDE + FRAME_HEADROOM
         memcpy(vnet_header(&queue.held[i]), vnet_header(&frames[i]), frames[i].length + VNET_HDR)
         queue.held[i].length = frames[i].length
     queue.held_first = 0
@@ -293,7 +293,7 @@ cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
     cdef int got, i
     while taken + HELD_FRAMES <= BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
         count = read_ahead(queue, burst)
-        got = peer_recv(queue.link.peer, ws.arena + <size_t>taken * (FRAME_HEADROOM + FRAME_BYTES), ws.frames, count)
+        got = peer_recv(queue.link.peer, ws.arena + <size_t>taken * FRAME_STRIDE, ws.frames, count)
         if got < 0:
             queue.link.counters[RX_FAULTS] += 1
             drained[0] = True

@@ -12,7 +12,8 @@ cdef enum:
 
     BURST_FRAMES = 64            # frames of one burst at most
     FRAME_HEADROOM = 64          # before each frame: its virtio_net_hdr, and room to put a VLAN tag back
-    FRAME_BYTES = 17 * 4096 - FRAME_HEADROOM     # the largest frame with its tags; with its headroom whole pages
+    FRAME_BYTES = 65536 + 512    # the largest frame with its tags
+    FRAME_STRIDE = 17 * 4096     # from one frame to the next in an arena: whole pages, and off powers of two
     VNET_HDR = 10
     VLAN_TAG = 4
 

@@ -60,7 +60,7 @@ cdef int recv_messages(peer_t *peer, uint8_t *arena, frame_t *frames, int count)
     cdef uint32_t tag
     memset(messages, 0, count * sizeof(mmsghdr))
     for i in range(count):
-        vectors[i].iov_base = arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM - peer.header
+        vectors[i].iov_base = arena + <size_t>i * FRAME_STRIDE + FRAME_HEADROOM - peer.header
         vectors[i].iov_len = FRAME_BYTES - VLAN_TAG + peer.header
         messages[i].msg_hdr.msg_iov = &vectors[i]
         messages[i].msg_hdr.msg_iovlen = 1
@@ -89,7 +89,7 @@ cdef int recv_tap(peer_t *peer, uint8_t *arena, frame_t *frames, int count) noex
     cdef ssize_t got
     cdef uint8_t *data
     for i in range(count):
-        data = arena + <size_t>i * (FRAME_HEADROOM + FRAME_BYTES) + FRAME_HEADROOM
+        data = arena + <size_t>i * FRAME_STRIDE + FRAME_HEADROOM
         got = read(peer.fd, data - peer.header, FRAME_BYTES + peer.header)
         if got <= peer.header:
             peer.closed = got < 0 and errno == EBADFD    # the tap was removed: poll would say so for ever
@@ -253,7 +253,7 @@ cdef class Peer:
         cdef frame_t native[BURST_FRAMES]
         cdef int got, i
         count = min(count, BURST_FRAMES)
-        cdef uint8_t *arena = <uint8_t *>malloc(<size_t>count * (FRAME_HEADROOM + FRAME_BYTES))
+        cdef uint8_t *arena = <uint8_t *>malloc(<size_t>count * FRAME_STRIDE)
         if arena == NULL:
             raise MemoryError
         try:

@@ -6,7 +6,7 @@ from netback.dataplane.events cimport events_t
 from netback.dataplane.grant_copy cimport memory_t
 from netback.dataplane.journal cimport Journal, journal_t
 from netback.dataplane.offload cimport segments_t
-from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, Peer, frame_t, peer_t
+from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, Peer, frame_t, peer_t
 from netback.dataplane.ring cimport back_ring
 
 cdef enum:
@@ -78,7 +78,7 @@ cdef struct chain_t:             # one frame of a TX ring
 
 cdef struct workspace_t:         # a worker's private memory: the burst at hand
     uint8_t *memory
-    uint8_t *arena               # in it, frames: BURST_FRAMES of the largest, each at a page, or BURST_BYTES of packed ones
+    uint8_t *arena               # in it: BURST_FRAMES of the largest, each at a page, or BURST_BYTES of packed ones
     uint8_t *cuts                # segments that were cut from them
     uint32_t cuts_used
     uint8_t *records

@@ -63,8 +63,7 @@ cdef void record(workspace_t *ws, link_t *link, record_t *entry, const uint8_t *
 cdef workspace_t *workspace_new() except NULL:
     cdef workspace_t *ws = <workspace_t *>calloc(1, sizeof(workspace_t))
     if ws != NULL:
-        ws.memory = <uint8_t *>aligned_alloc(
-            PAGE_SIZE, PAGE_SIZE + <size_t>BURST_FRAMES * (FRAME_HEADROOM + FRAME_BYTES))
+        ws.memory = <uint8_t *>aligned_alloc(PAGE_SIZE, PAGE_SIZE + <size_t>BURST_FRAMES * FRAME_STRIDE)
         # a frame begins at a page: then a grant copy of a page is one, and not split in two by Linux
         ws.arena = ws.memory + PAGE_SIZE - FRAME_HEADROOM
         ws.cuts = <uint8_t *>aligned_alloc(CACHE_LINE, CUT_BYTES)
@@ -192,7 +191,7 @@ cdef class BackQueue(Link):
         self.queue.tx_journal = journal.of_ring(0, tx_name, TX_SLOT)
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
         # memory that is touched only where frames wait
-        self.queue.hold = <uint8_t *>aligned_alloc(CACHE_LINE, HELD_FRAMES * (FRAME_HEADROOM + FRAME_BYTES))
+        self.queue.hold = <uint8_t *>aligned_alloc(CACHE_LINE, HELD_FRAMES * FRAME_STRIDE)
         if self.queue.hold == NULL:
             raise MemoryError
         attach(&self.queue, tx_page, rx_page)
