@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `netback` as a user runs it: a process, its exit code and what it prints."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.vif.guest import SECONDS
+
+COMMAND = (sys.executable, "-c", "from netback.cli import main; main()")
+PLAIN = {"TERM": "dumb", "COLUMNS": "120", "NO_COLOR": "1"}
+
+
+async def start(*arguments: str | Path, **environment: str) -> Process:
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("XENSTORED_PATH", "XDG_RUNTIME_DIR")
+    }
+    return await asyncio.create_subprocess_exec(
+        *COMMAND, *map(str, arguments), stdout=PIPE, stderr=PIPE, env=kept | PLAIN | environment
+    )
+
+
+async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    process = await start(*arguments, **environment)
+    async with asyncio.timeout(SECONDS):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def running(says: str, *arguments: str | Path) -> AsyncIterator[Process]:
+    """A command that stays, from when it says that it is ready until it is ended by SIGTERM, which it survives well."""
+    process = await start(*arguments)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(SECONDS):
+            while says not in (line := (await process.stderr.readline()).decode()):
+                assert line, f"{arguments} ended with {await process.wait()}"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        async with asyncio.timeout(SECONDS):
+            _, err = await process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), err.decode()
+    assert b"Traceback" not in err
