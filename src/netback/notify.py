@@ -4,6 +4,7 @@
 Where nobody listens (no $NOTIFY_SOCKET) everything here is silent.
 """
 
+import array
 import logging
 import os
 import socket
@@ -32,12 +33,18 @@ class Notifier:
         self.watchdog = int(usec) / 1e6 if usec.isdecimal() and int(usec) else None
         """Seconds within which WATCHDOG=1 is expected, if it is."""
 
+    def close(self) -> None:
+        """Nobody is told any more."""
+        if self._socket is not None:
+            self._socket.close()
+
     def tell(self, *lines: str, fds: tuple[int, ...] = ()) -> None:
         """One datagram; that systemd does not take it is no reason to fail."""
         if self._socket is None:
             return
         try:
-            socket.send_fds(self._socket, ["\n".join(lines).encode()], fds, 0, self._address)
+            passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            self._socket.sendmsg(["\n".join(lines).encode()], passed, 0, self._address)
         except OSError as error:
             log.warning("cannot tell the service manager %s: %s", lines[0], error.strerror or error)
 

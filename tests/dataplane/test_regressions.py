@@ -223,7 +223,9 @@ def tap_frontend(network: TapNetwork) -> tuple[FrontQueue, Worker]:
     """A frontend's queue on memory of its own, with nobody at the rings' other end."""
     memory, pages = mmap.mmap(-1, 514 * PAGE_SIZE), mmap.mmap(-1, PAGE_SIZE)
     at = address_of(memory)
-    events = EmulatedEvents(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), address_of(pages), lambda _port: None)
+    events = EmulatedEvents(
+        os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), address_of(pages), lambda _port: None
+    )
     granted = [(at + (2 + i) * PAGE_SIZE, i) for i in range(512)]
     queue = FrontQueue(
         events,

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 from netback.cli.place import Place
@@ -28,10 +29,9 @@ async def serve(place: Place, load: Callable[[], Config]) -> None:
     set_up_log()
     allow_descriptors()
     config = _told(BackendConfig(place.directory), load())
-    notifier = Notifier()
     stop, reload = asyncio.Event(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.set)
-    with ended_by_signals(stop.set), place.open_platform() as platform:
+    with closing(Notifier()) as notifier, ended_by_signals(stop.set), place.open_platform() as platform:
         async with Backend(platform, config, Keeper(notifier)) as backend:
             log.info("serving domain %d of the %s Xen in %s", platform.domid, platform.name, place.directory)
             notifier.ready(_status(backend))

@@ -162,6 +162,7 @@ def guest_base(root: Path, release: Path) -> bytes:
     archive = Archive()
     archive.file("/bin/busybox", inside(root, "/usr/bin/busybox").read_bytes(), 0o755)
     programs(archive, root, PROGRAMS)
+    archive.copy(root, "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1")  # which iperf3 loads when its threads end
     modules(archive, release)
     return archive.data()
 

@@ -180,6 +180,8 @@ vif={vifs!r}
     async def find(self, name: str, number: int, *, up: bool = False) -> Guest:
         """A guest that has been started, once it takes commands."""
         guest = Guest(self, name, number, int(await self.dom0(f"xl domid {name}")))
+        console = f"xenstore-exists /local/domain/{guest.domid}/console/tty"
+        await self.until(lambda: self.succeeds(console), f"{name} has a console")
         await guest("true", seconds=GUEST_SECONDS)
         if up:
             await guest.up()

@@ -100,8 +100,8 @@ def get_link(**which: str) -> Any | None:
 def find_marked(name: str) -> str | None:
     """The present name of the tap that netback once made as `name`.
 
-    The kernel finds a link by its alternative names, too: so a restart needs no rtnetlink, whose import would be most of
-    what a guest waits for.
+    The kernel finds a link by its alternative names, too: so a restart needs no rtnetlink, whose import would be most
+    of what a guest waits for.
     """
     try:
         return socket.if_indextoname(socket.if_nametoindex(MARK.format(name)))

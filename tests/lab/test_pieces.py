@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's parts that need no machine: what it reads, what it makes, what it counts."""
+
+import gzip
+import lzma
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from netback.errors import ConfigError
+from netback.lab import image, initramfs
+from netback.lab.agent import ANSWER
+from netback.lab.bench import ROWS, Sample, evaluate, render, write
+from netback.lab.machine import LabError, processor_flags
+from netback.lab.measure import echoes
+from netback.lab.runner import choose, find_scenarios
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Types: deb\nURIs: http://here/debian\nSuites: x\n", "http://here/debian"),
+        ("deb http://there/debian/ bookworm main\n", "http://there/debian/"),
+        ("deb [arch=amd64] http://there/debian bookworm main\n", "http://there/debian"),
+        ("# deb http://no/debian x\ndeb http://no/debian-security x\n", None),
+        ("", None),
+    ],
+)
+def test_the_mirror_is_this_machine_s(text: str, found: str | None) -> None:
+    assert image.find_mirror(text) == found
+
+
+def test_no_mirror_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no Debian mirror is named"):
+        image.mirror(tmp_path)
+    (tmp_path / "sources.list").write_text("deb http://one/debian x main\n")
+    assert image.mirror(tmp_path) == "http://one/debian"
+
+
+def test_what_is_missing_is_named_with_its_package() -> None:
+    with pytest.raises(ConfigError, match="apt install some-package"):
+        image.check_programs({"no-such-program": "some-package", "sh": "dash"})
+
+
+def test_a_kernel_is_unpacked_and_what_is_none_is_left_alone() -> None:
+    elf = b"\x7fELF" + bytes(1000)
+    assert image.unpacked_kernel(b"bzImage" + lzma.compress(elf) + b"tail") == elf
+    assert image.unpacked_kernel(b"bzImage" + lzma.compress(b"no ELF")) == b"bzImage" + lzma.compress(
+        b"no ELF"
+    )
+    assert image.unpacked_kernel(elf) == elf
+
+
+def test_modules_come_with_all_that_they_need() -> None:
+    text = "k/a.ko.xz: k/b-x.ko.xz\nk/b-x.ko.xz: k/c.ko.xz\nk/c.ko.xz:\nk/d.ko.xz:\n"
+    assert set(initramfs.closure(text, ["a", "none-such"])) == {"k/a.ko.xz", "k/b-x.ko.xz", "k/c.ko.xz"}
+    assert set(initramfs.closure(text, ["b-x"])) == {"k/b-x.ko.xz", "k/c.ko.xz"}
+
+
+def test_an_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    archive = initramfs.Archive()
+    archive.file("/etc/deep/name", b"content", 0o600)
+    archive.link("/bin/sh", "busybox")
+    data = archive.data()
+    assert len(data) % 4 == 0
+    listed = subprocess.run(
+        ["cpio", "-it", "--quiet"], input=gzip.decompress(data), capture_output=True, check=True
+    )
+    assert listed.stdout.decode().split() == ["etc", "etc/deep", "etc/deep/name", "bin", "bin/sh"]
+
+
+def test_a_link_stays_in_its_root(tmp_path: Path) -> None:
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/real").write_text("x")
+    (tmp_path / "lib").symlink_to("usr/lib")
+    (tmp_path / "usr/lib/name").symlink_to("/lib/real")
+    assert initramfs.inside(tmp_path, "/lib/name") == tmp_path / "usr/lib/real"
+    (tmp_path / "loop").symlink_to("/loop")
+    with pytest.raises(OSError, match="too many links"):
+        initramfs.inside(tmp_path, "/loop")
+
+
+def test_an_answer_is_found_among_what_a_kernel_prints() -> None:
+    seen = b"[ 1.0] noise @@ not\r\n@@t7 0 aGVsbG8=@@\r\n[ 2.0] more @@t8 1 @@"
+    assert [match.groups() for match in ANSWER.finditer(seen)] == [
+        (b"t7", b"0", b"aGVsbG8="),
+        (b"t8", b"1", b""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sent", "received", "average"),
+    [
+        (
+            "3 packets transmitted, 2 received, 33% packet loss\nrtt min/avg/max/mdev = 1.0/2.5/3.0/0.1 ms",
+            3,
+            2,
+            2.5,
+        ),
+        (
+            "3 packets transmitted, 3 packets received, 0% packet loss\nround-trip min/avg/max = 1.0/2.0/3 ms",
+            3,
+            3,
+            2.0,
+        ),
+        ("1 packets transmitted, 0 received, 100% packet loss", 1, 0, math.nan),
+    ],
+)
+def test_both_pings_are_understood(text: str, sent: int, received: int, average: float) -> None:
+    seen = echoes(text)
+    assert (seen.sent, seen.received) == (sent, received)
+    assert seen.average == average or (math.isnan(average) and math.isnan(seen.average))
+    with pytest.raises(LabError):
+        echoes("no numbers")
+
+
+def test_every_scenario_says_what_it_is_and_can_be_chosen() -> None:
+    known = find_scenarios()
+    assert all(scenario.title and callable(scenario.module.run) for scenario in known.values())
+    assert {"ping", "kill", "network"} <= {scenario.name for scenario in choose([], full=False)}
+    assert len(choose([], full=True)) == len(known)
+    with pytest.raises(ConfigError, match=r"no scenario 'none-such': .*ping"):
+        choose(["none-such"], full=False)
+
+
+def test_processor_flags(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("model name : x\nflags\t\t: fpu svm npt\nflags\t\t: fpu\n")
+    assert processor_flags(path) == {"fpu", "svm", "npt"}
+    path.write_text("no flags here")
+    assert processor_flags(path) == set()
+
+
+def test_ratios_are_taken_within_a_round_and_a_crash_is_no_win(tmp_path: Path) -> None:
+    row, ping = ROWS[0], ROWS[-1]
+    samples = []
+    for number, (kernel, ours) in enumerate(((100.0, 50.0), (200.0, 150.0), (400.0, 400.0))):
+        samples += [
+            Sample(row.name, "kernel", 0, number, kernel, 1.0),
+            Sample(row.name, "netback", 0, number, ours, 2.0),
+        ]
+        samples.append(Sample(row.name, "qnic", 0, number, math.nan, math.nan, "crashed"))
+        samples += [
+            Sample(ping.name, "kernel", 0, number, 1.0, 1.0),
+            Sample(ping.name, "netback", 0, number, 2.0, 1.0),
+        ]
+    lines = {line.row.name: line for line in evaluate(samples)}
+    assert lines[row.name].ratios["kernel"] == 0.75
+    assert math.isnan(lines[row.name].ratios["qnic"])
+    assert "qnic" not in lines[row.name].medians
+    assert lines[ping.name].ratios["kernel"] == 0.5  # less is better
+    assert "n/a" in render(list(lines.values()))
+    data, picture = write(samples, list(lines.values()), tmp_path)
+    assert "NaN" not in data.read_text()
+    assert picture.stat().st_size > 1000

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unit as systemd reads it."""
+
+import subprocess
+from pathlib import Path
+
+UNIT = Path(__file__).parent.parent / "packaging" / "systemd" / "netback.service"
+
+
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    unit = tmp_path / "netback.service"
+    text = UNIT.read_text().replace("/usr/bin/netback", "/bin/true")
+    unit.write_text(text.replace("FileDescriptorStorePreserve=yes\n", ""))  # systemd 252 does not know it yet
+    seen = subprocess.run(
+        ["systemd-analyze", "verify", "--recursive-errors=no", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    about_ours = [line for line in seen.stderr.splitlines() if "netback.service" in line]
+    assert (seen.returncode, about_ours) == (0, []), seen.stderr
+
+
+def test_it_may_do_little() -> None:
+    seen = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--threshold=20", "--no-pager", str(UNIT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert seen.returncode == 0, seen.stdout[-400:] + seen.stderr
