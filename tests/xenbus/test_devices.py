@@ -457,3 +457,16 @@ async def test_the_default_network(xen: Path) -> None:
             vif = backend.devices[name].vif
             assert vif is not None
             assert vif.network is lan
+
+
+async def test_a_script_that_fails_is_told_once(
+    backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = await add(backend.store, guest.domid, script="vif-bridge", hotplug_status="")
+    await until_state(backend.store, name.backend, State.INIT_WAIT)
+    await backend.store.write(f"{name.backend}/hotplug-error", "bridge br9 does not exist")
+    await backend.store.write(f"{name.backend}/hotplug-status", "error")
+    assert await error_of(backend, name) == "the hotplug script failed: bridge br9 does not exist"
+    await backend.store.write(f"{name.backend}/anything", "else")
+    await passing(backend, lambda: backend.devices[name].state is State.INIT_WAIT)
+    assert len([line for line in lines(caplog) if "hotplug script" in line]) == 1

@@ -63,6 +63,7 @@ class Look:
 
     facts: Facts
     made: bool
+    script_failed: bool
 
 
 class _Moved(Exception):
@@ -147,6 +148,10 @@ class Device:
             if self.vif is not None and self.vif.broken:
                 await self._fail(self.vif.broken)
                 continue
+            if look.script_failed and not self.error:
+                await self._report(
+                    f"the hotplug script failed: {await self._read('hotplug-error') or 'no reason given'}"
+                )
             action = decide(look.facts)
             if action in _NEED_NIC and look.facts.online and look.facts.ours and self.vif is None:
                 await self._realize()
@@ -176,7 +181,7 @@ class Device:
             served=self.vif is not None and self.vif.connected,
             refused=self._refused,
         )
-        return Look(facts, made == MAKER)
+        return Look(facts, made == MAKER, hotplug == "error")
 
     async def _is_dead(self, made: bool) -> bool:
         """A domain that ended; one that we never saw may be still to come, unless the device is of our making."""
