@@ -41,7 +41,7 @@ def test_a_good_file() -> None:
         ("workers = 'two'", "workers: .*whole number"),
         ("trace = ['none_such']", "trace: .*none_such"),
         ("[[device]]\nguest = 'a'", "device.*net"),
-        ("[[device]]\nnet = 'tap'\nindx = 1", r"device\[0\].indx: unknown key; did you mean index"),
+        ("[[device]]\nnet = 'tap'\nindexx = 1", r"device\[0\].indexx: unknown key; did you mean index"),
         ("[[device]]\nnet = 'tap'\nattach = true", "attach needs guest and index"),
         ("[[device]]\nnet = 'tap'\nguest = 'a'\nindex = 0\nattach = true\ndomid = 3", "attach goes by guest"),
         ("[[device]]\nnet = 'tap'\nmac = 'xx'", "MAC"),
