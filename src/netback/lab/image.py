@@ -4,6 +4,7 @@
 Knows packages and files, no virtual machine. Where Debian's packages come from is read of this machine's apt.
 """
 
+import errno
 import gzip
 import hashlib
 import lzma
@@ -156,8 +157,17 @@ def build(say: Say) -> Image:
             made = Image(Path(place) / "image")
             made.directory.mkdir()
             _make(made, say)
-            made.directory.rename(image.directory)
+            settle(made.directory, image.directory)
     return image
+
+
+def settle(made: Path, place: Path) -> None:
+    """Move a directory that is whole to where it is kept, unless somebody else's is there already."""
+    try:
+        made.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def bootstrap(
@@ -237,5 +247,5 @@ def old_kernel(say: Say) -> tuple[Path, Path]:
             release = _one(root / "lib/modules", "*")
             run(["depmod", "-b", str(root), release.name], log, "cannot list the old kernel's modules")
             (made / "guest.cpio.gz").write_bytes(initramfs.guest_base(image.root, release))
-            made.rename(place)
+            settle(made, place)
     return place / "vmlinux", place / "guest.cpio.gz"

@@ -213,7 +213,7 @@ vif={vifs!r}
             init = (Path(netback.lab.__file__).parent / "init" / "guest").read_bytes()
             parts = [base.read_bytes(), initramfs.guest_init(init)]
             if python:
-                parts.append(initramfs.guest_python(image.root, image.directory / "tree"))
+                parts.append(initramfs.guest_python(image.root, directory / "tree"))
             (directory / names[1]).write_bytes(b"".join(parts))
         return names
 
@@ -235,8 +235,8 @@ async def open_lab(
 ) -> AsyncIterator[Lab]:
     """Boot a Xen host whose guests' vifs are served by `backend`; `trees` are more directories under /opt/netback."""
     image = await asyncio.to_thread(images.build, say)
-    made = await asyncio.to_thread(tree.build, image, say)
-    disk = directory / "netback.img"
+    made, disk = directory / "tree", directory / "netback.img"
+    await asyncio.to_thread(tree.build, image, made, say)
     await asyncio.to_thread(tree.make_disk, made, disk, *trees)
     say("Xen and dom0 boot")
     try:

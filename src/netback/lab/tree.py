@@ -18,7 +18,7 @@ import netback
 from netback.dataplane import extensions
 from netback.errors import ConfigError
 from netback.lab import initramfs
-from netback.lab.image import Image, Say, cache, run
+from netback.lab.image import Image, Say, cache, run, settle
 
 DEPENDENCIES = ("msgspec", "typer", "rich", "pyroute2", "immutables")
 FOR_TESTS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
@@ -30,32 +30,34 @@ exec python3 -P -m netback "$@"
 _GENERATED = ("*.so", "*.c", "__pycache__")
 
 
-def build(image: Image, say: Say) -> Path:
-    """The directory of the tree, made anew where something in it has changed."""
+def build(image: Image, directory: Path, say: Say) -> None:
+    """Make the tree in a directory of its own: labs that run beside each other may be of different checkouts."""
     package = Path(netback.__file__).parent
-    lib = image.directory / "tree" / "lib"
-    lib.mkdir(parents=True, exist_ok=True)
     python = _python(image)
-    _dependencies(image, lib, python, say)
-    shutil.rmtree(lib / "netback", ignore_errors=True)
+    lib = directory / "lib"
+    shutil.copytree(_dependencies(image, python, say), lib, copy_function=_link, dirs_exist_ok=True)
     shutil.copytree(package, lib / "netback", ignore=shutil.ignore_patterns(*_GENERATED))
     _native(image, package, lib / "netback" / "dataplane", python, say)
     _precompile(image, lib / "netback", python)
-    wrapper = lib.parent / "bin" / "netback"
-    wrapper.parent.mkdir(exist_ok=True)
+    wrapper = directory / "bin" / "netback"
+    wrapper.parent.mkdir()
     wrapper.write_text(_WRAPPER)
     wrapper.chmod(0o755)
-    return lib.parent
+
+
+def _link(source: str, target: str) -> None:
+    """Linked where that can be: nobody writes into these files."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def make_disk(tree: Path, disk: Path, *more: Path) -> None:
     """A file system of the tree; `more` are directories to be in it beside lib and bin."""
-    disk.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=tree.parent
-    ) as place:  # beside the tree: files are linked, not copied
+    with tempfile.TemporaryDirectory(dir=tree.parent) as place:
         root = Path(place) / "root"
-        shutil.copytree(tree, root, copy_function=os.link)
+        shutil.copytree(tree, root, copy_function=_link)
         for directory in more:
             shutil.copytree(directory, root / directory.name, ignore=shutil.ignore_patterns(*_GENERATED))
         size = sum(path.stat().st_size + 4096 for path in root.rglob("*") if path.is_file())
@@ -72,15 +74,18 @@ def _python(image: Image) -> str:
     return found[0]
 
 
-def _dependencies(image: Image, lib: Path, python: str, say: Say) -> None:
-    if (lib / "msgspec").exists():
-        return
+def _dependencies(image: Image, python: str, say: Say) -> Path:
+    """The directory of the packages that netback and its tests need, made once."""
+    made = image.directory / "packages"
+    if made.exists():
+        return made
     say(f"Python packages for dom0's Python {python}")
-    with tempfile.TemporaryDirectory(dir=lib.parent) as place:
+    with tempfile.TemporaryDirectory(dir=image.directory) as place:
+        packages = Path(place) / "packages"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         command += [
             "--target",
-            place,
+            str(packages),
             "--only-binary=:all:",
             "--implementation",
             "cp",
@@ -88,8 +93,9 @@ def _dependencies(image: Image, lib: Path, python: str, say: Say) -> None:
             python,
         ]
         run([*command, *DEPENDENCIES, *FOR_TESTS], image.directory / "log", "cannot fetch Python packages")
-        shutil.copytree(place, lib, dirs_exist_ok=True)
-    _precompile(image, lib, python)
+        _precompile(image, packages, python)
+        settle(packages, made)
+    return made
 
 
 def _precompile(image: Image, directory: Path, python: str) -> None:
