@@ -168,7 +168,7 @@ class Machine:
             ),
             *("-snapshot", "-serial", f"file:{self.console}"),
             *("-kernel", str(image.xen)),
-            *("-append", f"console=com1 com1=115200,8n1 sched=credit {options.dom0}"),
+            *("-append", f"console=com1 com1=115200,8n1 sched=credit bootscrub=0 {options.dom0}"),
             *("-initrd", f"{linux} {options.extra},{image.initrd}"),
             *("-drive", f"file={image.disk},if=virtio,format=raw"),
             *("-drive", f"file={self._disk},if=virtio,format=raw"),
