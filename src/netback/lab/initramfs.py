@@ -34,9 +34,9 @@ class Archive:
         self._seen: set[str] = set()
         self._inode = 0
 
-    def file(self, name: str, content: bytes, mode: int = 0o644) -> None:
+    def file(self, name: str, content: bytes, mode: int = 0o644, mtime: int = 0) -> None:
         self._directories(name)
-        self._entry(name, stat.S_IFREG | mode, content)
+        self._entry(name, stat.S_IFREG | mode, content, mtime)
 
     def link(self, name: str, target: str) -> None:
         self._directories(name)
@@ -46,7 +46,8 @@ class Archive:
         """A file of a root by its absolute name; links are followed, in that root."""
         if name.lstrip("/") not in self._seen:
             path = inside(root, name)
-            self.file(name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+            found = path.stat()  # its time is what Python's byte code is valid by
+            self.file(name, path.read_bytes(), stat.S_IMODE(found.st_mode), int(found.st_mtime))
 
     def data(self) -> bytes:
         """Compressed, padded to where the kernel looks for the next one."""
@@ -60,12 +61,12 @@ class Archive:
             if str(parent) not in (".", *self._seen):
                 self._entry(str(parent), stat.S_IFDIR | 0o755, b"")
 
-    def _entry(self, name: str, mode: int, content: bytes) -> None:
+    def _entry(self, name: str, mode: int, content: bytes, mtime: int = 0) -> None:
         name = name.lstrip("/")
         self._seen.add(name)
         self._inode += 1
         path = name.encode() + b"\0"
-        fields = [self._inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path), 0]
+        fields = [self._inode, mode, 0, 0, 1, mtime, len(content), 0, 0, 0, 0, len(path), 0]
         assert len(fields) == _FIELDS
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
         self._parts += [head, bytes(-len(head) % 4), content, bytes(-len(content) % 4)]
@@ -167,35 +168,37 @@ def guest_base(root: Path, release: Path) -> bytes:
     return archive.data()
 
 
+_NOT_FOR_GUESTS = {
+    *("test", "idlelib", "tkinter", "ensurepip", "turtledemo", "pydoc_data"),
+    *("pytest", "_pytest", "hypothesis", "pygments", "pydantic", "pydantic_core"),
+}
+"""Directories of Python's library, and of packages that `netback guest` does without: a guest's memory holds it all."""
+
+
 def guest_python(root: Path, tree: Path) -> bytes:
-    """Python and netback for a guest: to be joined to its base."""
+    """Python and netback, as /opt/netback, for a guest: to be joined to its base."""
     archive = Archive()
     interpreter = next(path for path in (root / "usr/bin").glob("python3.*") if path.name[8:].isdecimal())
     library = root / "usr/lib" / interpreter.name
     extensions = [f"/{path.relative_to(root)}" for path in library.glob("lib-dynload/*.so")]
-    programs(archive, root, [f"/usr/bin/{interpreter.name}", *extensions])
+    programs(archive, root, [f"/usr/bin/{interpreter.name}"])
+    for name in libraries(root, extensions):
+        archive.copy(root, name)
     archive.link("/usr/bin/python3", interpreter.name)
-    skipped = {
-        "test",
-        "idlelib",
-        "tkinter",
-        "ensurepip",
-        "turtledemo",
-        "pydoc_data",
-        "lib2to3",
-        "__pycache__",
-    }
-    for path in sorted(library.rglob("*.py")):
-        inner = path.relative_to(library)
-        if not inner.parts[0].startswith("config-") and not skipped.intersection(inner.parts):
-            archive.copy(root, f"/{path.relative_to(root)}")
-    for path in sorted((tree / "lib").rglob("*")):
-        if path.is_file() and path.suffix not in (".pyx", ".pxd"):
-            inner = path.relative_to(tree)
-            archive.file(
-                f"/opt/netback/{inner}", path.read_bytes(), 0o755 if inner.parts[1] == "bin" else 0o644
-            )
+    _copy_tree(archive, library, f"/usr/lib/{interpreter.name}")
+    _copy_tree(archive, tree, "/opt/netback")
     return archive.data()
+
+
+def _copy_tree(archive: Archive, directory: Path, place: str) -> None:
+    """What Python reads of a directory, and the programs in its bin/."""
+    for path in sorted(directory.rglob("*")):
+        inner = path.relative_to(directory)
+        wanted = path.suffix in (".py", ".pyc", ".so") or inner.parts[:-1] == ("bin",)
+        if wanted and path.is_file() and not _NOT_FOR_GUESTS.intersection(inner.parts):
+            found = path.stat()
+            mode, mtime = stat.S_IMODE(found.st_mode), int(found.st_mtime)
+            archive.file(f"{place}/{inner}", path.read_bytes(), mode, mtime)
 
 
 def guest_init(script: bytes) -> bytes:

@@ -152,13 +152,17 @@ class Lab:
         *,
         vif: tuple[str, ...] = (f"bridge={BRIDGE}",),
         kind: str = "pv",
-        memory: int = 256,
+        memory: int | None = None,
         kernel: str = "",
         python: bool = False,
         up: bool = True,
         more: str = "",
     ) -> Guest:
-        """A guest of Linux by `xl create`; with `up`, its first vif has an address and answers."""
+        """A guest of Linux by `xl create`; with `up`, its first vif has an address and answers.
+
+        With `python` it has Python, netback in /opt/netback and Xen's devices; the word `netback.nofront` in `more`
+        keeps Linux's own netfront out, so that its vifs are free for ours.
+        """
         self._numbers += 1
         number = self._numbers
         kernel_file, ramdisk = await asyncio.to_thread(self._files, kernel, python)
@@ -169,7 +173,7 @@ type="{kind}"
 kernel="/lab/{kernel_file}"
 ramdisk="/lab/{ramdisk}"
 extra="console=hvc0 quiet mitigations=off net.ifnames=0 {more}"
-memory={memory}
+memory={memory or (512 if python else 256)}
 vcpus=1
 vif={vifs!r}
 """
