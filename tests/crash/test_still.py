@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from netback.abi.netif import RX_REQUEST, RxFlag
-from netback.frontend import Granted, Script
+from netback.frontend import GrantedPage, Script
 from tests.crash.launcher import INHERITED
 from tests.crash.lives import SECONDS, Lives, launcher, until
 from tests.crash.load import Flow
@@ -74,7 +74,7 @@ async def armed(script: Script, wants: int) -> None:
     await until(lambda: script.rx.req_event == script.rx.rsp_prod + wants)
 
 
-def post_slots(script: Script, pages: list[Granted], count: int) -> None:
+def post_slots(script: Script, pages: list[GrantedPage], count: int) -> None:
     """That many more empty pages; a notification only if the backend asked for one."""
     first = script.rx.req_prod
     pages += [script.grant() for _ in range(count)]
@@ -82,7 +82,7 @@ def post_slots(script: Script, pages: list[Granted], count: int) -> None:
     script.post(script.rx, *slots)
 
 
-async def received(script: Script, pages: list[Granted], slots: int) -> list[bytes]:
+async def received(script: Script, pages: list[GrantedPage], slots: int) -> list[bytes]:
     """The frames in the first so many slots, once they are answered."""
     async with asyncio.timeout(SECONDS):
         await script.answered(script.rx, slots)
@@ -111,7 +111,7 @@ async def test_a_guest_without_rx_slots(xen: Path) -> None:
     async with stalled_guest(xen, [frames.plain(frame) for frame in sent]) as (script, lives):
         for _ in range(KILLS):
             await killed_and_back(script, lives, 1)
-        pages: list[Granted] = []
+        pages: list[GrantedPage] = []
         post_slots(script, pages, sum(SLOTS))
         assert await received(script, pages, sum(SLOTS)) == sent
 
@@ -120,7 +120,7 @@ async def test_a_guest_with_too_few_rx_slots(xen: Path) -> None:
     """The frame that waits in the backend for slots is lost with it; the one after it waits for just what it needs."""
     sent = [frames.ethernet(size, size) for size in SIZES]
     async with stalled_guest(xen, [frames.plain(frame) for frame in sent]) as (script, lives):
-        pages: list[Granted] = []
+        pages: list[GrantedPage] = []
         post_slots(script, pages, 1)
         await armed(script, SLOTS[0])
         await killed_and_back(script, lives, SLOTS[1])

@@ -22,7 +22,7 @@ from netback.abi.netif import TX_REQUEST, Status
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.dataplane.front_queue import RingPage
-from netback.frontend import FrontConfig, Frontend, Granted, Guest, Script
+from netback.frontend import FrontConfig, Frontend, GrantedPage, Guest, Script
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.emulated.protocol import STORE_SOCKET
@@ -167,7 +167,7 @@ async def until(store: Store, condition: Callable[[], bool]) -> bool:
 
 
 def tx(
-    page: Granted, size: int, *, offset: int = 0, flags: int = 0, number: int = 0, gref: int | None = None
+    page: GrantedPage, size: int, *, offset: int = 0, flags: int = 0, number: int = 0, gref: int | None = None
 ) -> bytes:
     """One TX request."""
     return TX_REQUEST.pack(page.gref if gref is None else gref, offset, flags, number & 0xFFFF, size)

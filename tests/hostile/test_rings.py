@@ -17,7 +17,7 @@ from netback.abi.netif import (
     Status,
     TxFlag,
 )
-from netback.frontend import Granted
+from netback.frontend import GrantedPage
 from tests.dataplane.offload_frames import build
 from tests.hostile.scene import Scene, frame, tx
 from tests.offload_oracle import TCP
@@ -68,7 +68,7 @@ async def test_a_ring_that_is_wild_from_the_start(scene: Scene, ahead: int) -> N
     assert scene.bad.tx.rsp_prod == 0
 
 
-FATAL: dict[str, tuple[str, Callable[[Granted], list[bytes]]]] = {
+FATAL: dict[str, tuple[str, Callable[[GrantedPage], list[bytes]]]] = {
     "unfinished": ("TX chain runs past req_prod", lambda page: [tx(page, 60, flags=TxFlag.MORE_DATA)]),
     "no extra": ("TX chain runs past req_prod", lambda page: [tx(page, 60, flags=TxFlag.EXTRA_INFO)]),
     "extra of type 0": (
@@ -207,7 +207,7 @@ def bad_grefs(scene: Scene) -> dict[str, int]:
     domain = scene.bad.guest.domain
     revoked, foreign, outside = (scene.bad.grant(b"secret") for _ in range(3))
     domain.revoke(revoked.gref)
-    domain.put_entry(foreign.gref, foreign.page.frame, 99)
+    domain.put_entry(foreign.gref, (foreign.address - domain.memory.address) // 4096, 99)
     domain.put_entry(outside.gref, 0xFFFFFF, 0)
     return {"revoked": revoked.gref, "foreign": foreign.gref, "outside": outside.gref, "none": 0xFFFFFFFF}
 
@@ -243,7 +243,7 @@ async def test_bad_grants_are_answered_error(scene: Scene) -> None:
 class Flipper:
     """A thread of the guest that rewrites what the backend is reading, as fast as it can."""
 
-    def __init__(self, *flips: tuple[Granted, int, bytes, bytes]) -> None:
+    def __init__(self, *flips: tuple[GrantedPage, int, bytes, bytes]) -> None:
         self._flips = flips
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -268,7 +268,7 @@ async def test_requests_that_change_under_the_backend(scene: Scene) -> None:
     they are read; torn ones are judged as they were copied, and nothing beyond the page ever leaves."""
     await scene.connect()
     page, beside = scene.bad.grant(b"A" * 4096), scene.bad.grant(b"SECRET" * 600)
-    assert beside.page.frame == page.page.frame + 1
+    assert beside.address == page.address + 4096
     tame, wild = tx(page, 100, number=1), tx(page, 2000, offset=4000, number=2)
     slots = [(scene.bad.rings.tx, 64 + 12 * at, tame, wild) for at in range(32)]
     rounds, sent = 200, 0

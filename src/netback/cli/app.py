@@ -163,19 +163,24 @@ def list_(platform: Platform = None, directory: Directory = None, json: Json = F
 @app.command()
 def guest(
     net: Annotated[str, typer.Option(help=f"{SpecHelp} What the guest's vif is joined to.")],
+    platform: Platform = None,
     directory: Directory = None,
-    domid: Annotated[int | None, typer.Option(min=1, help="Domid.  [default: the next free one]")] = None,
-    name: Annotated[str, typer.Option(help="The domain's name.")] = "",
+    domid: Annotated[
+        int | None, typer.Option(min=1, help="Domid, on an emulated Xen.  [default: the next free one]")
+    ] = None,
+    name: Annotated[str, typer.Option(help="The domain's name, on an emulated Xen.")] = "",
     index: Annotated[int, typer.Option(min=0, help="Index of its network device.")] = 0,
 ) -> None:
-    """Be a guest of the emulated Xen, with netback's own netfront. It waits for its device to be attached."""
+    """Be a guest, with netback's own netfront: a new one of an emulated Xen, or the real domain that this is.
+
+    It waits for its device to be attached. On real Xen, unload xen-netfront first.
+    """
     from netback.frontend import run_guest
 
     asyncio.run(
         run_guest(
-            directory or default_directory(),
+            Place.choose(platform, directory).open_domain(domid=domid, name=name),
             net,
-            domid=domid,
             name=name,
             index=index,
             on_joined=lambda number: typer.echo(f"domain {number}"),

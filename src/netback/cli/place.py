@@ -8,9 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from netback.platforms.emulated import EmulatedPlatform
+from netback.errors import ConfigError
+from netback.platforms.base import Domain
+from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform
 from netback.platforms.store import Store
-from netback.platforms.xen import XenPlatform, find_store, open_store
+from netback.platforms.xen import XenDomain, XenPlatform, find_store, open_store
 
 SOCKET = "xenstored.sock"
 _XEN_DEVICE = Path("/dev/xen/evtchn")
@@ -46,6 +48,14 @@ class Place:
     def open_platform(self) -> AbstractContextManager[XenPlatform | EmulatedPlatform]:
         """A backend's side of that Xen."""
         return XenPlatform() if self.platform is PlatformName.XEN else EmulatedPlatform(self.directory)
+
+    def open_domain(self, *, domid: int | None = None, name: str = "") -> Domain:
+        """A guest's side of it: the domain that this process is in, or a new one of an emulated Xen."""
+        if self.platform is PlatformName.EMULATED:
+            return EmulatedDomain.join(self.directory, domid=domid, name=name)
+        if domid is not None or name:
+            raise ConfigError("--domid and --name are for an emulated Xen: on a real one this guest has both")
+        return XenDomain()
 
     async def open_store(self) -> Store:
         """Its store, with the privilege that this process has there."""

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other end: netfront for tests, demonstrations and benchmarks of any backend.
 
-`Frontend` behaves as Linux's netfront does, `Script` as it is told. Both live in a `Guest` of emulated Xen.
+`Frontend` behaves as Linux's netfront does, `Script` as it is told. Both live in a `Guest`, of an emulated Xen or of
+a real one.
 """
+
+from netback.platforms.base import GrantedPage
 
 from .config import BackFeatures, FrontConfig
 from .device import BackendError, Frontend
 from .guest import Guest
-from .rings import Granted, Rings
+from .rings import Rings
 from .run import run_guest
 from .script import Script
 
@@ -16,7 +19,7 @@ __all__ = [
     "BackendError",
     "FrontConfig",
     "Frontend",
-    "Granted",
+    "GrantedPage",
     "Guest",
     "Rings",
     "Script",

@@ -17,6 +17,7 @@ from netback.dataplane.front_queue import FrontQueue
 from netback.errors import NetbackError
 from netback.net.base import Network
 from netback.net.python import PythonNetwork
+from netback.platforms.base import Domain
 from netback.platforms.store import Store, StoreError
 
 from .config import FEATURE_KEYS, BackFeatures, FrontConfig
@@ -34,9 +35,9 @@ class BackendError(NetbackError):
 class Frontend:
     """One vif of a guest, as Linux's netfront drives it.
 
-    `where` is a Guest, or the directory of an emulated Xen that a guest of its own joins. Once `device/vif/INDEX` is
-    there the handshake runs by itself, again and again: a backend that closes is followed, one that comes back is
-    connected to, one that restarts between is not even noticed.
+    `where` is a Guest, or what makes one of its own: the directory of an emulated Xen, or a domain of a real one. Once
+    `device/vif/INDEX` is there the handshake runs by itself, again and again: a backend that closes is followed, one
+    that comes back is connected to, one that restarts between is not even noticed.
 
     async with Frontend(directory, name="guest") as vif:
         await backend.attach(vif.guest.domid, net="null")
@@ -51,7 +52,7 @@ class Frontend:
 
     def __init__(
         self,
-        where: Guest | Path | str,
+        where: Guest | Domain | Path | str,
         network: Network | None = None,
         *,
         index: int = 0,
@@ -93,6 +94,7 @@ class Frontend:
         async with AsyncExitStack() as undo:
             if self._own is not None:
                 self.guest = await undo.enter_async_context(self._own)
+            self.guest.domain.claim(self.path)
             for network in self._made:
                 undo.callback(network.remove)
             task = asyncio.get_running_loop().create_task(self._follow_device())

@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 from netback.dataplane.queue import Link
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
+from netback.platforms.base import Domain
 from netback.platforms.emulated import EmulatedDomain
 from netback.platforms.store import Store
 
@@ -21,27 +22,29 @@ T = TypeVar("T")
 
 
 class Guest:
-    """A domain of the emulated Xen in `directory`, from joining it to its end.
+    """A guest of an emulated Xen, from joining it to its end; or the domain that is handed over, `XenDomain()`.
 
     async with Guest(directory, name="guest") as guest:
         async with Frontend(guest, index=0) as eth0, Frontend(guest, index=1) as eth1:
             ...
     """
 
-    domain: EmulatedDomain
+    domain: Domain
     store: Store
 
     def __init__(
         self,
-        directory: Path | str,
+        where: Domain | Path | str,
         *,
         domid: int | None = None,
         name: str = "",
         pages: int = 4096,
         cpu: int | None = None,
     ) -> None:
-        self._join: Callable[[], EmulatedDomain] = lambda: EmulatedDomain.join(
-            Path(directory), domid=domid, name=name, pages=pages
+        self._join: Callable[[], Domain] = lambda: (
+            EmulatedDomain.join(Path(where), domid=domid, name=name, pages=pages)
+            if isinstance(where, Path | str)
+            else where
         )
         self._cpu = cpu
         self._undo = AsyncExitStack()
@@ -50,7 +53,8 @@ class Guest:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as undo:
             self._loop = asyncio.get_running_loop()
-            self.domain = undo.enter_context(self._join())
+            self.domain = self._join()
+            undo.callback(self.domain.close)
             self.store = await undo.enter_async_context(await self.domain.open_store())
             self._thread = WorkerThread(
                 Worker(self.domain.events.native),

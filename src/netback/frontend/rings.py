@@ -5,34 +5,11 @@ Knows a guest's memory and ports; what is written into the rings is the queue's.
 """
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 
-from netback.abi.ring import PAGE_SIZE
 from netback.errors import PlatformError
-from netback.platforms.emulated import EmulatedDomain, EmulatedEventChannels, Page
+from netback.platforms.base import Domain, EventChannels, GrantedPage
 
 from .config import RING_SLOTS
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """A page of the guest, and the gref that its backend knows it by."""
-
-    page: Page
-    gref: int
-    view: memoryview
-
-    @property
-    def address(self) -> int:
-        return self.page.address
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Fill a part of the page."""
-        self.view[offset : offset + len(data)] = data
-
-    def read(self, offset: int = 0, length: int = PAGE_SIZE) -> bytes:
-        """What a part of the page holds."""
-        return bytes(self.view[offset : offset + length])
 
 
 class Rings:
@@ -42,27 +19,22 @@ class Rings:
     """
 
     def __init__(
-        self, domain: EmulatedDomain, events: EmulatedEventChannels, backend: int, buffers: int = RING_SLOTS
+        self, domain: Domain, events: EventChannels, backend: int, buffers: int = RING_SLOTS
     ) -> None:
         self.backend = backend
         self._domain = domain
         with ExitStack() as undo:
             self._undo = undo
-            self.tx, self.rx = self.grant(), self.grant()
-            self.tx_buffers = [self.grant(readonly=True) for _ in range(buffers)]
-            self.rx_buffers = [self.grant() for _ in range(buffers)]
+            self.tx, self.rx = self._grant(2)
+            self.tx_buffers = self._grant(buffers, readonly=True)
+            self.rx_buffers = self._grant(buffers)
             self.port = events.alloc_unbound(backend)
             undo.callback(self._unbind, events)
             self._undo = undo.pop_all()
 
-    def grant(self, readonly: bool = False) -> Granted:
+    def grant(self, readonly: bool = False) -> GrantedPage:
         """One more page for the backend; it lives as long as these rings."""
-        page = self._domain.alloc_page()
-        granted = Granted(
-            page, self._domain.grant(page, self.backend, readonly), self._domain.view(page.frame)
-        )
-        self._undo.callback(self._take_back, granted)
-        return granted
+        return self._grant(1, readonly)[0]
 
     def nodes(self) -> dict[str, str]:
         """The keys that tell the backend where all of it is."""
@@ -76,12 +48,11 @@ class Rings:
         """Give everything back. A page that the backend still has mapped is lost to this guest, as in Linux."""
         self._undo.close()
 
-    def _take_back(self, granted: Granted) -> None:
-        granted.view.release()
-        with suppress(PlatformError):
-            self._domain.revoke(granted.gref)
-            self._domain.free_page(granted.page)
+    def _grant(self, count: int, readonly: bool = False) -> list[GrantedPage]:
+        pages = self._domain.grant_pages(self.backend, count, readonly)
+        self._undo.callback(self._domain.take_back, pages)
+        return pages
 
-    def _unbind(self, events: EmulatedEventChannels) -> None:
+    def _unbind(self, events: EventChannels) -> None:
         with suppress(PlatformError):  # the hypervisor is gone, and every port with it
             events.unbind(self.port)

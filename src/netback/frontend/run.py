@@ -8,6 +8,7 @@ from pathlib import Path
 
 from netback.abi.xenbus import XenbusState
 from netback.net.spec import open_network, parse_spec
+from netback.platforms.base import Domain
 from netback.platforms.signals import ended_by_signals, until_stopped
 
 from .config import FrontConfig
@@ -15,7 +16,7 @@ from .device import Frontend
 
 
 async def run_guest(
-    directory: Path | str,
+    where: Domain | Path | str,
     net: str,
     *,
     domid: int | None = None,
@@ -28,7 +29,8 @@ async def run_guest(
 ) -> None:
     """Be a guest whose vif is joined to `net` (`tap:guest0`, `packet:eth0`, `null`), until SIGINT or SIGTERM.
 
-    `on_joined` is told the domid. The vif closes in order at the end, and what was made for it (a tap) is removed.
+    `where` is Frontend's: an emulated Xen's directory, or the real domain that this is. `on_joined` is told the domid.
+    The vif closes in order at the end, and what was made for it (a tap) is removed.
     """
     stop = asyncio.Event()
     network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}"[:15])
@@ -36,7 +38,7 @@ async def run_guest(
         undo.callback(network.remove)
         undo.enter_context(ended_by_signals(stop.set))
         async with Frontend(
-            directory,
+            where,
             network,
             index=index,
             config=config,

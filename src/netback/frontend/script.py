@@ -15,10 +15,11 @@ from netback.abi.netif import RX_RESPONSE, RX_SLOT, TX_RESPONSE, TX_SLOT
 from netback.abi.ring import SRING
 from netback.abi.xenbus import XenbusState
 from netback.dataplane.front_queue import RingPage
+from netback.platforms.base import Domain, GrantedPage
 
 from .config import FrontConfig
 from .guest import Guest
-from .rings import Granted, Rings
+from .rings import Rings
 
 _RESPONSE = {TX_SLOT: TX_RESPONSE, RX_SLOT: RX_RESPONSE}
 _WRAP = 1 << 32
@@ -45,7 +46,7 @@ class Script:
     tx: RingPage
     rx: RingPage
 
-    def __init__(self, where: Guest | Path | str, *, index: int = 0, name: str = "") -> None:
+    def __init__(self, where: Guest | Domain | Path | str, *, index: int = 0, name: str = "") -> None:
         self._own = None if isinstance(where, Guest) else Guest(where, name=name)
         if isinstance(where, Guest):
             self.guest = where
@@ -59,6 +60,7 @@ class Script:
         async with AsyncExitStack() as undo:
             if self._own is not None:
                 self.guest = await undo.enter_async_context(self._own)
+            self.guest.domain.claim(self.path)
             self.events = self.guest.domain.open_events()
             undo.callback(self.events.close)
             loop = asyncio.get_running_loop()
@@ -130,7 +132,7 @@ class Script:
 
     # ---- rings
 
-    def grant(self, data: bytes = b"", readonly: bool = False) -> Granted:
+    def grant(self, data: bytes = b"", readonly: bool = False) -> GrantedPage:
         """A page of the guest with `data` at its beginning, granted to the backend."""
         granted = self.rings.grant(readonly)
         granted.write(0, data)

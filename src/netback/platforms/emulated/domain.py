@@ -5,6 +5,8 @@ Knows its memory, grants, event channels and store connection; what a frontend p
 """
 
 from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import Self
 
 from netback.abi.grant_table import RESERVED_ENTRIES
 from netback.errors import PlatformError
+from netback.platforms.base import GrantedPage
 from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.events import AttachedHandles, EmulatedEventChannels
 from netback.platforms.emulated.memory import GrantTable
@@ -45,6 +48,7 @@ class EmulatedDomain:
         self._table = GrantTable.of(handle.memory.words, handle.grant_pages)
         self._free_grefs = deque(range(RESERVED_ENTRIES, self._table.entries))
         self._free_frames = deque(range(handle.grant_pages + 1, pages))
+        self._granted: dict[int, Page] = {}
 
     @classmethod
     def join(
@@ -86,6 +90,32 @@ class EmulatedDomain:
     def open_events(self) -> EmulatedEventChannels:
         """One more handle of this domain, for a worker of its own."""
         return self._others.open_events()
+
+    # ---- granted pages, as a frontend uses them
+
+    def claim(self, device: str) -> None:
+        """Nobody else is in this guest."""
+
+    def grant_pages(self, domid: int, count: int, readonly: bool = False) -> list[GrantedPage]:
+        """Pages of zeros that `domid` may use."""
+        if count > min(len(self._free_frames), len(self._free_grefs)):
+            raise PlatformError(f"domain {self.domid} has no {count} pages and grants left", "ENOSPC")
+        return [self._grant_page(domid, readonly) for _ in range(count)]
+
+    def take_back(self, pages: Sequence[GrantedPage]) -> None:
+        """End their grants; a page that somebody has mapped still is lost to this guest."""
+        for granted in pages:
+            granted.view.release()
+            page = self._granted.pop(granted.gref)
+            with suppress(PlatformError):
+                self.revoke(granted.gref)
+                self.free_page(page)
+
+    def _grant_page(self, domid: int, readonly: bool) -> GrantedPage:
+        page = self.alloc_page()
+        gref = self.grant(page, domid, readonly)
+        self._granted[gref] = page
+        return GrantedPage(gref, page.address, self.view(page.frame))
 
     # ---- memory
 
