@@ -88,7 +88,8 @@ class _Qnic(Contender):
             await lab.dom0(
                 f"setsid {_QEMU} -M xenpv -xen-domid {guest.domid} -xen-attach -nodefaults -display none -monitor none"
                 f" -serial none -netdev tap,id=n0,ifname={_QNIC_TAP},script=no,downscript=no"
-                f" -device xen-net-device,netdev=n0,mac={_MAC} >>/lab/qnic.log 2>&1 </dev/null & echo $! >/run/qnic.pid"
+                f" -device xen-net-device,netdev=n0,mac={_MAC},idx=0"
+                " >>/lab/qnic.log 2>&1 </dev/null & echo $! >/run/qnic.pid"
             )
             await _up(guest)
             yield

@@ -48,12 +48,12 @@ class Scenario:
         """The docstring's first line."""
         return (inspect.getdoc(self.module) or "").partition("\n")[0]
 
-    async def run(self, lab: Lab, *, full: bool) -> None:
-        """All of it, with as many rounds as the set asks for."""
+    async def run(self, lab: Lab, *, full: bool) -> str:
+        """All of it, with as many rounds as the set asks for; what it has to say besides, if anything."""
         known: dict[str, Any] = {}
         if hasattr(self.module, "ROUNDS"):
             known["rounds"] = self.module.ROUNDS[full]
-        await self.module.run(lab, **known)
+        return await self.module.run(lab, **known) or ""
 
 
 @dataclass(slots=True)
@@ -63,6 +63,7 @@ class Outcome:
     scenario: Scenario
     seconds: float
     fault: str = field(default="")
+    note: str = field(default="")
 
 
 def find_scenarios() -> dict[str, Scenario]:
@@ -102,9 +103,8 @@ async def run_all(
                     outcome = await _run_one(lab, left.pop(0), full=full)
                     outcomes.append(outcome)
                     mark = "FAIL" if outcome.fault else "ok"
-                    say(
-                        f"{mark:4} {outcome.scenario.name:16} {outcome.seconds:5.1f} s  {outcome.scenario.title}"
-                    )
+                    title = ": ".join(filter(None, (outcome.scenario.title, outcome.note)))
+                    say(f"{mark:4} {outcome.scenario.name:16} {outcome.seconds:5.1f} s  {title}")
                     if outcome.fault:
                         say(_explain(lab, outcome))
                         break  # who knows what it left: the next one has a fresh host
@@ -117,7 +117,7 @@ async def _run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
     try:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(lab.reset)
-            await scenario.run(lab, full=full)
+            outcome.note = await scenario.run(lab, full=full)
         for fault in FAULTS:
             if fault in lab.netback.log:
                 raise LabError(f"netback's log has {fault!r}")

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The platform contract suite, by pytest in dom0: both ends are dom0 itself, and every test of it passes."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import netback
+from netback.lab.lab import Lab
+from netback.lab.machine import LabError
+
+BACKEND = "none"
+SMOKE = True
+TESTS = Path(netback.__file__).parents[2] / "tests"
+
+
+async def run(lab: Lab) -> str:
+    if not (TESTS / "platforms" / "real_contract.py").exists():
+        raise LabError("the contract suite is in a checkout's tests/: run this from a checkout")
+    await asyncio.to_thread(_share, lab.machine.directory / "tests")
+    pytest = "python3 -P -m pytest -q -c /dev/null --rootdir /lab -o asyncio_mode=auto -p no:cacheprovider"
+    said = await lab.dom0(f"cd /lab && {pytest} tests/platforms/real_contract.py", seconds=300)
+    count = said.strip().splitlines()[-1]
+    assert "passed" in count, said
+    assert "skipped" not in count, said
+    return count
+
+
+def _share(place: Path) -> None:
+    shutil.copytree(TESTS, place, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
