@@ -170,7 +170,7 @@ def guest_base(root: Path, release: Path) -> bytes:
 
 _NOT_FOR_GUESTS = {
     *("test", "idlelib", "tkinter", "ensurepip", "turtledemo", "pydoc_data"),
-    *("pytest", "_pytest", "hypothesis", "pygments", "pydantic", "pydantic_core"),
+    *("pytest", "_pytest", "hypothesis", "pygments"),
 }
 """Directories of Python's library, and of packages that `netback guest` does without: a guest's memory holds it all."""
 
