@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tests.xenstore.test_model import ROOT, Game
 
 from netback.abi.xs_wire import Errno, Op
+from netback.lab.store_requests import Draw
 from netback.xenstore.quota import Quota
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet, Parser
@@ -87,52 +88,13 @@ WORDS = (Ask, Connect, Domain, Flow, Hostile, Modelled, Raw)
 # --- drawing
 
 
-def path(rng: random.Random) -> bytes:
-    names = b"/".join(rng.choice((b"a", b"b", b"c")) for _ in range(rng.choice((1, 1, 2, 3, 12))))
-    return rng.choice(
-        (
-            names,
-            names,
-            b"/" + names,
-            b"/local/domain/%d/" % rng.choice(DOMAINS) + names,
-            b"/local/domain/%d/" % rng.choice(DOMAINS) + names,
-            b"/local/domain",
-            rng.choice((b"", b"/", b"//", b"a//b", b"a/", b"@nobody", *SPECIAL)),
-            b"/" + b"x" * rng.choice((60, 70, 2040, 2050, 3071, 3073)),
-            rng.randbytes(rng.randint(0, 8)).replace(b"\0", b"\xff"),
-        )
-    )
-
-
-def number(rng: random.Random) -> bytes:
-    return str(rng.choice((0, 1, 2, 3, 9, -1, 0x7FF0, 65536, 2**32, 10**12))).encode()
-
-
-def perms(rng: random.Random) -> bytes:
-    letters = (b"n", b"r", b"w", b"b", b"b", b"x", b"")
-    return b"\0".join(rng.choice(letters) + number(rng) for _ in range(rng.choice((1, 1, 2, 3, 4, 9))))
+KNOWN = (*DOMAINS, 9, 0x7FF0, 2**32)
+HOMES = tuple(b"/local/domain/%d/" % domid for domid in DOMAINS)
 
 
 def payload(rng: random.Random, op: int) -> bytes:
-    match op:
-        case Op.WRITE:
-            return path(rng) + b"\0" + rng.randbytes(rng.choice((0, 1, 5, 150, 300, 2000)))
-        case Op.WATCH | Op.UNWATCH:
-            return path(rng) + b"\0" + rng.choice((b"t", b"u", b"", b"t" * 3000)) + b"\0"
-        case Op.SET_PERMS:
-            return path(rng) + b"\0" + perms(rng) + b"\0"
-        case Op.TRANSACTION_END:
-            return rng.choice((b"T\0", b"T\0", b"F\0", b"X\0", b""))
-        case Op.TRANSACTION_START | Op.RESET_WATCHES:
-            return rng.choice((b"\0", b"\0", b"", b"x"))
-        case Op.DIRECTORY_PART:
-            return path(rng) + b"\0" + number(rng) + b"\0"
-        case Op.INTRODUCE | Op.SET_TARGET:
-            return b"\0".join(number(rng) for _ in range(rng.choice((1, 2, 3)))) + b"\0"
-        case Op.RELEASE | Op.GET_DOMAIN_PATH | Op.IS_DOMAIN_INTRODUCED | Op.RESUME:
-            return number(rng) + b"\0"
-        case _:
-            return path(rng) + b"\0"
+    whole = b"/local/domain", b"/", *SPECIAL
+    return Draw(rng, (b"", b"", b"/", *HOMES), KNOWN, KNOWN, whole=whole).payload(op)
 
 
 OFTEN = (Op.WRITE, Op.WRITE, Op.WRITE, Op.WATCH, Op.MKDIR, Op.RM, Op.TRANSACTION_START, Op.TRANSACTION_END)

@@ -70,7 +70,9 @@ async def test_rm_tidies_empty_parents(tool: Tools) -> None:
     assert await tool("list", "/a") == ("d\n", 0)
 
 
-async def test_ls_shows_the_tree_and_its_permissions(tool: Tools) -> None:
+async def test_ls_shows_the_tree_and_its_permissions(tool: Tools, server: Server) -> None:
+    server.introduce(1, home=False)
+    server.introduce(5, home=False)
     await tool("write", "/vm/one/name", "guest", "/vm/two", "")
     assert await tool("chmod", "/vm/one", "n1", "r2", "b3") == ("", 0)
     assert await tool("ls", "-f", "/vm") == ('/vm/one = ""\n/vm/one/name = "guest"\n/vm/two = ""\n', 0)
@@ -96,7 +98,8 @@ async def test_ls_lists_more_than_one_message_holds(tool: Tools, tmp_path: Path)
     assert (out.count(' = "x"'), code) == (1500, 0)
 
 
-async def test_watch_prints_what_fires(tool: Tools, tmp_path: Path) -> None:
+async def test_watch_prints_what_fires(tool: Tools, server: Server) -> None:
+    server.introduce(1, home=False)
     process = await tool.start("watch", "-n", "4", "/w")
     assert process.stdout is not None
 

@@ -172,6 +172,8 @@ class Game:
 
     def __init__(self) -> None:
         server = Server()
+        for domid in DOMAINS[1:]:
+            server.introduce(domid, home=False)
         self.talkers = {domid: Talker(server, domid) for domid in DOMAINS}
         self.main: Nodes = {ROOT: ("", ("n0",), ())}
         self.talkers[0].ask(Op.RM, "/tool")

@@ -83,7 +83,7 @@ def test_a_guest_lists_so_many_permissions() -> None:
     guest.ask(Op.MKDIR, "a")
     assert guest.ask(Op.SET_PERMS, "a", "n1", "r2", "r3", "r4", "r5") == OK
     assert guest.ask(Op.SET_PERMS, "a", "n1", "r2", "r3", "r4", "r5", "r6") == Errno.ENOSPC
-    assert dom0.ask(Op.SET_PERMS, "/tool", *[f"r{domid}" for domid in range(100)]) == OK
+    assert dom0.ask(Op.SET_PERMS, "/tool", *[f"r{domid}" for domid in [0, *range(100)]]) == OK
 
 
 def test_a_guest_has_so_many_watches() -> None:
@@ -301,7 +301,7 @@ ODD = [
     (Op.SET_TARGET, b"1\0"),
     (Op.CONTROL, b""),
     (Op.GET_DOMAIN_PATH, b"1"),
-    (Op.GET_DOMAIN_PATH, b"99999999999\0"),
+    (Op.GET_DOMAIN_PATH, b"9" * 30 + b"\0"),
 ]
 
 

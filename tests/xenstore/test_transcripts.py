@@ -105,8 +105,10 @@ TRANSCRIPTS: dict[str, list[Row]] = {
         *[(0, NONE, (SET_PERMS, "/n", text), E.EINVAL) for text in BAD_PERMS],
         (0, NONE, (SET_PERMS, "/n"), E.EINVAL),
         (0, NONE, (SET_PERMS, "/none", "r1"), E.ENOENT),
-        (0, NONE, (SET_PERMS, "/n", "r32751"), OK),
-        (0, NONE, (GET_PERMS, "/n"), "r32751"),
+        (0, NONE, (SET_PERMS, "/n", "n0", "r32751"), OK),
+        (0, NONE, (GET_PERMS, "/n"), "n0 r32751"),
+        (0, NONE, (SET_PERMS, "/n", "n32751"), E.ENOENT),  # an owner is a domain
+        (0, NONE, (SET_PERMS, "/n", "n0"), OK),
     ],
     "new nodes inherit": [
         (0, NONE, (MKDIR, "/shared"), OK),
@@ -376,6 +378,11 @@ TRANSCRIPTS: dict[str, list[Row]] = {
         (0, NONE, (Op.INTRODUCE, "40000", "1", "1"), E.EINVAL),
         (0, NONE, (Op.RELEASE, "0"), E.EINVAL),
         (0, NONE, (Op.SET_TARGET, "1", "9"), E.ENOENT),
+        (0, NONE, (Op.SET_TARGET, "1", "9", "more"), E.ENOENT),
+        *[(0, NONE, (op, "40000"), E.ENOENT) for op in (Op.RELEASE, Op.RESUME)],  # no domain, as any other
+        (0, NONE, (Op.RELEASE, "-1"), E.ENOENT),
+        (0, NONE, (Op.IS_DOMAIN_INTRODUCED, "-1"), "F"),
+        (0, NONE, (Op.GET_DOMAIN_PATH, "40000"), "/local/domain/40000"),
         (0, NONE, (Op.GET_DOMAIN_PATH, "9"), "/local/domain/9"),
         (1, NONE, (Op.GET_DOMAIN_PATH, "1"), HOME),
         (1, NONE, (Op.GET_DOMAIN_PATH, "x"), E.EINVAL),

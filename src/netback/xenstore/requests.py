@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OK = b"OK\0"
 _NUMBER = re.compile(rb"[0-9]{1,10}")
+_INTEGER = re.compile(rb"-?[0-9]{1,20}")
 
 
 def _one(payload: bytes) -> bytes:
@@ -39,6 +40,12 @@ def _number(text: bytes) -> int:
     return int(text)
 
 
+def _integer(text: bytes) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise Refused(Errno.EINVAL)
+    return int(text)
+
+
 def _domid(text: bytes) -> int:
     domid = _number(text)
     if domid >= DOMID_FIRST_RESERVED:
@@ -47,8 +54,8 @@ def _domid(text: bytes) -> int:
 
 
 def _guest(connection: "Connection", text: bytes) -> int:
-    """The domid of an introduced domain other than domain 0."""
-    domid = _domid(text)
+    """The domid of an introduced domain other than domain 0. What can be no domid names no domain, as in xenstored."""
+    domid = _integer(text)
     if domid == 0:
         raise Refused(Errno.EINVAL)
     if domid not in connection.server.introduced:
@@ -104,6 +111,8 @@ def _get_perms(connection: "Connection", view: View, payload: bytes) -> bytes:
 def _set_perms(connection: "Connection", view: View, payload: bytes) -> bytes:
     name, *texts = _strings(payload, 2, PAYLOAD_MAX)
     perms = tuple([parse_perm(text) for text in texts])
+    if perms[0].domid not in connection.server.introduced:  # nobody would count the node, or remove it
+        raise Refused(Errno.ENOENT)
     view.set_perms(connection.path(name, special=True), perms, connection.caller)
     return OK
 
@@ -151,7 +160,7 @@ def _transaction_end(connection: "Connection", view: View, payload: bytes) -> by
 
 def _introduce(connection: "Connection", view: View, payload: bytes) -> bytes:
     """The frame and port matter where the store maps the ring; here a domain's connection comes by itself."""
-    domid, _frame, port = _strings(payload, 3, 4)[:3]
+    domid, _frame, port = _strings(payload, 3, PAYLOAD_MAX)[:3]
     if _domid(domid) == 0 or _number(port) == 0:
         raise Refused(Errno.EINVAL)
     connection.server.introduce(_domid(domid), home=False)
@@ -169,17 +178,17 @@ def _resume(connection: "Connection", view: View, payload: bytes) -> bytes:
 
 
 def _set_target(connection: "Connection", view: View, payload: bytes) -> bytes:
-    domid, target = (_guest(connection, text) for text in _strings(payload, 2, 2))
+    domid, target = (_guest(connection, text) for text in _strings(payload, 2, PAYLOAD_MAX)[:2])
     connection.server.set_target(domid, target)
     return OK
 
 
 def _get_domain_path(connection: "Connection", view: View, payload: bytes) -> bytes:
-    return joined(paths.home(_domid(_one(payload))))
+    return joined(paths.home(_integer(_one(payload))))  # useless for what is no domain, says xenstore.txt
 
 
 def _is_domain_introduced(connection: "Connection", view: View, payload: bytes) -> bytes:
-    return b"T\0" if _number(_one(payload)) in connection.server.introduced else b"F\0"
+    return b"T\0" if _integer(_one(payload)) in connection.server.introduced else b"F\0"
 
 
 # ---- control

@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One list of requests, two stores, netback's own and one that is here: do they answer alike?
+
+    python3 -m netback.lab.alike /run/xenstored/socket --seeds 1-8       in dom0, with dom0's privilege
+    python3 -m netback.lab.alike /dev/xen/xenbus --seeds 1-8             in a guest, with its own
+
+A list follows from its seed. It stays below nodes of its own, names no domain that is there and takes nothing from
+anybody, so it may be played on the store of a host that lives. Transaction ids, the order of children and how often an
+event is told are nobody's promise, and are not compared. What differs beyond that is in DIFFERENCES, or a fault.
+"""
+
+import argparse
+import errno
+import socket
+import stat
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from netback.abi.xs_wire import ABS_PATH_MAX, DOMID_FIRST_RESERVED, HEADER, PAYLOAD_MAX, Op
+from netback.lab.store_requests import Draw
+from netback.xenstore.server import Server
+from netback.xenstore.wire import Packet, Parser, joined, strings
+
+STEPS = 300
+"""Of a list."""
+NOBODY = (9999, 32000)
+"""Domids that no domain has."""
+CLOSED = "closed"
+_NO_TRANSACTION = 2**32 - 1
+_SETTLED = b"settled"
+
+
+# --- a list
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request of one of the connections. `tx`: 0 none, 1 its latest transaction; anything else is an id itself."""
+
+    line: int
+    op: int
+    tx: int
+    payload: bytes
+
+    def __str__(self) -> str:
+        name = Op(self.op).name if self.op in set(Op) else str(self.op)
+        return f"connection {self.line}, transaction {self.tx}: {name} {_short(self.payload)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What each connection's watches told since the last time."""
+
+    def __str__(self) -> str:
+        return "watch events"
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """The same request with a growing number in its payload, until it is refused: the answer is the refusal."""
+
+    op: int
+    payload: bytes
+    most: int
+
+    def __str__(self) -> str:
+        return f"{Op(self.op).name} {_short(self.payload)}, over and over"
+
+
+Step = Ask | Events | Until
+
+_OFTEN = (
+    *(Op.WRITE,) * 6,
+    *(Op.MKDIR, Op.RM, Op.READ, Op.DIRECTORY, Op.GET_PERMS, Op.SET_PERMS) * 3,
+    *(Op.WATCH, Op.UNWATCH, Op.TRANSACTION_START, Op.TRANSACTION_END) * 2,
+    *(Op.DIRECTORY_PART, Op.GET_DOMAIN_PATH, Op.IS_DOMAIN_INTRODUCED),
+    *(Op.INTRODUCE, Op.RELEASE, Op.RESUME, Op.SET_TARGET, Op.WATCH_EVENT, Op.ERROR, 20, 23, 255, 2**32 - 1),
+)
+_OF_DOMAINS = (Op.INTRODUCE, Op.RELEASE, Op.RESUME, Op.SET_TARGET)
+"""Whose payloads are never nonsense: xenstored reads a word as domain 0."""
+
+
+def make(seed: int, side: "Side", steps: int = STEPS) -> list[Step]:
+    """The list of a seed for one side.
+
+    While a transaction is open, it and everybody else keep to places of their own, but for what is to make it fail: the
+    stores do not promise alike what a transaction sees of a change that came after its beginning.
+    """
+    rng = Random(seed)
+    made: list[Step] = []
+    opened: int | None = None
+    """The connection that has a transaction."""
+    watched: list[bytes] = []
+    while len(made) < steps:
+        line, op = rng.randrange(side.lines), int(rng.choice(_OFTEN))
+        inside = line == opened and rng.random() < 0.8
+        places = side.places if opened is None else (side.inside if inside else side.outside)
+        payload = _payload(rng, op, side, places)
+        if op == Op.WATCH:
+            watched.append(payload)
+        if op == Op.UNWATCH and watched and rng.random() < 0.6:
+            payload = rng.choice(watched)
+        tx = int(inside) if opened is not None else rng.choice((*(0,) * 20, 1, _NO_TRANSACTION))
+        if op == Op.TRANSACTION_START and not inside:
+            if opened is not None:
+                continue
+            opened, tx = line, 0
+        if op == Op.TRANSACTION_END and inside:
+            if rng.random() < 0.4:
+                made += _conflict(rng, line, side)
+            opened = None
+            payload = rng.choice((b"T\0", b"T\0", b"F\0"))
+        made.append(Ask(line, op, tx, payload[: side.payload_max]))
+        if rng.random() < 0.25:
+            made.append(Events())
+    return [*made, Events(), *side.ending]
+
+
+def _payload(rng: Random, op: int, side: "Side", places: tuple[bytes, ...]) -> bytes:
+    if rng.random() < 0.05 and op not in _OF_DOMAINS:
+        return rng.randbytes(rng.choice((0, 3, 40)))
+    whole = (*(place.rstrip(b"/") for place in places), *(side.foreign if places == side.places else ()))
+    draw = Draw(rng, places, (0, side.domid, *NOBODY), ends=(), lengths=side.lengths, whole=whole)
+    return draw.payload(op) + (b"more\0" if rng.random() < 0.05 else b"")
+
+
+def _conflict(rng: Random, line: int, side: "Side") -> list[Step]:
+    """What the transaction has seen is changed by somebody else."""
+    seen = side.inside[0].rstrip(b"/")
+    change = rng.choice((Ask(line, Op.WRITE, 0, seen + b"\0new"), Ask(line, Op.RM, 0, seen + b"\0")))
+    return [
+        Ask(line, Op.MKDIR, 1, seen + b"\0"),
+        Ask(line, Op.READ, 1, seen + b"\0"),
+        Ask(line, Op.WRITE, 1, seen + b"\0mine"),
+        change,
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Who asks: how many connections, where their paths lie, and what the list ends with."""
+
+    domid: int
+    root: bytes
+    """An absolute path: the nodes of a list lie below it, in two places."""
+    inside: tuple[bytes, ...]
+    outside: tuple[bytes, ...]
+    """Where paths begin: of requests in a transaction, and of others meanwhile."""
+    foreign: tuple[bytes, ...] = ()
+    """Paths that are not the asker's."""
+    lengths: tuple[int, ...] = (60, 2040, 2050, 3071, 3073)
+    lines: int = 1
+    payload_max: int = PAYLOAD_MAX
+    ending: tuple[Step, ...] = ()
+
+    @property
+    def places(self) -> tuple[bytes, ...]:
+        return self.inside + self.outside
+
+
+def dom0() -> Side:
+    """Two connections of domain 0 on a socket."""
+    root = b"/local/domain/0/netback-alike"
+    near = b"netback-alike/in"
+    return Side(
+        domid=0,
+        root=root,
+        inside=(root + b"/in/", near + b"/"),
+        outside=(root + b"/out/",),
+        lengths=(60, 2040, 2050),
+        lines=2,
+        ending=(
+            Ask(0, Op.READ, 0, b"/" + b"x" * ABS_PATH_MAX + b"\0"),
+            Ask(0, Op.MKDIR, 0, near + b"\0"),
+            Ask(0, Op.SET_PERMS, 0, near + b"\0n%d\0" % DOMID_FIRST_RESERVED),
+            Ask(0, Op.INTRODUCE, 0, b"%d\x001\x001\0" % NOBODY[1]),
+            Ask(0, Op.RELEASE, 0, b"%d\0" % NOBODY[1]),
+            *(Ask(0, op, 0, b"%d\0" % NOBODY[0]) for op in (Op.RELEASE, Op.RESUME)),
+            Ask(0, Op.SET_TARGET, 0, b"%d\0%d\0" % NOBODY),
+            Ask(0, Op.CONTROL, 0, b"no-such-command\0"),
+            Ask(0, Op.RESET_WATCHES, 0, b"\0"),
+        ),
+    )
+
+
+def guest(domid: int) -> Side:
+    """A guest's only way to the store, its kernel's; the list ends with its quota used up."""
+    home = b"/local/domain/%d" % domid
+    root, near = home + b"/data/alike", b"data/alike"
+    full = root + b"/full/"
+    return Side(
+        domid=domid,
+        root=root,
+        inside=(near + b"/in/", root + b"/in/"),
+        outside=(near + b"/out/", b"/local/domain/0/", b"/"),
+        foreign=(b"/local", b"/local/domain", home),
+        # Linux takes no more in one message with its header.
+        payload_max=PAYLOAD_MAX - HEADER.size,
+        ending=(
+            Until(Op.TRANSACTION_START, b"\0", 20),
+            Until(Op.WRITE, full + b"%d\0", 1100),
+            Ask(0, Op.RM, 0, full[:-1] + b"\0"),
+            Ask(0, Op.WRITE, 0, near + b"/again\0and there is room"),
+            Ask(0, Op.READ, 0, near + b"/again\0"),
+            Until(Op.WATCH, near + b"\0w%d\0", 140),
+        ),
+    )
+
+
+# --- playing it
+
+
+class Line:
+    """A connection to a store, one request at a time."""
+
+    def __init__(
+        self, send: Callable[[bytes], object], receive: Callable[[], bytes], close: Callable[[], object]
+    ) -> None:
+        self._send, self._receive, self.close = send, receive, close
+        self._parser = Parser()
+        self._last = 0
+        self.told: set[tuple[bytes, bytes]] = set()
+        self.transactions: list[int] = []
+
+    def ask(self, op: int, payload: bytes, tx: int = 0) -> str:
+        """The answer as it is compared."""
+        self._last += 1
+        try:
+            self._send(Packet(op, self._last, tx, payload).encode())
+            packet = self._next()
+            while packet.type == Op.WATCH_EVENT:
+                self._take(packet)
+                packet = self._next()
+        except EOFError:
+            return CLOSED
+        except OSError as error:  # so Linux refuses on /dev/xen/xenbus what it looks at itself
+            return errno.errorcode.get(error.errno or 0, str(error))
+        if packet.type == Op.TRANSACTION_START:
+            self.transactions.append(int(packet.payload[:-1]))
+        return plain(op, packet)
+
+    def settle(self, place: bytes) -> list[str]:
+        """All that was told so far: what this causes itself comes last, on every way to a store."""
+        mine = place, _SETTLED
+        self.told.discard(mine)
+        self.ask(Op.WRITE, place + b"\0")
+        while mine not in self.told:
+            self._take(self._next())
+        told = sorted(one for one in self.told if _SETTLED not in one[0])
+        self.told.clear()
+        return [f"{_short(path)} {_short(token)}" for path, token in told]
+
+    def transaction(self, tx: int) -> int:
+        """The id that a list means."""
+        if tx == 1:
+            return self.transactions[-1] if self.transactions else _NO_TRANSACTION
+        return tx
+
+    def _next(self) -> Packet:
+        while (packet := self._parser.next_packet()) is None:
+            data = self._receive()
+            if not data:
+                raise EOFError
+            self._parser.feed(data)
+        return packet
+
+    def _take(self, packet: Packet) -> None:
+        path, token = strings(packet.payload)[:2]
+        self.told.add((path, token))
+
+
+def plain(op: int, packet: Packet) -> str:
+    """An answer without what nobody promises."""
+    payload = packet.payload
+    if packet.type == Op.ERROR:
+        return payload.rstrip(b"\0").decode()
+    match op:
+        case Op.TRANSACTION_START:
+            return "begun"
+        case Op.DIRECTORY:
+            return " ".join(sorted(map(_short, strings(payload))))
+        case Op.DIRECTORY_PART:
+            return " ".join(sorted(map(_short, strings(payload)[1:])))
+    return f"{'' if packet.type == op else packet.type}{_short(payload)}"
+
+
+def _short(data: bytes) -> str:
+    text = repr(data)[2:-1]
+    return text if len(text) < 100 else f"{text[:40]}...{len(data)} bytes, {hash_of(data)}"
+
+
+def hash_of(data: bytes) -> str:
+    """Tells long values apart."""
+    return f"{sum((at + 1) * byte for at, byte in enumerate(data)) % 2**32:08x}"
+
+
+def play(steps: Iterable[Step], side: Side, connect: Callable[[], Line]) -> Iterator[str]:
+    """The answer to each step."""
+    lines = [connect() for _ in range(side.lines)]
+    settling = [side.root + b"-settled-%d" % number for number in range(side.lines)]
+    lines[0].ask(Op.RM, side.root + b"\0")
+    for name in (b"/in", b"/out"):
+        lines[0].ask(Op.MKDIR, side.root + name + b"\0")
+    for line, place in zip(lines, settling, strict=True):
+        line.ask(Op.WATCH, joined(place, _SETTLED))
+        line.settle(place)
+    for step in steps:
+        match step:
+            case Ask(number, op, tx, payload):
+                line = lines[number]
+                yield line.ask(op, payload, line.transaction(tx))
+            case Events():
+                told = [line.settle(place) for line, place in zip(lines, settling, strict=True)]
+                yield "; ".join(", ".join(one) for one in told)
+            case Until(op, payload, most):
+                yield _until(lines[0], op, payload, most)
+    for name in (*settling, side.root):
+        lines[0].ask(Op.RM, name + b"\0")
+    for line in lines:
+        line.close()
+
+
+def _until(line: Line, op: int, payload: bytes, most: int) -> str:
+    for number in range(most):
+        answer = line.ask(op, payload % number if b"%d" in payload else payload)
+        if answer not in ("OK\\x00", "begun"):
+            return answer
+    return f"never refused in {most}"
+
+
+# --- the two stores
+
+
+def reach(path: Path) -> Line:
+    """A connection to the store behind a socket or a device."""
+    if stat.S_ISSOCK(path.stat().st_mode):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(path))
+        return Line(sock.sendall, lambda: sock.recv(65536), sock.close)
+    device = path.open("r+b", buffering=0)
+    return Line(device.write, lambda: device.read(65536) or b"", device.close)
+
+
+def own(side: Side) -> Callable[[], Line]:
+    """Connections to netback's store."""
+    server = Server()
+    if side.domid:
+        server.introduce(side.domid)
+        furnish(_line(server, 0), side.domid)
+    return lambda: _line(server, side.domid)
+
+
+def furnish(line: Line, domid: int) -> None:
+    """What libxl makes for a domain, as far as lists touch it."""
+    home, it = b"/local/domain/%d" % domid, b"%d" % domid
+    line.ask(Op.SET_PERMS, joined(home, b"n0", b"r" + it))
+    line.ask(Op.MKDIR, joined(b"/local/domain/0"))
+    line.ask(Op.MKDIR, joined(home + b"/data"))
+    line.ask(Op.SET_PERMS, joined(home + b"/data", b"n" + it))
+
+
+def _line(server: Server, domid: int) -> Line:
+    sent: deque[bytes] = deque()
+    connection = server.connect(domid, sent.append)
+    return Line(connection.receive, lambda: sent.popleft() if sent else b"", connection.close)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that the two stores do not do alike, and why that stays."""
+
+    what: str
+    fits: Callable[[Step, str, str], bool]
+    """Whether it explains a step with netback's answer and the other's."""
+
+
+def _asks(step: Step, *ops: Op) -> bool:
+    return isinstance(step, Ask) and step.op in ops
+
+
+DIFFERENCES = (
+    Difference(
+        "a path of domain 0 beyond XENSTORE_ABS_PATH_MAX: netback refuses it, as xs_wire.h says; xenstored looks",
+        lambda step, mine, other: (
+            isinstance(step, Ask) and len(step.payload) > ABS_PATH_MAX and mine == "EINVAL" != other
+        ),
+    ),
+    Difference(
+        "permissions for what can be no domid: netback refuses the string, xenstored misses the domain",
+        lambda step, mine, other: _asks(step, Op.SET_PERMS) and (mine, other) == ("EINVAL", "ENOENT"),
+    ),
+    Difference(
+        "a domid that is none, or no number: xenstored reads what digits there are and takes DOMID_SELF for somebody",
+        lambda step, mine, other: _asks(step, Op.GET_DOMAIN_PATH, Op.IS_DOMAIN_INTRODUCED),
+    ),
+    Difference(
+        "INTRODUCE and RELEASE of a domain that is not there: netback believes the caller, xenstored asks Xen",
+        lambda step, mine, other: _asks(step, Op.INTRODUCE, Op.RELEASE) and mine == "OK\\x00" != other,
+    ),
+)
+
+
+def compare(
+    side: Side, seed: int, here: Callable[[], Line], steps: int = STEPS
+) -> tuple[Counter[str], list[str]]:
+    """How often each known difference showed, and what nothing explains."""
+    known: Counter[str] = Counter()
+    faults = []
+    asked = make(seed, side, steps)
+    for number, (step, mine, other) in enumerate(
+        zip(asked, play(asked, side, own(side)), play(asked, side, here), strict=True)
+    ):
+        if mine == other:
+            continue
+        reason = next((one.what for one in DIFFERENCES if one.fits(step, mine, other)), None)
+        if reason is None:
+            faults.append(f"seed {seed}, step {number}, {step}:\n  netback: {mine}\n  other:   {other}")
+        else:
+            known[reason] += 1
+    return known, faults
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 where the stores are alike."""
+    parser = argparse.ArgumentParser(prog="netback.lab.alike", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("store", type=Path, help="xenstored's socket, or /dev/xen/xenbus")
+    parser.add_argument("--seeds", default="1-4", help="A-B")
+    asked = parser.parse_args(arguments)
+    first, _, last = asked.seeds.partition("-")
+    here = partial(reach, asked.store)
+    side = _side(here)
+    known: Counter[str] = Counter()
+    faults: list[str] = []
+    requests = 0
+    for seed in range(int(first), int(last or first) + 1):
+        more, new = compare(side, seed, here)
+        known += more
+        faults += new
+        requests += STEPS
+    for what, times in known.items():
+        print(f"{times:4} times: {what}")
+    print(*faults[:200], sep="\n")
+    print(f"{requests} requests of domain {side.domid}: {len(faults)} differences that nothing explains")
+    return 1 if faults else 0
+
+
+def _side(connect: Callable[[], Line]) -> Side:
+    line = connect()
+    domid = line.ask(Op.READ, b"domid\0")
+    line.close()
+    return guest(int(domid)) if domid.isdigit() and domid != "0" else dom0()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of requests that two stores answer: ours is like itself over a socket, and one that is not is found out."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from netback.abi.xs_wire import Errno, Op
+from netback.lab import alike
+from netback.lab.alike import Ask, Line, Until
+from netback.platforms.emulated.store_socket import attach_store
+from netback.xenstore import requests
+from netback.xenstore.server import Server
+from netback.xenstore.wire import joined
+
+from .serving import serving
+
+SIDES = pytest.mark.parametrize("side", [alike.dom0(), alike.guest(3)], ids=["dom0", "guest"])
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with serving(tmp_path / "s") as server:
+        server.introduce(3)
+        yield server
+
+
+async def test_our_store_is_like_itself_over_its_socket(server: Server, tmp_path: Path) -> None:
+    known, faults = await asyncio.to_thread(
+        alike.compare, alike.dom0(), 1, lambda: alike.reach(tmp_path / "s")
+    )
+    assert (dict(known), faults) == ({}, [])
+
+
+async def test_our_store_is_like_itself_for_a_guest(server: Server, tmp_path: Path) -> None:
+    dom0 = alike.reach(tmp_path / "s")
+    ours, theirs = socket.socketpair()
+    await attach_store(server, theirs, 3)
+    guest = Line(ours.sendall, lambda: ours.recv(65536), ours.close)
+
+    def ask() -> list[str]:
+        alike.furnish(dom0, 3)
+        dom0.close()
+        return alike.compare(alike.guest(3), 1, lambda: guest)[1]
+
+    assert await asyncio.to_thread(ask) == []
+
+
+@SIDES
+def test_a_list_follows_from_its_seed(side: alike.Side) -> None:
+    assert alike.make(7, side) == alike.make(7, side) != alike.make(8, side)
+
+
+@SIDES
+def test_a_list_asks_for_everything_and_is_answered_both_ways(side: alike.Side) -> None:
+    """Each request that a side may make succeeds somewhere and fails somewhere; transactions commit and conflict."""
+    seen: dict[int, set[str]] = {}
+    for seed in range(1, 9):
+        steps = alike.make(seed, side)
+        for step, answer in zip(steps, alike.play(steps, side, alike.own(side)), strict=True):
+            if isinstance(step, Ask | Until):
+                seen.setdefault(step.op, set()).add(answer if answer in Errno.__members__ else "answered")
+    both = {Op.READ, Op.WRITE, Op.MKDIR, Op.RM, Op.DIRECTORY, Op.DIRECTORY_PART, Op.GET_PERMS, Op.SET_PERMS}
+    for op in both | {Op.WATCH, Op.UNWATCH, Op.TRANSACTION_START, Op.TRANSACTION_END}:
+        assert "answered" in seen[op], op.name
+        assert len(seen[op]) > 1, op.name
+    assert seen[Op.TRANSACTION_END] >= {"EAGAIN", "ENOENT", "EINVAL"}
+    if side.domid:
+        assert {"ENOSPC"} <= seen[Op.WRITE]
+        assert {"E2BIG"} <= seen[Op.WATCH]
+        assert {"ENOSPC"} <= seen[Op.TRANSACTION_START]
+
+
+@SIDES
+@pytest.mark.parametrize("op", [Op.RM, Op.SET_PERMS, Op.TRANSACTION_END])
+def test_a_store_that_says_more_than_it_does_is_found_out(
+    side: alike.Side, op: Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers OK and changes nothing."""
+    steps = alike.make(1, side)
+    honest = list(alike.play(steps, side, alike.own(side)))
+    handler = requests.HANDLERS[op]
+    monkeypatch.setitem(requests.HANDLERS, op, handler._replace(serve=lambda *_: requests.OK))
+    assert list(alike.play(steps, side, alike.own(side))) != honest
+
+
+def test_a_lost_event_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = alike.dom0()
+    steps = alike.make(1, side)
+    honest = list(alike.play(steps, side, alike.own(side)))
+    take = Line._take
+
+    def lose(line: Line, packet: object) -> None:
+        take(line, packet)  # type: ignore[arg-type]
+        line.told = {one for one in line.told if b"/out" not in one[0]}
+
+    monkeypatch.setattr(Line, "_take", lose)
+    assert list(alike.play(steps, side, alike.own(side))) != honest
+
+
+def test_what_the_table_knows_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that takes long paths, as xenstored does, differs in what the table says and in nothing else."""
+
+    def reading(ask: Line) -> Line:
+        plain = ask.ask
+
+        def other(op: int, payload: bytes, tx: int = 0) -> str:
+            answer = plain(op, payload, tx)
+            return "ENOENT" if op == Op.READ and payload == joined(b"/" + b"x" * 3072) else answer
+
+        monkeypatch.setattr(ask, "ask", other)
+        return ask
+
+    side = alike.dom0()
+    theirs = alike.own(side)
+    known, faults = alike.compare(side, 1, lambda: reading(theirs()))
+    assert faults == []
+    assert list(known.values()) == [1]
