@@ -383,20 +383,38 @@ def _asks(step: Step, *ops: Op) -> bool:
     return isinstance(step, Ask) and step.op in ops
 
 
+def _domid(text: bytes) -> bool:
+    return text.isdigit() and int(text) < DOMID_FIRST_RESERVED
+
+
+def _names_a_domain(step: Step) -> bool:
+    return isinstance(step, Ask) and _domid(step.payload[:-1])
+
+
+def _permits_domains(step: Step) -> bool:
+    return isinstance(step, Ask) and all(_domid(text[1:]) for text in strings(step.payload)[1:])
+
+
+def _long(step: Step) -> bool:
+    return isinstance(step, Ask) and len(step.payload.partition(b"\0")[0]) > ABS_PATH_MAX
+
+
 DIFFERENCES = (
     Difference(
         "a path of domain 0 beyond XENSTORE_ABS_PATH_MAX: netback refuses it, as xs_wire.h says; xenstored looks",
-        lambda step, mine, other: (
-            isinstance(step, Ask) and len(step.payload) > ABS_PATH_MAX and mine == "EINVAL" != other
-        ),
+        lambda step, mine, other: _long(step) and mine == "EINVAL" != other,
     ),
     Difference(
         "permissions for what can be no domid: netback refuses the string, xenstored misses the domain",
-        lambda step, mine, other: _asks(step, Op.SET_PERMS) and (mine, other) == ("EINVAL", "ENOENT"),
+        lambda step, mine, other: (
+            _asks(step, Op.SET_PERMS) and not _permits_domains(step) and (mine, other) == ("EINVAL", "ENOENT")
+        ),
     ),
     Difference(
         "a domid that is none, or no number: xenstored reads what digits there are and takes DOMID_SELF for somebody",
-        lambda step, mine, other: _asks(step, Op.GET_DOMAIN_PATH, Op.IS_DOMAIN_INTRODUCED),
+        lambda step, mine, other: (
+            _asks(step, Op.GET_DOMAIN_PATH, Op.IS_DOMAIN_INTRODUCED) and not _names_a_domain(step)
+        ),
     ),
     Difference(
         "INTRODUCE and RELEASE of a domain that is not there: netback believes the caller, xenstored asks Xen",
