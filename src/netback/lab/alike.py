@@ -101,10 +101,10 @@ def make(seed: int, side: "Side", steps: int = STEPS) -> list[Step]:
         inside = line == opened and rng.random() < 0.8
         places = side.places if opened is None else (side.inside if inside else side.outside)
         payload = _payload(rng, op, side, places)
-        if op == Op.WATCH:
-            watched.append(payload)
-        if op == Op.UNWATCH and watched and rng.random() < 0.6:
-            payload = rng.choice(watched)
+        if op in (Op.WATCH, Op.UNWATCH):
+            if (chosen := _watching(rng, op, payload, watched, side)) is None:
+                continue
+            payload = chosen
         tx = int(inside) if opened is not None else rng.choice((*(0,) * 20, 1, _NO_TRANSACTION))
         if op == Op.TRANSACTION_START and not inside:
             if opened is not None:
@@ -127,6 +127,30 @@ def _payload(rng: Random, op: int, side: "Side", places: tuple[bytes, ...]) -> b
     whole = (*(place.rstrip(b"/") for place in places), *(side.foreign if places == side.places else ()))
     draw = Draw(rng, places, (0, side.domid, *NOBODY), ends=(), lengths=side.lengths, whole=whole)
     return draw.payload(op) + (b"more\0" if rng.random() < 0.05 else b"")
+
+
+def _watching(rng: Random, op: int, payload: bytes, watched: list[bytes], side: "Side") -> bytes | None:
+    """A watch to set or to remove; through Linux only what is well-formed, once set, and once removed.
+
+    Linux answers these itself on /dev/xen/xenbus: it keeps two equal watches, and removes what there is not.
+    """
+    if op == Op.UNWATCH and watched and (side.through_linux or rng.random() < 0.6):
+        return watched.pop(rng.randrange(len(watched)))
+    if not side.through_linux:
+        watched += [payload] * (op == Op.WATCH)
+        return payload
+    home = b"/local/domain/%d/" % side.domid
+    parts = strings(payload)
+    known = {one.removeprefix(home) for one in watched}
+    if (
+        op == Op.UNWATCH
+        or len(parts) != 2
+        or payload != joined(*parts)
+        or payload.removeprefix(home) in known
+    ):
+        return None
+    watched.append(payload)
+    return payload
 
 
 def _conflict(rng: Random, line: int, side: "Side") -> list[Step]:
@@ -155,6 +179,8 @@ class Side:
     """Paths that are not the asker's."""
     lengths: tuple[int, ...] = (60, 2040, 2050, 3071, 3073)
     lines: int = 1
+    through_linux: bool = False
+    """Over /dev/xen/xenbus, where Linux looks at some requests itself."""
     payload_max: int = PAYLOAD_MAX
     ending: tuple[Step, ...] = ()
 
@@ -199,6 +225,7 @@ def guest(domid: int) -> Side:
         inside=(near + b"/in/", root + b"/in/"),
         outside=(near + b"/out/", b"/local/domain/0/", b"/"),
         foreign=(b"/local", b"/local/domain", home),
+        through_linux=True,
         # Linux takes no more in one message with its header.
         payload_max=PAYLOAD_MAX - HEADER.size,
         ending=(
