@@ -29,9 +29,9 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 async def test_our_store_is_like_itself_over_its_socket(server: Server, tmp_path: Path) -> None:
-    known, faults = await asyncio.to_thread(
-        alike.compare, alike.dom0(), 1, lambda: alike.reach(tmp_path / "s")
-    )
+    side = alike.dom0()
+    steps = [*alike.make(1, side), *side.ending]
+    known, faults = await asyncio.to_thread(alike.compare, side, steps, lambda: alike.reach(tmp_path / "s"))
     assert (dict(known), faults) == ({}, [])
 
 
@@ -44,7 +44,8 @@ async def test_our_store_is_like_itself_for_a_guest(server: Server, tmp_path: Pa
     def ask() -> list[str]:
         alike.furnish(dom0, 3)
         dom0.close()
-        return alike.compare(alike.guest(3), 1, lambda: guest)[1]
+        side = alike.guest(3)
+        return alike.compare(side, [*alike.make(1, side), *side.ending], lambda: guest)[1]
 
     assert await asyncio.to_thread(ask) == []
 
@@ -59,7 +60,7 @@ def test_a_list_asks_for_everything_and_is_answered_both_ways(side: alike.Side) 
     """Each request that a side may make succeeds somewhere and fails somewhere; transactions commit and conflict."""
     seen: dict[int, set[str]] = {}
     for seed in range(1, 9):
-        steps = alike.make(seed, side)
+        steps = [*alike.make(seed, side), *side.ending]
         for step, answer in zip(steps, alike.play(steps, side, alike.own(side)), strict=True):
             if isinstance(step, Ask | Until):
                 seen.setdefault(step.op, set()).add(answer if answer in Errno.__members__ else "answered")
@@ -116,6 +117,6 @@ def test_what_the_table_knows_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> No
 
     side = alike.dom0()
     theirs = alike.own(side)
-    known, faults = alike.compare(side, 1, lambda: reading(theirs()))
+    known, faults = alike.compare(side, list(side.ending), lambda: reading(theirs()))
     assert faults == []
     assert list(known.values()) == [1]
