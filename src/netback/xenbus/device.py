@@ -434,6 +434,9 @@ class Device:
         await self._report(str(error))
 
     async def _report(self, reason: str) -> None:
+        """Tell it once, however often the device is looked at before it is mended."""
+        if reason == self.error:
+            return
         self.error = reason
         self._budget.warn(log, f"{self.name}: {reason}")
         with suppress(StoreError):
