@@ -6,7 +6,6 @@ Each list of requests follows from its seed (netback.lab.alike); where the two a
 
 from netback.lab.lab import Lab
 
-SMOKE = True
 ROUNDS = (2, 12)
 """Lists of some 300 requests, from each side."""
 PLAY = "python3 -P -m netback.lab.alike"

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How netback begins: beside another, without a device of Xen's, and on vifs found at state 1, 2, 4 and 5.
+
+A second netback and a missing device are one line and exit code 2, and doctor says the same; vifs go on from where they
+were found.
+"""
+
+import asyncio
+import json
+
+from netback.lab.lab import BRIDGE, Lab
+
+MAC = "00:16:3e:68:00:01"
+GNTDEV = "/dev/xen/gntdev"
+
+
+async def run(lab: Lab) -> None:
+    guest = await lab.create("g1")
+    assert "another netback serves domain 0" in await fails(lab)
+    await lab.netback.stop()
+    await lacking(lab)
+    attach = f"xl network-attach g1 mac={MAC} bridge={BRIDGE}"
+    backend = f"/local/domain/0/backend/vif/{guest.domid}/1"
+    await found(lab, attach, backend, "1")
+    await state(lab, backend, "4")
+    await lab.dom0(f"ping -c 3 {guest.address}")  # the first vif was found at 4
+    await lab.netback.stop()
+    await found(lab, f"xl network-detach g1 {MAC}", backend, "5")
+    await waiting(lab)
+
+
+async def fails(lab: Lab, before: str = "", options: str = "") -> str:
+    """The one line of a netback that does not begin."""
+    done = await lab.machine.run(f"{before} /opt/netback/bin/netback run {options}")
+    said = (done.out + done.err).strip()
+    assert done.code == 2, f"exit code {done.code}: {said}"
+    assert len(said.splitlines()) == 1, said
+    return said
+
+
+async def lacking(lab: Lab) -> None:
+    """One of Xen's devices is not there, and then may not be opened."""
+    await lab.dom0(f"mv {GNTDEV} {GNTDEV}.away")
+    try:
+        for said in (await fails(lab), await doctor(lab)):
+            assert GNTDEV in said, said
+            assert "xen-gntdev" in said, said
+    finally:
+        await lab.dom0(f"mv {GNTDEV}.away {GNTDEV}")
+    await lab.dom0(f"chmod 0 {GNTDEV}")
+    try:
+        said = await fails(lab, "setpriv --bounding-set -dac_override,-dac_read_search")
+    finally:
+        await lab.dom0(f"chmod 600 {GNTDEV}")
+    assert f"no permission to open {GNTDEV}" in said, said
+
+
+async def doctor(lab: Lab) -> str:
+    """What it finds wrong, as one text."""
+    done = await lab.machine.run("/opt/netback/bin/netback doctor --json")
+    assert done.code != 0, "doctor finds nothing wrong"
+    wrong = [finding for finding in json.loads(done.out) if finding["verdict"] == "fail"]
+    return json.dumps(wrong)
+
+
+async def found(lab: Lab, command: str, backend: str, at: str) -> None:
+    """xl waits for a backend that begins only when its node stands at a state; then xl is content."""
+    xl = asyncio.create_task(lab.dom0(command, seconds=90))
+    await state(lab, backend, at)
+    await lab.netback.start()
+    await xl
+
+
+async def waiting(lab: Lab) -> None:
+    """A guest whose driver comes late: its vif is found at 2."""
+    late = await lab.create("g2", up=False, more="netback.nofront")
+    backend = f"/local/domain/0/backend/vif/{late.domid}/0"
+    await state(lab, backend, "2")
+    await lab.netback.stop("KILL")
+    await lab.netback.start()
+    await late("modprobe xen-netfront")
+    await late.up()
+    await late.reachable()
+
+
+async def state(lab: Lab, backend: str, wanted: str) -> None:
+    await lab.until(
+        lambda: lab.succeeds(f'test "$(xenstore-read {backend}/state)" = {wanted}'),
+        f"{backend} is {wanted}",
+        seconds=30,
+    )

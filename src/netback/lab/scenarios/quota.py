@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest uses up its xenstore quota, takes away rights, spoils and removes its own frontend: only its own vif suffers.
+
+Held: netback has no fault and says little, a good guest beside it loses no ping, and the vif that suffered works again
+as soon as its frontend is mended.
+"""
+
+import asyncio
+
+from netback.lab.lab import BRIDGE, Guest, Lab
+from netback.lab.measure import echoes
+
+MAC = "00:16:3e:67:00:01"
+LINES = 40
+"""That netback may say about all of it."""
+
+ASK = """
+import sys
+from pathlib import Path
+from netback.abi.xs_wire import Op
+from netback.lab.alike import reach
+line = reach(Path("/dev/xen/xenbus"))
+"""
+FILL = """
+number, answer = 0, ""
+while answer in ("", "OK\\\\x00"):
+    answer = line.ask(Op.WRITE, b"data/full/%d\\0x" % number)
+    number += 1
+print(answer)
+"""
+"""Nodes until there may be no more."""
+
+
+async def run(lab: Lab) -> None:
+    good, bad = await lab.create("g1"), await lab.create("g2", python=True)
+    before = len(lab.netback.log.splitlines())
+    pinging = asyncio.create_task(lab.dom0(f"ping -q -i 0.2 -w 400 {good.address}", seconds=460, check=False))
+    for spoil in (full, rights, value, gone):
+        await spoil(lab, bad)
+        await lab.dom0(f"ping -c 2 {good.address}")
+    await lab.dom0("pkill -INT -x ping")
+    seen = echoes(await pinging)
+    assert seen.received >= seen.sent - 1, f"the good guest's pings: {seen}"
+    said = lab.netback.log.splitlines()[before:]
+    assert len(said) <= LINES, f"netback said {len(said)} lines:\n" + "\n".join(said[-LINES:])
+
+
+async def ask(guest: Guest, op: str, payload: str) -> str:
+    """One request of the guest's; `|` stands for NUL."""
+    words = repr(payload.replace("|", "\0").encode())
+    return await script(guest, f"print(line.ask(Op.{op}, {words}))")
+
+
+async def script(guest: Guest, text: str) -> str:
+    told = await guest(f"PYTHONPATH=/opt/netback/lib python3 -P - <<'END'\n{ASK}{text}\nEND", seconds=180)
+    return told.strip()
+
+
+async def full(lab: Lab, guest: Guest) -> None:
+    """No node may be made any more, so a new vif's frontend cannot say where its rings are; the first goes on."""
+    assert await script(guest, FILL) == "ENOSPC"
+    await lab.dom0(f"xl network-attach {guest.name} mac={MAC} bridge={BRIDGE}", seconds=90)
+    await guest.reachable()
+    await ask(guest, "RM", "data/full|")
+    await lab.dom0(f"xl network-detach {guest.name} {MAC}", seconds=90)
+    await lab.dom0(f"xl network-attach {guest.name} mac={MAC} bridge={BRIDGE}", seconds=90)
+    await connected(lab, guest, 1)
+    await lab.dom0(f"xl network-detach {guest.name} {MAC}", seconds=90)
+
+
+async def rights(lab: Lab, guest: Guest) -> None:
+    """Nobody but the guest may read its frontend's directory: domain 0 does not ask, and a start adopts the vif."""
+    for node in ("", "/state", "/tx-ring-ref"):
+        assert await ask(guest, "SET_PERMS", f"device/vif/0{node}|n{guest.domid}|") == "OK\\x00"
+    await lab.netback.stop("KILL")
+    await lab.netback.start()
+    await guest.reachable()
+    await connected(lab, guest, 0)
+
+
+async def value(lab: Lab, guest: Guest) -> None:
+    """A frontend's state that is no state is its end; the driver bound anew is a new beginning."""
+    assert await ask(guest, "WRITE", f"device/vif/0/state|{'4' * 3000}") == "ENOSPC"
+    assert await ask(guest, "WRITE", f"device/vif/0/state|{'4' * 1000}") == "OK\\x00"
+    await state(lab, guest, 0, "6")
+    await guest("cd /sys/bus/xen/drivers/vif && echo vif-0 > unbind && echo vif-0 > bind")
+    await connected(lab, guest, 0)
+    await guest.up()
+    await guest.reachable()
+
+
+async def gone(lab: Lab, guest: Guest) -> None:
+    """The frontend's directory vanishes: Closed at once, and the toolstack can take the vif away and give another."""
+    assert await ask(guest, "RM", "device/vif/0|") == "OK\\x00"
+    await state(lab, guest, 0, "6")
+    await lab.dom0(f"xl network-detach {guest.name} 0", seconds=90, check=False)
+    await lab.dom0(f"xl network-attach {guest.name} mac={MAC} bridge={BRIDGE}", seconds=90)
+    await guest.up()
+    await guest.reachable()
+
+
+async def connected(lab: Lab, guest: Guest, index: int) -> None:
+    await state(lab, guest, index, "4")
+
+
+async def state(lab: Lab, guest: Guest, index: int, wanted: str) -> None:
+    """Wait for a state of ours."""
+    node = f"/local/domain/0/backend/vif/{guest.domid}/{index}/state"
+    await lab.until(
+        lambda: lab.succeeds(f'test "$(xenstore-read {node})" = {wanted}'), f"{node} is {wanted}", seconds=60
+    )
