@@ -42,6 +42,7 @@ FLOORS = (
     (5, "netback.frontend"),
     (5, "netback.demo"),
     (5, "netback.lab"),
+    (5, "netback.service"),
     (5, "netback.__main__"),
     (5, "netback.cli"),
 )

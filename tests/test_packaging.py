@@ -4,15 +4,15 @@
 import subprocess
 from pathlib import Path
 
-UNIT = Path(__file__).parent.parent / "packaging" / "systemd" / "netback.service"
+from netback.service import UNIT, unit
 
 
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
-    unit = tmp_path / "netback.service"
-    text = UNIT.read_text().replace("/usr/bin/netback", "/bin/true")
-    unit.write_text(text.replace("FileDescriptorStorePreserve=yes\n", ""))  # systemd 252 does not know it yet
+    path = tmp_path / "netback.service"
+    text = unit("/bin/true")
+    path.write_text(text.replace("FileDescriptorStorePreserve=yes\n", ""))  # systemd 252 does not know it yet
     seen = subprocess.run(
-        ["systemd-analyze", "verify", "--recursive-errors=no", str(unit)],
+        ["systemd-analyze", "verify", "--recursive-errors=no", str(path)],
         capture_output=True,
         text=True,
         check=False,

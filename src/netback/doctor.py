@@ -22,6 +22,7 @@ from netback.control import control_path, read_snapshot
 from netback.errors import ConfigError, NetbackError
 from netback.net.tap import Flag
 from netback.platforms.xen.store import find_store, own_domid
+from netback.service import KEEP_KERNEL_OUT
 
 _TUNGETFEATURES = 0x800454CF
 _CAP_NET_ADMIN = 12
@@ -161,7 +162,7 @@ def store(machine: Machine) -> Finding:
 
 def claims(machine: Machine) -> Finding:
     """Who else takes the vifs of this domain."""
-    advice = "modprobe -r xen-netback, and install packaging/modprobe/netback-no-kernel-backend.conf"
+    advice = f"modprobe -r xen-netback, and copy {KEEP_KERNEL_OUT} to /etc/modprobe.d"
     if machine.path("sys/bus/xen-backend/drivers/vif").exists():
         served = [
             name for name in machine.children("sys/bus/xen-backend/drivers/vif") if name.startswith("vif-")

@@ -25,7 +25,7 @@ async def guest(xen: Path) -> AsyncIterator[Guest]:
 def test_help_names_every_command() -> None:
     code, out, _ = asyncio.run(run("--help"))
     assert code == 0
-    for command in ("emulate", "run", "attach", "detach", "list", "guest", "demo"):
+    for command in ("emulate", "run", "attach", "detach", "list", "guest", "unit", "demo"):
         assert re.search(rf"^  {command} ", out, re.MULTILINE)
 
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -111,6 +112,14 @@ def doctor(directory: Directory = None, json: Json = False) -> None:
 
     if not show_checkup(Place.choose(PlatformName.XEN, directory), as_json=json):
         raise typer.Exit(1)
+
+
+@app.command()
+def unit() -> None:
+    """Print a systemd unit that runs this netback: for /etc/systemd/system/netback.service."""
+    from netback import service
+
+    typer.echo(service.unit(shutil.which("netback") or "/usr/bin/netback"), nl=False)
 
 
 @app.command()

@@ -6,13 +6,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from netback.errors import ConfigError
 from netback.platforms.base import Domain
-from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform
 from netback.platforms.store import Store
 from netback.platforms.xen import XenDomain, XenPlatform, find_store, open_store
+
+if TYPE_CHECKING:
+    from netback.platforms.emulated import EmulatedPlatform
 
 SOCKET = "xenstored.sock"
 _XEN_DEVICE = Path("/dev/xen/evtchn")
@@ -45,13 +47,19 @@ class Place:
             return cls(platform, directory or _XEN_RUNTIME)
         return cls(platform, pointed or _own())
 
-    def open_platform(self) -> AbstractContextManager[XenPlatform | EmulatedPlatform]:
-        """A backend's side of that Xen."""
-        return XenPlatform() if self.platform is PlatformName.XEN else EmulatedPlatform(self.directory)
+    def open_platform(self) -> "AbstractContextManager[XenPlatform | EmulatedPlatform]":
+        """A backend's side of that Xen. What only one of them needs is imported for it: guests wait for a restart."""
+        if self.platform is PlatformName.XEN:
+            return XenPlatform()
+        from netback.platforms.emulated import EmulatedPlatform
+
+        return EmulatedPlatform(self.directory)
 
     def open_domain(self, *, domid: int | None = None, name: str = "") -> Domain:
         """A guest's side of it: the domain that this process is in, or a new one of an emulated Xen."""
         if self.platform is PlatformName.EMULATED:
+            from netback.platforms.emulated import EmulatedDomain
+
             return EmulatedDomain.join(self.directory, domid=domid, name=name)
         if domid is not None or name:
             raise ConfigError("--domid and --name are for an emulated Xen: on a real one this guest has both")

@@ -51,10 +51,10 @@ PACKAGES = (
 _DISK = "3G"
 _NOT_WANTED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 _STUB = """#!/bin/sh
-mount -t ext4 -o ro /dev/vdb /opt/netback
-exec sh /opt/netback/lib/netback/lab/init/dom0
+mount -t ext4 -o ro LABEL=netback /opt/netback
+exec sh "/opt/netback/lib/netback/lab/init/$1"
 """
-"""dom0's first process: everything else of ours is on the second disk, which is cheap to make anew."""
+"""A domain's first process: everything else of ours is on another disk, which is cheap to make anew."""
 
 Say = Callable[[str], None]
 

@@ -48,7 +48,8 @@ class Options:
     memory: str = "6G"
     cpus: int = 2
     dom0: str = "dom0_mem=2G,max:2G dom0_max_vcpus=2"
-    init: str = "/lab-init"
+    host: str = "dom0"
+    """How dom0 starts: a script of `init/`."""
     extra: str = field(default="")
     """More words for dom0's kernel."""
 
@@ -153,7 +154,7 @@ class Machine:
 
     async def _start(self) -> asyncio.subprocess.Process:
         image, options = self.image, self.options
-        linux = f"{image.kernel} root=/dev/vda rw console=hvc0 init={options.init} quiet net.ifnames=0 mitigations=off"
+        linux = f"{image.kernel} root=/dev/vda rw console=hvc0 init=/lab-init quiet net.ifnames=0 mitigations=off"
         command = [
             *("qemu-system-x86_64", *_accel(choose_accel(image, options.accel))),
             *(
@@ -169,9 +170,10 @@ class Machine:
             *("-snapshot", "-serial", f"file:{self.console}"),
             *("-kernel", str(image.xen)),
             *("-append", f"console=com1 com1=115200,8n1 sched=credit bootscrub=0 {options.dom0}"),
-            *("-initrd", f"{linux} {options.extra},{image.initrd}"),
+            *("-initrd", f"{linux} {options.extra} -- {options.host},{image.initrd}"),
             *("-drive", f"file={image.disk},if=virtio,format=raw"),
             *("-drive", f"file={self._disk},if=virtio,format=raw"),
+            *("-drive", f"file={image.disk},if=virtio,format=raw"),  # once more, for a driver domain
             *("-virtfs", f"local,path={self.directory},mount_tag=lab,security_model=none"),
             *("-device", "virtio-serial-pci"),
             *(

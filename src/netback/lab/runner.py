@@ -3,7 +3,7 @@
 
 A scenario is a module in `scenarios/`: an `async def run(lab)` whose docstring says what is set up, done and must hold.
 `SMOKE = True` puts it in the small set; `ROUNDS` (smoke, full) is for those that repeat something; `HOST` names the
-host that it needs, if not a plain one. After each, nothing may be left behind, and netback may not have been at fault.
+host that it needs, a script of `init/`, if not the plain one. After each, nothing may be left behind, and netback may not have been at fault.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import pkgutil
 import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +42,10 @@ class Scenario:
     @property
     def backend(self) -> BackendName:
         return getattr(self.module, "BACKEND", "netback")
+
+    @property
+    def host(self) -> str:
+        return getattr(self.module, "HOST", "dom0")
 
     @property
     def title(self) -> str:
@@ -90,15 +94,15 @@ def choose(names: Iterable[str], *, full: bool) -> list[Scenario]:
 async def run_all(
     chosen: list[Scenario], directory: Path, say: Say, *, options: Options, full: bool = False
 ) -> list[Outcome]:
-    """Each in turn; those of one backend share a boot, and one that fails costs the others nothing but a new boot."""
+    """Each in turn; those of one host and backend share a boot; one that fails costs the others nothing but a new one."""
     outcomes: list[Outcome] = []
-    for backend in sorted({scenario.backend for scenario in chosen}, reverse=True):
-        left = [scenario for scenario in chosen if scenario.backend == backend]
+    for host, backend in sorted({(scenario.host, scenario.backend) for scenario in chosen}):
+        left = [scenario for scenario in chosen if (scenario.host, scenario.backend) == (host, backend)]
         boots = 0
         while left:
             boots += 1
-            place = directory / f"{backend}-{boots}"
-            async with open_lab(place, say, options=options, backend=backend) as lab:
+            place = directory / f"{host}-{backend}-{boots}"
+            async with open_lab(place, say, options=replace(options, host=host), backend=backend) as lab:
                 while left:
                     outcome = await _run_one(lab, left.pop(0), full=full)
                     outcomes.append(outcome)

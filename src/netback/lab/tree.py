@@ -62,7 +62,7 @@ def make_disk(tree: Path, disk: Path, *more: Path) -> None:
             shutil.copytree(directory, root / directory.name, ignore=shutil.ignore_patterns(*_GENERATED))
         size = sum(path.stat().st_size + 4096 for path in root.rglob("*") if path.is_file())
         mib = max(64, size * 3 // 2 // _MIB)
-        command = ["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), f"{mib}M"]
+        command = ["mke2fs", "-q", "-t", "ext4", "-L", "netback", "-d", str(root), str(disk), f"{mib}M"]
         run(command, Path(place) / "log", "cannot make netback's disk")
 
 

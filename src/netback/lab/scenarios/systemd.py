@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""systemd is dom0's init: the packaged unit serves a guest through reload, restart, stop and start, and kill -9.
+
+The unit is installed as it is, with the file that keeps the kernel's backend out, beside Debian's xen and xendomains
+and with udev. Held besides: the service is there before xendomains; the guest's connection goes on and no state changes;
+while systemd holds the taps a kill costs at most one of ten echoes a second, idle and under load, either way; nothing
+grows, and nothing is left of a guest that goes.
+"""
+
+import asyncio
+import json
+
+from netback.lab.lab import DOM0, Guest, Lab
+from netback.lab.measure import echoes
+from netback.lab.scenarios.network import held
+from netback.lab.transfer import from_guest, to_guest
+
+HOST = "systemd"
+BACKEND = "none"  # systemd starts it
+ROUNDS = (3, 10)
+ECHOES = 100
+SIZE = 20_000_000
+EXPOSURE = 2.0
+"""The most that `systemd-analyze security` may find, of ten."""
+
+
+async def run(lab: Lab, rounds: int) -> None:
+    await started(lab)
+    await confined(lab)
+    await claimed(lab)
+    guest = await lab.create("g1")
+    await checked(lab)
+    for number, verbs in enumerate((("reload",), ("restart",), ("stop", "start"))):
+        await undisturbed(lab, guest, verbs, 7000 + 2 * number)
+    await killed(lab, guest)
+    before = await open_and_mapped(lab, guest)
+    for _ in range(rounds):
+        await killed(lab, guest)
+    after = await open_and_mapped(lab, guest)
+    assert after == before, f"after {rounds} kills {after}, before {before}"
+    await killed_under_load(lab, guest)
+    assert await show(lab, "NRestarts") == str(rounds + 2), "something else ended the service"
+    await guest.destroy()
+    await lab.until(lambda: nothing_held(lab), "systemd holds no tap of a guest that went")
+
+
+async def show(lab: Lab, fact: str, unit: str = "netback") -> str:
+    return (await lab.dom0(f"systemctl show --value --property={fact} {unit}")).strip()
+
+
+async def started(lab: Lab) -> None:
+    """Said by the service itself, before xendomains began."""
+    assert await show(lab, "ActiveState") == "active", await lab.dom0("systemctl status netback", check=False)
+    assert await show(lab, "StatusText") == "domain 0: 0 devices, 0 connected"
+    ready = int(await show(lab, "ActiveEnterTimestampMonotonic"))
+    began = int(await show(lab, "ExecMainStartTimestampMonotonic", "xendomains"))
+    assert ready < began, f"ready at {ready}, while xendomains began at {began}"
+
+
+async def confined(lab: Lab) -> None:
+    """systemd finds no fault in the unit, and little that it may do."""
+    unit = "/etc/systemd/system/netback.service"
+    told = await lab.dom0(f"systemd-analyze verify {unit} 2>&1")
+    assert "netback.service" not in told, told
+    (found,) = json.loads(await lab.dom0("systemd-analyze security --json=short --no-pager netback.service"))
+    del found
+
+
+async def claimed(lab: Lab) -> None:
+    """udev does not load the kernel's backend; where somebody does, doctor says so."""
+    assert not await lab.succeeds("modprobe xen-netback")
+    assert (await findings(lab))["vifs"]["verdict"] == "ok"
+    await lab.dom0("modprobe --ignore-install xen-netback")
+    assert (await findings(lab))["vifs"]["verdict"] == "fail"
+    await lab.dom0("modprobe -r xen-netback")
+
+
+async def findings(lab: Lab) -> dict[str, dict[str, str]]:
+    """What doctor finds, by check."""
+    text = await lab.dom0("netback doctor --json", check=False)
+    return {finding["check"]: finding for finding in json.loads(text)}
+
+
+async def checked(lab: Lab) -> None:
+    """doctor is right in every line: Debian's xen.service has a QEMU in dom0 that would take qnics."""
+    verdicts = {name: finding["verdict"] for name, finding in (await findings(lab)).items()}
+    assert verdicts.pop("qnics") == "warn"
+    assert set(verdicts.values()) == {"ok"}, verdicts
+
+
+async def undisturbed(lab: Lab, guest: Guest, verbs: tuple[str, ...], port: int) -> None:
+    """Transfers both ways over some verbs of systemctl."""
+    transfers = [await to_guest(guest, SIZE, port), await from_guest(guest, SIZE, port + 1)]
+    for verb in verbs:
+        await lab.dom0(f"systemctl {verb} netback")
+        await unchanged(lab, guest)
+    await asyncio.gather(*(transfer.finish() for transfer in transfers))
+
+
+async def unchanged(lab: Lab, guest: Guest) -> None:
+    state = (await lab.dom0(f"xenstore-read /local/domain/0/backend/vif/{guest.domid}/0/state")).strip()
+    assert state == "4", f"the guest's device is in state {state}"
+    assert (await guest("cat /sys/class/net/eth0/carrier")).strip() == "1"
+
+
+async def killed(lab: Lab, guest: Guest) -> None:
+    """kill -9 while dom0 and the guest ask each other ten times a second."""
+    ping = f"ping -q -i 0.1 -c {ECHOES}"
+    asked = [
+        asyncio.create_task(one)
+        for one in (guest(f"{ping} {DOM0}", check=False), lab.dom0(f"{ping} {guest.address}", check=False))
+    ]
+    await asyncio.sleep(2)
+    await lab.dom0("systemctl kill --kill-whom=main --signal=KILL netback")
+    for way, text in zip(("from the guest", "to the guest"), await asyncio.gather(*asked), strict=True):
+        seen = echoes(text)
+        assert seen.sent - seen.received <= 1, f"{way} {seen.sent - seen.received} of {seen.sent} were lost"
+    await lab.until(lambda: active(lab), "the service is there again")
+    await unchanged(lab, guest)
+
+
+async def active(lab: Lab) -> bool:
+    return await lab.succeeds("systemctl is-active --quiet netback")
+
+
+async def killed_under_load(lab: Lab, guest: Guest) -> None:
+    transfers = [await to_guest(guest, SIZE, 7100), await from_guest(guest, SIZE, 7101)]
+    await killed(lab, guest)
+    await asyncio.gather(*(transfer.finish() for transfer in transfers))
+
+
+async def open_and_mapped(lab: Lab, guest: Guest) -> dict[str, int]:
+    """What a leak from one process to the next would show in."""
+    await lab.dom0("systemctl show --value --property=MainPID netback > /run/nb.pid")
+    found = await held(lab, guest)
+    del found["KiB of memory"]  # of a new process
+    return found | {"held by systemd": int(await show(lab, "NFileDescriptorStore"))}
+
+
+async def nothing_held(lab: Lab) -> bool:
+    return await show(lab, "NFileDescriptorStore") == "0"
