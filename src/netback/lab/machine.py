@@ -154,7 +154,9 @@ class Machine:
 
     async def _start(self) -> asyncio.subprocess.Process:
         image, options = self.image, self.options
-        linux = f"{image.kernel} root=/dev/vda rw console=hvc0 init=/lab-init quiet net.ifnames=0 mitigations=off"
+        linux = (
+            f"{image.kernel} root=/dev/vda rw console=hvc0 init=/lab-init quiet net.ifnames=0 mitigations=off"
+        )
         command = [
             *("qemu-system-x86_64", *_accel(choose_accel(image, options.accel))),
             *(

@@ -3,7 +3,8 @@
 
 A scenario is a module in `scenarios/`: an `async def run(lab)` whose docstring says what is set up, done and must hold.
 `SMOKE = True` puts it in the small set; `ROUNDS` (smoke, full) is for those that repeat something; `HOST` names the
-host that it needs, a script of `init/`, if not the plain one. After each, nothing may be left behind, and netback may not have been at fault.
+host that it needs, a script of `init/`, if not the plain one. After each, nothing may be left behind, and netback may
+not have been at fault.
 """
 
 import importlib
@@ -94,7 +95,7 @@ def choose(names: Iterable[str], *, full: bool) -> list[Scenario]:
 async def run_all(
     chosen: list[Scenario], directory: Path, say: Say, *, options: Options, full: bool = False
 ) -> list[Outcome]:
-    """Each in turn; those of one host and backend share a boot; one that fails costs the others nothing but a new one."""
+    """Each in turn; those of one host and backend share a boot, and one that fails costs the others but a new boot."""
     outcomes: list[Outcome] = []
     for host, backend in sorted({(scenario.host, scenario.backend) for scenario in chosen}):
         left = [scenario for scenario in chosen if (scenario.host, scenario.backend) == (host, backend)]
