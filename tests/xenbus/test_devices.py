@@ -472,3 +472,16 @@ async def test_a_script_that_fails_is_told_once(
     await backend.store.write(f"{name.backend}/anything", "else")
     await passing(backend, lambda: backend.devices[name].state is State.INIT_WAIT)
     assert len([line for line in lines(caplog) if "hotplug script" in line]) == 1
+
+
+async def test_a_fault_that_stays_is_told_once(
+    backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as QEMU's own qnic in dom0, whose backend nodes name no MAC address."""
+    name = await add(backend.store, guest.domid, kind="qnic", mac=None)
+    reason = f"{name}: no MAC address found"
+    await error_of(backend, name)
+    for _ in range(3):
+        await backend.store.write(f"{name.backend}/online", "1")
+        await looked(backend, backend.devices[name], State.INITIALISING)
+    assert lines(caplog).count(reason) == 1

@@ -52,6 +52,25 @@ class Flag(enum.IntFlag):
     EXCL = 0x8000
 
 
+class Link(enum.IntEnum):
+    """linux/rtnetlink.h, linux/if_link.h and linux/netlink.h: what `mark` says."""
+
+    NEWLINKPROP = 108
+    PROP_LIST = 52 | 1 << 15
+    """Nested."""
+    ALT_IFNAME = 53
+    REQUEST = 1
+    ACK = 4
+
+
+NETLINK = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port."""
+IFINFO = struct.Struct("=BxHiII")
+"""struct ifinfomsg: family, type, index, flags, changed flags."""
+ATTRIBUTE = struct.Struct("=HH")
+ERROR = struct.Struct("=i")
+"""The head of struct nlmsgerr: a negative errno, or 0."""
+
 IFREQ = struct.Struct("16sH22x")
 INT = struct.Struct("i")
 FORMAT = Flag.TAP | Flag.NO_PI | Flag.VNET_HDR
@@ -76,7 +95,8 @@ def rtnetlink(call: Callable[[Any], T]) -> T:
     """Make `call(ip)` with an rtnetlink socket.
 
     In a thread of its own, since pyroute2 runs an event loop to answer and the caller's loop runs already; in this
-    thread's network namespace, which a new thread inherits. Imported here: that takes a quarter of a second.
+    thread's network namespace, which a new thread inherits. Imported here: that takes a quarter of a second, and what
+    guests wait for does without.
     """
     from pyroute2 import IPRoute
 
@@ -109,10 +129,25 @@ def find_marked(name: str) -> str | None:
         return None
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """struct nlattr and its value, padded."""
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 def mark(name: str) -> None:
-    """Say on the link itself that we made it."""
-    index = socket.if_nametoindex(name)
-    rtnetlink(lambda ip: ip.link("property_add", index=index, altname=MARK.format(name)))
+    """Say on the link itself that we made it.
+
+    The one message is written here: the toolstack gives a backend ten seconds to make the first tap, and on a slow host
+    the import of pyroute2 alone takes longer.
+    """
+    alias = attribute(Link.ALT_IFNAME, MARK.format(name).encode() + b"\0")
+    body = IFINFO.pack(0, 0, socket.if_nametoindex(name), 0, 0) + attribute(Link.PROP_LIST, alias)
+    head = NETLINK.pack(NETLINK.size + len(body), Link.NEWLINKPROP, Link.REQUEST | Link.ACK, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        sock.send(head + body)
+        fault = -ERROR.unpack_from(sock.recv(NETLINK.size + ERROR.size), NETLINK.size)[0]
+    if fault:
+        raise OSError(fault, f"cannot mark {name}: {os.strerror(fault)}")
 
 
 def open_device(link: str) -> int:

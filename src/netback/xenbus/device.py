@@ -435,10 +435,9 @@ class Device:
 
     async def _report(self, reason: str) -> None:
         """Tell it once, however often the device is looked at before it is mended."""
-        if reason == self.error:
-            return
+        if reason != self.error:
+            self._budget.warn(log, f"{self.name}: {reason}")
         self.error = reason
-        self._budget.warn(log, f"{self.name}: {reason}")
         with suppress(StoreError):
             await self._store.write(f"{self.name.errors}/error", reason)
 
