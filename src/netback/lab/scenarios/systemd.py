@@ -9,10 +9,9 @@ grows, and nothing is left of a guest that goes.
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Coroutine
 
-from netback.lab.lab import DOM0, Guest, Lab
+from netback.lab.lab import BRIDGE, DOM0, Guest, Lab
 from netback.lab.scenarios.network import held
 from netback.lab.transfer import from_guest, to_guest
 
@@ -32,6 +31,7 @@ async def run(lab: Lab, rounds: int) -> None:
     await confined(lab)
     await claimed(lab)
     guest = await lab.create("g1")
+    await know_each_other(lab, guest)
     await checked(lab)
     for number, verbs in enumerate((("reload",), ("restart",), ("stop", "start"))):
         await undisturbed(lab, guest, verbs, 7000 + 2 * number)
@@ -54,9 +54,9 @@ async def show(lab: Lab, fact: str, unit: str = "netback") -> str:
 async def started(lab: Lab) -> None:
     """Said by the service itself, before xendomains began."""
     assert await show(lab, "ActiveState") == "active", await lab.dom0("systemctl status netback", check=False)
-    assert await show(lab, "StatusText") == "domain 0: 0 devices, 0 connected"
+    assert (await show(lab, "StatusText")).startswith("domain 0: ")
     ready = int(await show(lab, "ActiveEnterTimestampMonotonic"))
-    began = int(await show(lab, "ExecMainStartTimestampMonotonic", "xendomains"))
+    began = int(await show(lab, "InactiveExitTimestampMonotonic", "xendomains"))
     assert ready < began, f"ready at {ready}, while xendomains began at {began}"
 
 
@@ -75,6 +75,14 @@ async def claimed(lab: Lab) -> None:
     await lab.dom0("modprobe --ignore-install xen-netback")
     assert (await findings(lab))["vifs"]["verdict"] == "fail"
     await lab.dom0("modprobe -r xen-netback")
+
+
+async def know_each_other(lab: Lab, guest: Guest) -> None:
+    """By entries that stay: how long ARP waits is not what a kill is measured by."""
+    bridge = (await lab.dom0(f"cat /sys/class/net/{BRIDGE}/address")).strip()
+    mac = (await guest("cat /sys/class/net/eth0/address")).strip()
+    await guest(f"/usr/bin/ip neigh replace {DOM0} lladdr {bridge} nud permanent dev eth0")
+    await lab.dom0(f"ip neigh replace {guest.address} lladdr {mac} nud permanent dev {BRIDGE}")
 
 
 async def findings(lab: Lab) -> dict[str, dict[str, str]]:
@@ -107,31 +115,35 @@ async def unchanged(lab: Lab, guest: Guest) -> None:
 
 async def killed(lab: Lab, guest: Guest) -> None:
     """kill -9 while dom0 and the guest ask each other ten times a second."""
+    ends: tuple[tuple[Ask, str], ...] = (lab.dom0, guest.address), (guest, DOM0)
+    before = [await echoes(ask) for ask, _ in ends]
     asked = [
-        asyncio.create_task(ask(f"ping -i 0.1 {address}", seconds=180)) for ask, address in ends(lab, guest)
+        asyncio.create_task(ask(f"/usr/bin/ping -q -i 0.1 {address}", seconds=180)) for ask, address in ends
     ]
     await asyncio.sleep(2)
-    before = await show(lab, "MainPID")
+    process = await show(lab, "MainPID")
     await lab.dom0("systemctl kill --kill-whom=main --signal=KILL netback")
-    await lab.until(lambda: serves_anew(lab, before), "the service is there again")
+    await lab.until(lambda: serves_anew(lab, process), "the service is there again")
     await asyncio.sleep(3)
-    for ask, _ in ends(lab, guest):
-        await ask("killall -INT ping")
-    for text in await asyncio.gather(*asked):
-        lost = unanswered(text)
-        assert len(lost) <= 1, f"a kill cost {len(lost)} echoes: {sorted(lost)} of\n{text[-400:]}"
+    for ask, _ in ends:
+        await ask("busybox killall -INT ping; sleep 1")
+    await asyncio.gather(*asked)
+    for (sent, came), (ask, address) in zip(before, ends, strict=True):
+        sent_now, came_now = await echoes(ask)
+        lost, total = (sent_now - sent) - (came_now - came), sent_now - sent
+        assert total > 20, f"only {total} echoes went to {address}"
+        assert lost <= 1, f"a kill cost {lost} of {total} echoes to {address}"
     await unchanged(lab, guest)
 
 
-def ends(lab: Lab, guest: Guest) -> tuple[tuple[Ask, str], ...]:
-    """Who asks, and whom."""
-    return ((lab.dom0, guest.address), (guest, DOM0))
+async def echoes(ask: Ask) -> tuple[int, int]:
+    """How many were asked for and answered, as the kernel there counts them.
 
-
-def unanswered(text: str) -> set[int]:
-    """The numbers that are missing between the first answer and the last."""
-    came = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", text)}
-    return set(range(1, max(came))) - came
+    Not as ping does: a start takes seconds under emulation, and of what comes at once then its socket takes some 28.
+    """
+    names, values = (line.split() for line in (await ask("grep ^Icmp: /proc/net/snmp")).splitlines())
+    counts = dict(zip(names, values, strict=True))
+    return int(counts["OutEchos"]), int(counts["InEchoReps"])
 
 
 async def serves_anew(lab: Lab, before: str) -> bool:
