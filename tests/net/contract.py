@@ -186,6 +186,13 @@ class LinkNetwork:
         assert site.network.peer.send([frame(1)]) == (1, 0)
         assert site.far.recv() == frame(1)
 
+    def test_knows_the_mtu(self, site: Site) -> None:
+        assert site.network.mtu == 1500
+        ip(f"link set {site.network.name} mtu 9000")
+        assert site.network.mtu == 9000
+        ip(f"link del {site.network.name}")
+        assert site.network.mtu is None
+
     def test_a_removed_link_refuses(self, site: Site) -> None:
         name = site.network.name
         ip(f"link del {name}")

@@ -69,6 +69,35 @@ async def test_a_name_that_the_toolstack_chose(backend: Backend, guest: Guest, k
     assert "web0" in links()
 
 
+async def test_a_script_renames_the_tap(backend: Backend, guest: Guest) -> None:
+    """To `vifname`: stock scripts fail where that name is taken, and take the path for the MTU from the new one."""
+    name = await add(
+        backend.store, guest.domid, net=None, vifname="web0", script="vif-bridge", hotplug_status=""
+    )
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    assert set(links()) == {"lo", name.link}
+    ip(f"link set {name.link} name web0 mtu 9000")
+    await backend.store.write(f"{name.backend}/hotplug-status", "connected")
+    await until(guest.store, f"{name.frontend}/mtu", lambda mtu: mtu == "9000")
+    await guest.connect()
+    assert await guest.answer(guest.send(FRAME)) == 0
+    await take_away(backend.store, name)
+    await guest.set_state(State.CLOSED)
+    await gone(backend, name)
+    assert set(links()) == {"lo"}
+
+
+async def test_the_mtu_is_told_only_where_there_is_a_frontend(backend: Backend, guest: Guest) -> None:
+    """A directory that a toolstack removed must not come back."""
+    name = await add(backend.store, guest.domid, net="tap")
+    await guest.connect()
+    assert await backend.store.read_or(f"{name.frontend}/mtu") is None
+    ip(f"link set {name.link} mtu 9000")
+    await backend.store.rm(name.frontend)
+    await until_state(backend.store, name.backend, State.CLOSED)
+    assert await backend.store.read_or(name.frontend) is None
+
+
 async def test_a_restart_leaves_the_tap(xen: Path, network: PythonNetwork, guest: Guest) -> None:
     """The link stays while nobody serves it, also under another name, and the next backend takes up that one."""
     async with serving(xen, network) as backend:

@@ -21,6 +21,7 @@ class InheritedNetwork:
     """One end of a socketpair that came with this process; frames are led by their virtio_net_hdr."""
 
     name = "stack"
+    mtu = None
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -51,6 +52,8 @@ class LossyCable:
 
     A stack leaves checksums to its link and says so in the virtio_net_hdr. Without that word nobody completes them.
     """
+
+    mtu = None
 
     def __init__(self, network: Network) -> None:
         self.losing = False

@@ -18,6 +18,10 @@ class Network(Protocol):
         """The link's present name, or what this is where there is no link."""
 
     @property
+    def mtu(self) -> int | None:
+        """The link's; None where there is no link."""
+
+    @property
     def peer(self) -> Peer:
         """What a queue is joined to."""
 

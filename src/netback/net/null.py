@@ -9,6 +9,7 @@ class NullNetwork:
     """Nothing at the other end, and always room for more."""
 
     name = "null"
+    mtu = None
 
     def __init__(self) -> None:
         self.peer = Peer("null", caps=EVERYTHING)

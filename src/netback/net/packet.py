@@ -13,6 +13,7 @@ from netback.dataplane.peer import Peer
 from netback.errors import ConfigError
 
 from .buffers import BURSTS, drain, make_room
+from .mtu import link_mtu
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP = 1
@@ -94,6 +95,10 @@ class PacketNetwork:
             if error.errno != errno.ENXIO:
                 raise
         return self._link
+
+    @property
+    def mtu(self) -> int | None:
+        return link_mtu(self.name)
 
     def offloads(self, caps: int) -> None:
         """There is no way to ask: what the guest cannot take is completed and cut by us."""

@@ -22,6 +22,8 @@ class PythonNetwork:
     who bring their own loop.
     """
 
+    mtu = None
+
     def __init__(self, name: str = "python", *, vnet_hdr: bool = False) -> None:
         self.name = name
         self.socket, self._near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -24,6 +24,7 @@ from netback.dataplane.peer import Peer
 from netback.errors import ConfigError, PeerError
 
 from .buffers import DRAIN_MOST, HEAD
+from .mtu import link_mtu
 
 T = TypeVar("T")
 Argument = TypeVar("Argument", int, bytes)
@@ -274,6 +275,10 @@ class TapNetwork:
         """The link's present name; the last one once it is gone or we have closed it."""
         self._link = joined_to(self._fd) or self._link
         return self._link
+
+    @property
+    def mtu(self) -> int | None:
+        return link_mtu(self.name)
 
     def offloads(self, caps: int) -> None:
         """Have the kernel complete and cut what the guest cannot take; it offers no segmentation without checksums."""

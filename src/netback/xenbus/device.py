@@ -15,6 +15,7 @@ from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, NetbackError, PeerError
 from netback.net.base import Network
 from netback.net.keeper import Keeper
+from netback.net.mtu import ETH_DATA_LEN
 from netback.net.spec import open_network, parse_spec
 from netback.platforms.base import Platform
 from netback.platforms.store import Store, StoreError
@@ -93,6 +94,7 @@ class Device:
         self._retry: asyncio.TimerHandle | None = None
         self._tries = 0
         self._frontend = ""
+        self._mtu: int | None = ETH_DATA_LEN  # as the frontend has it, untold
         self._refused = True  # a Closing stands, a predecessor's too, until the frontend answers it
         self._lived = False
         self._seen = False
@@ -155,6 +157,8 @@ class Device:
             action = decide(look.facts)
             if action in _NEED_NIC and look.facts.online and look.facts.ours and self.vif is None:
                 await self._realize()
+            if look.facts.plugged and self.vif is not None:
+                await self._tell_mtu(self.vif.network.mtu)
             if action is not Action.NOTHING:
                 with suppress(_Moved):
                     await self._actions[action](look)
@@ -228,7 +232,7 @@ class Device:
         name, mac = self.name, await self._mac()
         spec = await self._read("net") or await self._around.net_for(name, mac)
         try:
-            network = await self._open(spec, await self._read("vifname") or name.link)
+            network = await self._open(spec, await self._link())
         except _FAULTS as error:
             if isinstance(error, PeerError | OSError):
                 self._try_later()
@@ -250,6 +254,11 @@ class Device:
         info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not told'}, network {spec}"
         log.info("%s: %s", name, info)
         self._around.tracer.hit("xen_netdev_realize", name, info, network.name)
+
+    async def _link(self) -> str:
+        """What a tap of its own is called. A script renames it to `vifname`, and fails where that name is taken."""
+        vifname, script = await asyncio.gather(*map(self._read, ("vifname", "script")))
+        return vifname if vifname and script is None else self.name.link
 
     async def _mac(self) -> str | None:
         """The address that the toolstack chose; a qnic must have one."""
@@ -344,6 +353,21 @@ class Device:
         with suppress(StoreError):
             if mac is not None and await self._read_frontend("mac") is None:
                 await self._store.write(f"{self._frontend}/mac", mac.lower())
+
+    async def _tell_mtu(self, mtu: int | None) -> None:
+        """The frontend reads the link's MTU on its own side. Stock scripts write it there, too, but with `vifname` they
+        take the path from the new name; and none does for a link that is not of its making."""
+        if mtu in (None, self._mtu):
+            return
+        self._mtu = mtu
+
+        async def body(tx: int) -> None:
+            told = await self._store.read_or(f"{self._frontend}/mtu", tx=tx)
+            if told != str(mtu) and await self._store.read_or(f"{self._frontend}/state", tx=tx) is not None:
+                await self._store.write(f"{self._frontend}/mtu", str(mtu), tx)
+
+        with suppress(StoreError):  # as with the address, where only the toolstack may
+            await self._store.transact(body)
 
     async def _connect(self, look: Look) -> None:
         """From Reconfigured it is the same connection, whose journal a predecessor may have left to be completed."""
