@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 
-from netback.lab.lab import DOM0, Guest
+from netback.lab.lab import DOM0, Guest, Lab
 from netback.lab.machine import LabError
 
 
@@ -25,10 +25,16 @@ async def serve_iperf(guest: Guest) -> None:
 
 
 async def iperf(
-    guest: Guest, options: str = "", *, seconds: int = 3, address: str | None = None, tries: int = 3
+    guest: Guest,
+    options: str = "",
+    *,
+    seconds: int = 3,
+    address: str | None = None,
+    tries: int = 3,
+    where: str = "",
 ) -> Flow:
-    """From dom0 to the guest; with -R in `options` the other way."""
-    command = f"iperf3 -J -c {address or guest.address} -t {seconds} {options}"
+    """From dom0, or from `where` in it, to the guest; with -R in `options` the other way."""
+    command = f"{where} iperf3 -J -c {address or guest.address} -t {seconds} {options}"
     for _ in range(tries):
         text = await guest.lab.dom0(command, seconds=seconds + 20, check=False)
         with suppress(ValueError):
@@ -47,6 +53,27 @@ def _flow(end: dict[str, dict[str, float]], *, udp: bool) -> Flow:
     got = total["packets"] - total["lost_packets"]
     share = total["lost_packets"] / total["packets"] if total["packets"] else 1.0
     return Flow(total["bits_per_second"] * (1 - share), got / seconds, share)
+
+
+async def unharmed(guest: Guest) -> None:
+    """No frame was refused: not by netback, nor by the guest's netfront, which counts what it cannot read."""
+    device = next(one for one in await guest.lab.netback.list() if one["domid"] == guest.domid)
+    assert device["counters"]["tx_errors"] == device["counters"]["rx_errors"] == 0, device["counters"]
+    refused = (await guest("cat /sys/class/net/eth0/statistics/rx_errors")).strip()
+    assert refused == "0", f"netfront refused {refused} frames: {await guest('dmesg | tail')}"
+
+
+async def held(lab: Lab) -> dict[str, int]:
+    """What a leak would show in."""
+    process = "/proc/$(cat /run/nb.pid)"
+    counts = {
+        "links": "ls /sys/class/net | wc -l",
+        "nodes": "xenstore-ls | wc -l",
+        "ports": "lsevtchn 0 | wc -l",
+        "mapped grants": f"grep -c gntdev {process}/maps || true",
+        "descriptors": f"ls {process}/fd | wc -l",
+    }
+    return {what: int(await lab.dom0(command)) for what, command in counts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +100,4 @@ def echoes(text: str) -> Echoes:
     return Echoes(int(counts[1]), int(counts[2]), float(times[1]) if times else float("nan"))
 
 
-__all__ = ["DOM0", "Echoes", "Flow", "echoes", "iperf", "ping", "serve_iperf"]
+__all__ = ["DOM0", "Echoes", "Flow", "echoes", "held", "iperf", "ping", "serve_iperf", "unharmed"]

@@ -2,6 +2,7 @@
 """xl network-attach, network-list and network-detach, over and over: nothing is left behind, nothing grows."""
 
 from netback.lab.lab import BRIDGE, Guest, Lab
+from netback.lab.measure import held
 
 SMOKE = True
 ROUNDS = (10, 100)
@@ -11,11 +12,10 @@ MAC = "00:16:3e:66:00:01"
 async def run(lab: Lab, rounds: int) -> None:
     guest = await lab.create("g1")
     await cycle(lab, guest)
-    before = await held(lab, guest)
+    before, memory = await held(lab), await lab.netback.memory()
     for _ in range(rounds):
         await cycle(lab, guest)
-    after = await held(lab, guest)
-    memory = after.pop("KiB of memory") - before.pop("KiB of memory")
+    after, memory = await held(lab), await lab.netback.memory() - memory
     assert after == before, f"after {rounds} cycles {after}, before {before}"
     assert memory < 4096, f"{rounds} cycles took {memory} KiB"
     await lab.dom0(f"ping -c 3 {guest.address}")
@@ -30,18 +30,3 @@ async def cycle(lab: Lab, guest: Guest) -> None:
     await lab.until(
         lambda: lab.succeeds(f"! xenstore-exists /local/domain/0/backend/vif/{guest.domid}/1"), "its nodes go"
     )
-
-
-async def held(lab: Lab, guest: Guest) -> dict[str, int]:
-    """What a leak would show in."""
-    links = await lab.dom0("ls /sys/class/net | wc -l")
-    nodes = await lab.dom0("xenstore-ls | wc -l")
-    pages = await lab.dom0("grep -c gntdev /proc/$(cat /run/nb.pid)/maps || true")
-    memory = await lab.dom0("awk '/^VmRSS/ {print $2}' /proc/$(cat /run/nb.pid)/status")
-    return {
-        "links": int(links),
-        "nodes": int(nodes),
-        "descriptors": await lab.netback.descriptors(),
-        "mapped grants": int(pages),
-        "KiB of memory": int(memory),
-    }
