@@ -471,6 +471,14 @@ async def test_a_script_that_fails_is_told_once(
     assert await error_of(backend, name) == "the hotplug script failed: bridge br9 does not exist"
     await backend.store.write(f"{name.backend}/anything", "else")
     await passing(backend, lambda: backend.devices[name].state is State.INIT_WAIT)
+    await take_away(backend.store, name)
+    await gone(backend, name)
+    assert await backend.store.read_or(f"{name.errors}/error") is None
+    for node in ("anything", "hotplug-status"):  # a toolstack takes its nodes away when we are done
+        await backend.store.write(f"{name.backend}/{node}", "error")
+        for _ in range(20):
+            await backend.store.read("/local/domain/0/name")
+    assert await backend.store.read_or(f"{name.errors}/error") is None
     assert len([line for line in lines(caplog) if "hotplug script" in line]) == 1
 
 

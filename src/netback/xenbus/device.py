@@ -150,7 +150,7 @@ class Device:
             if self.vif is not None and self.vif.broken:
                 await self._fail(self.vif.broken)
                 continue
-            if look.script_failed and not self.error:
+            if look.script_failed and look.facts.online and not self.error:
                 await self._report(
                     f"the hotplug script failed: {await self._read('hotplug-error') or 'no reason given'}"
                 )
