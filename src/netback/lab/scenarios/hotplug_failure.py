@@ -15,6 +15,7 @@ async def run(lab: Lab) -> None:
     guest = await lab.create("g1")
     seen = await lab.machine.run("xl network-attach g1 mac=00:16:3e:66:00:02 bridge=nosuch", seconds=90)
     assert seen.code != 0, "xl takes a bridge that does not exist"
+    assert "Could not find bridge device nosuch" in seen.err, f"xl says something else: {seen}"
     error = f"/local/domain/0/error/backend/vif/{guest.domid}/1/error"
     await lab.until(lambda: lab.succeeds(f"test \"$(xenstore-read {error})\" = '{REASON}'"), "the error node")
     await lab.dom0(f"ping -c 3 {guest.address}")

@@ -23,6 +23,7 @@ async def run(lab: Lab) -> None:
         guest = await lab.create(
             "g1", vif=("bridge=jumbo0,mtu=9000", f"bridge=jumbo0,vifname={NAME}"), up=False
         )
+        await serve_iperf(guest)
         for index, (link, (near, far)) in enumerate({guest.vif: PLAIN, NAME: NAMED}.items()):
             await guest.up(f"eth{index}", far)
             await jumbo(guest, index, link, near, far)
@@ -46,7 +47,6 @@ async def jumbo(guest: Guest, index: int, link: str, near: str, far: str) -> Non
     await guest(f"ip link set eth{index} mtu 9000")
     await lab.dom0(f"ping -c 3 -M do -s 8972 {far}")
     await guest(f"/usr/bin/ping -c 3 -M do -s 8972 {near}")
-    await serve_iperf(guest)
     for way in ("", "-R"):
         flow = await iperf(guest, way, address=far)
         assert flow.bits > 20e6, f"TCP {way} with MTU 9000: {flow}"

@@ -22,7 +22,7 @@ async def run(lab: Lab) -> None:
         after = await held(lab)
         assert after == before, f"after the guest's end {after}, before it {before}"
     finally:
-        await lab.dom0(f"ip addr del {DOM0_7}/24 dev {BRIDGE}; killall -q iperf3", check=False)
+        await lab.dom0(f"ip addr del {DOM0_7}/24 dev {BRIDGE}; pkill -x iperf3", check=False)
 
 
 async def life(lab: Lab, end: str) -> None:
