@@ -260,7 +260,7 @@ def test_without_permission_for_this_one() -> None:
 def test_a_tap_is_made_and_found_without_a_slow_import() -> None:
     """Toolstacks and guests wait for it."""
     code = (
-        "import sys; from netback.net.tap import TapNetwork; TapNetwork('vif9.0').close(); TapNetwork('vif9.0').remove();"
-        "assert 'pyroute2' not in sys.modules"
+        "import sys; from netback.net.tap import TapNetwork; "
+        "TapNetwork('vif9.0').close(); TapNetwork('vif9.0').remove(); assert 'pyroute2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

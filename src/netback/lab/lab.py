@@ -162,7 +162,8 @@ class Lab:
         """A guest of Linux by `xl create`; with `up`, its first vif has an address and answers.
 
         With `python` it has Python, netback in /opt/netback and Xen's devices; the word `netback.nofront` in `more`
-        keeps Linux's own netfront out, so that its vifs are free for ours. `more` are words for its kernel, `settings` lines for its configuration.
+        keeps Linux's own netfront out, so that its vifs are free for ours. `more` are words for its kernel, `settings`
+        lines of its configuration.
         """
         self._numbers += 1
         number = self._numbers

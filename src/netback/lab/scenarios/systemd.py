@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Coroutine
 
 from netback.lab.lab import BRIDGE, DOM0, Guest, Lab
-from netback.lab.scenarios.network import held
+from netback.lab.measure import held
 from netback.lab.transfer import from_guest, to_guest
 
 Ask = Callable[..., Coroutine[None, None, str]]
@@ -159,9 +159,7 @@ async def killed_under_load(lab: Lab, guest: Guest) -> None:
 async def open_and_mapped(lab: Lab, guest: Guest) -> dict[str, int]:
     """What a leak from one process to the next would show in."""
     await lab.dom0("systemctl show --value --property=MainPID netback > /run/nb.pid")
-    found = await held(lab, guest)
-    del found["KiB of memory"]  # of a new process
-    return found | {"held by systemd": int(await show(lab, "NFileDescriptorStore"))}
+    return await held(lab) | {"held by systemd": int(await show(lab, "NFileDescriptorStore"))}
 
 
 async def nothing_held(lab: Lab) -> bool:
