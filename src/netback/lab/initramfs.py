@@ -88,16 +88,17 @@ def inside(root: Path, name: str) -> Path:
     raise OSError(f"{name}: too many links")
 
 
-def libraries(root: Path, names: Iterable[str]) -> set[str]:
-    """The shared libraries that programs of a root need, as that root's own loader finds them."""
+def libraries(root: Path, files: Iterable[Path]) -> set[str]:
+    """The shared libraries of a root that programs need, as that root's own loader finds them."""
     loader = str(inside(root, "/lib64/ld-linux-x86-64.so.2"))
     paths = [str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/lib")]
     found: set[str] = set()
-    for name in names:
-        command = [loader, "--library-path", ":".join(paths), "--list", str(inside(root, name))]
+    for file in files:
+        command = [loader, "--library-path", ":".join(paths), "--list", str(file)]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         for path in re.findall(r"=> (\S+)", listed):
-            found.add("/" + str(Path(path).relative_to(root)))
+            if Path(path).is_relative_to(root):
+                found.add("/" + str(Path(path).relative_to(root)))
     return found
 
 
@@ -106,7 +107,7 @@ def programs(archive: Archive, root: Path, names: Iterable[str]) -> None:
     found = [_which(root, name) for name in names]
     for name in found:
         archive.copy(root, name)
-    for name in libraries(root, found):
+    for name in libraries(root, [inside(root, name) for name in found]):
         archive.copy(root, name)
     archive.file(
         "/lib64/ld-linux-x86-64.so.2", inside(root, "/lib64/ld-linux-x86-64.so.2").read_bytes(), 0o755
@@ -180,9 +181,8 @@ def guest_python(root: Path, tree: Path) -> bytes:
     archive = Archive()
     interpreter = next(path for path in (root / "usr/bin").glob("python3.*") if path.name[8:].isdecimal())
     library = root / "usr/lib" / interpreter.name
-    extensions = [f"/{path.relative_to(root)}" for path in library.glob("lib-dynload/*.so")]
     programs(archive, root, [f"/usr/bin/{interpreter.name}"])
-    for name in libraries(root, extensions):
+    for name in libraries(root, [*library.glob("lib-dynload/*.so"), *tree.rglob("*.so")]):
         archive.copy(root, name)
     archive.link("/usr/bin/python3", interpreter.name)
     _copy_tree(archive, library, f"/usr/lib/{interpreter.name}")
