@@ -108,7 +108,7 @@ async def run_all(
                     outcome = await _run_one(lab, left.pop(0), full=full)
                     outcomes.append(outcome)
                     mark = "FAIL" if outcome.fault else "ok"
-                    title = ": ".join(filter(None, (outcome.scenario.title, outcome.note)))
+                    title = " ".join(filter(None, (outcome.scenario.title, outcome.note)))
                     say(f"{mark:4} {outcome.scenario.name:16} {outcome.seconds:5.1f} s  {title}")
                     if outcome.fault:
                         say(_explain(lab, outcome))
