@@ -203,7 +203,9 @@ vif={vifs!r}
 
     async def _clean(self) -> bool:
         left = await self.dom0(
-            "xenstore-ls /local/domain/0/backend/vif 2>/dev/null; ls /sys/class/net | grep ^vif", check=False
+            "for kind in vif qnic; do xenstore-ls /local/domain/0/backend/$kind 2>/dev/null; done;"
+            " ls /sys/class/net | grep ^vif",
+            check=False,
         )
         return not left.strip()
 

@@ -77,6 +77,7 @@ async def has(driver: Guest, vifs: int) -> bool:
     """Whether so many taps are in the driver domain, and so many backend nodes of its in the store."""
     taps = await driver("ls /sys/class/net | grep ^vif", check=False)
     nodes = await driver.lab.dom0(
-        f"xenstore-ls -f /local/domain/{driver.domid}/backend/vif | grep /frontend-id", check=False
+        f"xenstore-ls -f /local/domain/{driver.domid}/backend/vif 2>/dev/null | grep /frontend-id",
+        check=False,
     )
     return len(taps.split()) == len(nodes.splitlines()) == vifs
