@@ -205,6 +205,18 @@ async def test_a_vif_needs_no_mac_on_our_side(backend: Backend, guest: Guest) ->
     await until_state(guest.store, name.backend, State.INIT_WAIT)
 
 
+async def test_a_frontend_has_its_address_before_it_may_connect(backend: Backend, guest: Guest) -> None:
+    """Linux's netfront gives up for good where InitWait comes before `mac`."""
+    name, seen = DeviceName("qnic", 0, guest.domid, "0"), []
+    async with await backend.store.watch("/local/domain") as watch:
+        await add(backend.store, guest.domid, kind="qnic", told=False)
+        async for path in watch:
+            seen.append(path)
+            if seen.count(f"{name.backend}/state") == 2:
+                break
+    assert f"{name.frontend}/mac" in seen
+
+
 async def test_a_network_that_comes_later(backend: Backend, guest: Guest) -> None:
     """Said, and tried again: no state changes for it."""
     name = await add(backend.store, guest.domid, net="packet:nb-not-here")

@@ -16,9 +16,18 @@ MAC = "00:16:3e:11:22:33"
 
 
 async def add(
-    store: Store, domid: int, *, kind: DeviceType = "vif", number: str = "0", **changes: str | None
+    store: Store,
+    domid: int,
+    *,
+    kind: DeviceType = "vif",
+    number: str = "0",
+    told: bool = True,
+    **changes: str | None,
 ) -> DeviceName:
-    """Write a new device's nodes in one transaction; `changes` replace backend keys, None leaves one out."""
+    """Write a new device's nodes in one transaction; `changes` replace backend keys, None leaves one out.
+
+    `told`: whether the frontend's side has the MAC address, too.
+    """
     name = DeviceName(kind, 0, domid, number)
     backend: dict[str, str | None] = {
         "frontend": name.frontend,
@@ -29,7 +38,7 @@ async def add(
         "net": "python:lan",
     }
     backend |= {key.replace("_", "-"): value for key, value in changes.items()}
-    frontend = {"backend": name.backend, "backend-id": "0", "state": "1", "mac": MAC}
+    frontend = {"backend": name.backend, "backend-id": "0", "state": "1"} | ({"mac": MAC} if told else {})
 
     async def body(tx: int) -> None:
         for path, perms, keys in (

@@ -27,6 +27,7 @@ from netback.lab.machine import LabError, Options
 TAIL = 15
 FAULTS = ("Traceback", "unexpected", "CRITICAL")
 """What netback's log never holds."""
+_FAULTS = (NetbackError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,10 @@ async def _run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
         for fault in FAULTS:
             if fault in lab.netback.log:
                 raise LabError(f"netback's log has {fault!r}")
-    except (NetbackError, AssertionError) as error:
-        outcome.fault = str(error) or repr(error)
+    except _FAULTS as error:
+        first = error.__context__  # where what is left behind was a fault besides
+        faults = (first, error) if isinstance(first, _FAULTS) else (error,)
+        outcome.fault = "\n".join(str(one) or repr(one) for one in faults)
     outcome.seconds = time.monotonic() - start
     return outcome
 

@@ -343,8 +343,8 @@ class Device:
     # ---- actions
 
     async def _offer(self, look: Look) -> None:
-        await self._move(State.INIT_WAIT, OFFER)
         await self._write_mac()
+        await self._move(State.INIT_WAIT, OFFER)
         await self._clear_error()
 
     async def _write_mac(self) -> None:
