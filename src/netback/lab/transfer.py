@@ -55,7 +55,7 @@ async def from_guest(guest: Guest, size: int, port: int) -> Transfer:
     """The guest sends, dom0 receives."""
     listen = f"timeout {_SECONDS} socat -u TCP-LISTEN:{port},reuseaddr - | sha256sum"
     receiving = asyncio.create_task(guest.lab.dom0(listen, seconds=_SECONDS))
-    await asyncio.sleep(1)
+    await guest.lab.dom0(f"until ss -Hltn sport = :{port} | grep -q .; do sleep 0.1; done")
     sending = asyncio.create_task(
         guest(f"{_PAYLOAD.format(size=size)} | nc {DOM0} {port}; {_sum(size)}", seconds=_SECONDS)
     )
