@@ -21,7 +21,6 @@ from netback.dataplane.abi cimport (
     RX_SLOT, extra_info, rx_request, rx_response, virtio_net_hdr,
 )
 from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
-from netback.dataplane.events cimport events_notify
 from netback.dataplane.front_queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
     HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload,
@@ -333,7 +332,7 @@ cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
     post_buffers(queue)
     if front_push(&queue.rx) and queue.rx_notify:
         counters[RX_NOTIFIES] += 1
-        events_notify(queue.link.events, queue.link.from_port)
+        queue.link.from_notify = True
 
 
 cdef int serve_front_rx(link_t *link, workspace_t *ws) noexcept nogil:

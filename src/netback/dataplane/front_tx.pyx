@@ -20,7 +20,6 @@ from netback.dataplane.abi cimport (
     EXTRA_TYPE_GSO, GSO_TYPE_NONE, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated,
     NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request, virtio_net_hdr,
 )
-from netback.dataplane.events cimport events_notify
 from netback.dataplane.front_queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
@@ -463,7 +462,7 @@ cdef void publish(front_queue *queue, uint32_t first) noexcept nogil:
     counters[TX_BURSTS] += 1
     if front_push(&queue.tx):
         counters[TX_NOTIFIES] += 1
-        events_notify(queue.link.events, queue.link.to_port)
+        queue.link.to_notify = True
 
 
 cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:

@@ -19,7 +19,6 @@ from netback.dataplane.abi cimport (
     NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_SLOTS, copy_segment,
     extra_info, rx_request, rx_response,
 )
-from netback.dataplane.events cimport events_notify
 from netback.dataplane.grant_copy cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.offload cimport (
@@ -330,7 +329,7 @@ cdef void deliver(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept n
     counters[RX_BURSTS] += 1
     if push_responses(&queue.rx, queue.rx_journal, ws.bodies, burst.used):
         counters[RX_NOTIFIES] += 1
-        events_notify(queue.link.events, queue.link.to_port)
+        queue.link.to_notify = True
 
 
 cdef int wait_for_slots(back_queue *queue, uint32_t needed) noexcept nogil:

@@ -19,7 +19,6 @@ from netback.dataplane.abi cimport (
     NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, extra_info, tx_request, tx_response,
 )
 from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
-from netback.dataplane.events cimport events_notify
 from netback.dataplane.grant_copy cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.offload cimport (
@@ -288,7 +287,7 @@ cdef void write_down(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_
 
 
 cdef void answer(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
-    """One push for the burst, at most one notify."""
+    """One push for the burst; the guest is told at the end of the turn, if it asked for that."""
     cdef uint64_t *counters = queue.link.counters
     cdef uint32_t i, slots = 0
     cdef chain_t *chain
@@ -310,7 +309,7 @@ cdef void answer(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept n
     counters[TX_BURSTS] += 1
     if push_responses(&queue.tx, queue.tx_journal, ws.bodies, slots):
         counters[TX_NOTIFIES] += 1
-        events_notify(queue.link.events, queue.link.from_port)
+        queue.link.from_notify = True
 
 
 cdef int serve_tx(link_t *link, workspace_t *ws) noexcept nogil:

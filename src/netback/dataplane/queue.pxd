@@ -113,6 +113,8 @@ cdef struct link_t:              # a queue of either end, as the worker sees it
     bint active                  # among the worker's runnable links
     bint from_due                # what its next turn has to look at
     bint to_due
+    bint from_notify             # the far side asked to be told of this turn's answers on from_port ...
+    bint to_notify               # ... or on to_port
     uint64_t seen                # `moved` at the last event
     uint32_t empties             # events since then that brought nothing
     uint64_t unmask_at           # ns: the port stays masked until then; 0: not delayed
