@@ -16,7 +16,7 @@ from typing import Any, Self
 from netback.errors import ConfigError, NetbackError
 from netback.lab.image import Image
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 300.0
 _TRIAL_SECONDS = 20.0
 _TAIL = 30
 _PR_SET_PDEATHSIG = 1
