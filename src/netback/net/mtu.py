@@ -13,7 +13,7 @@ IFREQ = struct.Struct("16si20x")
 
 def link_mtu(link: str) -> int | None:
     """What the kernel says; None where the link is gone."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         try:
             answer = fcntl.ioctl(sock, SIOCGIFMTU, IFREQ.pack(link.encode(), 0))
         except OSError:
