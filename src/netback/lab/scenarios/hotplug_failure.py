@@ -22,7 +22,7 @@ async def run(lab: Lab) -> None:
     await lab.dom0("xl network-detach g1 1", seconds=90)
     await lab.until(
         lambda: lab.succeeds(
-            "! xenstore-exists /local/domain/0/error && ! ls /sys/class/net | grep -q ^vif.*1$"
+            "! xenstore-exists /local/domain/0/error/backend/vif && ! ls /sys/class/net | grep -q ^vif.*1$"
         ),
         "error node and link go with the vif",
     )
