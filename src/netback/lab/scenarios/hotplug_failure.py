@@ -7,7 +7,6 @@ nothing is left of either, and nothing more is said.
 
 from netback.lab.lab import Lab
 
-SMOKE = True
 REASON = "the hotplug script failed: Could not find bridge device nosuch"
 
 

@@ -18,7 +18,7 @@ async def run(lab: Lab) -> None:
     await lab.until(lambda: changed(lab, guest), "the guest has a new domid")
     again = await lab.find("g1", guest.number, up=True)
     await lab.dom0(f"ping -c 3 {again.address}")
-    await lab.dom0("xl shutdown -w g1", seconds=90)
+    await lab.dom0("xl shutdown -w g1", seconds=180)
     await lab.until(
         lambda: lab.succeeds("! xenstore-list /local/domain/0/backend/vif 2>/dev/null | grep -q ."),
         "no vif is left",

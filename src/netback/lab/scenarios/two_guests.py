@@ -6,8 +6,6 @@ import json
 from netback.lab.lab import Lab
 from netback.lab.measure import serve_iperf
 
-SMOKE = True
-
 
 async def run(lab: Lab) -> None:
     one, two = await lab.create("g1"), await lab.create("g2")

@@ -8,7 +8,6 @@ mapped grant or descriptor.
 from netback.lab.lab import BRIDGE, Guest, Lab
 from netback.lab.measure import held, serve_iperf
 
-SMOKE = True
 MAC = "00:16:3e:66:00:07"
 DOM0_7, GUEST_7 = "10.7.0.1", "10.7.0.2"
 
