@@ -61,6 +61,28 @@ async def test_the_tap_is_there_before_init_wait(backend: Backend, guest: Guest)
     assert name.link not in links()
 
 
+async def test_an_hvm_guest_s_other_vif_is_qemu_s(backend: Backend, guest: Guest) -> None:
+    """`type=vif_ioemu` says that QEMU owns the tap `-emu` of an emulated NIC; the PV vif is under the plain name."""
+    emulated = f"vif{guest.domid}.0-emu"
+    ip(f"tuntap add {emulated} mode tap")
+    name = await add(
+        backend.store,
+        guest.domid,
+        net=None,
+        type="vif_ioemu",
+        script="vif-bridge",
+        hotplug_status="connected",
+    )
+    await guest.connect()
+    ip(f"link set {name.link} up")
+    assert await guest.answer(guest.send(FRAME)) == 0
+    assert links()[name.link]["stats64"]["rx"]["packets"] == 1
+    await take_away(backend.store, name)
+    await guest.set_state(State.CLOSED)
+    await gone(backend, name)
+    assert set(links()) & {name.link, emulated} == {emulated}
+
+
 @pytest.mark.parametrize("key", ["vifname", "net"])
 async def test_a_name_that_the_toolstack_chose(backend: Backend, guest: Guest, key: str) -> None:
     chosen = {"vifname": "web0", "net": "tap"} if key == "vifname" else {"net": "tap:web0"}

@@ -157,17 +157,15 @@ class Lab:
         python: bool = False,
         up: bool = True,
         more: str = "",
-        settings: str = "",
     ) -> Guest:
         """A guest of Linux by `xl create`; with `up`, its first vif has an address and answers.
 
         With `python` it has Python, netback in /opt/netback and Xen's devices; the word `netback.nofront` in `more`
-        keeps Linux's own netfront out, so that its vifs are free for ours. `more` are words for its kernel, `settings`
-        lines of its configuration.
+        keeps Linux's own netfront out, so that its vifs are free for ours. `more` are words for its kernel.
         """
         self._numbers += 1
         number = self._numbers
-        kernel_file, ramdisk = await asyncio.to_thread(self._files, kernel, kind, python)
+        kernel_file, ramdisk = await asyncio.to_thread(self._files, kernel, python)
         vifs = [f"mac=00:16:3e:00:{number:02x}:{index:02x},{one}" for index, one in enumerate(vif)]
         config = f"""
 name="{name}"
@@ -178,7 +176,6 @@ extra="console=hvc0 quiet mitigations=off net.ifnames=0 {more}"
 memory={memory or (512 if python else 256)}
 vcpus=1
 vif={vifs!r}
-{settings}
 """
         (self.machine.directory / f"{name}.cfg").write_text(config)
         await self.dom0(f"xl create /lab/{name}.cfg", seconds=120)
@@ -209,15 +206,13 @@ vif={vifs!r}
         )
         return not left.strip()
 
-    def _files(self, kernel: str, kind: str, python: bool) -> tuple[str, str]:
+    def _files(self, kernel: str, python: bool) -> tuple[str, str]:
         """A kernel and an initramfs in the shared directory, by their names there."""
         image, directory = self.machine.image, self.machine.directory
         vmlinux, base = (
             (image.guest_kernel, image.guest) if kernel in ("", "6.12") else images.old_kernel(lambda _: None)
         )
-        if kind == "hvm":
-            vmlinux = image.kernel  # packed: QEMU loads it, as a boot loader would
-        names = f"vmlinu{'z' if kind == 'hvm' else 'x'}{kernel}", f"guest{kernel}{'-python' * python}.img"
+        names = f"vmlinux{kernel}", f"guest{kernel}{'-python' * python}.img"
         if not (directory / names[0]).exists():
             (directory / names[0]).write_bytes(vmlinux.read_bytes())
         if not (directory / names[1]).exists():
