@@ -59,7 +59,9 @@ async def kill_and_start(lab: Lab, guest: Guest) -> float:
     await lab.netback.stop("KILL")
     await lab.netback.start()
     start = time.monotonic()
-    if not await lab.succeeds(f"ping -c 1 -i 0.1 -w 20 {guest.address}"):
+    # one after the other: a single one with a deadline ends at once where ARP has given up meanwhile
+    again = f"i=0; until ping -c 1 -W 0.3 {guest.address}; do i=$((i+1)); [ $i -lt 60 ] || exit 1; done"
+    if not await lab.succeeds(again):
         raise LabError(f"{guest.name} does not answer after kill -9 and start")
     return time.monotonic() - start
 
