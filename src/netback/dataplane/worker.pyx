@@ -183,15 +183,15 @@ cdef void look_again(worker_t *worker) noexcept nogil:
         activate(worker, link)
 
 
-cdef inline void notify(worker_t *worker, link_t *link) noexcept nogil:
+cdef inline void notify(link_t *link) noexcept nogil:
     """Tell the far side, once for both rings where they share a port."""
     if link.from_port == link.to_port:
         link.from_notify |= link.to_notify
         link.to_notify = False
     if link.from_notify:
-        events_notify(worker.events, link.from_port)
+        events_notify(link.events, link.from_port)
     if link.to_notify:
-        events_notify(worker.events, link.to_port)
+        events_notify(link.events, link.to_port)
     link.from_notify = link.to_notify = False
 
 
@@ -204,7 +204,7 @@ cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
     if link.to_due and not sent & LINK_BROKEN and not link.frozen:
         came = link.to_ring(link, ws)
         link.to_due = came & LINK_MORE and not link.to_blocked
-    notify(worker, link)
+    notify(link)
     if (sent | came) & LINK_BROKEN:
         worker.stop = True
         link.from_due = link.to_due = False

@@ -237,13 +237,12 @@ async def open_lab(
     *,
     options: Options = Options(),  # noqa: B008 (frozen)
     backend: BackendName = "netback",
-    trees: tuple[Path, ...] = (),
 ) -> AsyncIterator[Lab]:
-    """Boot a Xen host whose guests' vifs are served by `backend`; `trees` are more directories under /opt/netback."""
+    """Boot a Xen host whose guests' vifs are served by `backend`."""
     image = await asyncio.to_thread(images.build, say)
     made, disk = directory / "tree", directory / "netback.img"
     await asyncio.to_thread(tree.build, image, made, say)
-    await asyncio.to_thread(tree.make_disk, made, disk, *trees)
+    await asyncio.to_thread(tree.make_disk, made, disk)
     say("Xen and dom0 boot")
     try:
         async with Machine(image, disk, directory, options) as machine:

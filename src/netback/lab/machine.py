@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,8 +50,6 @@ class Options:
     dom0: str = "dom0_mem=2G,max:2G dom0_max_vcpus=2"
     host: str = "dom0"
     """How dom0 starts: a script of `init/`."""
-    extra: str = field(default="")
-    """More words for dom0's kernel."""
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -172,7 +170,7 @@ class Machine:
             *("-snapshot", "-serial", f"file:{self.console}"),
             *("-kernel", str(image.xen)),
             *("-append", f"console=com1 com1=115200,8n1 sched=credit bootscrub=0 {options.dom0}"),
-            *("-initrd", f"{linux} {options.extra} -- {options.host},{image.initrd}"),
+            *("-initrd", f"{linux} -- {options.host},{image.initrd}"),
             *("-drive", f"file={image.disk},if=virtio,format=raw"),
             *("-drive", f"file={self._disk},if=virtio,format=raw"),
             *("-drive", f"file={image.disk},if=virtio,format=raw"),  # once more, for a driver domain

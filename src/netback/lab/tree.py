@@ -53,17 +53,12 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def make_disk(tree: Path, disk: Path, *more: Path) -> None:
-    """A file system of the tree; `more` are directories to be in it beside lib and bin."""
-    with tempfile.TemporaryDirectory(dir=tree.parent) as place:
-        root = Path(place) / "root"
-        shutil.copytree(tree, root, copy_function=_link)
-        for directory in more:
-            shutil.copytree(directory, root / directory.name, ignore=shutil.ignore_patterns(*_GENERATED))
-        size = sum(path.stat().st_size + 4096 for path in root.rglob("*") if path.is_file())
-        mib = max(64, size * 3 // 2 // _MIB)
-        command = ["mke2fs", "-q", "-t", "ext4", "-L", "netback", "-d", str(root), str(disk), f"{mib}M"]
-        run(command, Path(place) / "log", "cannot make netback's disk")
+def make_disk(tree: Path, disk: Path) -> None:
+    """A file system of the tree."""
+    size = sum(path.stat().st_size + 4096 for path in tree.rglob("*") if path.is_file())
+    mib = max(64, size * 3 // 2 // _MIB)
+    command = ["mke2fs", "-q", "-t", "ext4", "-L", "netback", "-d", str(tree), str(disk), f"{mib}M"]
+    run(command, disk.with_suffix(".log"), "cannot make netback's disk")
 
 
 def _python(image: Image) -> str:
