@@ -97,7 +97,7 @@ async def removed(lab: Lab, guest: Guest) -> None:
     for path in (ours, frontend(guest)):
         await lab.dom0(f"xenstore-rm -t {path}")
     await lab.until(lambda: nothing(lab), "netback knows no device")
-    left = await lab.dom0("xenstore-ls -f | grep -i 'qnic\\|error/'", check=False)
+    left = await lab.dom0("xenstore-ls -f | grep -i 'qnic\\|error/backend/'", check=False)
     assert not left, f"left behind:\n{left}"
 
 
