@@ -11,6 +11,7 @@ import pytest
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
 from netback.net.python import PythonNetwork
+from netback.platforms.store import Store
 from tests.net.namespace import ip, new_network, veth
 from tests.vif.guest import FRAME, Guest, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, take_away
@@ -81,6 +82,23 @@ async def test_an_hvm_guest_s_other_vif_is_qemu_s(backend: Backend, guest: Guest
     await guest.set_state(State.CLOSED)
     await gone(backend, name)
     assert set(links()) & {name.link, emulated} == {emulated}
+
+
+@pytest.mark.parametrize("net", [None, "tap:web0"])
+async def test_a_vif_that_goes_while_nobody_serves(
+    xen: Path, network: PythonNetwork, guest: Guest, net: str | None
+) -> None:
+    """The next backend never opens its tap, and has it vanish all the same."""
+    async with serving(xen, network) as backend:
+        name = await add(backend.store, guest.domid, net=net, script="vif-bridge", hotplug_status="connected")
+        await until_state(guest.store, name.backend, State.INIT_WAIT)
+    async with await Store.connect(xen / "xenstored.sock") as store:
+        await take_away(store, name)
+    made = "web0" if net else name.link
+    assert made in links()
+    async with serving(xen, network) as backend:
+        await gone(backend, name)
+    assert made not in links()
 
 
 @pytest.mark.parametrize("key", ["vifname", "net"])

@@ -22,6 +22,8 @@ TIMED_OUT = 124
 """What timeout(1) exits with."""
 SO_TIMESTAMP = 29
 """asm-generic/socket.h; this module's Python has no name for it."""
+LINE_MOST = 4095
+"""Bytes of a line that a terminal takes: N_TTY_BUF_SIZE of Linux's n_tty.c."""
 ANSWER = re.compile(rb"@@(\S+) (\d+) ([A-Za-z0-9+/=]*)@@")
 
 
@@ -79,6 +81,8 @@ class GuestConsole:
     def run(self, tag: str, command: str, seconds: float) -> tuple[int, bytes, bytes]:
         """A shell command in the guest."""
         line = f"{tag} {base64.b64encode(command.encode()).decode()}\n".encode()
+        if len(line) > LINE_MOST:
+            return 1, b"", b"the command is too long for a console"
         for at in range(0, len(line), 256):
             os.write(self._fd, line[at : at + 256])
         with self._news:

@@ -58,7 +58,7 @@ def make_disk(tree: Path, disk: Path) -> None:
     size = sum(path.stat().st_size + 4096 for path in tree.rglob("*") if path.is_file())
     mib = max(64, size * 3 // 2 // _MIB)
     command = ["mke2fs", "-q", "-t", "ext4", "-L", "netback", "-d", str(tree), str(disk), f"{mib}M"]
-    run(command, disk.with_suffix(".log"), "cannot make netback's disk")
+    run(command, disk.parent / "mke2fs.log", "cannot make netback's disk")
 
 
 def _python(image: Image) -> str:

@@ -318,3 +318,9 @@ class TapNetwork:
             if self._made:
                 self._tell(Tun.SETPERSIST, 0)
         self.close()
+
+
+def remove_made(link: str) -> None:
+    """Have the tap vanish that netback made as `link` in an earlier life, if there is one."""
+    if find_marked(link):
+        TapNetwork(link).remove()

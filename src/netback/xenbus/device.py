@@ -17,6 +17,7 @@ from netback.net.base import Network
 from netback.net.keeper import Keeper
 from netback.net.mtu import ETH_DATA_LEN
 from netback.net.spec import open_network, parse_spec
+from netback.net.tap import remove_made
 from netback.platforms.base import Platform
 from netback.platforms.store import Store, StoreError
 from netback.telemetry import LogBudget, Tracer
@@ -426,6 +427,7 @@ class Device:
         """What we made goes; a toolstack's directories are its own to remove."""
         self._done = True
         self._unrealize()
+        await self._remove_tap()
         await self._clear_error()
         if look.made:
             await remove_device(self._store, self.name, self._frontend)
@@ -436,7 +438,17 @@ class Device:
     async def _forget(self, look: Look) -> None:
         self._done = True
         self._unrealize()
+        await self._remove_tap()
         await self._clear_error()
+
+    async def _remove_tap(self) -> None:
+        """What an earlier process made for a device that was on its way out when we came: we never opened it."""
+        with suppress(*_FAULTS):
+            spec = parse_spec(
+                await self._read("net") or await self._around.net_for(self.name, await self._mac())
+            )
+            if spec.kind == "tap":
+                await asyncio.to_thread(remove_made, spec.link or await self._link())
 
     # ---- faults
 

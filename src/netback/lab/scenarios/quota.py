@@ -80,8 +80,9 @@ async def rights(lab: Lab, guest: Guest) -> None:
 
 async def value(lab: Lab, guest: Guest) -> None:
     """A frontend's state that is no state is its end; the driver bound anew is a new beginning."""
-    assert await ask(guest, "WRITE", f"device/vif/0/state|{'4' * 3000}") == "ENOSPC"
-    assert await ask(guest, "WRITE", f"device/vif/0/state|{'4' * 1000}") == "OK\\x00"
+    for length, answer in ((3000, "ENOSPC"), (1000, "OK\\x00")):
+        write = f"print(line.ask(Op.WRITE, b'device/vif/0/state\\0' + b'4' * {length}))"
+        assert await script(guest, write) == answer
     await state(lab, guest, 0, "6")
     await guest("cd /sys/bus/xen/drivers/vif && echo vif-0 > unbind && echo vif-0 > bind")
     await connected(lab, guest, 0)
