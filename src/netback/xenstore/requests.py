@@ -110,6 +110,8 @@ def _get_perms(connection: "Connection", view: View, payload: bytes) -> bytes:
 
 def _set_perms(connection: "Connection", view: View, payload: bytes) -> bytes:
     name, *texts = _strings(payload, 2, PAYLOAD_MAX)
+    if len(texts) > connection.caller.quota.node_perms:  # before anything else, as xenstored has it
+        raise Refused(Errno.ENOSPC)
     perms = tuple([parse_perm(text) for text in texts])
     if perms[0].domid not in connection.server.introduced:  # nobody would count the node, or remove it
         raise Refused(Errno.ENOENT)

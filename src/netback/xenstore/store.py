@@ -107,8 +107,6 @@ class View:
             self._cut(path, parent(path), above)
 
     def set_perms(self, path: bytes, perms: Perms, caller: Caller) -> None:
-        if len(perms) > caller.quota.node_perms:
-            raise Refused(Errno.ENOSPC)
         node = self.get(path, caller, WRITE | OWNER)
         if not caller.privileged and perms[0].domid != node.owner:
             raise Refused(Errno.EPERM)
