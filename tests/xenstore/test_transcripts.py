@@ -400,6 +400,17 @@ TRANSCRIPTS: dict[str, list[Row]] = {
         (0, NONE, (READ, "/b/1/state"), "4"),
         (1, NONE, (READ, "x"), None),  # its connection is gone
     ],
+    "what comes and goes in a transaction is told to nobody": [
+        (0, NONE, (MKDIR, "/b"), OK),
+        (0, NONE, (WATCH, "/b", "t"), OK),
+        (0, NONE, EVENTS, "/b t"),
+        (0, "t", BEGIN, OK),
+        (0, "t", (WRITE, "/b/1", "x"), OK),
+        (0, "t", (RM, "/b/1"), OK),
+        (0, "t", (MKDIR, "/b/2"), OK),
+        (0, "t", (END, "T"), OK),
+        (0, NONE, EVENTS, "/b/2 t"),
+    ],
     "a transaction does not carry permissions over a domain's end": [
         (0, NONE, (MKDIR, "/b"), OK),
         (0, "t", BEGIN, OK),

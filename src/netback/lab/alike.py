@@ -116,6 +116,9 @@ def make(seed: int, side: "Side", steps: int = STEPS) -> list[Step]:
             opened, tx = line, 0
         if op == Op.TRANSACTION_END and tx == 0 and side.through_linux:
             continue  # Linux has it answered, finds no transaction to end, and keeps the answer
+        if op == Op.TRANSACTION_END and inside and rng.random() < 0.1:
+            made.append(Ask(line, op, 1, b"X\0"))  # neither: it stays open
+            continue
         if op == Op.TRANSACTION_END and inside:
             if rng.random() < 0.4:
                 made += _conflict(rng, line, side)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from netback.xenstore.server import Connection
 
 OK = b"OK\0"
-_NUMBER = re.compile(rb"[0-9]{1,10}")
+_NUMBER = re.compile(rb"[0-9]{1,20}")
 _INTEGER = re.compile(rb"-?[0-9]{1,20}")
 
 

@@ -242,7 +242,9 @@ class Tree(View):
         if self.owned.get(caller.domid, 0) > max(caller.quota.nodes, before[1].get(caller.domid, 0)):
             self.nodes, self.owned = before
             raise Refused(Errno.ENOSPC)
-        self.changed.update(transaction.changed)
+        for path, itself in transaction.changed.items():
+            if path in self.nodes or path in before[0]:  # what came and went within it is nobody's news
+                self.changed[path] = itself
 
     def _conflict(self, transaction: Transaction) -> bool:
         # A permission written for a domain that went meanwhile must not wait for the next one of that domid.

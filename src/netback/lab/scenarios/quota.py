@@ -6,6 +6,8 @@ as soon as its frontend is mended.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from netback.lab.lab import BRIDGE, Guest, Lab
 from netback.lab.measure import echoes
@@ -34,15 +36,23 @@ print(answer)
 async def run(lab: Lab) -> None:
     good, bad = await lab.create("g1"), await lab.create("g2", python=True)
     before = len(lab.netback.log.splitlines())
-    pinging = asyncio.create_task(lab.dom0(f"ping -q -i 0.2 -w 400 {good.address}", seconds=460, check=False))
-    for spoil in (full, rights, value, gone):
-        await spoil(lab, bad)
-        await lab.dom0(f"ping -c 2 {good.address}")
-    await lab.dom0("pkill -INT -x ping")
-    seen = echoes(await pinging)
-    assert seen.received >= seen.sent - 1, f"the good guest's pings: {seen}"
+    for spoil in (full, value, gone):
+        async with pinged(good):
+            await spoil(lab, bad)
+    await rights(lab, bad)
+    await good.reachable()
     said = lab.netback.log.splitlines()[before:]
     assert len(said) <= LINES, f"netback said {len(said)} lines:\n" + "\n".join(said[-LINES:])
+
+
+@asynccontextmanager
+async def pinged(good: Guest) -> AsyncIterator[None]:
+    """It answers all the while."""
+    pinging = asyncio.create_task(good.lab.dom0(f"ping -q -i 0.2 {good.address}", seconds=400, check=False))
+    yield
+    await good.lab.dom0("pkill -INT -x ping")
+    seen = echoes(await pinging)
+    assert seen.received >= seen.sent - 1, f"the good guest's pings: {seen}"
 
 
 async def ask(guest: Guest, op: str, payload: str) -> str:
