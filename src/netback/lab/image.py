@@ -245,7 +245,9 @@ def old_kernel(say: Say) -> tuple[Path, Path]:
             packed = _one(root / "boot", "vmlinuz-*").read_bytes()
             (made / "vmlinux").write_bytes(unpacked_kernel(packed))
             release = _one(root / "lib/modules", "*")
-            run(["depmod", "-b", str(root), release.name], log, "cannot list the old kernel's modules")
+            kmod = initramfs.inside(image.root, "/usr/bin/kmod")  # which is depmod where it is called so
+            depmod = [*initramfs.loader(image.root), "--argv0", "depmod", str(kmod)]
+            run([*depmod, "-b", str(root), release.name], log, "cannot list the old kernel's modules")
             (made / "guest.cpio.gz").write_bytes(initramfs.guest_base(image.root, release))
             settle(made, place)
     return place / "vmlinux", place / "guest.cpio.gz"

@@ -88,13 +88,17 @@ def inside(root: Path, name: str) -> Path:
     raise OSError(f"{name}: too many links")
 
 
+def loader(root: Path) -> list[str]:
+    """A root's own ld.so with its own libraries, to be followed by the options and the program."""
+    paths = [str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/lib")]
+    return [str(inside(root, "/lib64/ld-linux-x86-64.so.2")), "--library-path", ":".join(paths)]
+
+
 def libraries(root: Path, files: Iterable[Path]) -> set[str]:
     """The shared libraries of a root that programs need, as that root's own loader finds them."""
-    loader = str(inside(root, "/lib64/ld-linux-x86-64.so.2"))
-    paths = [str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/lib")]
     found: set[str] = set()
     for file in files:
-        command = [loader, "--library-path", ":".join(paths), "--list", str(file)]
+        command = [*loader(root), "--list", str(file)]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         for path in re.findall(r"=> (\S+)", listed):
             if Path(path).is_relative_to(root):
