@@ -8,12 +8,12 @@ import pytest
 
 from netback.cli.place import Place, PlatformName
 from netback.errors import ConfigError, PlatformError
-from netback.platforms.xen import XenDomain, devices, domain, events, platform
+from netback.platforms.xen import XenDomain, devices, domain, events, gntalloc, platform
 
 NUMBERS = {
-    "IOCTL_GNTALLOC_ALLOC_GREF": domain._ALLOC_GREF,
-    "IOCTL_GNTALLOC_DEALLOC_GREF": domain._DEALLOC_GREF,
-    "GNTALLOC_FLAG_WRITABLE": domain._WRITABLE,
+    "IOCTL_GNTALLOC_ALLOC_GREF": gntalloc._ALLOC_GREF,
+    "IOCTL_GNTALLOC_DEALLOC_GREF": gntalloc._DEALLOC_GREF,
+    "GNTALLOC_FLAG_WRITABLE": gntalloc._WRITABLE,
     "IOCTL_EVTCHN_BIND_INTERDOMAIN": events._BIND_INTERDOMAIN,
     "IOCTL_EVTCHN_BIND_UNBOUND_PORT": events._BIND_UNBOUND,
     "IOCTL_EVTCHN_UNBIND": events._UNBIND,
@@ -55,13 +55,13 @@ def test_no_page_left_says_whose_limit_it_is_and_where(
 ) -> None:
     limit = tmp_path / "limit"
     limit.write_text("1024\n")
-    monkeypatch.setattr(domain, "_LIMIT", limit)
-    error = domain._explained(PlatformError("cannot grant 256 pages to domain 0: No space left", "ENOSPC"))
+    monkeypatch.setattr(gntalloc, "_LIMIT", limit)
+    error = gntalloc._explained(PlatformError("cannot grant 256 pages to domain 0: No space left", "ENOSPC"))
     assert error.errno == "ENOSPC"
     assert "limit is 1024 pages" in str(error)
     assert str(limit) in str(error)
     other = PlatformError("cannot grant 1 pages to domain 0: Cannot allocate memory", "ENOMEM")
-    assert domain._explained(other) is other
+    assert gntalloc._explained(other) is other
 
 
 def test_a_device_that_linux_s_netfront_drives_is_one_clear_error(

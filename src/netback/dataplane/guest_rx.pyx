@@ -15,10 +15,11 @@ a frame can never fit (dropped and counted).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_GSO, GNTCOPY_dest_gref, GNTST_okay, GSO_TYPE_NONE, NETIF_RSP_ERROR, NETRXF_csum_blank,
-    NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_SLOTS, copy_segment,
+    EXTRA_TYPE_GSO, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, NETIF_RSP_ERROR,
+    NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_SLOTS, copy_segment,
     extra_info, rx_request, rx_response,
 )
+from netback.dataplane.arena cimport name_local
 from netback.dataplane.grant_copy cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.offload cimport (
@@ -73,12 +74,13 @@ cdef inline void stage_copy(
         rx_response *body) noexcept nogil:
     cdef copy_segment *copy = &ws.segments[burst.segments]
     ws.segment_body[burst.segments] = burst.used - 1
-    copy.source.virt = <void *>data
     copy.dest.foreign.ref = gref
     copy.dest.foreign.offset = body.offset
     copy.dest.foreign.domid = queue.memory.domid
     copy.len = body.status
     copy.flags = GNTCOPY_dest_gref
+    if name_local(ws.pages, &copy.source, data, copy.len):
+        copy.flags |= GNTCOPY_source_gref
     burst.segments += 1
 
 
@@ -283,16 +285,25 @@ cdef inline bint expect_no_more(back_queue *queue, uint32_t taken) noexcept nogi
     return True
 
 
+cdef inline uint8_t *behind(uint8_t *arena, uint32_t count, uint32_t length) noexcept nogil:
+    """Where to read on behind `count` frames, the last of `length`: whole pages on, so data begins one again."""
+    return (
+        arena + <size_t>(count - 1) * FRAME_STRIDE
+        + ((FRAME_HEADROOM + length + PAGE_SIZE - 1) & ~<uint32_t>(PAGE_SIZE - 1))
+    )
+
+
 cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *drained) noexcept nogil:
     """Read and place frames until the peer, the slots or the burst's budget end: the slots that the next frame
     needs, or 0.
     """
     cdef uint32_t count, needed = 0
     cdef uint32_t taken = 0
+    cdef uint8_t *arena = ws.arena
     cdef int got, i
     while taken + HELD_FRAMES <= BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
         count = read_ahead(queue, burst)
-        got = peer_recv(queue.link.peer, ws.arena + <size_t>taken * FRAME_STRIDE, ws.frames, count)
+        got = peer_recv(queue.link.peer, arena, ws.frames, count)
         if got < 0:
             queue.link.counters[RX_FAULTS] += 1
             drained[0] = True
@@ -308,6 +319,7 @@ cdef uint32_t collect(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
         if <uint32_t>got < count or expect_no_more(queue, taken):
             drained[0] = True
             break
+        arena = behind(arena, count, ws.frames[got - 1].length)
     return needed
 
 

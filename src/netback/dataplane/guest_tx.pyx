@@ -145,8 +145,8 @@ cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int
         if broken[0] != REASON_NONE:
             break
         if chain.slots - chain.extras > 1:   # its second slot's bytes begin a page, as in guest_rx
-            used += -<uint32_t>(<size_t>(ws.arena + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
-        chain.data = ws.arena + used
+            used += -<uint32_t>(<size_t>(ws.packed + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
+        chain.data = ws.packed + used
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)
             used += (chain.length + FRAME_HEADROOM + 63) & ~<uint32_t>63

@@ -2,6 +2,7 @@
 """What the worker, the two backend directions and the two frontend directions share."""
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport RING_SLOTS, copy_segment, rx_request, tx_request
+from netback.dataplane.arena cimport Arena, arena_t
 from netback.dataplane.events cimport events_t
 from netback.dataplane.grant_copy cimport memory_t
 from netback.dataplane.journal cimport Journal, journal_t
@@ -77,8 +78,10 @@ cdef struct chain_t:             # one frame of a TX ring
 
 
 cdef struct workspace_t:         # a worker's private memory: the burst at hand
-    uint8_t *memory
-    uint8_t *arena               # in it: BURST_FRAMES of the largest, each at a page, or BURST_BYTES of packed ones
+    arena_t *pages               # for frames of a peer
+    uint8_t *arena               # in them, right before a page begins: where the first frame's headroom does
+    uint8_t *tx_memory           # for frames of a TX ring, one behind the other
+    uint8_t *packed              # in it, likewise
     uint8_t *cuts                # segments that were cut from them
     uint32_t cuts_used
     uint8_t *records
@@ -144,7 +147,7 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
 
 
 cdef void record(workspace_t *ws, link_t *link, record_t *entry, const uint8_t *bytes, uint32_t length) noexcept nogil
-cdef workspace_t *workspace_new() except NULL
+cdef workspace_t *workspace_new(Arena arena) except NULL
 cdef void workspace_free(workspace_t *ws) noexcept
 
 

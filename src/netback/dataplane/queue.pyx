@@ -10,6 +10,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from netback.errors import GuestError
 from netback.dataplane.abi cimport PAGE_SIZE, RX_SLOT, TX_SLOT
+from netback.dataplane.arena cimport Arena
 from netback.dataplane.events cimport Events
 from netback.dataplane.grant_copy cimport GuestMemory
 from netback.dataplane.guest_rx cimport serve_rx
@@ -60,15 +61,17 @@ cdef void record(workspace_t *ws, link_t *link, record_t *entry, const uint8_t *
     ws.records_used += size
 
 
-cdef workspace_t *workspace_new() except NULL:
+cdef workspace_t *workspace_new(Arena arena) except NULL:
     cdef workspace_t *ws = <workspace_t *>calloc(1, sizeof(workspace_t))
     if ws != NULL:
-        ws.memory = <uint8_t *>aligned_alloc(PAGE_SIZE, PAGE_SIZE + <size_t>BURST_FRAMES * FRAME_STRIDE)
+        ws.pages = &arena.arena
         # a frame begins at a page: then a grant copy of a page is one, and not split in two by Linux
-        ws.arena = ws.memory + PAGE_SIZE - FRAME_HEADROOM
+        ws.arena = ws.pages.memory + PAGE_SIZE - FRAME_HEADROOM
+        ws.tx_memory = <uint8_t *>aligned_alloc(PAGE_SIZE, PAGE_SIZE + BURST_BYTES + FRAME_STRIDE)
+        ws.packed = ws.tx_memory + PAGE_SIZE - FRAME_HEADROOM
         ws.cuts = <uint8_t *>aligned_alloc(CACHE_LINE, CUT_BYTES)
         ws.records = <uint8_t *>aligned_alloc(CACHE_LINE, RECORD_BYTES)
-    if ws == NULL or ws.memory == NULL or ws.cuts == NULL or ws.records == NULL:
+    if ws == NULL or ws.tx_memory == NULL or ws.cuts == NULL or ws.records == NULL:
         workspace_free(ws)
         raise MemoryError
     return ws
@@ -76,7 +79,7 @@ cdef workspace_t *workspace_new() except NULL:
 
 cdef void workspace_free(workspace_t *ws) noexcept:
     if ws != NULL:
-        free(ws.memory)
+        free(ws.tx_memory)
         free(ws.cuts)
         free(ws.records)
         free(ws)

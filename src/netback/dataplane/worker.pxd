@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One thread that serves many queues."""
 from libc.stdint cimport uint32_t, uint64_t
+from netback.dataplane.arena cimport Arena
 from netback.dataplane.events cimport PORTS_END, Events, events_t
 from netback.dataplane.queue cimport link_t, workspace_t
 
@@ -27,5 +28,6 @@ cdef class Worker:
     cdef worker_t *worker
     cdef workspace_t *ws
     cdef readonly Events events
+    cdef Arena arena
     cdef dict members            # index -> Link: keeps them alive while they are served
     cdef void forget(self, link_t *link) noexcept

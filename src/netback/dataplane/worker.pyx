@@ -15,6 +15,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
+from netback.dataplane.arena cimport Arena
 from netback.dataplane.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
 from netback.dataplane.queue cimport (
     EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link, workspace_free, workspace_new,
@@ -273,14 +274,15 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
 cdef class Worker:
     """Serves queues from the thread that calls `run`; every other method is for that thread too, but `wake`.
 
-    Up to 4096 links; `events` is the handle that their ports are bound on.
+    Up to 4096 links; `events` is the handle that their ports are bound on, `arena` where bursts lie: a new one if None.
     """
 
-    def __cinit__(self, Events events):
+    def __cinit__(self, Events events, Arena arena=None):
         cdef epoll_event event
         self.members = {}
         self.events = events
-        self.ws = workspace_new()
+        self.arena = arena if arena is not None else Arena()
+        self.ws = workspace_new(self.arena)
         self.worker = <worker_t *>calloc(1, sizeof(worker_t))
         if self.worker == NULL:
             raise MemoryError

@@ -30,10 +30,12 @@ cdef struct xen_memory:          # `seam` is first: a memory_t * of this platfor
 
 
 cdef inline bint well_formed(copy_segment *segment) noexcept nogil:
-    """One end is a granted page and the other is ours, and nothing goes beyond that page."""
-    if segment.flags == GNTCOPY_source_gref:
-        return <uint32_t>segment.source.foreign.offset + segment.len <= PAGE_SIZE
-    return segment.flags == GNTCOPY_dest_gref and <uint32_t>segment.dest.foreign.offset + segment.len <= PAGE_SIZE
+    """An end at least is a granted page, and nothing goes beyond that page."""
+    if segment.flags & GNTCOPY_source_gref and <uint32_t>segment.source.foreign.offset + segment.len > PAGE_SIZE:
+        return False
+    if segment.flags & GNTCOPY_dest_gref and <uint32_t>segment.dest.foreign.offset + segment.len > PAGE_SIZE:
+        return False
+    return 0 < segment.flags <= (GNTCOPY_source_gref | GNTCOPY_dest_gref)
 
 
 cdef int call(xen_memory *memory, copy_segment *segments, int count) noexcept nogil:

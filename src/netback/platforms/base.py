@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from netback.abi.ring import PAGE_SIZE
+from netback.dataplane.arena import Arena
 from netback.dataplane.events import Events
 from netback.dataplane.grant_copy import GuestMemory
 from netback.platforms.store import Store
@@ -67,6 +68,9 @@ class Platform(Protocol):
 
     def open_events(self) -> EventChannels:
         """A new handle."""
+
+    def open_arena(self) -> Arena:
+        """A worker's memory for its bursts, such that copies between it and guests are cheap."""
 
     def open_memory(self, domid: int) -> GuestMemory:
         """A guest's memory, for copies that check its grants."""

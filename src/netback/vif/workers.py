@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from netback.dataplane.arena import Arena
 from netback.dataplane.queue import Link
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
@@ -30,12 +31,12 @@ class Listener:
 class QueueWorker:
     """One worker and its handle of event channels. Its methods return when its thread has done what they say."""
 
-    def __init__(self, events: EventChannels, name: str) -> None:
+    def __init__(self, events: EventChannels, arena: Arena, name: str) -> None:
         self.events = events
         self.queues = 0
         self._listeners: dict[int, Listener] = {}
         self._thread = WorkerThread(
-            Worker(events.native), on_broken=self._broken, on_records=self._records, name=name
+            Worker(events.native, arena), on_broken=self._broken, on_records=self._records, name=name
         )
 
     def reserve(self, undo: ExitStack) -> None:
@@ -132,6 +133,6 @@ class Workers:
     def _start(platform: Platform, number: int, undo: ExitStack) -> QueueWorker:
         events = platform.open_events()
         undo.callback(events.close)
-        worker = QueueWorker(events, f"netback-worker-{number}")
+        worker = QueueWorker(events, platform.open_arena(), f"netback-worker-{number}")
         undo.callback(worker.close)
         return worker

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from netback.dataplane.arena import Arena
 from netback.dataplane.emulated_memory import EmulatedMemory
 from netback.dataplane.grant_copy import GuestMemory
 from netback.platforms.emulated.client import Handle
@@ -69,6 +70,9 @@ class EmulatedPlatform:
 
     def open_events(self) -> EmulatedEventChannels:
         return self._handles.open_events()
+
+    def open_arena(self) -> Arena:
+        return Arena()
 
     def open_memory(self, domid: int) -> GuestMemory:
         reply, (memfd,) = self._handle.request(Op.MEMORY, domid)

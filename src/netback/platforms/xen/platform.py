@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A backend's side of a real Xen, in dom0 or a driver domain.
 
-Implements platforms.base.Platform over /dev/xen/{xenbus,evtchn,gntdev}.
+Implements platforms.base.Platform over /dev/xen/{xenbus,evtchn,gntdev}, and gntalloc where that is there.
 """
 
 import ctypes
+import logging
 import mmap
 import os
 import struct
@@ -13,13 +14,19 @@ from types import TracebackType
 from typing import Self
 
 from netback.abi.ring import PAGE_SIZE
+from netback.dataplane.arena import Arena
 from netback.dataplane.xen_memory import XenMemory
-from netback.errors import PlatformError
+from netback.errors import ConfigError, PlatformError
 from netback.platforms.store import Store
+from netback.platforms.xen import gntalloc
 from netback.platforms.xen.devices import call, open_device
 from netback.platforms.xen.events import XenEventChannels
 from netback.platforms.xen.store import find_store, open_store, own_domid
 
+log = logging.getLogger("netback.xen")
+
+_NAMED_PAGES = 80
+"""Of each worker's arena: what a burst fills, of large frames or of small ones. gntalloc has 1024 unless told more."""
 _MAP_GRANT_REF = 0x00184700
 _UNMAP_GRANT_REF = 0x00104701
 _MAP_TRIES = 1000
@@ -101,6 +108,23 @@ class XenPlatform:
     def open_memory(self, domid: int) -> XenMemory:
         """Whether the domain is there shows at the first copy."""
         return XenMemory(self._gntdev, domid)
+
+    def open_arena(self) -> Arena:
+        """With pages by gref where gntalloc gives them, which makes a copy a quarter cheaper."""
+        arena = Arena()
+        try:
+            device = open_device("gntalloc")
+        except (ConfigError, PlatformError) as error:
+            log.info("copies cost more: %s", error)
+            return arena
+        try:
+            offset, grefs = gntalloc.allocate(device, self.domid, _NAMED_PAGES)
+            arena.name(device, offset, self.domid, grefs)
+        except (PlatformError, OSError) as error:
+            log.info("copies cost more: %s", error)
+        finally:
+            os.close(device)  # the grants last as long as the arena
+        return arena
 
     def map_grant(self, domid: int, gref: int) -> XenMappedPage:
         return XenMappedPage(self._gntdev, domid, gref)

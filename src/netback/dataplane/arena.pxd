@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's memory for the frames of a burst from a peer."""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from netback.dataplane.abi cimport PAGE_SIZE, copy_end
+
+
+cdef struct arena_t:
+    uint8_t *memory              # whole pages
+    uint32_t named               # how many of the first ones are granted to this domain itself ...
+    const uint32_t *grefs        # ... and what they are called
+    uint16_t domid               # this domain
+
+
+cdef inline bint name_local(arena_t *arena, copy_end *end, const uint8_t *data, uint32_t length) noexcept nogil:
+    """Say our end of a copy: by its gref where it lies in one named page, and this is True; else by its address."""
+    cdef size_t at = <size_t>data - <size_t>arena.memory     # far beyond them where it is not in the arena
+    cdef size_t page = at // PAGE_SIZE
+    cdef uint32_t offset = at % PAGE_SIZE
+    if page >= arena.named or offset + length > PAGE_SIZE:
+        end.virt = <void *>data
+        return False
+    end.foreign.ref = arena.grefs[page]
+    end.foreign.offset = offset
+    end.foreign.domid = arena.domid
+    return True
+
+
+cdef class Arena:
+    cdef arena_t arena
+    cdef object grefs
+    cdef bint map(self, int fd, int flags, uint64_t offset) noexcept
