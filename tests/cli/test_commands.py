@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ def test_help_names_every_command() -> None:
     assert code == 0
     for command in ("emulate", "run", "attach", "detach", "list", "guest", "unit", "demo"):
         assert re.search(rf"^  {command} ", out, re.MULTILINE)
+
+
+def test_version_is_the_package_s() -> None:
+    assert asyncio.run(run("--version"))[:2] == (0, f"netback {metadata.version('netback')}\n")
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
+from netback import __version__
 from netback.cli import lab
 from netback.cli.place import Place, PlatformName, default_directory
 from netback.errors import ConfigError, NetbackError, PlatformError
 
 app = typer.Typer(
     name="netback",
-    help="A Xen network backend in userspace: serves guests' netfronts on a real or an emulated Xen.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -32,6 +32,22 @@ class TypeName(StrEnum):
 
 
 app.add_typer(lab.app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"netback {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def netback(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """A Xen network backend in userspace: serves guests' netfronts on a real or an emulated Xen."""
+
 
 Directory = Annotated[
     Path | None,
