@@ -13,6 +13,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src"
 
 FLOORS = (
+    (0, "netback.__version__"),
     (0, "netback.errors"),
     (0, "netback.abi"),
     (1, "netback.xenstore"),

@@ -322,6 +322,8 @@ cdef int serve_tx(link_t *link, workspace_t *ws) noexcept nogil:
     if link.peer.blocked:
         return 0
     pending = back_pending(&queue.tx)
+    if pending == 0 and link.looks_again:
+        return LINK_MORE         # as long as the other direction goes on, this one needs no events
     if pending == 0:
         pending = back_arm(&queue.tx, 1)
     if pending <= 0:

@@ -116,6 +116,7 @@ cdef struct link_t:              # a queue of either end, as the worker sees it
     bint active                  # among the worker's runnable links
     bint from_due                # what its next turn has to look at
     bint to_due
+    bint looks_again             # this turn has a next one, whatever it finds in the ring that it takes from
     bint from_notify             # the far side asked to be told of this turn's answers on from_port ...
     bint to_notify               # ... or on to_port
     uint64_t seen                # `moved` at the last event

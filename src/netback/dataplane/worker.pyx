@@ -198,10 +198,9 @@ cdef inline void notify(link_t *link) noexcept nogil:
 
 cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
     """One burst in each direction, at most one notify for both: True where either has more."""
-    cdef int sent = 0, came = 0
-    if link.from_due:
-        sent = link.from_ring(link, ws)
-        link.from_due = sent & LINK_MORE
+    cdef int sent, came = 0
+    sent = link.from_ring(link, ws)      # due or not: a look at the ring costs less than its event
+    link.from_due = sent & LINK_MORE
     if link.to_due and not sent & LINK_BROKEN and not link.frozen:
         came = link.to_ring(link, ws)
         link.to_due = came & LINK_MORE and not link.to_blocked
@@ -227,6 +226,7 @@ cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
         kept = 0
         for i in range(worker.runnable_count):
             link = worker.links[worker.runnable[i]]
+            link.looks_again = link.to_due and not link.frozen
             link.active = turn(worker, ws, link)
             if link.active:
                 worker.runnable[kept] = link.index
@@ -372,6 +372,7 @@ cdef class Worker:
         """One turn of one link, for tests and benchmarks that drive queues themselves: whether it has more."""
         link.link.from_due = True
         link.link.to_due = True
+        link.link.looks_again = False
         cdef bint more
         with nogil:
             more = turn(self.worker, self.ws, link.link)
