@@ -58,8 +58,10 @@ cdef class Arena:
         cdef const uint32_t[::1] view = self.grefs
         self.arena.named = len(view)
         if not self.map(fd, MAP_SHARED, offset):
+            failed = errno
+            self.map(-1, MAP_PRIVATE | MAP_ANONYMOUS, 0)     # Linux may have unmapped what was there before it asked
             self.arena.named = 0
-            raise OSError(errno, "cannot map pages of the arena")
+            raise OSError(failed, "cannot map pages of the arena")
         self.arena.grefs = &view[0]
         self.arena.domid = domid
 

@@ -114,8 +114,7 @@ cdef struct link_t:              # a queue of either end, as the worker sees it
     uint32_t index               # in the worker's table
     uint32_t interest            # epoll events that the worker has asked of the peer's descriptor
     bint active                  # among the worker's runnable links
-    bint from_due                # what its next turn has to look at
-    bint to_due
+    bint to_due                  # its next turn has to look at the peer, too
     bint looks_again             # this turn has a next one, whatever it finds in the ring that it takes from
     bint from_notify             # the far side asked to be told of this turn's answers on from_port ...
     bint to_notify               # ... or on to_port

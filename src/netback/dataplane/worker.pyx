@@ -110,7 +110,6 @@ cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
         doublings = min(link.empties - EMPTY_FREE - 1, <uint32_t>DELAY_DOUBLINGS)
         link.unmask_at = now_ns() + (<uint64_t>DELAY_MIN << doublings)
         worker.delayed += 1
-    link.from_due = True
     link.to_due |= link.to_blocked
     activate(worker, link)
 
@@ -118,7 +117,6 @@ cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
 cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept nogil:
     if happened & EPOLLOUT:
         link.peer.blocked = False
-        link.from_due = True
     if happened & ~<uint32_t>EPOLLOUT:
         link.to_due = True
     if happened & EPOLLHUP and not happened & EPOLLIN:
@@ -180,7 +178,6 @@ cdef void look_again(worker_t *worker) noexcept nogil:
         link.to_due |= waits_for_slots(link)
         if link.peer.congested:
             link.peer.blocked = link.peer.congested = False
-            link.from_due = True
         activate(worker, link)
 
 
@@ -199,21 +196,22 @@ cdef inline void notify(link_t *link) noexcept nogil:
 cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
     """One burst in each direction, at most one notify for both: True where either has more."""
     cdef int sent, came = 0
-    sent = link.from_ring(link, ws)      # due or not: a look at the ring costs less than its event
-    link.from_due = sent & LINK_MORE
+    cdef bint again
+    sent = link.from_ring(link, ws)      # event or not: a look at the ring costs less than one
+    again = sent & LINK_MORE
     if link.to_due and not sent & LINK_BROKEN and not link.frozen:
         came = link.to_ring(link, ws)
         link.to_due = came & LINK_MORE and not link.to_blocked
     notify(link)
     if (sent | came) & LINK_BROKEN:
         worker.stop = True
-        link.from_due = link.to_due = False
+        again = link.to_due = False
     elif link.peer.closed and link.peer.blocked:
         link.peer.blocked = False        # nobody is left to make room: what comes now is refused, as on a dead wire
-        link.from_due = True
+        again = True
     worker.waiting |= link.peer.congested or waits_for_slots(link)
     ask_peer(worker, link)
-    return link.from_due or (link.to_due and not link.frozen)
+    return again or (link.to_due and not link.frozen)
 
 
 cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
@@ -317,7 +315,7 @@ cdef class Worker:
         self.worker.top = max(self.worker.top, index + 1)
         self.worker.by_port[link.link.from_port % PORTS_END] = index + 1
         self.worker.by_port[link.link.to_port % PORTS_END] = index + 1
-        link.link.from_due = link.link.to_due = True
+        link.link.to_due = True
         activate(self.worker, link.link)
         for port in {link.link.from_port, link.link.to_port}:
             events_notify(self.worker.events, port)
@@ -352,7 +350,7 @@ cdef class Worker:
         """Something about the link was changed from outside: look at it anew, if it is served."""
         if self.members.get(link.link.index) is not link:
             return
-        link.link.from_due = link.link.to_due = True
+        link.link.to_due = True
         activate(self.worker, link.link)
         ask_peer(self.worker, link.link)
 
@@ -370,7 +368,6 @@ cdef class Worker:
 
     def step(self, Link link) -> bool:
         """One turn of one link, for tests and benchmarks that drive queues themselves: whether it has more."""
-        link.link.from_due = True
         link.link.to_due = True
         link.link.looks_again = False
         cdef bint more

@@ -114,16 +114,13 @@ class XenPlatform:
         arena = Arena()
         try:
             device = open_device("gntalloc")
-        except (ConfigError, PlatformError) as error:
+            try:
+                offset, grefs = gntalloc.allocate(device, self.domid, _NAMED_PAGES)
+                arena.name(device, offset, self.domid, grefs)
+            finally:
+                os.close(device)  # the grants last as long as the arena
+        except (ConfigError, PlatformError, OSError) as error:
             log.info("copies cost more: %s", error)
-            return arena
-        try:
-            offset, grefs = gntalloc.allocate(device, self.domid, _NAMED_PAGES)
-            arena.name(device, offset, self.domid, grefs)
-        except (PlatformError, OSError) as error:
-            log.info("copies cost more: %s", error)
-        finally:
-            os.close(device)  # the grants last as long as the arena
         return arena
 
     def map_grant(self, domid: int, gref: int) -> XenMappedPage:
