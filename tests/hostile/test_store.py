@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import random
 
 import pytest
 
@@ -144,6 +145,20 @@ async def test_states_that_flap(scene: Scene) -> None:
         await scene.state(State.INIT_WAIT)
     assert 1 <= len(scene.warnings) <= 20
     await scene.others_pass()
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_states_in_any_order(scene: Scene, seed: int) -> None:
+    """Faster than the backend looks, and not waiting for it when it begins anew: it is answered all the same."""
+    chance = random.Random(seed)
+    await scene.connect()
+    for _ in range(6):
+        await scene.works()
+        for number in range(chance.randrange(1, 60)):
+            await scene.bad.set_state(number % 10)
+            for _ in range(chance.choice((0, 0, 0, 3, 10))):
+                await asyncio.sleep(0)
+        await scene.comes_back()
 
 
 async def test_a_flood_of_changes(scene: Scene) -> None:

@@ -62,7 +62,7 @@ async def test_a_new_device_is_offered(
     assert seen == "2" or theirs in (State.CLOSED, State.CLOSING, State.UNKNOWN)
 
 
-@pytest.mark.parametrize("theirs", [State.INITIALISING, State.INIT_WAIT, State.INITIALISED])
+@pytest.mark.parametrize("theirs", [State.INIT_WAIT, State.INITIALISED])
 async def test_a_frontend_that_prepares_changes_nothing(
     backend: Backend, guest: Guest, theirs: State
 ) -> None:
@@ -135,6 +135,26 @@ async def test_reload(backend: Backend, guest: Guest, network: PythonNetwork) ->
         await until_state(guest.store, name.backend, State.CLOSED)
         await guest.set_state(State.INITIALISING)
         await until_state(guest.store, name.backend, State.INIT_WAIT)
+
+
+async def test_a_frontend_that_begins_anew_without_a_word(
+    backend: Backend, guest: Guest, network: PythonNetwork
+) -> None:
+    """Connected, then Initialising, as after a crash of its own or a reset: it gets what it waits for."""
+    name = await add(backend.store, guest.domid)
+    for before in (State.CONNECTED, State.RECONFIGURING):
+        await guest.connect()
+        await guest.set_state(before)
+        await until_state(
+            guest.store, name.backend, State.RECONFIGURED if before is State.RECONFIGURING else before
+        )
+        await guest.set_state(State.INITIALISING)
+        await until_state(guest.store, name.backend, State.INIT_WAIT)
+        vif = backend.devices[name].vif
+        assert vif is not None
+        assert not vif.connected
+    await guest.connect()
+    await exchange(guest, network)
 
 
 async def test_a_frontend_that_changes_its_mind(

@@ -15,7 +15,7 @@ BEFORE = (State.INITIALISING, State.INIT_WAIT, State.INITIALISED)
 ACTIVE = (State.CONNECTED, State.CLOSING, State.RECONFIGURING, State.RECONFIGURED)
 
 AFTER = {
-    Action.OFFER: {"ours": State.INIT_WAIT},
+    Action.OFFER: {"ours": State.INIT_WAIT, "served": False},
     Action.CONNECT: {"ours": State.CONNECTED, "served": True},
     Action.ADOPT: {"served": True},
     Action.CLOSING: {"ours": State.CLOSING, "served": False},
@@ -52,7 +52,7 @@ def expected_of_inactive(theirs: State, ours: State, online: bool) -> Action:
         return Action.CLOSED
     if not online:
         return Action.CLOSING if ours in LIVE else Action.CLOSED
-    return Action.OFFER if (theirs, ours) == (State.INITIALISING, State.CLOSED) else Action.NOTHING
+    return Action.OFFER if theirs is State.INITIALISING and ours in (*LIVE, State.CLOSED) else Action.NOTHING
 
 
 def expected_of_active(facts: Facts) -> Action:
@@ -90,8 +90,10 @@ def test_every_rule_decides_something() -> None:
 
 @pytest.mark.parametrize("facts", [facts for facts in every_facts() if facts.ours in LIVE], ids=str)
 def test_closing_is_never_skipped(facts: Facts) -> None:
-    """But for a frontend that is gone: nobody is there to see it."""
-    if facts.theirs is not State.UNKNOWN:
+    """But for a frontend that is gone, or that began anew: nobody is there to see it."""
+    if facts.theirs is State.INITIALISING and facts.online:
+        assert decide(facts) is Action.OFFER
+    elif facts.theirs is not State.UNKNOWN:
         assert decide(facts) not in (Action.CLOSED, Action.DESTROY, Action.OFFER)
 
 

@@ -15,6 +15,7 @@ from netback.frontend import Script
 from netback.platforms.xen import XenDomain
 
 SECONDS = 60.0
+"""That each attack may take."""
 STORM = 20_000
 FLAPS = 50
 FRAME = bytes.fromhex("ffffffffffff 00163e000001 88b5").ljust(60, b"x")
@@ -76,7 +77,7 @@ async def event_storm(script: Script) -> None:
 
 
 async def flapping(script: Script) -> None:
-    """Every state, quickly, sensible or not; then down and up again as it should be."""
+    """Every state, quickly, sensible or not; then down and up again, which may find the answer to an earlier one."""
     for number in range(FLAPS):
         await script.set_state(number % 10)
     await anew(script)
@@ -152,20 +153,30 @@ async def works(script: Script) -> None:
 
 
 async def run(script: Script) -> None:
-    await script.offered()
-    await script.connect()
+    async with asyncio.timeout(SECONDS):
+        await script.offered()
+        await script.connect()
     for case in CASES:
-        await works(script)
-        await case.attack(script)
-        if case.fatal:
-            await script.backend(State.CLOSING, State.CLOSED)
+        try:
+            async with asyncio.timeout(SECONDS):
+                await attack(script, case)
+        except TimeoutError:
+            raise AssertionError(f"{case.name}: no end in {SECONDS:.0f} s") from None
         print(f"{case.name}: {'closed' if case.fatal else 'answered'}", flush=True)
-        if case.fatal and case is not CASES[-1]:
-            await anew(script)
+
+
+async def attack(script: Script, case: Case) -> None:
+    """With rings that work before, and again after, but for the last."""
+    await works(script)
+    await case.attack(script)
+    if case.fatal:
+        await script.backend(State.CLOSING, State.CLOSED)
+    if case.fatal and case is not CASES[-1]:
+        await anew(script)
 
 
 async def main() -> None:
-    async with asyncio.timeout(SECONDS * len(CASES)), Script(XenDomain()) as script:
+    async with Script(XenDomain()) as script:
         await run(script)
 
 

@@ -344,6 +344,8 @@ class Device:
     # ---- actions
 
     async def _offer(self, look: Look) -> None:
+        if look.facts.ours in _RUNNING:
+            self._disconnect()
         await self._write_mac()
         await self._move(State.INIT_WAIT, OFFER)
         await self._clear_error()

@@ -33,7 +33,7 @@ class Action(Enum):
     """What to do next; the value is how the documentation says it."""
 
     NOTHING = "nothing"
-    OFFER = "open the network, write all features and InitWait in one transaction"
+    OFFER = "rings down, open the network, write all features and InitWait in one transaction"
     CONNECT = "disconnect, connect, Connected; failure: reason to `error`, Closing"
     ADOPT = "take up the rings where they stand; no state changes"
     REFUSE_RX = "refuse RX, serve TX until the frontend moves"
@@ -86,7 +86,8 @@ RULES = (
     Rule(Action.CLOSED, ours=_WAITING, online=False),
     Rule(Action.CLOSING, theirs=_INACTIVE, ours=_LIVE, online=False),
     Rule(Action.CLOSED, theirs=_INACTIVE, ours=_states(State.CLOSING)),
-    Rule(Action.OFFER, theirs=_states(State.INITIALISING), ours=_states(State.CLOSED)),
+    # ours live: it began anew without a word, and would wait for InitWait for ever
+    Rule(Action.OFFER, theirs=_states(State.INITIALISING), ours=_states(State.CLOSED) | _LIVE),
     Rule(Action.NOTHING, theirs=_WAITING),
     Rule(Action.NOTHING, theirs=_states(State.CLOSED), ours=_states(State.CLOSED)),
     Rule(Action.CLOSING, theirs=_states(State.CLOSED), ours=_LIVE),
