@@ -4,7 +4,9 @@
 import subprocess
 from pathlib import Path
 
-from netback.service import UNIT, unit
+import pytest
+
+from netback.service import UNIT, is_hidden, unit
 
 
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
@@ -19,6 +21,14 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     )
     about_ours = [line for line in seen.stderr.splitlines() if "netback.service" in line]
     assert (seen.returncode, about_ours) == (0, []), seen.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "hidden"),
+    [("/root/venv/bin/netback", True), ("/home/x/netback", True), ("/opt/netback/bin/netback", False)],
+)
+def test_what_the_unit_cannot_see(program: str, hidden: bool) -> None:
+    assert is_hidden(program) is hidden
 
 
 def test_it_may_do_little() -> None:

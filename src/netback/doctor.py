@@ -170,7 +170,9 @@ def store(machine: Machine) -> Finding:
 
 def claims(machine: Machine) -> Finding:
     """Who else takes the vifs of this domain."""
-    advice = f"modprobe -r xen-netback, and copy {KEEP_KERNEL_OUT} to /etc/modprobe.d"
+    advice = (
+        f"modprobe -r xen-netback, and `netback unit --modprobe > /etc/modprobe.d/{KEEP_KERNEL_OUT.name}`"
+    )
     if machine.path("sys/bus/xen-backend/drivers/vif").exists():
         served = [
             name for name in machine.children("sys/bus/xen-backend/drivers/vif") if name.startswith("vif-")

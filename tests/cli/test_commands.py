@@ -30,6 +30,13 @@ def test_help_names_every_command() -> None:
         assert re.search(rf"^  {command} ", out, re.MULTILINE)
 
 
+def test_the_files_for_a_system_are_printed() -> None:
+    code, unit, _ = asyncio.run(run("unit"))
+    assert (code, "ExecStart=" in unit) == (0, True)
+    code, modprobe, _ = asyncio.run(run("unit", "--modprobe"))
+    assert (code, modprobe.splitlines()[-1]) == (0, "install xen-netback /bin/false")
+
+
 def test_version_is_the_package_s() -> None:
     assert asyncio.run(run("--version"))[:2] == (0, f"netback {metadata.version('netback')}\n")
 

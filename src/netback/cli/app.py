@@ -131,11 +131,24 @@ def doctor(directory: Directory = None, json: Json = False) -> None:
 
 
 @app.command()
-def unit() -> None:
+def unit(
+    modprobe: Annotated[
+        bool,
+        typer.Option(
+            "--modprobe", help="Print what keeps the kernel's backend out instead: for /etc/modprobe.d/."
+        ),
+    ] = False,
+) -> None:
     """Print a systemd unit that runs this netback: for /etc/systemd/system/netback.service."""
     from netback import service
 
-    typer.echo(service.unit(shutil.which("netback") or "/usr/bin/netback"), nl=False)
+    if modprobe:
+        typer.echo(service.KEEP_KERNEL_OUT.read_text(), nl=False)
+        return
+    program = shutil.which("netback") or "/usr/bin/netback"
+    typer.echo(service.unit(program), nl=False)
+    if service.is_hidden(program):
+        typer.echo(f"netback: the unit may not see {program}: install netback outside of homes", err=True)
 
 
 @app.command()
