@@ -254,6 +254,9 @@ class Device:
         )
         info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not told'}, network {spec}"
         log.info("%s: %s", name, info)
+        if rate := await self._read("rate"):
+            said = f"{name}: rate={rate} is not enforced here: limit {network.name or 'its network'} with tc"
+            self._budget.warn(log, said)
         self._around.tracer.hit("xen_netdev_realize", name, info, network.name)
 
     async def _link(self) -> str:
