@@ -6,16 +6,21 @@ import lzma
 import math
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from netback.errors import ConfigError
 from netback.lab import image, initramfs
 from netback.lab.agent import ANSWER
-from netback.lab.bench import ROWS, Sample, evaluate, render, write
-from netback.lab.machine import LabError, processor_flags
+from netback.lab.bench import ROWS, Sample, evaluate, given_up, render, write
+from netback.lab.lab import Lab, open_lab
+from netback.lab.machine import LabError, Machine, Options, choose_accel, processor_flags
 from netback.lab.measure import echoes
-from netback.lab.runner import choose, find_scenarios
+from netback.lab.profile import calls_in
+from netback.lab.runner import Scenario, choose, find_scenarios, run_one
+
+IMAGE = image.Image(Path("/nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,62 @@ def test_every_scenario_says_what_it_is_and_can_be_chosen() -> None:
         choose(["none-such"], full=False)
 
 
+class Quiet(Lab):
+    """A lab in which nothing happens."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(Machine(IMAGE, directory / "disk", directory), "none")
+
+    async def reset(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (LabError("xl said no"), "xl said no"),
+        (ValueError("too many values to unpack"), "test_pieces.py"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+async def test_whatever_a_scenario_stumbles_over_is_its_own_fault(
+    tmp_path: Path, raised: Exception, told: str
+) -> None:
+    module = ModuleType("odd", "Odd.")
+
+    async def run(_lab: Lab) -> None:
+        raise raised
+
+    module.run = run  # type: ignore[attr-defined]
+    outcome = await run_one(Quiet(tmp_path), Scenario("odd", module), full=False)
+    assert told in outcome.fault
+
+
+async def test_a_machine_that_does_not_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'kvm: no such processor' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
+    with pytest.raises(LabError, match=r"ended before dom0 was up\. kvm: no such processor"):
+        async with Machine(IMAGE, tmp_path / "disk", tmp_path / "out", Options(accel="tcg")):
+            pass
+
+
+def test_an_acceleration_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="no acceleration is called 'warp': auto, kvm, tcg"):
+        choose_accel(IMAGE, "warp")
+
+
+async def test_a_directory_in_use_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "dom0.console").write_text("another lab's")
+    with pytest.raises(ConfigError, match="is not empty"):
+        async with open_lab(tmp_path, lambda _: None):
+            pass
+
+
 def test_processor_flags(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("model name : x\nflags\t\t: fpu svm npt\nflags\t\t: fpu\n")
@@ -155,3 +216,26 @@ def test_ratios_are_taken_within_a_round_and_a_crash_is_no_win(tmp_path: Path) -
     data, picture = write(samples, list(lines.values()), tmp_path)
     assert "NaN" not in data.read_text()
     assert picture.stat().st_size > 1000
+
+
+def test_a_row_that_failed_twice_running_is_not_tried_again_in_that_boot() -> None:
+    samples: list[Sample] = []
+    for number, fault in enumerate(("stalled", "", "stalled", "crashed")):
+        assert given_up(samples, "UDP", "qnic", (0, number)) is None
+        samples.append(Sample("UDP", "qnic", 0, number, 1.0, 1.0, fault))
+        samples.append(Sample("UDP", "kernel", 0, number, 1.0, 1.0))
+    for number in (4, 5):
+        skipped = given_up(samples, "UDP", "qnic", (0, number))
+        assert skipped is not None
+        assert (skipped.round, skipped.fault, math.isnan(skipped.value)) == (number, "crashed", True)
+        samples.append(skipped)
+    assert given_up(samples, "UDP", "kernel", (0, 6)) is given_up(samples, "TCP", "qnic", (0, 6)) is None
+
+
+def test_calls_are_read_from_the_kernel_s_histogram() -> None:
+    text = """# trigger info: hist:keys=id.syscall:vals=hitcount:sort=hitcount:size=2048 if common_pid==7 [active]
+{ id: sys_read                      [  0] } hitcount:         12
+{ id: sys_epoll_wait                [232] } hitcount:          3
+{ id: unknown_syscall               [999] } hitcount:          1
+Totals:"""
+    assert calls_in(text) == {"read": 12, "epoll_wait": 3, "unknown_syscall": 1}

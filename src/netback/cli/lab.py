@@ -48,9 +48,7 @@ def up(
 
 @app.command()
 def run(
-    scenario: Annotated[
-        str, typer.Argument(metavar="SCENARIO", help="`boot`: it connects and answers to ping.")
-    ],
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="boot, ping or reconnect.")],
     kernel: Annotated[
         Path, typer.Option(help="The guest's kernel, a unikernel say.", exists=True, dir_okay=False)
     ],
@@ -124,3 +122,22 @@ def bench(
     data, picture = write(samples, lines, place)
     typer.echo(data.read_text() if json else render(lines))
     _say(f"{data} {picture}")
+
+
+@app.command()
+def profile(
+    seconds: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 4,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    accel: Accel = "auto",
+    out: Out = None,
+) -> None:
+    """Where netback's time goes: what calls cost in dom0, and for each frame the processor time and the calls."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from netback.lab.profile import profile as measure
+    from netback.lab.profile import render
+
+    prices, costs = asyncio.run(measure(_place(out), _say, accel=accel, seconds=seconds))
+    result = {"prices": prices, "rows": [asdict(cost) for cost in costs]}
+    typer.echo(dumps(result, indent=1) if json else render(prices, costs))

@@ -109,4 +109,5 @@ async def _quiet(guest: Guest) -> bool:
     return (await guest("ls /sys/class/net | wc -l")).strip() == "1"
 
 
-CONTENDERS: tuple[Contender, ...] = (_Kernel(), _Qnic(), _Netback())
+NETBACK = _Netback()
+CONTENDERS: tuple[Contender, ...] = (_Kernel(), _Qnic(), NETBACK)

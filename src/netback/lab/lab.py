@@ -6,6 +6,7 @@ Knows `xl` and Linux's tools by their commands; how a machine boots is machine's
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import netback.lab
+from netback.errors import ConfigError
 from netback.lab import image as images
 from netback.lab import initramfs, tree
 from netback.lab.image import Say
@@ -23,6 +25,8 @@ BRIDGE = "xenbr0"
 DOM0 = "10.0.0.1"
 DOM0_6 = "fd00::1"
 GUEST_SECONDS = 90.0
+_BULK = ("netback.img", "vmlinux*", "guest*.img", "own.kernel", "own.initrd")
+"""Files of a lab that nobody wants to read."""
 
 BackendName = Literal["netback", "kernel", "none"]
 
@@ -239,12 +243,13 @@ async def open_lab(
     backend: BackendName = "netback",
 ) -> AsyncIterator[Lab]:
     """Boot a Xen host whose guests' vifs are served by `backend`."""
+    _check_empty(directory)
     image = await asyncio.to_thread(images.build, say)
     made, disk = directory / "tree", directory / "netback.img"
-    await asyncio.to_thread(tree.build, image, made, say)
-    await asyncio.to_thread(tree.make_disk, made, disk)
-    say("Xen and dom0 boot")
     try:
+        await asyncio.to_thread(tree.build, image, made, say)
+        await asyncio.to_thread(tree.make_disk, made, disk)
+        say("Xen and dom0 boot")
         async with Machine(image, disk, directory, options) as machine:
             lab = Lab(machine, backend)
             if backend == "kernel":
@@ -253,4 +258,17 @@ async def open_lab(
                 await lab.netback.start()
             yield lab
     finally:
-        disk.unlink(missing_ok=True)
+        await asyncio.to_thread(_clean_up, directory)
+
+
+def _check_empty(directory: Path) -> None:
+    """What an earlier lab left there would pass for this one's."""
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"{directory} is not empty: consoles and logs go to a directory of their own")
+
+
+def _clean_up(directory: Path) -> None:
+    """Leave what tells something: consoles, logs, what was made of guests."""
+    shutil.rmtree(directory / "tree", ignore_errors=True)
+    for path in [one for pattern in _BULK for one in directory.glob(pattern)]:
+        path.unlink()

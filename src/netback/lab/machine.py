@@ -18,6 +18,7 @@ from netback.lab.image import Image
 
 BOOT_SECONDS = 300.0
 _TRIAL_SECONDS = 20.0
+ACCELERATORS = ("kvm", "tcg")
 _TAIL = 30
 _PR_SET_PDEATHSIG = 1
 
@@ -60,6 +61,8 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 def choose_accel(image: Image, wanted: str) -> str:
     """A /dev/kvm that opens proves nothing: the processor must show it, and Xen's banner must come (rules 7)."""
+    if wanted not in ("auto", *ACCELERATORS):
+        raise ConfigError(f"no acceleration is called {wanted!r}: auto, {', '.join(ACCELERATORS)}")
     if wanted != "auto":
         return wanted
     if not processor_flags() & {"vmx", "svm"} or not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -116,6 +119,8 @@ class Machine:
             ready = asyncio.create_task(self._ready.wait())
             await asyncio.wait((ready, reading), timeout=BOOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()
+            if reading.done():
+                raise LabError(f"the machine ended before dom0 was up. {self._complaint()}\n{self.tail()}")
             if not self._ready.is_set():
                 raise LabError(f"dom0 did not come up in {BOOT_SECONDS:.0f} s:\n{self.tail()}")
             self._undo = undo.pop_all()
@@ -184,15 +189,16 @@ class Machine:
             ),
         ]
         try:
-            return await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=(self.directory / "qemu.err").open("wb"),
-                limit=1 << 26,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
+            with (self.directory / "qemu.err").open("wb") as said:
+                return await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=said,
+                    limit=1 << 26,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
         except FileNotFoundError as error:
             raise ConfigError("the lab needs qemu-system-x86: apt install qemu-system-x86") from error
 
@@ -207,10 +213,13 @@ class Machine:
             future = self._waiting.get(answer["id"])
             if future is not None and not future.done():
                 future.set_result(answer)
-        said = (self.directory / "qemu.err").read_text(errors="replace").strip()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(LabError(f"the machine ended. {said}\n{self.tail()}"))
+                future.set_exception(LabError(f"the machine ended. {self._complaint()}\n{self.tail()}"))
+
+    def _complaint(self) -> str:
+        """What QEMU itself said."""
+        return (self.directory / "qemu.err").read_text(errors="replace").strip()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import time
+import traceback
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,6 @@ from netback.lab.machine import LabError, Options
 TAIL = 15
 FAULTS = ("Traceback", "unexpected", "CRITICAL")
 """What netback's log never holds."""
-_FAULTS = (NetbackError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +104,32 @@ async def run_all(
         while left:
             boots += 1
             place = directory / f"{host}-{backend}-{boots}"
-            async with open_lab(place, say, options=replace(options, host=host), backend=backend) as lab:
-                while left:
-                    outcome = await _run_one(lab, left.pop(0), full=full)
-                    outcomes.append(outcome)
-                    mark = "FAIL" if outcome.fault else "ok"
-                    title = " ".join(filter(None, (outcome.scenario.title, outcome.note)))
-                    say(f"{mark:4} {outcome.scenario.name:16} {outcome.seconds:5.1f} s  {title}")
-                    if outcome.fault:
-                        say(_explain(lab, outcome))
-                        break  # who knows what it left: the next one has a fresh host
+            try:
+                async with open_lab(place, say, options=replace(options, host=host), backend=backend) as lab:
+                    outcomes += await _run_until_fault(lab, left, say, full=full)
+            except LabError as error:
+                say(f"FAIL no {host} that serves vifs by {backend}: {error}")
+                outcomes += [Outcome(scenario, 0, str(error)) for scenario in left]
+                break
     return outcomes
 
 
-async def _run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
+async def _run_until_fault(lab: Lab, left: list[Scenario], say: Say, *, full: bool) -> list[Outcome]:
+    """Those that are left, up to the first that fails: who knows what it left, the next one has a fresh host."""
+    outcomes: list[Outcome] = []
+    while left and not (outcomes and outcomes[-1].fault):
+        outcome = await run_one(lab, left.pop(0), full=full)
+        outcomes.append(outcome)
+        mark = "FAIL" if outcome.fault else "ok"
+        title = " ".join(filter(None, (outcome.scenario.title, outcome.note)))
+        say(f"{mark:4} {outcome.scenario.name:16} {outcome.seconds:5.1f} s  {title}")
+        if outcome.fault:
+            say(_explain(lab, outcome))
+    return outcomes
+
+
+async def run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
+    """One scenario, and that nothing is left of it."""
     start = time.monotonic()
     outcome = Outcome(scenario, 0)
     try:
@@ -127,12 +139,19 @@ async def _run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
         for fault in FAULTS:
             if fault in lab.netback.log:
                 raise LabError(f"netback's log has {fault!r}")
-    except _FAULTS as error:
-        first = error.__context__  # where what is left behind was a fault besides
-        faults = (first, error) if isinstance(first, _FAULTS) else (error,)
-        outcome.fault = "\n".join(str(one) or repr(one) for one in faults)
+    except Exception as error:  # a scenario may also stumble over what it did not expect to read
+        first = None if error.__suppress_context__ else error.__context__
+        faults = [first, error]  # two, where what is left behind was a fault besides
+        outcome.fault = "\n".join(_told(fault) for fault in faults if isinstance(fault, Exception))
     outcome.seconds = time.monotonic() - start
     return outcome
+
+
+def _told(fault: Exception) -> str:
+    """In words where it has some of ours, else with the place where it happened."""
+    if isinstance(fault, NetbackError | AssertionError) and str(fault):
+        return str(fault)
+    return "".join(traceback.format_exception(fault, chain=False)).rstrip()
 
 
 def _explain(lab: Lab, outcome: Outcome) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prompt in dom0, by the agent: what `netback lab up` gives."""
 
-import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from netback.lab.lab import Guest, Lab, open_lab
 from netback.lab.machine import Options
 
 _SECONDS = 3600.0
-_HELP = "`guest CMD` runs CMD in the guest, anything else in dom0; an empty line or Ctrl-D ends it all"
+_HELP = (
+    "`guest CMD` runs CMD in the guest, anything else in dom0; an empty line, Ctrl-C or Ctrl-D ends it all"
+)
 
 
 async def shell(directory: Path, say: Say, *, accel: str, command: str | None, guest: bool) -> int:
@@ -22,16 +24,20 @@ async def shell(directory: Path, say: Say, *, accel: str, command: str | None, g
             return await _run(lab, made, command)
         say(_HELP)
         code = 0
-        while line := await asyncio.to_thread(_ask):
+        while line := _ask():
             code = await _run(lab, made, line)
         return code
 
 
 def _ask() -> str:
+    """Blocks the loop, which has nothing else to do: a thread that reads a terminal cannot be interrupted."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return input("dom0# ").strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         return ""
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def _run(lab: Lab, guest: Guest | None, line: str) -> int:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where netback's time goes for a frame: processor time of its workers, and the system calls that they make.
+
+Each row of the bench is run twice, since counting slows down what it counts: once for the times, once for the calls.
+Knows Linux's /proc and tracefs; what a row is, is the bench's.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from netback.lab.bench import ROWS, Row, make_guest
+from netback.lab.contenders import NETBACK
+from netback.lab.image import Say
+from netback.lab.lab import Guest, Lab, open_lab
+from netback.lab.machine import LabError, Options
+
+_WORKERS = "$(ls /proc/$(cat /run/nb.pid)/task | grep -vx $(cat /run/nb.pid))"
+_EVENT = "/sys/kernel/tracing/events/raw_syscalls/sys_enter"
+_HITS = re.compile(r"id: (?:sys_)?(\w+)\s*\[\s*\d+\]\s*\} hitcount:\s*(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a frame took in one row; times in microseconds."""
+
+    row: str
+    frames: int
+    seconds: int
+    user: float
+    system: float
+    calls: dict[str, float]
+
+
+def calls_in(text: str) -> dict[str, int]:
+    """How often each system call was made, by tracefs's histogram."""
+    return {name: int(hits) for name, hits in _HITS.findall(text)}
+
+
+async def _frames(lab: Lab) -> int:
+    """All that crossed the rings so far, in both directions."""
+    return sum(
+        int(device["counters"][which])
+        for device in await lab.netback.list()
+        for which in ("rx_frames", "tx_frames")
+    )
+
+
+async def _spent(lab: Lab) -> tuple[float, float]:
+    """The workers' processor time so far, in seconds: user, and system.
+
+    schedstat is exact, but is not divided; stat is, by ticks.
+    """
+    text = await lab.dom0(
+        f"for i in {_WORKERS}; do echo $(cut -d' ' -f1 /proc/$i/schedstat)"
+        " $(sed 's/.*) //' /proc/$i/stat | cut -d' ' -f12,13); done"
+    )
+    lines = [[int(word) for word in line.split()] for line in text.splitlines()]
+    whole, user, system = (sum(column) for column in zip(*lines, strict=True))
+    share = user / ((user + system) or 1)
+    return whole / 1e9 * share, whole / 1e9 * (1 - share)
+
+
+async def _count_calls(guest: Guest, row: Row, seconds: int) -> dict[str, float]:
+    """System calls for each frame, by name."""
+    lab = guest.lab
+    mine = await lab.dom0(f"for i in {_WORKERS}; do echo common_pid==$i; done")
+    trigger = f"hist:keys=id.syscall if {'||'.join(mine.split())}"
+    before = await _frames(lab)
+    await lab.dom0(f"echo '{trigger}' >{_EVENT}/trigger")
+    try:
+        await row.measure(guest, seconds)
+        text = await lab.dom0(f"cat {_EVENT}/hist")
+    finally:
+        await lab.dom0(f"echo '!{trigger}' >{_EVENT}/trigger")
+    frames = await _frames(lab) - before
+    return {name: hits / frames for name, hits in calls_in(text).items()} if frames else {}
+
+
+async def _cost(guest: Guest, row: Row, seconds: int) -> Cost:
+    frames, (user, system) = await _frames(guest.lab), await _spent(guest.lab)
+    await row.measure(guest, seconds)
+    frames, after = await _frames(guest.lab) - frames, await _spent(guest.lab)
+    if not frames:
+        raise LabError(f"{row.name}: no frame crossed")
+    calls = await _count_calls(guest, row, seconds)
+    per = 1e6 / frames
+    return Cost(row.name, frames, seconds, (after[0] - user) * per, (after[1] - system) * per, calls)
+
+
+async def profile(
+    directory: Path, say: Say, *, accel: str, seconds: int, rows: tuple[Row, ...] = ROWS
+) -> tuple[dict[str, float], list[Cost]]:
+    """The prices of calls in dom0 (microseconds), and what a frame took in each row."""
+    costs = []
+    async with open_lab(directory, say, options=Options(accel=accel), backend="none") as lab:
+        prices: dict[str, float] = json.loads(await lab.dom0("python3 -P -m netback.lab.prices", seconds=120))
+        await lab.dom0("mount -t tracefs tracefs /sys/kernel/tracing")
+        guest = await make_guest(lab)
+        async with NETBACK.serving(guest):
+            for row in rows:
+                costs.append(await _cost(guest, row, seconds))
+                say(f"{row.name}: {costs[-1].frames} frames")
+    return prices, costs
+
+
+def render(prices: dict[str, float], costs: list[Cost]) -> str:
+    """The prices, and a Markdown table."""
+    lines = [f"{what}: {price:.3g} us" for what, price in prices.items()]
+    lines += ["", "| | frames a second | worker's us a frame, user | system | calls a frame | which |"]
+    lines.append("|---|---|---|---|---|---|")
+    for cost in costs:
+        often = sorted(cost.calls.items(), key=lambda item: -item[1])
+        names = ", ".join(f"{name} {count:.2g}" for name, count in often if count >= 0.05)
+        lines.append(
+            f"| {cost.row} | {cost.frames / cost.seconds:.0f} | {cost.user:.0f} | {cost.system:.0f}"
+            f" | {sum(cost.calls.values()):.1f} | {names} |"
+        )
+    return "\n".join(lines)
