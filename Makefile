@@ -38,9 +38,11 @@ fuzz: build
 
 lab: build
 	$(BIN)/netback lab test $(ARGS)
+	$(if $(ARGS),,sh scripts/lab_commands.sh $(BIN)/netback)
 
 lab-full: build
 	$(BIN)/netback lab test --full $(ARGS)
+	$(if $(ARGS),,sh scripts/lab_commands.sh $(BIN)/netback)
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

@@ -6,8 +6,11 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 
-from netback.lab.lab import DOM0, Guest, Lab
+from netback.lab.lab import BRIDGE, DOM0, Guest, Lab
 from netback.lab.machine import LabError
+
+XEN_BIN = "/usr/lib/xen-4.20/bin"
+"""Where Debian keeps those of Xen's tools that nobody calls by hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,15 @@ def _flow(end: dict[str, dict[str, float]], *, udp: bool) -> Flow:
     return Flow(total["bits_per_second"] * (1 - share), got / seconds, share)
 
 
+async def know_each_other(guest: Guest) -> None:
+    """By entries that stay: how long ARP waits is not what a kill is measured by."""
+    lab = guest.lab
+    bridge = (await lab.dom0(f"cat /sys/class/net/{BRIDGE}/address")).strip()
+    mac = (await guest("cat /sys/class/net/eth0/address")).strip()
+    await guest(f"/usr/bin/ip neigh replace {DOM0} lladdr {bridge} nud permanent dev eth0")
+    await lab.dom0(f"ip neigh replace {guest.address} lladdr {mac} nud permanent dev {BRIDGE}")
+
+
 async def unharmed(guest: Guest) -> None:
     """No frame was refused: not by netback, nor by the guest's netfront, which counts what it cannot read."""
     device = next(one for one in await guest.lab.netback.list() if one["domid"] == guest.domid)
@@ -69,11 +81,13 @@ async def held(lab: Lab) -> dict[str, int]:
     counts = {
         "links": "ls /sys/class/net | wc -l",
         "nodes": "xenstore-ls | wc -l",
-        "ports": "lsevtchn 0 | wc -l",
+        "ports": f"{XEN_BIN}/lsevtchn 0 | wc -l",
         "mapped grants": f"grep -c gntdev {process}/maps || true",
         "descriptors": f"ls {process}/fd | wc -l",
     }
-    return {what: int(await lab.dom0(command)) for what, command in counts.items()}
+    found = {what: int(await lab.dom0(command)) for what, command in counts.items()}
+    assert all(found.values()), f"a count that says nothing: {found}"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,4 +114,15 @@ def echoes(text: str) -> Echoes:
     return Echoes(int(counts[1]), int(counts[2]), float(times[1]) if times else float("nan"))
 
 
-__all__ = ["DOM0", "Echoes", "Flow", "echoes", "held", "iperf", "ping", "serve_iperf", "unharmed"]
+__all__ = [
+    "DOM0",
+    "Echoes",
+    "Flow",
+    "echoes",
+    "held",
+    "iperf",
+    "know_each_other",
+    "ping",
+    "serve_iperf",
+    "unharmed",
+]

@@ -47,6 +47,9 @@ async def reconnect(lab: Lab, own: OwnGuest) -> None:
     await lab.netback.stop("KILL")
     await lab.netback.start()
     await lab.dom0(f"ping -c 20 -i 0.2 {own.address}")
+    for device in await lab.netback.list():
+        if (device["backend"], device["frontend"]) != ("Connected", "Connected"):
+            raise LabError(f"{device['device']} is {device['backend']}, its frontend {device['frontend']}")
 
 
 SCENARIOS: dict[str, Callable[[Lab, OwnGuest], Awaitable[None]]] = {

@@ -9,8 +9,6 @@ from netback.lab.lab import DOM0, Guest
 from netback.lab.machine import LabError
 
 _SECONDS = 600
-_PAYLOAD = "yes 'netback checks every byte of this line' | head -c {size}"
-"""The same bytes at both ends, so that each end can name its sum."""
 
 Kind = Callable[[Guest, int, int], Awaitable["Transfer"]]
 
@@ -37,8 +35,9 @@ class Transfer:
         return not self.receiving.done()
 
 
-def _sum(size: int) -> str:
-    return f"{_PAYLOAD.format(size=size)} | sha256sum"
+def _payload(guest: Guest, size: int, port: int) -> str:
+    """The same bytes at both ends, so that each can name their sum, and no other transfer's."""
+    return f"yes '{guest.name} at {port}: netback checks every byte of this line' | head -c {size}"
 
 
 async def to_guest(guest: Guest, size: int, port: int) -> Transfer:
@@ -46,8 +45,10 @@ async def to_guest(guest: Guest, size: int, port: int) -> Transfer:
     receiving = asyncio.create_task(guest(f"nc -l -p {port} | sha256sum", seconds=_SECONDS))
     await asyncio.sleep(1)
     connect = f"timeout {_SECONDS} socat -u - TCP:{guest.address}:{port},retry=20,interval=0.2"
-    send = f"{_PAYLOAD.format(size=size)} | {connect}"
-    sending = asyncio.create_task(guest.lab.dom0(f"{send} && {_sum(size)}", seconds=_SECONDS))
+    payload = _payload(guest, size, port)
+    sending = asyncio.create_task(
+        guest.lab.dom0(f"{payload} | {connect} && {payload} | sha256sum", seconds=_SECONDS)
+    )
     return Transfer(guest, to_guest, size, sending, receiving)
 
 
@@ -56,7 +57,8 @@ async def from_guest(guest: Guest, size: int, port: int) -> Transfer:
     listen = f"timeout {_SECONDS} socat -u TCP-LISTEN:{port},reuseaddr - | sha256sum"
     receiving = asyncio.create_task(guest.lab.dom0(listen, seconds=_SECONDS))
     await guest.lab.dom0(f"until ss -Hltn sport = :{port} | grep -q .; do sleep 0.1; done")
+    payload = _payload(guest, size, port)
     sending = asyncio.create_task(
-        guest(f"{_PAYLOAD.format(size=size)} | nc {DOM0} {port}; {_sum(size)}", seconds=_SECONDS)
+        guest(f"{payload} | nc {DOM0} {port}; {payload} | sha256sum", seconds=_SECONDS)
     )
     return Transfer(guest, from_guest, size, sending, receiving)

@@ -11,14 +11,16 @@ import json
 from netback.lab.lab import BRIDGE, Lab
 
 MAC = "00:16:3e:68:00:01"
-GNTDEV = "/dev/xen/gntdev"
+DEVICES = {"/dev/xen/gntdev": "xen-gntdev", "/dev/xen/evtchn": "xen-evtchn"}
+"""What no netback can do without, and the module that brings it."""
 
 
 async def run(lab: Lab) -> None:
     guest = await lab.create("g1")
     assert "another netback serves domain 0" in await fails(lab)
     await lab.netback.stop()
-    await lacking(lab)
+    for device, module in DEVICES.items():
+        await lacking(lab, device, module)
     attach = f"xl network-attach g1 mac={MAC} bridge={BRIDGE}"
     backend = f"/local/domain/0/backend/vif/{guest.domid}/1"
     await found(lab, attach, backend, "1")
@@ -38,21 +40,21 @@ async def fails(lab: Lab, before: str = "", options: str = "") -> str:
     return said
 
 
-async def lacking(lab: Lab) -> None:
+async def lacking(lab: Lab, device: str, module: str) -> None:
     """One of Xen's devices is not there, and then may not be opened."""
-    await lab.dom0(f"mv {GNTDEV} {GNTDEV}.away")
+    await lab.dom0(f"mv {device} {device}.away")
     try:
         for said in (await fails(lab), await doctor(lab)):
-            assert GNTDEV in said, said
-            assert "xen-gntdev" in said, said
+            assert device in said, said
+            assert module in said, said
     finally:
-        await lab.dom0(f"mv {GNTDEV}.away {GNTDEV}")
-    await lab.dom0(f"chmod 0 {GNTDEV}")
+        await lab.dom0(f"mv {device}.away {device}")
+    await lab.dom0(f"chmod 0 {device}")
     try:
         said = await fails(lab, "setpriv --bounding-set -dac_override,-dac_read_search")
     finally:
-        await lab.dom0(f"chmod 600 {GNTDEV}")
-    assert f"no permission to open {GNTDEV}" in said, said
+        await lab.dom0(f"chmod 600 {device}")
+    assert f"no permission to open {device}" in said, said
 
 
 async def doctor(lab: Lab) -> str:

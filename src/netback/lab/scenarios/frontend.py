@@ -11,6 +11,10 @@ from netback.lab.machine import LabError
 from netback.lab.measure import iperf, serve_iperf
 
 BACKEND = "none"
+WALK = (
+    *("backend InitWait", "frontend Connected", "backend Connected"),
+    *("frontend Closing", "backend Closing", "frontend Closed", "backend Closed"),
+)
 
 
 async def run(lab: Lab) -> None:
@@ -43,8 +47,10 @@ async def passes(guest: Guest) -> None:
 
 
 async def closed(guest: Guest, contender: Contender) -> None:
-    """Its frontend saw every state, and reported no mistake."""
+    """Its frontend saw every state, in order, and reported no mistake."""
     said = await guest("cat /run/front; rm /run/front")
-    for state in ("backend InitWait", "frontend Connected", "backend Connected", "frontend Closing"):
-        assert state in said, f"through {contender.name} the frontend did not say {state!r}:\n{said}"
+    at = 0
+    for state in WALK:
+        at = said.find(state, at)
+        assert at >= 0, f"through {contender.name} the frontend did not say {state!r} in its turn:\n{said}"
     assert "Traceback" not in said, said

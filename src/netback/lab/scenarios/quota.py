@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest uses up its xenstore quota, takes away rights, spoils and removes its own frontend: only its own vif suffers.
 
-Held: netback has no fault and says little, a good guest beside it loses no ping, and the vif that suffered works again
-as soon as its frontend is mended.
+Held: netback has no fault and says little, a good guest beside it loses one ping at most, and the vif that suffered
+works again as soon as its frontend is mended.
 """
 
 import asyncio

@@ -11,8 +11,8 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 
-from netback.lab.lab import BRIDGE, DOM0, Guest, Lab
-from netback.lab.measure import held
+from netback.lab.lab import DOM0, Guest, Lab
+from netback.lab.measure import held, know_each_other
 from netback.lab.transfer import from_guest, to_guest
 
 Ask = Callable[..., Coroutine[None, None, str]]
@@ -31,7 +31,7 @@ async def run(lab: Lab, rounds: int) -> None:
     await confined(lab)
     await claimed(lab)
     guest = await lab.create("g1")
-    await know_each_other(lab, guest)
+    await know_each_other(guest)
     await checked(lab)
     for number, verbs in enumerate((("reload",), ("restart",), ("stop", "start"))):
         await undisturbed(lab, guest, verbs, 7000 + 2 * number)
@@ -58,6 +58,11 @@ async def started(lab: Lab) -> None:
     ready = int(await show(lab, "ActiveEnterTimestampMonotonic"))
     began = int(await show(lab, "InactiveExitTimestampMonotonic", "xendomains"))
     assert ready < began, f"ready at {ready}, while xendomains began at {began}"
+    said = await lab.dom0("journalctl -u netback -o json --output-fields=PRIORITY,MESSAGE")
+    entries = [(entry["PRIORITY"], entry["MESSAGE"]) for entry in map(json.loads, said.splitlines())]
+    assert any(one == ("6", "netback: serving domain 0 of the xen Xen in /run/netback") for one in entries), (
+        said
+    )
 
 
 async def confined(lab: Lab) -> None:
@@ -75,14 +80,6 @@ async def claimed(lab: Lab) -> None:
     await lab.dom0("modprobe --ignore-install xen-netback")
     assert (await findings(lab))["vifs"]["verdict"] == "fail"
     await lab.dom0("modprobe -r xen-netback")
-
-
-async def know_each_other(lab: Lab, guest: Guest) -> None:
-    """By entries that stay: how long ARP waits is not what a kill is measured by."""
-    bridge = (await lab.dom0(f"cat /sys/class/net/{BRIDGE}/address")).strip()
-    mac = (await guest("cat /sys/class/net/eth0/address")).strip()
-    await guest(f"/usr/bin/ip neigh replace {DOM0} lladdr {bridge} nud permanent dev eth0")
-    await lab.dom0(f"ip neigh replace {guest.address} lladdr {mac} nud permanent dev {BRIDGE}")
 
 
 async def findings(lab: Lab) -> dict[str, dict[str, str]]:

@@ -1,0 +1,14 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# `netback lab up --exec` and `netback lab run`, as somebody with a kernel of his own uses them: the kernel and the ramdisk
+# are those of the lab's own guest. sh scripts/lab_commands.sh NETBACK
+set -eu
+netback=$1
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+listed=$("$netback" lab up --out "$out/up" --exec 'xl list g1 && mkdir /lab/own && cp /lab/vmlinux /lab/guest.img /lab/own/')
+echo "$listed" | grep -q '^g1 ' || { echo "lab up: xl does not list g1: $listed" >&2; exit 1; }
+words='console=hvc0 quiet mitigations=off net.ifnames=0 netback.address=10.0.0.2'
+"$netback" lab run --out "$out/run" --kernel "$out/up/own/vmlinux" --initrd "$out/up/own/guest.img" --append "$words" reconnect
+if "$netback" lab up --out "$out/up" 2>"$out/said"; then echo "lab up: a directory in use was taken" >&2; exit 1; fi
+grep -q 'is not empty' "$out/said"
