@@ -145,7 +145,8 @@ def unit(
     if modprobe:
         typer.echo(service.KEEP_KERNEL_OUT.read_text(), nl=False)
         return
-    program = shutil.which("netback") or "/usr/bin/netback"
+    own = Path(sys.argv[0]).absolute()
+    program = str(own) if own.name == "netback" else shutil.which("netback") or "/usr/bin/netback"
     typer.echo(service.unit(program), nl=False)
     if service.is_hidden(program):
         typer.echo(f"netback: the unit may not see {program}: install netback outside of homes", err=True)
