@@ -19,7 +19,10 @@ app = typer.Typer(
 
 Accel = Annotated[str, typer.Option(help="kvm, tcg, or auto: KVM where a trial boot of Xen works.")]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Directory for consoles and logs.  [default: a new one]")
+    Path | None,
+    typer.Option(
+        "--out", help="Directory for consoles and logs, a new or an empty one.  [default: a new one]"
+    ),
 ]
 
 

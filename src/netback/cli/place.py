@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from netback.platforms.emulated import EmulatedPlatform
 
 SOCKET = "xenstored.sock"
-_XEN_DEVICE = Path("/dev/xen/evtchn")
-"""What only a Xen domain has."""
+_XEN_DEVICES = Path("/dev/xen")
+"""What only a Xen domain has, though not every device may be there."""
 _XEN_RUNTIME = Path("/run/netback")
 
 
@@ -42,7 +42,7 @@ class Place:
         pointed = directory or _pointed()
         if platform is None:
             emulated = pointed is not None and (pointed / SOCKET).exists()
-            platform = PlatformName.XEN if _XEN_DEVICE.exists() and not emulated else PlatformName.EMULATED
+            platform = PlatformName.XEN if _XEN_DEVICES.exists() and not emulated else PlatformName.EMULATED
         if platform is PlatformName.XEN:
             return cls(platform, directory or _XEN_RUNTIME)
         return cls(platform, pointed or _own())

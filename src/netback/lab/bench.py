@@ -145,13 +145,7 @@ async def measure_boot(
                         skipped = given_up(samples, row.name, contender.name, at)
                         taken.append(skipped or await _sample(guest, row, contender, at, seconds))
             except NetbackError as error:
-                say(f"{contender.name}: {error}")
-                known = {sample.row for sample in taken}
-                lost = [row for row in ROWS if row.name not in known]
-                taken += [
-                    Sample(row.name, contender.name, boot, number, math.nan, math.nan, str(error))
-                    for row in lost
-                ]
+                say(f"{contender.name}: {error}")  # the rest of its rows is not known in this round
             samples += taken
             figures = ", ".join(f"{sample.value:.4g}" for sample in taken)
             say(f"boot {boot + 1} round {number + 1} {contender.name:8} {figures}")

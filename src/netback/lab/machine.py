@@ -102,6 +102,7 @@ class Machine:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._ready = asyncio.Event()
         self._writer: asyncio.StreamWriter
+        self._reading: asyncio.Task[None]
         self._undo = AsyncExitStack()
 
     @property
@@ -114,7 +115,7 @@ class Machine:
             (self.directory / "consoles").mkdir(parents=True, exist_ok=True)
             process = await self._start()
             undo.push_async_callback(_end, process)
-            reading = asyncio.create_task(self._read(process))
+            self._reading = reading = asyncio.create_task(self._read(process))
             undo.push_async_callback(_cancel, reading)
             ready = asyncio.create_task(self._ready.wait())
             await asyncio.wait((ready, reading), timeout=BOOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -133,6 +134,8 @@ class Machine:
 
     async def run(self, command: str, *, seconds: float = 60, domid: int | None = None) -> Done:
         """A shell command in dom0, or in a guest by its console."""
+        if self._reading.done():
+            raise LabError(f"the machine ended. {self._complaint()}")
         self._last += 1
         asked: dict[str, Any] = {"id": self._last, "run": command, "seconds": seconds}
         if domid is not None:

@@ -239,7 +239,8 @@ class Device:
                 self._try_later()
             raise NetbackError(f"realization of net device {name.index} failed: {error}") from error
         self._tries = 0
-        if self.state not in _RUNNING:  # a tap that was held shows what its guest was, not what it is
+        # a tap that was held shows what its guest was, not what it is
+        if self.state not in _RUNNING or self.frontend_state not in _RUNNING:
             network.carrier(False)
         self._around.tracer.hit("xen_netdev_create", name)
         self.vif = Vif(
@@ -347,7 +348,7 @@ class Device:
     # ---- actions
 
     async def _offer(self, look: Look) -> None:
-        if look.facts.ours in _RUNNING:
+        if look.facts.served or look.facts.ours in _RUNNING:
             self._disconnect()
         await self._write_mac()
         await self._move(State.INIT_WAIT, OFFER)

@@ -38,7 +38,8 @@ async def cycle(lab: Lab, guest: Guest, kind: str) -> None:
     await guest.up(link="eth1", address="10.9.0.2")
     await guest.reachable("10.9.0.2")
     await guest("ping -c 3 -s 4000 10.9.0.1")
-    assert (await lab.netback("detach g1")).strip() == name
+    index = name.rpartition(".")[2]  # xl's vif is g1's, too
+    assert (await lab.netback(f"detach g1 --type {kind} --index {index}")).strip() == name
     await gone(lab, guest, kind, TAP)
     await guest(f"ping -c 1 {DOM0}")
 

@@ -65,7 +65,7 @@ async def kill_and_start(lab: Lab, guest: Guest) -> float:
     await lab.netback.stop("KILL")
     await lab.netback.start()
     await guest.reachable()
-    await lab.dom0("pkill -INT -x ping")
+    await lab.dom0("pkill -INT -x ping", check=False)
     began = began_at(lab.netback.log)
     came = [float(at) for at in re.findall(r"^\[([\d.]+)\] \d+ bytes", await pinging, re.MULTILINE)]
     after = [at - began for at in came if at > began]
@@ -82,7 +82,7 @@ def began_at(log: str) -> float:
 
 async def stalled(lab: Lab, guest: Guest, port: int) -> None:
     """The guest is paused amid a transfer while more frames for it come in, and the backend dies then."""
-    transfer = await to_guest(guest, SIZE, port)
+    transfer = await to_guest(guest, 8 * SIZE, port)
     await asyncio.sleep(1)
     await lab.dom0(f"xl pause {guest.name}")
     await lab.dom0(f"ping -f -c 600 -w 3 {guest.address}", check=False)
