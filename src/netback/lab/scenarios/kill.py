@@ -82,7 +82,7 @@ def began_at(log: str) -> float:
 
 async def stalled(lab: Lab, guest: Guest, port: int) -> None:
     """The guest is paused amid a transfer while more frames for it come in, and the backend dies then."""
-    transfer = await to_guest(guest, 8 * SIZE, port)
+    transfer = await to_guest(guest, 2 * SIZE, port)
     await asyncio.sleep(1)
     await lab.dom0(f"xl pause {guest.name}")
     await lab.dom0(f"ping -f -c 600 -w 3 {guest.address}", check=False)
