@@ -82,8 +82,8 @@ def began_at(log: str) -> float:
 
 async def stalled(lab: Lab, guest: Guest, port: int) -> None:
     """The guest is paused amid a transfer while more frames for it come in, and the backend dies then."""
-    transfer = await to_guest(guest, 2 * SIZE, port)
-    await asyncio.sleep(1)
+    transfer = await to_guest(guest, SIZE, port)
+    await asyncio.sleep(0.5)
     await lab.dom0(f"xl pause {guest.name}")
     await lab.dom0(f"ping -f -c 600 -w 3 {guest.address}", check=False)
     assert transfer.going_on, "the transfer was over before the guest was paused"
