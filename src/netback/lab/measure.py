@@ -45,7 +45,7 @@ async def iperf(
             if "error" not in result:
                 return _flow(result["end"], udp="-u" in options.split())
         await guest("killall -q iperf3; sleep 1")  # a server that a lost test holds up
-    raise LabError(f"{command}: {text[-500:]}")
+    raise LabError(f"{command}: {text[-500:] or 'no answer'}")
 
 
 def _flow(end: dict[str, dict[str, float]], *, udp: bool) -> Flow:
