@@ -113,16 +113,14 @@ def bench(
 ) -> None:
     """The same guest served by Linux's xen-netback, QEMU's qnic and netback in turns: ratios, JSON and a picture."""
     from netback.lab.bench import bench as measure
-    from netback.lab.bench import evaluate, render, write
+    from netback.lab.bench import render
     from netback.lab.contenders import CONTENDERS
 
     place = _place(out)
     chosen = [contender for contender in CONTENDERS if contender.name not in (without or [])]
-    samples = asyncio.run(
+    lines, data, picture = asyncio.run(
         measure(place, _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, contenders=chosen)
     )
-    lines = evaluate(samples)
-    data, picture = write(samples, lines, place)
     typer.echo(data.read_text() if json else render(lines))
     _say(f"{data} {picture}")
 

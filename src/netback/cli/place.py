@@ -12,13 +12,12 @@ from netback.errors import ConfigError
 from netback.platforms.base import Domain
 from netback.platforms.store import Store
 from netback.platforms.xen import XenDomain, XenPlatform, find_store, open_store
+from netback.platforms.xen.devices import DEVICES
 
 if TYPE_CHECKING:
     from netback.platforms.emulated import EmulatedPlatform
 
 SOCKET = "xenstored.sock"
-_XEN_DEVICES = Path("/dev/xen")
-"""What only a Xen domain has, though not every device may be there."""
 _XEN_RUNTIME = Path("/run/netback")
 
 
@@ -42,7 +41,8 @@ class Place:
         pointed = directory or _pointed()
         if platform is None:
             emulated = pointed is not None and (pointed / SOCKET).exists()
-            platform = PlatformName.XEN if _XEN_DEVICES.exists() and not emulated else PlatformName.EMULATED
+            here = DEVICES.exists()  # what only a Xen domain has, though not every device may be there
+            platform = PlatformName.XEN if here and not emulated else PlatformName.EMULATED
         if platform is PlatformName.XEN:
             return cls(platform, directory or _XEN_RUNTIME)
         return cls(platform, pointed or _own())

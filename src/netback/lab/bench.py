@@ -151,31 +151,6 @@ async def measure_boot(
             say(f"boot {boot + 1} round {number + 1} {contender.name:8} {figures}")
 
 
-async def bench(
-    directory: Path,
-    say: Say,
-    *,
-    accel: str,
-    boots: int,
-    rounds: int,
-    seconds: int,
-    contenders: Sequence[Contender] = CONTENDERS,
-) -> list[Sample]:
-    """All boots. A machine that dies loses the rest of its boot; what is known is written after each."""
-    if find_spec("matplotlib") is None:
-        raise ConfigError("the bench draws with matplotlib: pip install 'netback[lab]'")
-    samples: list[Sample] = []
-    for boot in range(boots):
-        place = directory / f"boot-{boot + 1}"
-        try:
-            async with open_lab(place, say, options=Options(accel=accel), backend="none") as lab:
-                await measure_boot(lab, samples, boot, rounds, seconds, contenders, say)
-        except LabError as error:
-            say(f"boot {boot + 1} ended early: {error}")
-        write(samples, evaluate(samples), directory)
-    return samples
-
-
 @dataclass(frozen=True, slots=True)
 class Line:
     """A row's result: medians over all rounds, and the median of ratios within a round."""
@@ -186,6 +161,34 @@ class Line:
     cpu: dict[str, float]
     ratios: dict[str, float]
     """netback to each baseline, so that more is better."""
+
+
+async def bench(
+    directory: Path,
+    say: Say,
+    *,
+    accel: str,
+    boots: int,
+    rounds: int,
+    seconds: int,
+    contenders: Sequence[Contender] = CONTENDERS,
+) -> tuple[list[Line], Path, Path]:
+    """All boots: the result, bench.json and bench.png. A machine that dies loses the rest of its boot; what is known is
+    written after each.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("the bench draws with matplotlib: pip install 'netback[lab]'")
+    samples: list[Sample] = []
+    for boot in range(boots):
+        place = directory / f"boot-{boot + 1}"
+        try:
+            async with open_lab(place, say, options=Options(accel=accel), backend="none") as lab:
+                await measure_boot(lab, samples, boot, rounds, seconds, contenders, say)
+        except LabError as error:
+            say(f"boot {boot + 1} ended early: {error}")
+        lines = evaluate(samples)
+        data, picture = write(samples, lines, directory)
+    return lines, data, picture
 
 
 def evaluate(samples: list[Sample], rows: tuple[Row, ...] = ROWS) -> list[Line]:
