@@ -3,7 +3,7 @@
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard src/netback/dataplane/*.pyx src/netback/dataplane/*.pxd src/netback/dataplane/*.h)
+NATIVE := $(shell find src/netback/dataplane -name '*.pyx' -o -name '*.pxd')
 SECONDS ?= 60
 ARGS ?=
 

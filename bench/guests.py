@@ -14,8 +14,8 @@ from pathlib import Path
 from netback.frontend import Frontend
 from netback.net.null import NullNetwork
 from netback.platforms.emulated.protocol import STORE_SOCKET
-from netback.platforms.store import Store
-from netback.xenbus import operator
+from netback.xenbus.attach import attach
+from netback.xenstore.aio import Store
 
 
 async def main(directory: Path, first: int, count: int) -> None:
@@ -24,7 +24,7 @@ async def main(directory: Path, first: int, count: int) -> None:
         vifs = []
         for domid in range(first, first + count):
             vifs.append(await stack.enter_async_context(Frontend(directory, NullNetwork(), domid=domid)))
-            await operator.attach(store, domid, "null")
+            await attach(store, domid, "null")
         for vif in vifs:
             await vif.connected()
         print("connected", flush=True)

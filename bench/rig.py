@@ -15,10 +15,10 @@ import struct
 from dataclasses import dataclass
 
 from netback.abi import grant_table, netif, virtio_net
-from netback.dataplane.emulated_events import EmulatedEvents
-from netback.dataplane.emulated_memory import EmulatedMemory
 from netback.dataplane.journal import Journal
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
+from netback.dataplane.platform.emulated_events import EmulatedEvents
+from netback.dataplane.platform.emulated_memory import EmulatedMemory
 from netback.dataplane.queue import BackQueue
 from netback.dataplane.worker import Worker
 

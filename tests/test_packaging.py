@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.service import UNIT, is_hidden, unit
+from netback.daemon.systemd.unit import UNIT, is_hidden, unit
 
 
 def test_systemd_understands_every_line(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from netback.cli.place import Place, PlatformName
 from netback.cli.serve import serve
-from netback.config import Config
 from netback.daemon import Backend, BackendConfig
+from netback.daemon.config import Config
+from netback.daemon.systemd.logs import set_up_log
 from netback.dataplane.journal import arm_kill
 from netback.demo.namespaces import die_with
 from netback.demo.networks import InheritedNetwork
-from netback.logs import set_up_log
 from netback.platforms.emulated import EmulatedPlatform
 
 INHERITED = "inherited:"

@@ -16,7 +16,7 @@ from tests.frontend import frames
 from tests.offload_oracle import TCP
 
 BURST = 64
-"""BURST_FRAMES of dataplane/peer.pxd."""
+"""BURST_FRAMES of dataplane/peers/peer.pxd."""
 HELD = 1
 """A frame that waits in the backend for slots."""
 _NUMBER = struct.Struct(">QQ")

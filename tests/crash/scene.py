@@ -13,9 +13,9 @@ from netback.frontend import FrontConfig, Frontend
 from netback.net.buffers import BURSTS, make_room
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated.protocol import PortState
-from netback.platforms.store import Store
 from netback.vif.features import DeviceType
-from netback.xenbus import operator
+from netback.xenbus.attach import attach as attach_nic
+from netback.xenstore.aio import Store
 from tests.crash.launcher import INHERITED
 from tests.crash.lives import SECONDS, Lives, launcher, until
 from tests.crash.load import Flow
@@ -101,7 +101,7 @@ def host_socket() -> tuple[socket.socket, socket.socket]:
 async def attach(directory: Path, domid: int, net: str, kind: DeviceType = "vif") -> None:
     """The operator gives a guest its device."""
     async with await Store.connect(directory / "xenstored.sock") as store:
-        await operator.attach(store, domid, net, kind=kind)
+        await attach_nic(store, domid, net, kind=kind)
 
 
 @asynccontextmanager

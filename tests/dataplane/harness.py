@@ -14,10 +14,10 @@ import socket
 
 from netback.abi.grant_table import ENTRY, GrantFlag
 from netback.abi.ring import PAGE_SIZE, SRING
-from netback.dataplane.emulated_events import EmulatedEvents
-from netback.dataplane.emulated_memory import EmulatedMemory
 from netback.dataplane.journal import Journal
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
+from netback.dataplane.platform.emulated_events import EmulatedEvents
+from netback.dataplane.platform.emulated_memory import EmulatedMemory
 from netback.dataplane.queue import BackQueue
 from netback.dataplane.worker import Worker
 

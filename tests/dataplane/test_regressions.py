@@ -18,9 +18,9 @@ from typing import Any, cast
 
 from netback.abi.netif import EXTRA_GSO, RX_REQUEST, TX_REQUEST, ExtraType, TxFlag
 from netback.abi.ring import PAGE_SIZE, slot_offset
-from netback.dataplane.emulated_events import EmulatedEvents
-from netback.dataplane.front_queue import FrontQueue
-from netback.dataplane.peer import Peer
+from netback.dataplane.front.queue import FrontQueue
+from netback.dataplane.peers.peer import Peer
+from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.queue import Link
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
@@ -33,7 +33,7 @@ from tests.offload_oracle import TCP
 TX_PAGE, RX_PAGE = RING_PAGES
 SECONDS = 20.0
 LARGEST = 65536 + 512
-"""FRAME_BYTES of dataplane/peer.pxd."""
+"""FRAME_BYTES of dataplane/peers/peer.pxd."""
 
 
 @contextmanager

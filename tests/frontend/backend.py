@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from netback.abi.xenbus import XenbusState
-from netback.dataplane.front_queue import RingPage
+from netback.dataplane.front.queue import RingPage
 from netback.dataplane.journal import Journal
 from netback.dataplane.queue import BackQueue
 from netback.dataplane.thread import WorkerThread

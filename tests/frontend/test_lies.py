@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from netback.abi.netif import EXTRA_GSO, RX_RESPONSE, TX_REQUEST, TX_RESPONSE, RxFlag, Status
-from netback.dataplane.front_queue import RingPage
+from netback.dataplane.front.queue import RingPage
 from netback.frontend import Guest
 from tests.frontend import frames
 from tests.frontend.pair import Pair, connected

@@ -21,14 +21,14 @@ import pytest
 from netback.abi.netif import TX_REQUEST, Status
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
-from netback.dataplane.front_queue import RingPage
+from netback.dataplane.front.queue import RingPage
 from netback.frontend import FrontConfig, Frontend, GrantedPage, Guest, Script
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.emulated.protocol import STORE_SOCKET
-from netback.platforms.store import Store
 from netback.vif.vif import Vif
 from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
 
 SECONDS = 20.0
 """How long what must happen may take."""

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from netback.abi.xenbus import XenbusState as State
-from netback.platforms.store import StoreError
 from netback.vif.features import KEYS
+from netback.xenstore.aio import StoreError
 from tests.hostile.scene import SECONDS, Scene, holdings
 
 NONSENSE = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from netback.dataplane.events import Events
+from netback.dataplane.platform.events import Events
 from netback.errors import PlatformError
 from netback.platforms.base import Domain, EventChannels, GrantedPage, Platform
 

@@ -31,7 +31,7 @@ from netback.platforms.emulated.protocol import (
     PortState,
     Request,
 )
-from netback.platforms.store import Store, Watch
+from netback.xenstore.aio import Store, Watch
 
 from .contract import fires
 from .raw import Raw, joined, unsealed_memfd

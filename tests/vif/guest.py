@@ -13,7 +13,7 @@ from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform
-from netback.platforms.store import Store, StoreError
+from netback.xenstore.aio import Store, StoreError
 
 FRAME = bytes(range(60))
 

@@ -13,13 +13,13 @@ import pytest
 from netback.abi.netif import TX_RESPONSE, TX_SLOT, Status
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
+from netback.dataplane.records import Record
 from netback.errors import ConfigError
 from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
-from netback.platforms.store import Store, StoreError
-from netback.vif.records import Record
 from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store, StoreError
 from tests.vif.guest import FRAME, Guest, exchange, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, looked, passing, take_away
 

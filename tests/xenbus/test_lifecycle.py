@@ -11,10 +11,10 @@ from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
-from netback.platforms.store import Store
 from netback.vif.features import OFFER, DeviceType
+from netback.xenbus.attach import attach
 from netback.xenbus.names import DeviceName, backends
-from netback.xenbus.operator import attach
+from netback.xenstore.aio import Store
 from tests.vif.guest import FRAME, Guest, exchange, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, looked, passing, take_away
 

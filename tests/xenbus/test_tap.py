@@ -11,7 +11,7 @@ import pytest
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
 from netback.net.python import PythonNetwork
-from netback.platforms.store import Store
+from netback.xenstore.aio import Store
 from tests.net.namespace import ip, new_network, veth
 from tests.vif.guest import FRAME, Guest, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, take_away

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
-from netback.platforms.store import Store
 from netback.vif.features import DeviceType
 from netback.xenbus.device import Device
 from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
 from tests.vif.guest import SECONDS
 
 MAC = "00:16:3e:11:22:33"

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from netback.platforms.emulated.store_socket import attach_store, serve_store
-from netback.platforms.store import Store
+from netback.xenstore.aio import Store
 from netback.xenstore.server import Server
 
 

@@ -11,7 +11,7 @@ import pyxs
 from pyxs.connection import UnixSocketConnection
 from pyxs.exceptions import PyXSError
 
-from netback.platforms.store import Store
+from netback.xenstore.aio import Store
 from netback.xenstore.server import Server
 
 from .serving import serving

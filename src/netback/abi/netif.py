@@ -7,7 +7,7 @@ TX is what the guest sends, RX what it receives. Mind that the first two flag bi
 import enum
 import struct
 
-from .ring import slots
+from netback.abi.ring import slots
 
 TX_REQUEST = struct.Struct("<IHHHH")
 """gref, offset, flags, id, size. A chain's first size is the frame's total, later ones are their own."""

@@ -110,7 +110,7 @@ def run(
 ) -> None:
     """Serve the guests' network devices until told to end, which no guest notices: the next run goes on from there."""
     from netback.cli.serve import serve
-    from netback.config import Config, load_config
+    from netback.daemon.config import Config, load_config
 
     def load() -> Config:
         return load_config(config).overruled(net=net, trace=tuple(trace or ()), workers=workers)
@@ -140,7 +140,7 @@ def unit(
     ] = False,
 ) -> None:
     """Print a systemd unit that runs this netback: for /etc/systemd/system/netback.service."""
-    from netback import service
+    from netback.daemon.systemd import unit as service
 
     if modprobe:
         typer.echo(service.KEEP_KERNEL_OUT.read_text(), nl=False)

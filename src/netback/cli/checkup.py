@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 from netback.cli.place import Place
-from netback.doctor import Machine, Verdict, examine
+from netback.daemon.doctor import Machine, Verdict, examine
 
 
 def show_checkup(place: Place, *, as_json: bool) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 from netback.abi.xenbus import XenbusState
 from netback.cli.place import Place
 from netback.control import control_path, read_snapshot
-from netback.daemon import first_index
+from netback.daemon.backend import first_index
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
-from netback.platforms.store import Store
 from netback.vif.features import OPTIONAL, DeviceType
-from netback.xenbus import operator
+from netback.xenbus import attach as nodes
 from netback.xenbus.names import DOMID_FIRST_RESERVED, DeviceName, decimal
+from netback.xenstore.aio import Store
 
 _JOIN_SECONDS = 3.0
 
@@ -30,7 +30,7 @@ async def attach_device(
     parse_spec(net)
     async with await place.open_store() as store:
         domid = await await_domain(store, domain)
-        return await operator.attach(
+        return await nodes.attach(
             store,
             domid,
             net,
@@ -47,14 +47,14 @@ async def detach_device(
 ) -> tuple[DeviceName, bool]:
     """Take it back: which one, and whether the guest answered."""
     async with await place.open_store() as store:
-        name = await operator.find_device(
+        name = await nodes.find_device(
             store,
             await find_domain(store, domain),
             kind=kind,
             index=index,
             backend_domid=await own_domid(store),
         )
-        return name, await operator.detach(store, name, seconds=seconds)
+        return name, await nodes.detach(store, name, seconds=seconds)
 
 
 async def own_domid(store: Store) -> int:
@@ -93,7 +93,7 @@ async def read_devices(place: Place) -> list[dict[str, Any]]:
     """Every device of this domain, as the store tells of it; with counters and rings where a backend runs."""
     async with await place.open_store() as store:
         backend = await own_domid(store)
-        devices = [await _read_device(store, name) for name in await operator.list_devices(store, backend)]
+        devices = [await _read_device(store, name) for name in await nodes.list_devices(store, backend)]
     served = {
         device["device"]: device
         for device in await read_snapshot(control_path(place.directory, backend)) or []

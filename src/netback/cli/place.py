@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 
 from netback.errors import ConfigError
 from netback.platforms.base import Domain
-from netback.platforms.store import Store
 from netback.platforms.xen import XenDomain, XenPlatform, find_store, open_store
 from netback.platforms.xen.devices import DEVICES
+from netback.xenstore.aio import Store
 
 if TYPE_CHECKING:
     from netback.platforms.emulated import EmulatedPlatform

@@ -9,14 +9,13 @@ from contextlib import closing
 from dataclasses import replace
 
 from netback.cli.place import Place
-from netback.config import Config
 from netback.daemon import Backend, BackendConfig
+from netback.daemon.config import Config
+from netback.daemon.systemd.fd_store import SystemdFdStore
+from netback.daemon.systemd.logs import set_up_log
+from netback.daemon.systemd.notify import Notifier
 from netback.errors import ConfigError
-from netback.logs import set_up_log
-from netback.net.keeper import Keeper
-from netback.notify import Notifier
-from netback.platforms.limits import allow_descriptors
-from netback.platforms.signals import ended_by_signals, until_stopped
+from netback.process import allow_descriptors, ended_by_signals, until_stopped
 
 log = logging.getLogger("netback")
 
@@ -32,7 +31,7 @@ async def serve(place: Place, load: Callable[[], Config]) -> None:
     stop, reload = asyncio.Event(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.set)
     with closing(Notifier()) as notifier, ended_by_signals(stop.set), place.open_platform() as platform:
-        async with Backend(platform, config, Keeper(notifier)) as backend:
+        async with Backend(platform, config, SystemdFdStore(notifier)) as backend:
             log.info("serving domain %d of the %s Xen in %s", platform.domid, platform.name, place.directory)
             notifier.ready(_status(backend))
             await until_stopped(stop, _live(backend, notifier, reload, load))

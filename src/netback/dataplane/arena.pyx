@@ -10,7 +10,7 @@ from array import array
 from libc.errno cimport errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from netback.dataplane.peer cimport BURST_FRAMES, FRAME_STRIDE
+from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_STRIDE
 
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)

@@ -2,7 +2,7 @@
 """From a ring to a peer that cannot segment."""
 from libc.stdint cimport uint32_t
 
-from netback.dataplane.peer cimport frame_t, peer_t
+from netback.dataplane.peers.peer cimport frame_t, peer_t
 from netback.dataplane.queue cimport workspace_t
 
 cdef enum:                       # what became of a frame

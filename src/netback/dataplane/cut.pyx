@@ -9,7 +9,9 @@ from libc.string cimport memset
 
 from netback.dataplane.journal cimport kill_point
 from netback.dataplane.offload cimport segments_begin, segments_next, segments_t
-from netback.dataplane.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, peer_t, vnet_header
+from netback.dataplane.peers.peer cimport (
+    BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, peer_t, vnet_header,
+)
 from netback.dataplane.queue cimport CUT_BYTES, workspace_t
 
 

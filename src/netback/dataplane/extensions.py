@@ -22,5 +22,5 @@ DIRECTIVES = {
 
 
 def sources(plane: Path) -> list[Path]:
-    """Every module of the native part, in the directory that holds it."""
-    return sorted(plane.glob("*.pyx"))
+    """Every module of the native part, below the directory that holds it."""
+    return sorted(plane.rglob("*.pyx"))

@@ -3,11 +3,11 @@
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport RING_SLOTS, copy_segment, rx_request, tx_request
 from netback.dataplane.arena cimport Arena, arena_t
-from netback.dataplane.events cimport events_t
-from netback.dataplane.grant_copy cimport memory_t
+from netback.dataplane.platform.events cimport events_t
+from netback.dataplane.platform.memory cimport memory_t
 from netback.dataplane.journal cimport Journal, journal_t
 from netback.dataplane.offload cimport segments_t
-from netback.dataplane.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, Peer, frame_t, peer_t
+from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, Peer, frame_t, peer_t
 from netback.dataplane.ring cimport back_ring
 
 cdef enum:

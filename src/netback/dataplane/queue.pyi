@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-from .events import Events
-from .grant_copy import GuestMemory
-from .journal import Journal
-from .peer import Peer
+from netback.dataplane.journal import Journal
+from netback.dataplane.peers.peer import Peer
+from netback.dataplane.platform.events import Events
+from netback.dataplane.platform.memory import GuestMemory
 
 REASONS: dict[int, str]
 COUNTERS: tuple[str, ...]

@@ -11,12 +11,12 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from netback.errors import GuestError
 from netback.dataplane.abi cimport PAGE_SIZE, RX_SLOT, TX_SLOT
 from netback.dataplane.arena cimport Arena
-from netback.dataplane.events cimport Events
-from netback.dataplane.grant_copy cimport GuestMemory
-from netback.dataplane.guest_rx cimport serve_rx
-from netback.dataplane.guest_tx cimport serve_tx
+from netback.dataplane.platform.events cimport Events
+from netback.dataplane.platform.memory cimport GuestMemory
+from netback.dataplane.back.rx cimport serve_rx
+from netback.dataplane.back.tx cimport serve_tx
 from netback.dataplane.journal cimport Journal, complete_journal
-from netback.dataplane.peer cimport Peer
+from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.ring cimport back_attach, back_pending, load_acquire, sring
 
 cdef extern from "stdlib.h" nogil:

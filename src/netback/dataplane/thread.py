@@ -13,8 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from .queue import Link
-from .worker import Worker
+from netback.dataplane.queue import Link
+from netback.dataplane.worker import Worker
 
 T = TypeVar("T")
 

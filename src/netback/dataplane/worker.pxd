@@ -2,7 +2,7 @@
 """One thread that serves many queues."""
 from libc.stdint cimport uint32_t, uint64_t
 from netback.dataplane.arena cimport Arena
-from netback.dataplane.events cimport PORTS_END, Events, events_t
+from netback.dataplane.platform.events cimport PORTS_END, Events, events_t
 from netback.dataplane.queue cimport link_t, workspace_t
 
 cdef enum:

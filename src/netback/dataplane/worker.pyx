@@ -16,7 +16,7 @@ from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
-from netback.dataplane.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
+from netback.dataplane.platform.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
 from netback.dataplane.queue cimport (
     EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link, workspace_free, workspace_new,
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
 from netback.net.base import Network
 from netback.net.buffers import drain
 from netback.net.python import PythonNetwork

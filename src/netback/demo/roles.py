@@ -16,7 +16,7 @@ from netback.errors import NetbackError
 from netback.frontend import FrontConfig, Frontend
 from netback.net.base import Network
 from netback.net.spec import open_network, parse_spec
-from netback.pcapng import Capture
+from netback.observe.pcapng import Capture
 from netback.platforms.emulated import EmulatedPlatform, Emulator
 from netback.xenbus.names import DeviceName
 

@@ -15,8 +15,8 @@ from netback.demo.report import Step
 from netback.demo.tiers import DOMID, GUEST_MAC, Side, Stage
 from netback.demo.toolstack import Timeline, plug
 from netback.platforms.emulated.protocol import STORE_SOCKET
-from netback.platforms.store import Store
 from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
 
 DEVICE = DeviceName("vif", 0, DOMID, "0")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from netback.abi.xenbus import XenbusState as State
 from netback.demo.report import Step
-from netback.platforms.store import Store
 from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
 
 KNOWN = {str(int(state)) for state in State}
 

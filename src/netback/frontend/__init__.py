@@ -5,14 +5,13 @@
 a real one.
 """
 
+from netback.frontend.config import BackFeatures, FrontConfig
+from netback.frontend.device import BackendError, Frontend
+from netback.frontend.guest import Guest
+from netback.frontend.rings import Rings
+from netback.frontend.run import run_guest
+from netback.frontend.script import Script
 from netback.platforms.base import GrantedPage
-
-from .config import BackFeatures, FrontConfig
-from .device import BackendError, Frontend
-from .guest import Guest
-from .rings import Rings
-from .run import run_guest
-from .script import Script
 
 __all__ = [
     "BackFeatures",

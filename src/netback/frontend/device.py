@@ -13,16 +13,15 @@ from typing import Self
 
 from netback.abi.xenbus import XenbusState
 from netback.abi.xs_wire import Errno
-from netback.dataplane.front_queue import FrontQueue
+from netback.dataplane.front.queue import FrontQueue
 from netback.errors import NetbackError
+from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig
+from netback.frontend.guest import Guest
+from netback.frontend.rings import Rings
 from netback.net.base import Network
 from netback.net.python import PythonNetwork
 from netback.platforms.base import Domain
-from netback.platforms.store import Store, StoreError
-
-from .config import FEATURE_KEYS, BackFeatures, FrontConfig
-from .guest import Guest
-from .rings import Rings
+from netback.xenstore.aio import Store, StoreError
 
 _CLOSE_SECONDS = 5.0
 """How long a guest that leaves waits for its backend to follow, which may be gone itself."""

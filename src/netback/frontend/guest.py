@@ -16,7 +16,7 @@ from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.platforms.base import Domain
 from netback.platforms.emulated import EmulatedDomain
-from netback.platforms.store import Store
+from netback.xenstore.aio import Store
 
 T = TypeVar("T")
 

@@ -7,9 +7,8 @@ Knows a guest's memory and ports; what is written into the rings is the queue's.
 from contextlib import ExitStack, suppress
 
 from netback.errors import PlatformError
+from netback.frontend.config import RING_SLOTS
 from netback.platforms.base import Domain, EventChannels, GrantedPage
-
-from .config import RING_SLOTS
 
 
 class Rings:

@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState
+from netback.frontend.config import FrontConfig
+from netback.frontend.device import Frontend
 from netback.net.spec import open_network, parse_spec
 from netback.platforms.base import Domain
-from netback.platforms.signals import ended_by_signals, until_stopped
-
-from .config import FrontConfig
-from .device import Frontend
+from netback.process import ended_by_signals, until_stopped
 
 
 async def run_guest(

@@ -14,12 +14,11 @@ from typing import Any, Self
 from netback.abi.netif import RX_RESPONSE, RX_SLOT, TX_RESPONSE, TX_SLOT
 from netback.abi.ring import SRING
 from netback.abi.xenbus import XenbusState
-from netback.dataplane.front_queue import RingPage
+from netback.dataplane.front.queue import RingPage
+from netback.frontend.config import FrontConfig
+from netback.frontend.guest import Guest
+from netback.frontend.rings import Rings
 from netback.platforms.base import Domain, GrantedPage
-
-from .config import FrontConfig
-from .guest import Guest
-from .rings import Rings
 
 _RESPONSE = {TX_SLOT: TX_RESPONSE, RX_SLOT: RX_RESPONSE}
 _WRAP = 1 << 32

@@ -122,7 +122,7 @@ def _precompile(image: Image, directory: Path, python: str) -> None:
 
 def _native(image: Image, package: Path, plane: Path, python: str, say: Say) -> None:
     """Each module that changed, translated and compiled; what they are made of names what is kept."""
-    headers = sorted([*package.glob("dataplane/*.pxd"), *package.glob("dataplane/*.h")])
+    headers = sorted(package.glob("dataplane/**/*.pxd"))
     common = b"".join(path.read_bytes() for path in [*headers, Path(extensions.__file__)])
     kept = cache() / "native" / python
     kept.mkdir(parents=True, exist_ok=True)
@@ -140,13 +140,15 @@ def _native(image: Image, package: Path, plane: Path, python: str, say: Say) -> 
             ]
             for job in jobs:
                 job.result()
+    tag = f"cpython-{python.replace('.', '')}-x86_64-linux-gnu.so"
     for source, made in wanted.items():
-        shutil.copyfile(made, plane / f"{source.stem}.cpython-{python.replace('.', '')}-x86_64-linux-gnu.so")
+        shutil.copyfile(made, plane / source.relative_to(package / "dataplane").with_suffix(f".{tag}"))
 
 
 def _compile(image: Image, package: Path, source: Path, made: Path, python: str, place: Path) -> None:
     plane = package / "dataplane"
-    translated, compiled = place / f"{source.stem}.c", place / f"{source.stem}.so"
+    name = "-".join(source.relative_to(plane).with_suffix("").parts)  # two of them may be called queue
+    translated, compiled = place / f"{name}.c", place / f"{name}.so"
     directives = ",".join(
         f"{name}={value}" for name, value in extensions.DIRECTIVES.items() if name != "language_level"
     )

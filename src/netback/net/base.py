@@ -7,7 +7,7 @@ control code does to it.
 
 from typing import Protocol
 
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
 
 
 class Network(Protocol):
@@ -42,3 +42,20 @@ class Network(Protocol):
 
     def remove(self) -> None:
         """Close, and remove what netback itself had made."""
+
+
+class FdStore(Protocol):
+    """Where a tap's descriptor outlives this process, so that frames that wait in the tap survive a restart."""
+
+    @property
+    def untaken(self) -> set[str]:
+        """Names of held descriptors that no device has taken."""
+
+    def take(self, name: str) -> int | None:
+        """Hand over the descriptor that an earlier process stored for this device; the caller closes it."""
+
+    def keep(self, name: str, fd: int) -> None:
+        """Store a duplicate of `fd` for this device, in place of an earlier one."""
+
+    def forget(self, name: str) -> None:
+        """Drop what is stored for this device, and remove its tap."""

@@ -2,7 +2,7 @@
 """A network that takes every frame and gives none: for benchmarks, and for a vif that shall be quiet."""
 
 from netback.dataplane.caps import EVERYTHING
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
 
 
 class NullNetwork:

@@ -9,11 +9,10 @@ import socket
 import struct
 
 from netback.dataplane.caps import EVERYTHING
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
 from netback.errors import ConfigError
-
-from .buffers import BURSTS, drain, make_room
-from .mtu import link_mtu
+from netback.net.buffers import BURSTS, drain, make_room
+from netback.net.mtu import link_mtu
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP = 1

@@ -6,12 +6,11 @@ import socket
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING
-from netback.dataplane.peer import Peer
-
-from .buffers import BURSTS, drain, make_room
+from netback.dataplane.peers.peer import Peer
+from netback.net.buffers import BURSTS, drain, make_room
 
 FRAME_MOST = 65536 + 512
-"""FRAME_BYTES of dataplane/peer.pxd."""
+"""FRAME_BYTES of dataplane/peers/peer.pxd."""
 
 
 class PythonNetwork:

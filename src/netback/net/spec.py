@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from netback.errors import ConfigError
-
-from .base import Network
-from .null import NullNetwork
-from .packet import PacketNetwork
-from .tap import TapNetwork
+from netback.net.base import Network
+from netback.net.null import NullNetwork
+from netback.net.packet import PacketNetwork
+from netback.net.tap import TapNetwork
 
 LINK_NAME_MOST = 15
 """IFNAMSIZ without its final zero byte."""

@@ -20,11 +20,10 @@ from typing import Any, TypeVar
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING, Can
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
 from netback.errors import ConfigError, PeerError
-
-from .buffers import DRAIN_MOST, HEAD
-from .mtu import link_mtu
+from netback.net.buffers import DRAIN_MOST, HEAD
+from netback.net.mtu import link_mtu
 
 T = TypeVar("T")
 Argument = TypeVar("Argument", int, bytes)

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from netback.abi.ring import PAGE_SIZE
 from netback.dataplane.arena import Arena
-from netback.dataplane.events import Events
-from netback.dataplane.grant_copy import GuestMemory
-from netback.platforms.store import Store
+from netback.dataplane.platform.events import Events
+from netback.dataplane.platform.memory import GuestMemory
+from netback.xenstore.aio import Store
 
 
 class EventChannels(Protocol):

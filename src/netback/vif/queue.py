@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from netback.dataplane.journal import Journal
-from netback.dataplane.peer import Peer
+from netback.dataplane.peers.peer import Peer
 from netback.dataplane.queue import BackQueue
 from netback.errors import PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform

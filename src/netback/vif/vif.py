@@ -11,13 +11,13 @@ from pathlib import Path
 
 from netback.abi.netif import RxFlag, TxFlag
 from netback.dataplane.queue import BackQueue
+from netback.dataplane.records import Record, RecordKind
 from netback.errors import PeerError
 from netback.net.base import Network
+from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
-from netback.telemetry import Tracer
 from netback.vif.features import VifConfig
 from netback.vif.queue import attach_queue, bind_port, open_journal
-from netback.vif.records import Record, RecordKind
 from netback.vif.workers import Listener, QueueWorker, Workers
 
 log = logging.getLogger("netback.vif")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from netback.dataplane.arena import Arena
 from netback.dataplane.queue import Link
+from netback.dataplane.records import Record, parse_records
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.platforms.base import EventChannels, Platform
-from netback.vif.records import Record, parse_records
 
 log = logging.getLogger("netback.worker")
 

@@ -13,19 +13,18 @@ from pathlib import Path
 
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, NetbackError, PeerError
-from netback.net.base import Network
-from netback.net.keeper import Keeper
+from netback.net.base import FdStore, Network
 from netback.net.mtu import ETH_DATA_LEN
 from netback.net.spec import open_network, parse_spec
 from netback.net.tap import remove_made
+from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
-from netback.platforms.store import Store, StoreError
-from netback.telemetry import LogBudget, Tracer
 from netback.vif.features import KEYS, OFFER, VifConfig, agree, parse_mac
 from netback.vif.vif import Vif
 from netback.vif.workers import Workers
 from netback.xenbus.names import DeviceName, remove_device, remove_empty
 from netback.xenbus.states import Action, Facts, decide
+from netback.xenstore.aio import Store, StoreError
 
 log = logging.getLogger("netback.xenbus")
 
@@ -53,7 +52,7 @@ class Surroundings:
     journals: Path
     net_for: Callable[[DeviceName, str | None], Awaitable[str]]
     """The network of a device whose nodes name none, by its name and its MAC address."""
-    keeper: Keeper
+    fd_store: FdStore
     """Who has the descriptors of taps held while no backend runs."""
     networks: Mapping[str, Network]
     """Networks that are Python objects, by the spec that names them; they stay their owner's."""
@@ -282,8 +281,8 @@ class Device:
             return network
         peer, device = parse_spec(spec), str(self.name)
         if peer.kind != "tap":
-            self._around.keeper.forget(device)
-        held = self._around.keeper.take(device)
+            self._around.fd_store.forget(device)
+        held = self._around.fd_store.take(device)
         opening = asyncio.ensure_future(asyncio.to_thread(open_network, peer, name=link, held=held))
         try:
             network = await asyncio.shield(opening)
@@ -292,7 +291,7 @@ class Device:
                 (await opening).close()
             raise
         if peer.kind == "tap":
-            self._around.keeper.keep(device, network.peer.fd)
+            self._around.fd_store.keep(device, network.peer.fd)
         return network
 
     def _try_later(self) -> None:
@@ -320,7 +319,7 @@ class Device:
 
     def _unrealize(self) -> None:
         """The NIC is gone."""
-        self._around.keeper.forget(str(self.name))
+        self._around.fd_store.forget(str(self.name))
         if self.vif is None:
             self.journal.unlink(missing_ok=True)
             return
@@ -471,7 +470,7 @@ class Device:
         """Somebody removed the link, no fault of the guest's: it is made or found again, and no state changes."""
         self._disconnect()
         self._release()
-        self._around.keeper.forget(str(self.name))
+        self._around.fd_store.forget(str(self.name))
         self._try_later()
         await self._report(str(error))
 

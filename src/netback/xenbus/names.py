@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from netback.errors import ConfigError
-from netback.platforms.store import Store, StoreError
 from netback.vif.features import DeviceType
+from netback.xenstore.aio import Store, StoreError
 
 DEVICE_TYPES: Final[tuple[DeviceType, ...]] = get_args(DeviceType)
 

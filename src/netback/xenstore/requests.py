@@ -9,7 +9,7 @@ from netback.abi.xs_wire import DOMID_FIRST_RESERVED, PAYLOAD_MAX, Errno, Op
 from netback.xenstore import paths
 from netback.xenstore.errors import Refused
 from netback.xenstore.perms import parse_perm
-from netback.xenstore.store import View
+from netback.xenstore.tree import View
 from netback.xenstore.wire import joined, strings
 
 if TYPE_CHECKING:

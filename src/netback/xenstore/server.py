@@ -18,7 +18,7 @@ from netback.xenstore.errors import Refused
 from netback.xenstore.perms import Caller
 from netback.xenstore.quota import GUEST, PRIVILEGED, Quota
 from netback.xenstore.requests import HANDLERS
-from netback.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Transaction, Tree, View
+from netback.xenstore.tree import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Transaction, Tree, View
 from netback.xenstore.watches import Watch, Watches
 from netback.xenstore.wire import Packet, Parser, WireError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from netback.xenstore.paths import parent, upward
 from netback.xenstore.perms import READ, Caller
-from netback.xenstore.store import Nodes
+from netback.xenstore.tree import Nodes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

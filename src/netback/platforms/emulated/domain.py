@@ -19,7 +19,7 @@ from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.events import AttachedHandles, EmulatedEventChannels
 from netback.platforms.emulated.memory import GrantTable
 from netback.platforms.emulated.protocol import DOMID_ANY, PAGE_SIZE, Hello
-from netback.platforms.store import Store
+from netback.xenstore.aio import Store
 
 
 @dataclass(frozen=True, slots=True)

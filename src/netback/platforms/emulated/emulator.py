@@ -22,8 +22,7 @@ from netback.platforms.emulated.hypervisor import Hypervisor
 from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET, STORE_SOCKET
 from netback.platforms.emulated.server import HypervisorServer
 from netback.platforms.emulated.store_socket import attach_store, serve_store
-from netback.platforms.limits import allow_descriptors
-from netback.platforms.signals import ended_by_signals
+from netback.process import allow_descriptors, ended_by_signals
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet
 

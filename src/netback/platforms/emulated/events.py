@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from netback.dataplane.emulated_events import EmulatedEvents
+from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.errors import PlatformError
 from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.memory import Mapping

@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Self
 
 from netback.dataplane.arena import Arena
-from netback.dataplane.emulated_memory import EmulatedMemory
-from netback.dataplane.grant_copy import GuestMemory
+from netback.dataplane.platform.emulated_memory import EmulatedMemory
+from netback.dataplane.platform.memory import GuestMemory
 from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.events import AttachedHandles, EmulatedEventChannels
 from netback.platforms.emulated.memory import Mapping
 from netback.platforms.emulated.protocol import MAP_READONLY, STORE_SOCKET, Op
-from netback.platforms.store import Store
+from netback.xenstore.aio import Store
 
 
 class EmulatedMappedPage:

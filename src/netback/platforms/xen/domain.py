@@ -17,11 +17,11 @@ from typing import Self
 from netback.abi.ring import PAGE_SIZE
 from netback.errors import ConfigError, PlatformError
 from netback.platforms.base import GrantedPage
-from netback.platforms.store import Store
 from netback.platforms.xen import gntalloc
 from netback.platforms.xen.devices import open_device
 from netback.platforms.xen.events import XenEventChannels
 from netback.platforms.xen.store import find_store, open_store, own_domid
+from netback.xenstore.aio import Store
 
 _NETFRONT = Path("/sys/bus/xen/drivers/vif")
 """Linux's netfront, with a link for each device that it drives."""

@@ -4,7 +4,7 @@
 import os
 import struct
 
-from netback.dataplane.xen_events import XenEvents
+from netback.dataplane.platform.xen_events import XenEvents
 from netback.platforms.xen.devices import call, open_device
 
 _BIND_INTERDOMAIN = 0x00084501

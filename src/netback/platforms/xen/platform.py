@@ -15,13 +15,13 @@ from typing import Self
 
 from netback.abi.ring import PAGE_SIZE
 from netback.dataplane.arena import Arena
-from netback.dataplane.xen_memory import XenMemory
+from netback.dataplane.platform.xen_memory import XenMemory
 from netback.errors import ConfigError, PlatformError
-from netback.platforms.store import Store
 from netback.platforms.xen import gntalloc
 from netback.platforms.xen.devices import call, open_device
 from netback.platforms.xen.events import XenEventChannels
 from netback.platforms.xen.store import find_store, open_store, own_domid
+from netback.xenstore.aio import Store
 
 log = logging.getLogger("netback.xen")
 

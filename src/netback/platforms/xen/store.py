@@ -7,8 +7,8 @@ from pathlib import Path
 
 from netback.abi.xs_wire import Op
 from netback.errors import PlatformError
-from netback.platforms.store import Store
 from netback.platforms.xen.devices import DEVICES, open_device
+from netback.xenstore.aio import Store
 from netback.xenstore.client import Answer, Client, joined
 
 _READ_BYTES = 4096

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration's rules at work: which network a device gets, and which guests get a device when they appear.
+
+Knows rules and guests' names, nothing of what a device does.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+
+from netback.daemon.config import DeviceRule
+from netback.errors import NetbackError
+from netback.vif.features import make_mac
+from netback.xenbus.attach import attach
+from netback.xenbus.names import DOMID_FIRST_RESERVED, DeviceName, decimal, home
+from netback.xenstore.aio import Store, StoreError
+
+log = logging.getLogger("netback.daemon.auto_attach")
+
+NET = "tap"
+"""The network of a device that nobody says anything about."""
+
+
+class Assignment:
+    """The present rules. A guest is looked at once: what an operator takes from it stays taken."""
+
+    def __init__(self, store: Store, domid: int, net: str | None, rules: Sequence[DeviceRule]) -> None:
+        self._store, self._domid = store, domid
+        self._net, self._rules = net, rules
+        self._looked: set[int] = set()
+        self._busy = asyncio.Lock()
+
+    async def change(self, net: str | None, rules: Sequence[DeviceRule]) -> None:
+        """From now on; guests that are here are looked at again."""
+        self._net, self._rules = net, rules
+        self._looked.clear()
+        await self._attach()
+
+    async def net_for(self, name: DeviceName, mac: str | None) -> str:
+        """The network of a device whose nodes name none."""
+        guest = await self._guest(name.domid) if any(rule.guest for rule in self._rules) else set()
+        for rule in self._rules:
+            if rule.fits(guest=guest, domid=name.domid, type=name.kind, index=name.index, mac=mac):
+                return rule.net
+        return self._net or NET
+
+    async def run(self) -> None:
+        """Look at each guest that appears, until the store ends."""
+        async with await self._store.watch("@introduceDomain") as introduced:
+            async for _ in introduced:
+                await self._attach()
+
+    async def _attach(self) -> None:
+        async with self._busy:
+            if not any(rule.attach for rule in self._rules):
+                return
+            try:
+                here = await self._domains()
+                for domid in here - self._looked:
+                    await self._look(domid)
+                self._looked = here
+            except StoreError as error:
+                if error.errno == "EIO":
+                    raise
+                log.warning("guests that the configuration names cannot be looked for: %s", error)
+
+    async def _domains(self) -> set[int]:
+        """The guests that are there, not those that a toolstack is still making."""
+        found = [decimal(text, DOMID_FIRST_RESERVED) for text in await self._store.directory("/local/domain")]
+        guests = [domid for domid in found if domid is not None and domid != self._domid]
+        return {domid for domid in guests if await self._store.introduced(domid)}
+
+    async def _look(self, domid: int) -> None:
+        guest = await self._guest(domid)
+        for rule in self._rules:
+            if rule.attach and rule.guest in guest:
+                await self._give(domid, rule)
+
+    async def _guest(self, domid: int) -> set[str]:
+        """What a guest is called: its name, and its UUID. A driver domain may not read them."""
+        try:
+            name = await self._store.read_or(f"{home(domid)}/name")
+            machine = await self._store.read_or(f"{home(domid)}/vm")
+        except StoreError as error:
+            if error.errno != "EACCES":
+                raise
+            return set()
+        return {text for text in (name, machine and machine.rpartition("/")[2]) if text}
+
+    async def _give(self, domid: int, rule: DeviceRule) -> None:
+        """Attach what the rule says, unless it is there; the same guest always gets the same MAC address."""
+        assert rule.index is not None
+        kind = rule.type or "vif"
+        name = DeviceName(kind, self._domid, domid, str(rule.index))
+        digest = hashlib.sha256(f"{rule.guest}/{kind}/{rule.index}".encode()).digest()
+        try:
+            if await self._store.read_or(f"{name.backend}/state") is not None:
+                return
+            await attach(
+                self._store,
+                domid,
+                rule.net,
+                kind=kind,
+                mac=rule.mac or make_mac(digest),
+                index=rule.index,
+                backend_domid=self._domid,
+            )
+        except NetbackError as error:
+            if isinstance(error, StoreError) and error.errno == "EIO":
+                raise
+            log.warning("%s: cannot be attached to guest %s: %s", name, rule.guest, error)
+        else:
+            log.info("%s: attached to guest %s", name, rule.guest)

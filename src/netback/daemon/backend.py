@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend as one object: everything that `netback run` runs, and what tests and programs use in their own process.
+
+Its end, of whatever kind, touches no node, no state and no tap: the next one goes on from there.
+"""
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from netback.control import control_path, serve_snapshots
+from netback.daemon.auto_attach import Assignment
+from netback.daemon.config import DeviceRule
+from netback.daemon.systemd.fd_store import SystemdFdStore
+from netback.errors import ConfigError, NetbackError
+from netback.net.base import FdStore, Network
+from netback.net.spec import parse_spec
+from netback.observe.trace import Tracer
+from netback.platforms.base import Platform
+from netback.vif.features import DeviceType
+from netback.vif.vif import CaptureSink
+from netback.vif.workers import Workers
+from netback.xenbus.attach import attach, detach
+from netback.xenbus.device import Device, Surroundings
+from netback.xenbus.devices import Devices
+from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
+
+log = logging.getLogger("netback")
+
+_LOCK_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds between tries for the lock: a killed predecessor holds it until the kernel has buried it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """What a backend is told."""
+
+    directory: Path
+    """The runtime directory: lock and journals. A new backend that shall go on needs the same one."""
+    net: str | None = None
+    """The network of devices whose nodes name none."""
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    """Networks that are Python objects, by the spec that names them, such as "python:lan"."""
+    trace: tuple[str, ...] = ()
+    """Names or globs of trace points."""
+    workers: int | None = None
+    """Worker threads; one for each core unless said."""
+    rules: tuple[DeviceRule, ...] = ()
+    """Networks of certain devices, and guests that get a device whenever they appear; the first that fits counts."""
+
+
+class Backend:
+    """A backend domain's devices, served until the end of the context.
+
+    async with Backend(EmulatedPlatform(directory), BackendConfig(directory)) as backend:
+        await backend.attach(3, "tap")
+    """
+
+    def __init__(self, platform: Platform, config: BackendConfig, fd_store: FdStore | None = None) -> None:
+        self.platform = platform
+        self.config = config
+        self.tracer = Tracer()
+        self._fd_store: FdStore = fd_store or SystemdFdStore()
+        for pattern in config.trace:
+            self.tracer.select(pattern)
+        self.store: Store
+        self._workers: Workers
+        self._devices: Devices
+        self._assignment: Assignment
+        self._running: asyncio.Task[None]
+        self._undo = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as undo:
+            undo.callback(os.close, await _lock(self.config.directory, self.platform.domid))
+            self.store = await self.platform.open_store()
+            undo.push_async_callback(self.store.close)
+            self._workers = Workers(self.platform, self.config.workers)
+            undo.callback(self._workers.close)
+            self._assignment = Assignment(self.store, self.platform.domid, self.config.net, self.config.rules)
+            self._devices = Devices(self._surroundings())
+            self._running = asyncio.create_task(self._run())
+            undo.push_async_callback(self._stop)
+            await self._first_look()
+            self._prune()
+            path = control_path(self.config.directory, self.platform.domid)
+            await undo.enter_async_context(serve_snapshots(path, self.snapshot))
+            self._undo = undo.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._undo.aclose()
+
+    async def wait(self) -> None:
+        """Until the store is gone: NetbackError says why."""
+        try:
+            await asyncio.shield(self._running)
+        except ExceptionGroup as group:
+            raise _first(group) from group
+
+    async def reconfigure(self, config: BackendConfig) -> None:
+        """Go on with another configuration: devices that are there keep their network until they come anew."""
+        fixed = [
+            name for name in ("directory", "workers") if getattr(config, name) != getattr(self.config, name)
+        ]
+        if fixed:
+            log.warning(
+                "%s cannot change while netback runs: restart it, no guest notices", " and ".join(fixed)
+            )
+        for pattern in ("-*", *config.trace):
+            self.trace(pattern)
+        self.config = replace(config, directory=self.config.directory, workers=self.config.workers)
+        await self._assignment.change(config.net, config.rules)
+
+    async def respond(self) -> None:
+        """Returns once every worker's thread had its turn: what a watchdog wants to know."""
+        await asyncio.to_thread(self._workers.flush)
+
+    @property
+    def devices(self) -> Mapping[DeviceName, Device]:
+        """The devices that are known at this moment."""
+        return self._devices.devices
+
+    async def attach(
+        self, domid: int, net: str, *, mac: str | None = None, kind: DeviceType = "vif", index: int = -1
+    ) -> DeviceName:
+        """Give a domain a NIC. Another process may do so as well: `xenbus.attach.attach`."""
+        if net not in self.config.networks:
+            parse_spec(net)
+        return await attach(
+            self.store,
+            domid,
+            net,
+            kind=kind,
+            mac=mac,
+            index=index,
+            first_index=first_index(self.platform.name),
+            backend_domid=self.platform.domid,
+        )
+
+    async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
+        """Take it back: False where the guest did not answer and was forced."""
+        return await detach(self.store, name, seconds=seconds)
+
+    def trace(self, pattern: str) -> None:
+        """Turn trace points on, or off with a leading `-`: for what happens from now on."""
+        self._workers.flush()
+        self.tracer.select(pattern)
+        for device in self.devices.values():
+            if device.vif is not None:
+                device.vif.watch()
+
+    def capture(self, name: DeviceName, sink: CaptureSink | None) -> None:
+        """Give each frame of a device to `sink`, which is called in a worker's thread; None ends it."""
+        device = self.devices.get(name)
+        if device is None or device.vif is None:
+            raise ConfigError(f"there is no device {name}")
+        device.vif.capture(sink)
+
+    @property
+    def load(self) -> list[int]:
+        """How many queues each worker serves."""
+        return self._workers.queues
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Every device as data: states, agreement, counters, ring indices."""
+        return [_describe(device) for device in self.devices.values()]
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            store=self.store,
+            platform=self.platform,
+            workers=self._workers,
+            tracer=self.tracer,
+            journals=self.config.directory / "journal",
+            net_for=self._assignment.net_for,
+            fd_store=self._fd_store,
+            networks=self.config.networks,
+        )
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._devices.run())
+            tasks.create_task(self._assignment.run())
+
+    async def _first_look(self) -> None:
+        """Until what was there is known."""
+        scanned = asyncio.create_task(self._devices.scanned.wait())
+        done, _ = await asyncio.wait((scanned, self._running), return_when=asyncio.FIRST_COMPLETED)
+        scanned.cancel()
+        if self._running in done:
+            await self.wait()
+
+    def _prune(self) -> None:
+        """Remove journals and held taps of devices that went while nobody looked."""
+        for name in self._fd_store.untaken - set(map(str, self.devices)):
+            self._fd_store.forget(name)
+        known = {device.journal for device in self.devices.values()}
+        for path in (self.config.directory / "journal").glob("*-*-*"):
+            if path not in known:
+                path.unlink()
+
+    async def _stop(self) -> None:
+        self._running.cancel()
+        with suppress(asyncio.CancelledError, ExceptionGroup):
+            await self._running
+
+
+def first_index(platform: str) -> int:
+    """Where indices begin that nobody chose, as QEMU has it."""
+    return 0 if platform == "emulated" else 1
+
+
+async def _lock(directory: Path, domid: int) -> int:
+    """One backend for each domain: two would fight for its ports and taps."""
+    os.makedirs(directory, 0o700, exist_ok=True)  # noqa: PTH103 (a Path would be no less blocking, and it is instant)
+    path = directory / f"backend-{domid}.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for delay in (*_LOCK_DELAYS, None):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK or delay is None:
+                os.close(lock)
+                raise ConfigError(f"another netback serves domain {domid}: it holds {path}") from error
+            await asyncio.sleep(delay)
+        else:
+            break
+    return lock
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The error behind nested groups: they all tell of the same store."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, NetbackError) else group  # type: ignore[return-value]
+
+
+def _describe(device: Device) -> dict[str, Any]:
+    name, vif, config = device.name, device.vif, device.config
+    return {
+        "device": str(name),
+        "type": name.kind,
+        "domid": name.domid,
+        "index": name.number,
+        "backend": device.state.title,
+        "frontend": device.frontend_state.title,
+        "error": device.error,
+        "network": vif.network.name if vif else None,
+        "connected": vif is not None and vif.connected,
+        "sg": config.sg if config else None,
+        "caps": (config.caps.name or "").split("|") if config else None,
+        "counters": vif.counters if vif else {},
+        "rings": vif.rings if vif else {},
+    }

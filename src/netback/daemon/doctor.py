@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend needs of a Xen domain, as a table of checks: each looks, and says what it found and what to do.
+
+Nothing here changes anything. Everything is looked for below a root, so that a made-up tree does as well.
+"""
+
+import asyncio
+import fcntl
+import os
+import queue
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+from netback.control import control_path, read_snapshot
+from netback.daemon.config import DEFAULT, load_config
+from netback.daemon.systemd.unit import KEEP_KERNEL_OUT
+from netback.errors import ConfigError, NetbackError
+from netback.net.tap import Flag
+from netback.platforms.xen.store import find_store, own_domid
+
+_TUNGETFEATURES = 0x800454CF
+_CAP_NET_ADMIN = 12
+_STORE_SECONDS = 3.0
+_DESCRIPTORS = 4096
+"""Open files that a host full of guests may need: a vif takes some five."""
+
+
+class Verdict(StrEnum):
+    """Of one check."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found, and what to do about it."""
+
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+ok = partial(Finding, Verdict.OK)
+warn = partial(Finding, Verdict.WARN)
+fail = partial(Finding, Verdict.FAIL)
+
+
+def ask_store() -> int:
+    """Our own domid; a store that is not started would have us wait for ever."""
+    answer: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(own_domid(find_store()))
+        except (NetbackError, OSError) as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = answer.get(timeout=_STORE_SECONDS)
+    except queue.Empty:
+        raise ConfigError("the store does not answer") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def tun_features(fd: int) -> int:
+    """IFF_* that this kernel's taps can have."""
+    return int(struct.unpack("I", fcntl.ioctl(fd, _TUNGETFEATURES, bytes(4)))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where checks look."""
+
+    runtime: Path
+    """netback's runtime directory."""
+    root: Path = Path("/")
+    domid: Callable[[], int] = ask_store
+    features: Callable[[int], int] = tun_features
+    memory: dict[str, int] = field(default_factory=dict)
+    """What one check found out for others."""
+
+    def path(self, name: str) -> Path:
+        return self.root / name.lstrip("/")
+
+    def read(self, name: str) -> str:
+        """A file's text; empty where there is none."""
+        try:
+            return self.path(name).read_text(errors="replace").strip("\0\n ")
+        except OSError:
+            return ""
+
+    def children(self, name: str) -> list[str]:
+        """A directory's names; none where there is none."""
+        try:
+            return sorted(child.name for child in self.path(name).iterdir())
+        except OSError:
+            return []
+
+    def own_domid(self) -> int:
+        """Asked once. NetbackError or OSError where nobody answers."""
+        if "domid" not in self.memory:
+            self.memory["domid"] = self.domid()
+        return self.memory["domid"]
+
+    def processes(self) -> Iterator[tuple[int, list[str]]]:
+        """Each process's id and words."""
+        for name in self.children("proc"):
+            if name.isdecimal() and (line := self.read(f"proc/{name}/cmdline")):
+                yield int(name), line.split("\0")
+
+    def limit(self, name: str) -> int | None:
+        """A hard limit of this process; None where there is none, or nothing says."""
+        for line in self.read("proc/self/limits").splitlines():
+            if line.startswith(name):
+                hard = line.removeprefix(name).split()[1]
+                return int(hard) if hard.isdecimal() else None
+        return None
+
+
+def xen(machine: Machine) -> Finding:
+    """Whether this is a Xen domain at all."""
+    kind = machine.read("sys/hypervisor/type")
+    if kind != "xen":
+        return fail(
+            f"hypervisor {kind}" if kind else "no hypervisor", "boot Xen; `netback emulate` needs none"
+        )
+    version = ".".join(machine.read(f"sys/hypervisor/version/{part}") for part in ("major", "minor"))
+    return ok(f"Xen {version}".rstrip(" ."))
+
+
+def device(name: str, module: str, machine: Machine) -> Finding:
+    """Whether a device is there and lets itself be opened."""
+    path = machine.path(name)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+    except FileNotFoundError:
+        return fail(f"there is no {name}", f"modprobe {module}")
+    except OSError as error:
+        return fail(f"{name}: {error.strerror}", "be root")
+    return ok(name)
+
+
+def own_grants(machine: Machine) -> Finding:
+    """Whether bursts may lie in pages that copies know by their grants: only speed."""
+    found = device("/dev/xen/gntalloc", "xen-gntalloc", machine)
+    if found.verdict is Verdict.OK:
+        return found
+    return warn(found.found, f"{found.advice}: copies to guests cost less with it")
+
+
+def store(machine: Machine) -> Finding:
+    """Whether xenstored answers, and who we are."""
+    try:
+        domid = machine.own_domid()
+    except (NetbackError, OSError) as error:
+        return fail(str(error), "start xenstored: systemctl start xen, or xenstored.service")
+    return ok(f"this is domain {domid}")
+
+
+def claims(machine: Machine) -> Finding:
+    """Who else takes the vifs of this domain."""
+    advice = (
+        f"modprobe -r xen-netback, and `netback unit --modprobe > /etc/modprobe.d/{KEEP_KERNEL_OUT.name}`"
+    )
+    if machine.path("sys/bus/xen-backend/drivers/vif").exists():
+        served = [
+            name for name in machine.children("sys/bus/xen-backend/drivers/vif") if name.startswith("vif-")
+        ]
+        return fail(f"the kernel's xen-netback claims every vif (it has {len(served)})", advice)
+    if machine.path("sys/module/xen_netback").exists():
+        return warn("the kernel's xen-netback is loaded", advice)
+    return ok("nobody but netback")
+
+
+def emulator(machine: Machine) -> Finding:
+    """QEMU as dom0's backend takes qnic devices that it sees in state Initialising."""
+    for pid, words in machine.processes():
+        if "-xen-attach" in words:
+            return warn(
+                f"QEMU (process {pid}) may claim qnic devices",
+                "use type vif, or `netback attach --type qnic`",
+            )
+    return ok("no QEMU claims qnic devices")
+
+
+def tun(machine: Machine) -> Finding:
+    """Whether taps can be made, with the header that carries offloads."""
+    opened = device("/dev/net/tun", "tun", machine)
+    if opened.verdict is not Verdict.OK:
+        return opened
+    fd = os.open(machine.path("/dev/net/tun"), os.O_RDWR | os.O_CLOEXEC)
+    try:
+        features = machine.features(fd)
+    except OSError as error:
+        return fail(f"/dev/net/tun: {error.strerror}", "modprobe tun")
+    finally:
+        os.close(fd)
+    if not features & Flag.VNET_HDR:
+        return fail("taps have no virtio_net_hdr", "use a kernel with offloads in tun")
+    return ok("/dev/net/tun, with offloads")
+
+
+def rights(machine: Machine) -> Finding:
+    """CAP_NET_ADMIN, which making a tap needs."""
+    for line in machine.read("proc/self/status").splitlines():
+        if line.startswith("CapEff:"):
+            if int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1:
+                return ok("CAP_NET_ADMIN")
+            return fail("CAP_NET_ADMIN is missing", "be root, or give it to netback")
+    return warn("/proc/self/status does not say", "mount /proc")
+
+
+def descriptors(machine: Machine) -> Finding:
+    """How many files may be open."""
+    limit = machine.limit("Max open files")
+    if limit is not None and limit < _DESCRIPTORS:
+        return warn(f"{limit} open files at most", f"LimitNOFILE={_DESCRIPTORS}, or ulimit -Hn: five a vif")
+    return ok(f"{limit} open files" if limit else "no limit of open files")
+
+
+def locked_memory(machine: Machine) -> Finding:
+    """Guests' rings are mapped, not locked: a limit does no harm; it is said for who looks for a cause."""
+    limit = machine.limit("Max locked memory")
+    return ok(f"{limit} bytes at most; netback locks none" if limit is not None else "no limit")
+
+
+def running(machine: Machine) -> Finding:
+    """Whether a netback serves this domain."""
+    try:
+        path = control_path(machine.runtime, machine.own_domid())
+    except (NetbackError, OSError):
+        return warn("not known, since the store does not answer", "see store")
+    snapshot = asyncio.run(read_snapshot(path))
+    if snapshot is None:
+        return warn(f"none answers at {path}", "systemctl start netback, or netback run")
+    return ok(f"one runs and serves {len(snapshot)} devices")
+
+
+def config(machine: Machine) -> Finding:
+    """The configuration file."""
+    path = machine.path(str(DEFAULT))
+    if not path.exists():
+        return ok(f"no {DEFAULT}: the defaults hold")
+    try:
+        rules = len(load_config(path).device)
+    except ConfigError as error:
+        return fail(str(error), "netback run --check")
+    return ok(f"{DEFAULT}, with {rules} devices")
+
+
+def bridges(machine: Machine) -> Finding:
+    """What xl's vif-bridge puts taps into."""
+    links = machine.children("sys/class/net")
+    found = [name for name in links if machine.path(f"sys/class/net/{name}/bridge").is_dir()]
+    if not found:
+        return warn("no bridge", "vif-bridge needs one: ip link add xenbr0 type bridge")
+    return ok(", ".join(found))
+
+
+def scripts(machine: Machine) -> Finding:
+    """What xl, or xl devd, runs for each vif."""
+    path = machine.path("etc/xen/scripts/vif-bridge")
+    if not path.exists():
+        return warn("there is no /etc/xen/scripts/vif-bridge", "xl needs it: install xen-utils-common")
+    if not os.access(path, os.X_OK):
+        return fail(
+            "/etc/xen/scripts/vif-bridge is not executable", "chmod +x it: xl would wait, and give up"
+        )
+    return ok("/etc/xen/scripts/vif-bridge")
+
+
+def toolstack(machine: Machine) -> Finding:
+    """In a driver domain, whether somebody runs the scripts."""
+    with suppress(NetbackError, OSError):
+        if machine.own_domid() == 0:
+            return ok("domain 0: xl runs the scripts")
+    for pid, words in machine.processes():
+        if Path(words[0]).name == "xl" and "devd" in words[1:]:
+            return ok(f"xl devd runs (process {pid})")
+    return warn(
+        "xl devd does not run", "a driver domain needs it for scripts: systemctl start xendriverdomain"
+    )
+
+
+CHECKS: tuple[tuple[str, Callable[[Machine], Finding]], ...] = (
+    ("xen", xen),
+    ("evtchn", partial(device, "/dev/xen/evtchn", "xen-evtchn")),
+    ("gntdev", partial(device, "/dev/xen/gntdev", "xen-gntdev")),
+    ("gntalloc", own_grants),
+    ("xenbus", partial(device, "/dev/xen/xenbus", "xenfs")),
+    ("store", store),
+    ("vifs", claims),
+    ("qnics", emulator),
+    ("tun", tun),
+    ("rights", rights),
+    ("nofile", descriptors),
+    ("memlock", locked_memory),
+    ("config", config),
+    ("netback", running),
+    ("bridges", bridges),
+    ("scripts", scripts),
+    ("toolstack", toolstack),
+)
+"""In the order in which one would mend things."""
+
+
+def examine(machine: Machine) -> dict[str, Finding]:
+    """Every check's finding, by name."""
+    return {name: look(machine) for name, look in CHECKS}

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells systemd how a service is, and gives it descriptors to hold: sd_notify's datagrams, nothing else of systemd.
+
+Where nobody listens (no $NOTIFY_SOCKET) everything here is silent.
+"""
+
+import array
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, MutableMapping
+
+log = logging.getLogger("netback.daemon.systemd.notify")
+
+FIRST_FD = 3
+"""SD_LISTEN_FDS_START."""
+_SECONDS = 1.0
+"""How long systemd may leave a datagram waiting; a service goes on without it."""
+
+
+class Notifier:
+    """A datagram socket to whoever supervises this process."""
+
+    def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
+        path = environment.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + path[1:] if path.startswith("@") else path  # an abstract socket
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if path else None
+        if self._socket is not None:
+            self._socket.settimeout(_SECONDS)
+        ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        usec = environment.get("WATCHDOG_USEC", "") if ours and path else ""
+        self.watchdog = int(usec) / 1e6 if usec.isdecimal() and int(usec) else None
+        """Seconds within which WATCHDOG=1 is expected, if it is."""
+
+    def close(self) -> None:
+        """Nobody is told any more."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def tell(self, *lines: str, fds: tuple[int, ...] = ()) -> None:
+        """One datagram; that systemd does not take it is no reason to fail."""
+        if self._socket is None:
+            return
+        try:
+            passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            self._socket.sendmsg(["\n".join(lines).encode()], passed, 0, self._address)
+        except OSError as error:
+            log.warning("cannot tell the service manager %s: %s", lines[0], error.strerror or error)
+
+    def ready(self, status: str) -> None:
+        """Started, or reloaded."""
+        self.tell("READY=1", f"STATUS={status}")
+
+    def alive(self, status: str) -> None:
+        """For the watchdog."""
+        self.tell("WATCHDOG=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """Until `ready`; the time tells systemd that this is the answer to its signal."""
+        self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """The end has begun."""
+        self.tell("STOPPING=1")
+
+
+def take_held(environment: MutableMapping[str, str] = os.environ) -> Iterator[tuple[str, int]]:
+    """The descriptors that systemd held for this process, each with its name. Taken once, and no child gets them."""
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    count = environment.pop("LISTEN_FDS", "")
+    if environment.pop("LISTEN_PID", "") != str(os.getpid()) or not count.isdecimal():
+        return
+    for number, fd in enumerate(range(FIRST_FD, FIRST_FD + int(count))):
+        os.set_inheritable(fd, False)
+        yield names[number] if number < len(names) else "", fd

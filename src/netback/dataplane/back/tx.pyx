@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest to network: one burst from the TX ring to the peer, top to bottom in a frame's order.
+
+    take      private copies of the requests that wait (XSA-155)
+    assemble  requests -> chains (frames) and the copies they need
+    grant_copy
+    forward   checksums and segments where the peer cannot, then to the peer
+    answer    one response a slot, in ring order, through the journal
+
+May go wrong: the guest's indices or chains are impossible (the link breaks, others live), a chain is
+malformed (its slots are answered ERROR), the peer is full (what it did not take stays in the ring,
+unanswered).
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from netback.dataplane.abi cimport (
+    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, GSO_TYPE_TCPV6,
+    NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info,
+    NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, extra_info, tx_request, tx_response,
+)
+from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
+from netback.dataplane.platform.memory cimport grant_copy
+from netback.dataplane.journal cimport kill_point, push_responses
+from netback.dataplane.offload cimport (
+    OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, netif_to_virtio,
+)
+from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, vnet_header
+from netback.dataplane.queue cimport (
+    BURST_BYTES, BURST_CUTS, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_EXTRA, REASON_GSO, REASON_NONE,
+    REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, RECORD_TX_FRAME, RECORD_TX_SLOT, TX_BURSTS, TX_BYTES, TX_COMPLETED,
+    TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, back_queue,
+    chain_t, link_t, record, record_t, workspace_t,
+)
+from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
+
+cdef enum:
+    # io/netif.h knows 1 (GSO) to 4 (HASH); the others of them are not offered and say nothing to us
+    EXTRA_TYPES_END = 5
+    MIN_FRAME = 14
+
+
+cdef inline void take(back_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
+    """Copy `count` waiting requests out of the shared page, once."""
+    cdef uint32_t at = queue.tx.rsp_prod & (RING_SLOTS - 1)
+    cdef uint32_t run = min(count, RING_SLOTS - at)
+    cdef uint8_t *slots = <uint8_t *>queue.tx.shared + RING_HEADER
+    memcpy(ws.requests, slots + at * TX_SLOT, run * TX_SLOT)
+    memcpy(ws.requests + run, slots, (count - run) * TX_SLOT)
+    compiler_fence()             # the copies are made: the compiler must not go back to the page for them
+
+
+cdef inline int read_extras(workspace_t *ws, uint32_t at, uint32_t available, chain_t *chain) noexcept nogil:
+    """The extra infos behind a first request: they fill slots of their own."""
+    cdef extra_info *extra
+    while True:
+        if chain.slots >= available:
+            return REASON_TRUNCATED
+        extra = <extra_info *>&ws.requests[at + chain.slots]
+        chain.slots += 1
+        chain.extras += 1
+        if extra.type == EXTRA_TYPE_NONE or extra.type >= EXTRA_TYPES_END:
+            return REASON_EXTRA
+        if extra.type == EXTRA_TYPE_GSO:
+            if extra.gso_size == 0 or extra.gso_type == GSO_TYPE_NONE or extra.gso_type > GSO_TYPE_TCPV6:
+                return REASON_GSO
+            chain.gso_size = extra.gso_size
+            chain.gso_type = extra.gso_type
+        if not extra.flags & EXTRA_FLAG_MORE:
+            return REASON_NONE
+
+
+cdef inline int read_chain(workspace_t *ws, uint32_t at, uint32_t available, chain_t *chain) noexcept nogil:
+    """One frame's slots: the first request's size is the frame's, the others' are their own (netif.h)."""
+    cdef tx_request *first = &ws.requests[at]
+    cdef tx_request *request = first
+    cdef uint32_t others = 0
+    cdef uint32_t data_slots = 1
+    cdef int reason
+    cdef bint bad = first.size < MIN_FRAME
+    chain.slots = 1
+    chain.extras = 0
+    chain.flags = first.flags
+    chain.length = first.size
+    chain.gso_type = GSO_TYPE_NONE
+    chain.gso_size = 0
+    chain.fixed_up = chain.completed = chain.dropped = 0
+    chain.segments = 0
+    if first.flags & NETTXF_extra_info:
+        reason = read_extras(ws, at, available, chain)
+        if reason != REASON_NONE:
+            return reason
+    while request.flags & NETTXF_more_data:
+        if data_slots > MAX_DATA_SLOTS:
+            return REASON_SLOTS
+        if chain.slots >= available:
+            return REASON_TRUNCATED
+        request = &ws.requests[at + chain.slots]
+        chain.slots += 1
+        data_slots += 1
+        others += request.size
+        bad |= <uint32_t>request.offset + request.size > PAGE_SIZE
+    bad |= data_slots > MAX_DATA_SLOTS or others > chain.length
+    bad |= <uint32_t>first.offset + chain.length - others > PAGE_SIZE
+    first.size = <uint16_t>(chain.length - others) if not bad else first.size
+    chain.status = NETIF_RSP_ERROR if bad else NETIF_RSP_OKAY
+    return REASON_NONE
+
+
+cdef inline uint32_t stage_copies(
+        back_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain, uint32_t segment) noexcept nogil:
+    """The copies that bring a chain into private memory; a zero-length slot contributes nothing (XSA-448)."""
+    cdef uint8_t *to = chain.data
+    cdef uint32_t i
+    cdef tx_request *request
+    cdef copy_segment *copy
+    chain.segment = segment
+    for i in range(chain.slots - chain.extras):
+        request = &ws.requests[at + (i + chain.extras if i else 0)]
+        if request.size == 0:
+            continue
+        copy = &ws.segments[segment]
+        copy.source.foreign.ref = request.gref
+        copy.source.foreign.offset = request.offset
+        copy.source.foreign.domid = queue.memory.domid
+        copy.dest.virt = to
+        copy.len = request.size
+        copy.flags = GNTCOPY_source_gref
+        to += request.size
+        segment += 1
+    chain.segments = segment - chain.segment
+    return segment
+
+
+cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
+    """Requests to chains, as many as the burst's budget holds; a budget never cuts a chain. Copies what they need."""
+    cdef uint32_t count = 0
+    cdef uint32_t at = 0
+    cdef uint32_t segment = 0
+    cdef uint32_t used = FRAME_HEADROOM
+    cdef uint32_t cuts = 0
+    cdef chain_t *chain
+    while count < BURST_FRAMES and at < pending and used < BURST_BYTES and cuts < BURST_CUTS:
+        chain = &ws.chains[count]
+        broken[0] = read_chain(ws, at, pending - at, chain)
+        if broken[0] != REASON_NONE:
+            break
+        if chain.slots - chain.extras > 1:   # its second slot's bytes begin a page, as in guest_rx
+            used += -<uint32_t>(<size_t>(ws.packed + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
+        chain.data = ws.packed + used
+        if chain.status == NETIF_RSP_OKAY:
+            segment = stage_copies(queue, ws, at, chain, segment)
+            used += (chain.length + FRAME_HEADROOM + 63) & ~<uint32_t>63
+            cuts += chain.length // chain.gso_size if chain.gso_size else 0
+        at += chain.slots
+        count += 1
+    kill_point()
+    grant_copy(queue.memory, ws.segments, segment)
+    return count
+
+
+cdef inline bint copied(workspace_t *ws, chain_t *chain) noexcept nogil:
+    """Whether every byte of the chain came; never send bytes whose copy did not succeed (rules 3)."""
+    cdef uint32_t i
+    for i in range(chain.segment, chain.segment + chain.segments):
+        if ws.segments[i].status != GNTST_okay:
+            return False
+    return True
+
+
+cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexcept nogil:
+    """Fill the frame's header, completing in software what the peer cannot take; PASS, SEGMENT or DROP."""
+    cdef netif_offload said
+    cdef int verdict
+    said.csum_blank = (chain.flags & NETTXF_csum_blank) != 0
+    said.data_validated = (chain.flags & NETTXF_data_validated) != 0
+    said.gso_type = chain.gso_type
+    said.gso_size = chain.gso_size
+    verdict = netif_to_virtio(
+        frame.data, frame.length, frame.length, &said, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
+    )
+    if verdict == OFFLOAD_COMPLETE:
+        complete_checksum(frame.data, frame.length, vnet_header(frame))
+        memset(vnet_header(frame), 0, VNET_HDR)
+        chain.completed = 1
+        return OFFLOAD_PASS
+    return verdict
+
+
+cdef uint32_t send(back_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
+    cdef int refused = 0
+    cdef uint32_t sent = 0
+    if count:
+        kill_point()
+        sent = peer_send(queue.link.peer, ws.frames, count, &refused)
+        kill_point()
+        queue.link.counters[TX_REFUSED] += refused
+    return sent
+
+
+cdef bint forward_cut(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments. False where the peer became full: the ring keeps the frame, tx_cut the place in it."""
+    cdef int refused = 0
+    cdef int done = send_cut(queue.link.peer, ws, frame, &queue.tx_cut, &refused)
+    queue.link.counters[TX_REFUSED] += refused
+    queue.link.counters[TX_DROPPED] += done == CUT_IMPOSSIBLE
+    queue.link.counters[TX_SEGMENTED] += done == CUT_DONE
+    return done != CUT_FULL
+
+
+cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """Hand the good chains to the peer in order: how many chains are done with."""
+    cdef uint32_t i, sent, count = 0
+    cdef chain_t *chain
+    cdef frame_t frame
+    cdef int verdict
+    for i in range(chains):
+        chain = &ws.chains[i]
+        if i:
+            queue.tx_cut = 0     # of the ring's first frame alone
+        if chain.status != NETIF_RSP_OKAY:
+            continue
+        if not copied(ws, chain):
+            chain.status = NETIF_RSP_ERROR
+            continue
+        frame.data = chain.data
+        frame.length = chain.length
+        verdict = offload(queue, chain, &frame)
+        if verdict == OFFLOAD_PASS:
+            ws.frames[count] = frame
+            ws.frame_chain[count] = i
+            count += 1
+        elif verdict == OFFLOAD_SEGMENT:
+            sent = send(queue, ws, count)
+            if sent < count:
+                return ws.frame_chain[sent]
+            count = 0
+            if not forward_cut(queue, ws, &frame):
+                return i
+        else:
+            chain.dropped = 1
+    queue.tx_cut = 0             # no cut is under way: the guest has changed the frame that one had begun on
+    sent = send(queue, ws, count)
+    return chains if sent == count else ws.frame_chain[sent]
+
+
+cdef inline void respond(tx_response *bodies, tx_request *requests, chain_t *chain) noexcept nogil:
+    """A chain's responses: whole slots, NULL for extras, which have no id."""
+    cdef uint32_t i
+    for i in range(chain.slots):
+        bodies[i].zero[0] = bodies[i].zero[1] = 0
+        if 0 < i <= chain.extras:
+            bodies[i].id = 0
+            bodies[i].status = NETIF_RSP_NULL
+        else:
+            bodies[i].id = requests[i].id
+            bodies[i].status = chain.status
+
+
+cdef void write_down(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_t at) noexcept nogil:
+    """Trace points and capture: only for links that ask for them."""
+    cdef record_t entry
+    cdef uint32_t i
+    memset(&entry, 0, sizeof(entry))
+    entry.status = chain.status
+    entry.gso_type = chain.gso_type
+    entry.gso_size = chain.gso_size
+    if queue.link.traced and chain.status == NETIF_RSP_OKAY:
+        for i in range(chain.slots):
+            if 0 < i <= chain.extras:
+                continue
+            entry.kind = RECORD_TX_SLOT
+            entry.index = queue.tx.rsp_prod + at + i
+            entry.gref = ws.requests[at + i].gref
+            entry.offset = ws.requests[at + i].offset
+            entry.size = ws.requests[at + i].size
+            entry.flags = ws.requests[at + i].flags
+            record(ws, &queue.link, &entry, NULL, 0)
+    if queue.link.captured:
+        entry.kind = RECORD_TX_FRAME
+        entry.index = queue.tx.rsp_prod + at
+        entry.gref = ws.requests[at].gref
+        entry.offset = ws.requests[at].offset
+        entry.size = <uint16_t>chain.length
+        entry.flags = chain.flags
+        entry.slots = chain.slots
+        record(ws, &queue.link, &entry, chain.data, chain.length if chain.status == NETIF_RSP_OKAY else 0)
+
+
+cdef void answer(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """One push for the burst; the guest is told at the end of the turn, if it asked for that."""
+    cdef uint64_t *counters = queue.link.counters
+    cdef uint32_t i, slots = 0
+    cdef chain_t *chain
+    for i in range(chains):
+        chain = &ws.chains[i]
+        respond(<tx_response *>ws.bodies + slots, ws.requests + slots, chain)
+        if queue.link.traced or queue.link.captured:
+            write_down(queue, ws, chain, slots)
+        slots += chain.slots
+        counters[TX_FRAMES] += chain.status == NETIF_RSP_OKAY
+        counters[TX_BYTES] += chain.length if chain.status == NETIF_RSP_OKAY else 0
+        counters[TX_ERRORS] += chain.status == NETIF_RSP_ERROR
+        counters[TX_FIXED_UP] += chain.fixed_up
+        counters[TX_COMPLETED] += chain.completed
+        counters[TX_DROPPED] += chain.dropped
+    if slots == 0:
+        return
+    counters[TX_SLOTS] += slots
+    counters[TX_BURSTS] += 1
+    if push_responses(&queue.tx, queue.tx_journal, ws.bodies, slots):
+        counters[TX_NOTIFIES] += 1
+        queue.link.from_notify = True
+
+
+cdef int serve_tx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst of the TX ring: LINK_MORE where another may follow, 0 where the ring is drained and armed or
+    the peer is full.
+    """
+    cdef back_queue *queue = <back_queue *>link
+    cdef int pending, broken = REASON_NONE
+    cdef uint32_t chains, done
+    if link.peer.blocked:
+        return 0
+    pending = back_pending(&queue.tx)
+    if pending == 0 and link.looks_again:
+        return LINK_MORE         # as long as the other direction goes on, this one needs no events
+    if pending == 0:
+        pending = back_arm(&queue.tx, 1)
+    if pending <= 0:
+        link.broken = REASON_TX_INDEX if pending < 0 else REASON_NONE
+        return LINK_BROKEN if pending < 0 else 0
+    take(queue, ws, pending)
+    chains = assemble(queue, ws, pending, &broken)
+    done = forward(queue, ws, chains)
+    answer(queue, ws, done)
+    if done < chains:
+        link.counters[TX_FULL] += 1
+        return 0
+    link.broken = broken
+    return LINK_MORE if broken == REASON_NONE else LINK_BROKEN

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frontend's queue: what its two directions share."""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
+from netback.dataplane.offload cimport segments_t
+from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
+from netback.dataplane.queue cimport Link, link_t
+from netback.dataplane.ring cimport front_ring
+
+cdef enum:
+    FEW_SLOTS = 64               # used at a time while frames are small: more only let an overload build up
+    LARGE_BURSTS = 64            # how long one frame of several slots makes us expect more of them
+
+
+cdef inline uint32_t slots_at_a_time(uint32_t most, uint32_t large) noexcept nogil:
+    return most if large else min(most, <uint32_t>FEW_SLOTS)
+
+
+cdef struct front_queue:         # `link` is first: a link_t * of a frontend queue is a front_queue *
+    link_t link
+    front_ring tx
+    front_ring rx
+    uint8_t *tx_pages[RING_SLOTS]        # granted to the backend for good, as are rx_pages
+    uint8_t *rx_pages[RING_SLOTS]        # by slot: page i is posted in slot i and nowhere else
+    uint32_t tx_grefs[RING_SLOTS]
+    uint32_t rx_grefs[RING_SLOTS]
+    uint16_t free[RING_SLOTS]    # TX pages at hand, the one used last on top: it is the hottest
+    uint32_t free_count
+    uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request that has no response yet
+    uint32_t extras_sent         # extra infos that have none
+    uint32_t tx_cuts             # the peer gave GSO that had to be cut: so many reads still go one frame at a time
+    uint32_t tx_slots            # how many of the ring's slots are used at a time, at most
+    uint32_t rx_slots
+    bint rx_notify               # the backend is told of posted buffers
+    uint32_t caps                # CAN_*: what the backend takes
+    bint sg                      # ... and whether it takes more than one slot a frame
+    bint direct                  # the peer's frames are read right into granted pages
+    uint32_t tx_large            # so many more reads expect frames of several slots
+    uint32_t rx_large            # so many more bursts do
+    frame_t held[BURST_FRAMES]   # what one read brought beyond the slots, in order; nothing is read while any waits
+    uint32_t held_first
+    uint32_t held_count
+    uint32_t needed              # slots that the first of them lacks
+    bint cutting                 # ... or rather its next segment
+    segments_t cut
+    uint8_t *hold                # where they lie
+    uint32_t rx_cut              # segments that the peer already took of the frame at the RX ring's head
+
+
+cdef class FrontQueue(Link):
+    cdef front_queue queue

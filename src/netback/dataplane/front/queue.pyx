@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frontend's queue: its two rings, its granted pages and the peer behind it, tied together for the worker.
+
+Knows what a queue is made of; how frames move is in front_tx and front_rx, when in worker. Grants, event channels and
+xenstore are frontend/'s.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
+from netback.dataplane.platform.events cimport Events
+from netback.dataplane.front.queue cimport LARGE_BURSTS
+from netback.dataplane.front.rx cimport post_buffers, serve_front_rx
+from netback.dataplane.front.tx cimport serve_front_tx
+from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_STRIDE, PEER_NULL, Peer
+from netback.dataplane.queue import ring_state
+from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
+
+cdef enum:
+    FULL_FRAME_SLOTS = 17        # from so many on, frames are read right into granted pages
+
+
+cdef uint64_t front_moved(link_t *link) noexcept nogil:
+    cdef front_queue *queue = <front_queue *>link
+    return <uint64_t>load_acquire(&queue.tx.shared.rsp_prod) << 32 | load_acquire(&queue.rx.shared.rsp_prod)
+
+
+cdef int set_pages(uint8_t **addresses, uint32_t *grefs, object pages) except -1:
+    """From Python's (address, gref) pairs."""
+    cdef int i
+    if len(pages) != RING_SLOTS:
+        raise ValueError(f"a ring needs {RING_SLOTS} pages, not {len(pages)}")
+    for i in range(RING_SLOTS):
+        addresses[i] = <uint8_t *><size_t>pages[i][0]
+        grefs[i] = pages[i][1]
+    return 0
+
+
+cdef class FrontQueue(Link):
+    """The frontend's end of one queue, on rings of its own that begin empty.
+
+    `tx_ring` and `rx_ring` are the addresses of the ring pages, `tx_pages` and `rx_pages` 256 pairs each of a page's
+    address and the gref under which the backend may read or write it for as long as this lives. `port` is our event
+    channel. `caps` are CAN_* bits of what the backend takes, `sg` whether frames may have more than a slot. `tx_slots`
+    and `rx_slots` bound how many slots are used at a time; without `rx_notify` the backend is not told of posted
+    buffers. Everything handed in is kept alive.
+
+    All RX buffers are posted at once; the worker reads and arms when the queue is added to it, and notifies once.
+    """
+
+    def __cinit__(self, Events events, Peer peer, *, size_t tx_ring, size_t rx_ring, object tx_pages, object rx_pages,
+                  uint32_t port, uint32_t caps, bint sg, uint32_t tx_slots=RING_SLOTS, uint32_t rx_slots=RING_SLOTS,
+                  bint rx_notify=True, object keep=None):
+        cdef front_queue *queue = &self.queue
+        cdef int page
+        if not (1 <= tx_slots <= RING_SLOTS and 1 <= rx_slots <= RING_SLOTS):
+            raise ValueError(f"a ring has 1 to {RING_SLOTS} slots")
+        self.peer = peer
+        self.keep = (events, keep)
+        self.link = &queue.link
+        self.link.from_ring = serve_front_rx
+        self.link.to_ring = serve_front_tx
+        self.link.moved = front_moved
+        self.link.peer = &peer.peer
+        self.link.events = events.events
+        self.link.from_port = self.link.to_port = port
+        queue.caps = caps
+        queue.sg = sg
+        queue.tx_slots = tx_slots
+        queue.rx_slots = rx_slots
+        queue.rx_notify = rx_notify
+        queue.tx_large = queue.rx_large = LARGE_BURSTS
+        queue.direct = sg and tx_slots >= FULL_FRAME_SLOTS and peer.peer.kind != PEER_NULL
+        queue.hold = <uint8_t *>malloc(BURST_FRAMES * FRAME_STRIDE)    # touched where frames wait
+        if queue.hold == NULL:
+            raise MemoryError
+        set_pages(queue.tx_pages, queue.tx_grefs, tx_pages)
+        set_pages(queue.rx_pages, queue.rx_grefs, rx_pages)
+        for page in range(RING_SLOTS):
+            queue.free[page] = RING_SLOTS - 1 - page
+        queue.free_count = RING_SLOTS
+        front_init(&queue.tx, <void *>tx_ring)
+        front_init(&queue.rx, <void *>rx_ring)
+        post_buffers(queue)
+        front_push(&queue.rx)
+
+    def __dealloc__(self):
+        free(self.queue.hold)
+
+    @property
+    def rings(self) -> dict[str, dict[str, int]]:
+        """The indices of both rings as they stand in the shared pages, and our own: the next response to take."""
+        return {"tx": ring_state(<size_t>self.queue.tx.shared, self.queue.tx.rsp_cons),
+                "rx": ring_state(<size_t>self.queue.rx.shared, self.queue.rx.rsp_cons)}
+
+    @property
+    def in_flight(self) -> int:
+        """TX slots whose responses were not taken yet; they are taken when room is needed or the next frame comes."""
+        return <uint32_t>(self.queue.tx.req_prod - self.queue.tx.rsp_cons)
+
+
+cdef class RingPage:
+    """A ring's page as a script has it: any index, any slot, nothing checked but the page's bounds.
+
+    `address` is the page's, `slot_size` 12 for TX and 8 for RX; `keep` is kept alive.
+    """
+
+    cdef sring *shared
+    cdef readonly uint32_t slot_size
+    cdef object keep
+
+    def __cinit__(self, size_t address, uint32_t slot_size, object keep=None):
+        if not 4 <= slot_size <= 14:
+            raise ValueError("a slot of netif's rings has 12 or 8 bytes")
+        self.shared = <sring *>address
+        self.slot_size = slot_size
+        self.keep = keep
+
+    cdef uint8_t *at(self, uint32_t index) noexcept:
+        return <uint8_t *>self.shared + 64 + (index & (RING_SLOTS - 1)) * self.slot_size
+
+    def get(self, uint32_t index) -> bytes:
+        """The bytes in a slot."""
+        return (<char *>self.at(index))[:self.slot_size]
+
+    def put(self, uint32_t index, bytes slot) -> None:
+        """Write a slot; a shorter one leaves the rest of it as it was."""
+        cdef const unsigned char *source = slot
+        cdef uint8_t *to = self.at(index)
+        cdef uint32_t i
+        if <uint32_t>len(slot) > self.slot_size:
+            raise ValueError(f"a slot has {self.slot_size} bytes")
+        for i in range(<uint32_t>len(slot)):
+            to[i] = source[i]
+
+    def push(self, uint32_t req_prod) -> bool:
+        """Publish requests up to `req_prod`: whether the backend asked to be told."""
+        cdef uint32_t old = load_relaxed(&self.shared.req_prod)
+        self.req_prod = req_prod
+        full_fence()
+        return <uint32_t>(req_prod - load_relaxed(&self.shared.req_event)) < <uint32_t>(req_prod - old)
+
+    @property
+    def raw(self) -> bytes:
+        """The whole page."""
+        return (<char *>self.shared)[:PAGE_SIZE]
+
+    @property
+    def req_prod(self) -> int:
+        return load_acquire(&self.shared.req_prod)
+
+    @req_prod.setter
+    def req_prod(self, uint32_t value):
+        store_release(&self.shared.req_prod, value)
+
+    @property
+    def req_event(self) -> int:
+        return load_acquire(&self.shared.req_event)
+
+    @req_event.setter
+    def req_event(self, uint32_t value):
+        store_release(&self.shared.req_event, value)
+
+    @property
+    def rsp_prod(self) -> int:
+        return load_acquire(&self.shared.rsp_prod)
+
+    @rsp_prod.setter
+    def rsp_prod(self, uint32_t value):
+        store_release(&self.shared.rsp_prod, value)
+
+    @property
+    def rsp_event(self) -> int:
+        return load_acquire(&self.shared.rsp_event)
+
+    @rsp_event.setter
+    def rsp_event(self, uint32_t value):
+        """Ask for an event; a fence follows, so that what is read next is not older than this."""
+        store_release(&self.shared.rsp_event, value)
+        full_fence()

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest receives: one burst from the RX ring to its peer, top to bottom in a frame's order.
+
+    take      private copies of the responses that wait
+    assemble  responses -> chains (frames), each checked against what was posted
+    forward   frames to the peer, right from their pages; checksums and segments are done here where the peer cannot
+    repost    the buffers go back to the ring in the same burst: one push, at most one notify
+
+Headers that are looked at are private copies: the backend may still write to the pages. What a full peer does not take
+stays in the ring.
+
+May go wrong: a response cannot be (the link breaks), the backend answered ERROR (that frame is lost and counted).
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from netback.dataplane.abi cimport (
+    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GSO_TYPE_NONE, GSO_TYPE_TCPV6, NETIF_RSP_DROPPED, NETIF_RSP_ERROR,
+    NETIF_RSP_OKAY,
+    NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS,
+    RX_SLOT, extra_info, rx_request, rx_response, virtio_net_hdr,
+)
+from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
+from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
+from netback.dataplane.offload cimport (
+    HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload,
+    netif_to_virtio,
+)
+from netback.dataplane.peers.peer cimport (
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, send_vectors, vnet_header,
+)
+from netback.dataplane.queue cimport (
+    BURST_BYTES, BURST_CUTS, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE,
+    RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS,
+    RX_STALLS, chain_t, link_t, workspace_t,
+)
+from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
+from netback.dataplane.sockets cimport iovec
+
+cdef enum:
+    EXTRA_TYPES_END = 5          # io/netif.h knows 1 (GSO) to 4 (HASH); we ask for none of the others
+    MIN_FRAME = 14
+    VECTORS = RING_SLOTS + BURST_FRAMES          # of a burst: a slot's data, and before each frame its headers
+
+
+cdef struct outgoing_t:          # messages for the peer, and which chain each of them is
+    int count
+    uint32_t used                # vectors
+    uint32_t chain[BURST_FRAMES]
+    uint32_t first[BURST_FRAMES + 1]             # vector of each message
+    iovec vectors[VECTORS]
+
+
+# --- responses
+
+cdef inline void take(front_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
+    """Copy `count` waiting responses out of the shared page, once."""
+    cdef uint32_t at = queue.rx.rsp_cons & (RING_SLOTS - 1)
+    cdef uint32_t run = min(count, RING_SLOTS - at)
+    cdef uint8_t *slots = <uint8_t *>queue.rx.shared + RING_HEADER
+    memcpy(ws.bodies, slots + at * RX_SLOT, run * RX_SLOT)
+    memcpy(ws.bodies + run * RX_SLOT, slots, (count - run) * RX_SLOT)
+    compiler_fence()             # the copies are made: the compiler must not go back to the page for them
+
+
+cdef inline rx_response *response(workspace_t *ws, uint32_t at) noexcept nogil:
+    return <rx_response *>ws.bodies + at
+
+
+cdef inline uint8_t *page_of(front_queue *queue, uint32_t at) noexcept nogil:
+    """The page that was posted in the slot of the `at`-th response."""
+    return queue.rx_pages[(queue.rx.rsp_cons + at) & (RING_SLOTS - 1)]
+
+
+cdef inline bint take_extra(rx_response *slot, chain_t *chain) noexcept nogil:
+    """Whether it is one that netif.h knows."""
+    cdef extra_info *extra = <extra_info *>slot
+    if extra.type == EXTRA_TYPE_NONE or extra.type >= EXTRA_TYPES_END:
+        return False
+    if extra.type == EXTRA_TYPE_GSO:
+        chain.gso_size = extra.gso_size
+        chain.gso_type = extra.gso_type
+        return extra.gso_size != 0 and GSO_TYPE_NONE < extra.gso_type <= GSO_TYPE_TCPV6
+    return True
+
+
+cdef inline bint take_extras(workspace_t *ws, uint32_t pending, chain_t *chain) noexcept nogil:
+    """The extra infos behind a first response, each in a slot of its own."""
+    cdef extra_info *extra
+    while True:
+        if chain.segment + chain.slots >= pending:
+            return False
+        extra = <extra_info *>response(ws, chain.segment + chain.slots)
+        chain.slots += 1
+        chain.extras += 1
+        if not take_extra(<rx_response *>extra, chain):
+            return False
+        if not extra.flags & EXTRA_FLAG_MORE:
+            return True
+
+
+cdef inline bint take_data(front_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain) noexcept nogil:
+    """One data slot: it must answer what was posted there, and stay within its page."""
+    cdef rx_response *slot = response(ws, at)
+    if slot.id != (queue.rx.rsp_cons + at) & (RING_SLOTS - 1):
+        return False
+    if slot.status < 0:
+        chain.status = NETIF_RSP_ERROR
+        return True
+    chain.length += slot.status
+    return <uint32_t>slot.offset + slot.status <= PAGE_SIZE
+
+
+cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pending, chain_t *chain) noexcept nogil:
+    """One frame's responses; False where no backend may answer so."""
+    cdef rx_response *slot = response(ws, chain.segment)
+    chain.slots = 1
+    chain.extras = 0
+    chain.length = 0
+    chain.fixed_up = 0
+    chain.status = NETIF_RSP_OKAY
+    chain.flags = slot.flags
+    chain.gso_type = GSO_TYPE_NONE
+    chain.gso_size = 0
+    if not take_data(queue, ws, chain.segment, chain):
+        return False
+    if slot.flags & NETRXF_extra_info and not take_extras(ws, pending, chain):
+        return False
+    while slot.flags & NETRXF_more_data:
+        if chain.segment + chain.slots >= pending or chain.slots - chain.extras == MAX_DATA_SLOTS:
+            return False
+        slot = response(ws, chain.segment + chain.slots)
+        if not take_data(queue, ws, chain.segment + chain.slots, chain):
+            return False
+        chain.slots += 1
+    return chain.length <= FRAME_BYTES
+
+
+cdef uint32_t assemble(front_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
+    """Responses to chains, no more than a burst's budget, so that the backend has buffers while we send; chain.segment
+    is the first response of each."""
+    cdef uint32_t count = 0
+    cdef uint32_t at = 0
+    cdef uint32_t size = 0
+    cdef uint32_t cuts = 0
+    while count < BURST_FRAMES and at < pending and size < BURST_BYTES and cuts < BURST_CUTS:
+        ws.chains[count].segment = at
+        if not take_chain(queue, ws, pending, &ws.chains[count]):
+            broken[0] = REASON_RESPONSE
+            break
+        at += ws.chains[count].slots
+        size += ws.chains[count].length
+        cuts += ws.chains[count].length // ws.chains[count].gso_size if ws.chains[count].gso_size else 0
+        count += 1
+    return count
+
+
+# --- frames
+
+cdef uint32_t gather(front_queue *queue, workspace_t *ws, chain_t *chain, uint8_t *to,
+                     uint32_t limit) noexcept nogil:
+    """Copy the beginning of a frame to private memory: how many bytes that is."""
+    cdef uint32_t i, size, at = 0
+    cdef rx_response *slot
+    for i in range(chain.slots):
+        if 0 < i <= chain.extras:
+            continue
+        slot = response(ws, chain.segment + i)
+        size = min(<uint32_t>slot.status, limit - at)
+        memcpy(to + at, page_of(queue, chain.segment + i) + slot.offset, size)
+        at += size
+    return at
+
+
+cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain,
+                   uint32_t skip) noexcept nogil:
+    """A frame's bytes from `skip` on, where they lie."""
+    cdef uint32_t i, passed
+    cdef rx_response *slot
+    for i in range(chain.slots):
+        if 0 < i <= chain.extras:
+            continue
+        slot = response(ws, chain.segment + i)
+        passed = min(skip, <uint32_t>slot.status)
+        skip -= passed
+        if slot.status > <int>passed:
+            out.vectors[out.used].iov_base = page_of(queue, chain.segment + i) + slot.offset + passed
+            out.vectors[out.used].iov_len = slot.status - passed
+            out.used += 1
+
+
+cdef void put_message(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain,
+                      frame_t *head) noexcept nogil:
+    """A message: the peer's header with the `head` of the frame that is private, then the rest from its pages."""
+    cdef uint32_t header = queue.link.peer.header
+    out.first[out.count] = out.used
+    if header + head.length:
+        out.vectors[out.used].iov_base = head.data - header
+        out.vectors[out.used].iov_len = header + head.length
+        out.used += 1
+    put_data(queue, ws, out, chain, head.length)
+    out.count += 1
+    out.first[out.count] = out.used
+
+
+cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept nogil:
+    """Send what is put together. False where the peer became full: then *done is the chain that it did not take."""
+    cdef int refused = 0
+    cdef int sent = 0
+    if out.count:
+        sent = send_vectors(queue.link.peer, out.vectors, out.first, out.count, &refused)
+    queue.link.counters[RX_FAULTS] += refused
+    if sent < out.count:
+        done[0] = out.chain[sent]
+        return False
+    out.count = 0
+    out.used = 0
+    return True
+
+
+cdef bint forward_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments. False where the peer became full: the ring keeps the frame, rx_cut the place in it."""
+    cdef int refused = 0
+    cdef int done = send_cut(queue.link.peer, ws, frame, &queue.rx_cut, &refused)
+    queue.link.counters[RX_FAULTS] += refused
+    queue.link.counters[RX_DROPPED] += done == CUT_IMPOSSIBLE
+    queue.link.counters[RX_SEGMENTED] += done == CUT_DONE
+    return done != CUT_FULL
+
+
+cdef inline void describe(chain_t *chain, netif_offload *said) noexcept nogil:
+    said.csum_blank = (chain.flags & NETRXF_csum_blank) != 0
+    said.data_validated = (chain.flags & NETRXF_data_validated) != 0
+    said.gso_type = chain.gso_type
+    said.gso_size = chain.gso_size
+
+
+cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *head) noexcept nogil:
+    """Fill the header; a frame that the peer cannot take so is brought together in private memory, and completed if
+    that is all it lacks. PASS, SEGMENT or DROP."""
+    cdef netif_offload said
+    cdef uint32_t caps = queue.link.peer.caps
+    cdef virtio_net_hdr *hdr = vnet_header(head)
+    cdef uint8_t fixed_up
+    cdef int verdict
+    describe(chain, &said)
+    head.length = 0
+    if said.csum_blank or said.gso_type != GSO_TYPE_NONE:
+        head.length = gather(queue, ws, chain, head.data, HEADERS_MAX)
+    verdict = netif_to_virtio(head.data, head.length, chain.length, &said, caps, hdr, &fixed_up)
+    if verdict == OFFLOAD_COMPLETE or verdict == OFFLOAD_SEGMENT:
+        # Judged anew, as a whole: the backend may have changed its pages since.
+        head.length = gather(queue, ws, chain, head.data, FRAME_BYTES)
+        verdict = netif_to_virtio(head.data, head.length, head.length, &said, caps, hdr, &fixed_up)
+    if verdict == OFFLOAD_COMPLETE:
+        complete_checksum(head.data, head.length, hdr)
+        memset(hdr, 0, VNET_HDR)
+        chain.fixed_up = 1
+        return OFFLOAD_PASS
+    return verdict
+
+
+cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """Hand the good chains to the peer in order: how many chains are done with."""
+    cdef outgoing_t out
+    cdef frame_t head
+    cdef chain_t *chain
+    cdef uint32_t i, done = chains
+    cdef int verdict
+    out.count = 0
+    out.used = 0
+    head.data = ws.arena + FRAME_HEADROOM
+    for i in range(chains):
+        chain = &ws.chains[i]
+        if i:
+            queue.rx_cut = 0     # of the ring's first frame alone
+        if chain.status != NETIF_RSP_OKAY:
+            continue
+        verdict = offload(queue, ws, chain, &head) if chain.length >= MIN_FRAME else OFFLOAD_DROP
+        if verdict == OFFLOAD_PASS:
+            out.chain[out.count] = i
+            put_message(queue, ws, &out, chain, &head)
+            head.data += (head.length + FRAME_HEADROOM + 63) & ~<uint32_t>63
+        elif verdict == OFFLOAD_SEGMENT:
+            if not flush(queue, &out, &done):
+                return done
+            if not forward_cut(queue, ws, &head):
+                return i
+        else:
+            chain.status = NETIF_RSP_DROPPED
+    queue.rx_cut = 0             # no cut is under way: the backend has changed the frame that one had begun on
+    flush(queue, &out, &done)
+    return done
+
+
+# --- the ring
+
+cdef void post_buffers(front_queue *queue) noexcept nogil:
+    """Post the buffer of every slot that is free to be posted."""
+    cdef rx_request *request
+    cdef uint32_t at, most = slots_at_a_time(queue.rx_slots, queue.rx_large)
+    while <uint32_t>(queue.rx.req_prod - queue.rx.rsp_cons) < most:
+        at = queue.rx.req_prod & (RING_SLOTS - 1)
+        request = <rx_request *>rx_slot(queue.rx.shared, at)
+        request.id = <uint16_t>at
+        request.pad = 0
+        request.gref = queue.rx_grefs[at]
+        queue.rx.req_prod += 1
+
+
+cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """The first `chains` are done with: their buffers go back to the backend."""
+    cdef uint64_t *counters = queue.link.counters
+    cdef uint32_t i, slots = 0
+    cdef chain_t *chain
+    queue.rx_large -= queue.rx_large != 0
+    for i in range(chains):
+        chain = &ws.chains[i]
+        slots += chain.slots
+        if chain.slots > 1:
+            queue.rx_large = LARGE_BURSTS
+        counters[RX_FRAMES] += chain.status == NETIF_RSP_OKAY
+        counters[RX_BYTES] += chain.length if chain.status == NETIF_RSP_OKAY else 0
+        counters[RX_ERRORS] += chain.status == NETIF_RSP_ERROR
+        counters[RX_DROPPED] += chain.status == NETIF_RSP_DROPPED
+        counters[RX_COMPLETED] += chain.fixed_up
+    if slots == 0:
+        return
+    counters[RX_SLOTS] += slots
+    counters[RX_BURSTS] += 1
+    queue.rx.rsp_cons += slots
+    post_buffers(queue)
+    if front_push(&queue.rx) and queue.rx_notify:
+        counters[RX_NOTIFIES] += 1
+        queue.link.from_notify = True
+
+
+cdef int serve_front_rx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst of the RX ring: LINK_MORE where another may follow, 0 where it is drained and armed or the peer is
+    full."""
+    cdef front_queue *queue = <front_queue *>link
+    cdef int pending, broken = REASON_NONE
+    cdef uint32_t chains, done
+    if link.peer.blocked:
+        return 0
+    pending = front_pending(&queue.rx)
+    if pending == 0:
+        pending = front_arm(&queue.rx, 1)
+    if pending <= 0:
+        link.broken = REASON_RESPONSE if pending < 0 else REASON_NONE
+        return LINK_BROKEN if pending < 0 else 0
+    take(queue, ws, pending)
+    chains = assemble(queue, ws, pending, &broken)
+    done = forward(queue, ws, chains)
+    repost(queue, ws, done)
+    if done < chains:
+        link.counters[RX_STALLS] += 1
+        return 0
+    link.broken = broken
+    return LINK_MORE if broken == REASON_NONE else LINK_BROKEN

@@ -1,0 +1,503 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest sends: one burst from its peer to the TX ring, top to bottom in a frame's order.
+
+    reap      responses that came since the last burst give their pages back; nobody is woken for them
+    read      frames from the peer, as a rule right into granted pages
+    place     a frame to requests; checksums and segments are done here where the backend cannot
+    publish   one push, at most one notify
+
+Frames that lack slots are held, those of one read and no more; then, and only then, the ring is armed for an event.
+Where the backend cannot do what the peer's frame asks (no scatter-gather, a tag, a tunnel) the frame goes the long way:
+through private memory, completed or cut.
+
+May go wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
+"""
+from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
+from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from netback.dataplane.abi cimport (
+    EXTRA_TYPE_GSO, GSO_TYPE_NONE, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated,
+    NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request, virtio_net_hdr,
+)
+from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
+from netback.dataplane.offload cimport (
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
+    segments_next, virtio_to_netif,
+)
+from netback.dataplane.peers.peer cimport (
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t,
+    recv_into,
+    restore_tag, vnet_header,
+)
+from netback.dataplane.queue cimport (
+    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_RESPONSE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED,
+    TX_ERRORS, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t, workspace_t,
+)
+from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
+from netback.dataplane.sockets cimport AUX_BYTES, MSG_TRUNC, iovec, mmsghdr, readv, stripped_tag
+
+cdef enum:
+    MIN_FRAME = 14
+    MAX_FRAME = 0xFFFF           # what the first request's size can say
+    FRAME_PAGES = 16             # of the longest frame, and what is read right into pages
+    FIRST_BYTES = PAGE_SIZE - FRAME_HEADROOM             # of a frame that was read into its first page
+    FULL_FRAME_SLOTS = FRAME_PAGES + 1                   # ... and the GSO extra
+    VECTORS = RING_SLOTS         # of one read: each frame's pages, and private memory for what is more
+
+
+cdef struct scattered_t:         # a frame as it was read: in pages, what is more in private memory
+    uint16_t pages[FRAME_PAGES]
+    uint32_t held                # how many pages that is
+    frame_t frame                # where it begins, in its first page
+    uint8_t *linear              # where it begins in private memory, if it has to come together there
+    uint32_t tag                 # the VLAN tag that came aside
+
+
+# --- pages and slots
+
+cdef inline uint32_t slots(front_queue *queue) noexcept nogil:
+    """Slots that may be filled now."""
+    cdef uint32_t most = slots_at_a_time(queue.tx_slots, queue.tx_large)
+    cdef uint32_t used = queue.tx.req_prod - queue.tx.rsp_cons
+    return most - used if used < most else 0
+
+
+cdef inline uint32_t room(front_queue *queue) noexcept nogil:
+    """Slots that may be filled with pages not in hand yet: fewer while a read waits to be placed."""
+    return min(slots(queue), queue.free_count)
+
+
+cdef inline uint16_t take_page(front_queue *queue) noexcept nogil:
+    queue.free_count -= 1
+    return queue.free[queue.free_count]
+
+
+cdef inline void give_page(front_queue *queue, uint16_t page) noexcept nogil:
+    queue.free[queue.free_count] = page
+    queue.free_count += 1
+
+
+cdef inline bint take_response(front_queue *queue, uint32_t index) noexcept nogil:
+    """False where nothing of ours can have that answer."""
+    cdef uint32_t raw = load_relaxed(<uint32_t *>tx_slot(queue.tx.shared, index))
+    cdef uint16_t id = <uint16_t>raw
+    cdef int16_t status = <int16_t>(raw >> 16)
+    if status == NETIF_RSP_NULL:
+        if queue.extras_sent == 0:
+            return False
+        queue.extras_sent -= 1
+        return True
+    if id >= RING_SLOTS or not queue.sent[id]:
+        return False
+    queue.sent[id] = 0
+    give_page(queue, id)
+    queue.link.counters[TX_ERRORS] += status != NETIF_RSP_OKAY
+    return True
+
+
+cdef bint reap(front_queue *queue) noexcept nogil:
+    """Take every response that waits; False where one cannot be."""
+    cdef int i, pending = front_pending(&queue.tx)
+    for i in range(pending):
+        if not take_response(queue, queue.tx.rsp_cons + i):
+            return False
+    if pending > 0:
+        queue.tx.rsp_cons += pending
+    return pending >= 0
+
+
+# --- requests
+
+cdef inline void put_request(front_queue *queue, uint16_t page, uint16_t offset, uint16_t flags,
+                             uint16_t size) noexcept nogil:
+    cdef tx_request *request = <tx_request *>tx_slot(queue.tx.shared, queue.tx.req_prod)
+    request.gref = queue.tx_grefs[page]
+    request.offset = offset
+    request.flags = flags
+    request.id = page
+    request.size = size
+    queue.sent[page] = 1
+    queue.tx.req_prod += 1
+
+
+cdef inline void put_extra(front_queue *queue, netif_offload *said) noexcept nogil:
+    cdef extra_info *extra = <extra_info *>tx_slot(queue.tx.shared, queue.tx.req_prod)
+    memset(extra, 0, sizeof(tx_request))
+    extra.type = EXTRA_TYPE_GSO
+    extra.gso_size = said.gso_size
+    extra.gso_type = said.gso_type
+    queue.extras_sent += 1
+    queue.tx.req_prod += 1
+
+
+cdef inline uint16_t tx_flags(netif_offload *said) noexcept nogil:
+    return (
+        (NETTXF_csum_blank if said.csum_blank else 0)
+        | (NETTXF_data_validated if said.data_validated or said.csum_blank else 0)
+        | (NETTXF_extra_info if said.gso_type != GSO_TYPE_NONE else 0)
+    )
+
+
+cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, uint32_t length,
+                    netif_offload *said) noexcept nogil:
+    """Requests of a frame that lies in pages: the first one's size is the frame's, the others' are their own
+    (netif.h)."""
+    cdef uint32_t size = min(length, PAGE_SIZE - offset)
+    cdef uint32_t at = size
+    cdef uint32_t i = 1
+    put_request(queue, pages[0], offset, tx_flags(said) | (NETTXF_more_data if at < length else 0), length)
+    if said.gso_type != GSO_TYPE_NONE:
+        put_extra(queue, said)
+    while at < length:
+        size = min(length - at, <uint32_t>PAGE_SIZE)
+        at += size
+        put_request(queue, pages[i], 0, NETTXF_more_data if at < length else 0, size)
+        i += 1
+    queue.link.counters[TX_FRAMES] += 1
+    queue.link.counters[TX_BYTES] += length
+
+
+# --- frames in private memory: the long way
+
+cdef inline uint32_t slots_of(uint32_t length, netif_offload *said) noexcept nogil:
+    return (length + PAGE_SIZE - 1) // PAGE_SIZE + (said.gso_type != GSO_TYPE_NONE)
+
+
+cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
+    """Into pages, and their requests to the ring: the caller has looked for room."""
+    cdef uint16_t pages[FRAME_PAGES]
+    cdef uint32_t i, at = 0
+    for i in range((length + PAGE_SIZE - 1) // PAGE_SIZE):
+        pages[i] = take_page(queue)
+        memcpy(queue.tx_pages[pages[i]], data + at, min(length - at, <uint32_t>PAGE_SIZE))
+        at += PAGE_SIZE
+    put_frame(queue, pages, 0, length, said)
+
+
+cdef void hold(front_queue *queue, frame_t *frame) noexcept nogil:
+    """Keep a frame that lacks slots; its header travels with it."""
+    cdef uint32_t at = (queue.held_first + queue.held_count) % BURST_FRAMES
+    cdef frame_t *held = &queue.held[at]
+    held.data = queue.hold + <size_t>at * FRAME_STRIDE + FRAME_HEADROOM
+    held.length = frame.length
+    memcpy(vnet_header(held), vnet_header(frame), frame.length + VNET_HDR)
+    queue.held_count += 1
+
+
+cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
+    """Segments of the frame at `data` to the ring: 0 where it is done with, else the slots that the next one needs."""
+    cdef netif_offload plain
+    cdef uint32_t length, needed
+    memset(&plain, 0, sizeof(plain))
+    needed = slots_of(queue.cut.largest, &plain)
+    while queue.cut.index < queue.cut.count:
+        if room(queue) < needed:
+            return needed
+        length = segments_next(&queue.cut, data, ws.cuts, CUT_BYTES)
+        if length == 0:
+            break
+        copy_frame(queue, ws.cuts, length, &plain)
+    queue.cutting = False
+    queue.link.counters[TX_SEGMENTED] += 1
+    return 0
+
+
+cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexcept nogil:
+    """Whether the backend can ever take it whole."""
+    return length <= MAX_FRAME and slots <= queue.tx_slots and (length <= PAGE_SIZE or queue.sg)
+
+
+cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Begin to cut a frame; the cut goes on later where not all its segments have room."""
+    cdef netif_offload plain
+    queue.tx_cuts = BURST_FRAMES
+    memset(&plain, 0, sizeof(plain))
+    if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0
+            or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, &plain))):
+        queue.link.counters[TX_DROPPED] += 1
+        return 0
+    queue.cutting = True
+    return place_cut(queue, ws, frame.data)
+
+
+cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """One frame from private memory to the ring: 0 where it is done with, else the slots that it lacks."""
+    cdef netif_offload said
+    cdef virtio_net_hdr *hdr = vnet_header(frame)
+    cdef uint32_t needed
+    cdef int verdict = virtio_to_netif(frame.data, frame.length, frame.length, hdr, queue.caps, &said)
+    if verdict == OFFLOAD_COMPLETE:
+        complete_checksum(frame.data, frame.length, hdr)
+        memset(hdr, 0, VNET_HDR)
+        memset(&said, 0, sizeof(said))
+        queue.link.counters[TX_COMPLETED] += 1
+    needed = slots_of(frame.length, &said)
+    if verdict == OFFLOAD_SEGMENT or (said.gso_type != GSO_TYPE_NONE and not fits(queue, frame.length, needed)):
+        return start_cut(queue, ws, frame)
+    if verdict == OFFLOAD_DROP or frame.length < MIN_FRAME or not fits(queue, frame.length, needed):
+        queue.link.counters[TX_DROPPED] += 1
+        return 0
+    if room(queue) < needed:
+        return needed
+    copy_frame(queue, frame.data, frame.length, &said)
+    return 0
+
+
+cdef void place_or_hold(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """No frame overtakes one that waits."""
+    if queue.held_count == 0:
+        queue.needed = place(queue, ws, frame)
+        if queue.needed == 0:
+            return
+    hold(queue, frame)
+
+
+cdef void place_held(front_queue *queue, workspace_t *ws) noexcept nogil:
+    """Those that waited, until one lacks slots again."""
+    cdef frame_t *frame
+    while queue.held_count:
+        frame = &queue.held[queue.held_first]
+        queue.needed = place_cut(queue, ws, frame.data) if queue.cutting else place(queue, ws, frame)
+        if queue.needed:
+            return
+        queue.held_first = (queue.held_first + 1) % BURST_FRAMES
+        queue.held_count -= 1
+
+
+# --- frames in granted pages: the short way
+
+cdef inline uint32_t pages_of(scattered_t *read) noexcept nogil:
+    """How many pages a frame fills that was read, if they are enough."""
+    return (FRAME_HEADROOM + read.frame.length + PAGE_SIZE - 1) // PAGE_SIZE
+
+
+cdef inline void give_pages(front_queue *queue, scattered_t *read, uint32_t kept) noexcept nogil:
+    """All but the first `kept`."""
+    while read.held > kept:
+        read.held -= 1
+        give_page(queue, read.pages[read.held])
+
+
+cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcept nogil:
+    """Bring a frame together in private memory, where what found no page is already; its pages are free again."""
+    cdef uint32_t i, at = PAGE_SIZE - <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
+    linear.length = read.frame.length
+    linear.data = read.linear
+    memcpy(vnet_header(linear), vnet_header(&read.frame), at + VNET_HDR)
+    for i in range(1, read.held):
+        memcpy(linear.data + at, queue.tx_pages[read.pages[i]], PAGE_SIZE)
+        at += PAGE_SIZE
+    give_pages(queue, read, 0)
+
+
+cdef inline bint goes_as_it_is(front_queue *queue, scattered_t *read, uint32_t offset,
+                               netif_offload *said) noexcept nogil:
+    """Whether a frame can go from the pages that it lies in, and its flags."""
+    cdef frame_t *frame = &read.frame
+    cdef uint32_t have = min(frame.length, PAGE_SIZE - offset)
+    if offset + frame.length > read.held * PAGE_SIZE or frame.length > MAX_FRAME:
+        return False
+    if virtio_to_netif(frame.data, have, frame.length, vnet_header(frame), queue.caps, said) != OFFLOAD_PASS:
+        return False
+    return slots(queue) >= read.held + (said.gso_type != GSO_TYPE_NONE)
+
+
+cdef void place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
+    """One frame that was read into pages to the ring; by the long way where it cannot go as it is."""
+    cdef frame_t linear
+    cdef netif_offload said
+    cdef uint32_t offset = <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
+    if read.frame.length < MIN_FRAME:
+        give_pages(queue, read, 0)
+        queue.link.counters[TX_DROPPED] += 1
+    elif queue.held_count == 0 and goes_as_it_is(queue, read, offset, &said):
+        put_frame(queue, read.pages, offset, read.frame.length, &said)
+    else:
+        gather(queue, read, &linear)
+        place_or_hold(queue, ws, &linear)
+
+
+# --- reading
+
+cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private, iovec *vectors,
+                         uint32_t pages) noexcept nogil:
+    """Where the next frame may go: so many pages, the first with room for headers, then private memory."""
+    cdef uint32_t page, header = queue.link.peer.header
+    cdef uint32_t paged = FIRST_BYTES + (pages - 1) * PAGE_SIZE
+    for page in range(pages):
+        read.pages[page] = take_page(queue)
+        vectors[page].iov_base = queue.tx_pages[read.pages[page]]
+        vectors[page].iov_len = PAGE_SIZE
+    read.held = pages
+    read.tag = 0
+    read.frame.data = queue.tx_pages[read.pages[0]] + FRAME_HEADROOM
+    vectors[0].iov_base = read.frame.data - header
+    vectors[0].iov_len = FIRST_BYTES + header
+    read.linear = private
+    vectors[pages].iov_base = private + paged
+    vectors[pages].iov_len = FRAME_BYTES - VLAN_TAG - paged
+
+
+cdef inline void expect(front_queue *queue, uint32_t length) noexcept nogil:
+    """A large frame lets us expect more of its kind for a while."""
+    if length > FIRST_BYTES:
+        queue.tx_large = LARGE_BURSTS
+
+
+cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t size) noexcept nogil:
+    """A frame came; no more than its header counts as an empty one."""
+    read.frame.length = <uint32_t>size - peer.header if size > peer.header else 0
+    if not peer.header:
+        memset(vnet_header(&read.frame), 0, VNET_HDR)
+
+
+cdef int read_messages(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
+    cdef mmsghdr messages[BURST_FRAMES]
+    cdef uint8_t aux[BURST_FRAMES * AUX_BYTES]
+    cdef int i, got
+    memset(messages, 0, count * sizeof(mmsghdr))
+    for i in range(count):
+        messages[i].msg_hdr.msg_iov = &vectors[i * (pages + 1)]
+        messages[i].msg_hdr.msg_iovlen = pages + 1
+    got = recv_into(peer, messages, aux, count)
+    for i in range(got):
+        if messages[i].msg_len == 0 and not peer.auxdata:
+            peer.closed = True           # a SEQPACKET's end of file
+            return i
+        arrived(peer, &reads[i], 0 if messages[i].msg_hdr.msg_flags & MSG_TRUNC else messages[i].msg_len)
+        if peer.auxdata:
+            reads[i].tag = stripped_tag(&messages[i].msg_hdr)
+    return got
+
+
+cdef int read_tap(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
+    cdef int i
+    cdef ssize_t got
+    for i in range(count):
+        got = readv(peer.fd, &vectors[i * (pages + 1)], pages + 1)
+        if got <= 0:
+            peer.closed = got < 0 and errno == EBADFD    # the tap was removed: poll would say so for ever
+            return i if i or got == 0 or errno == EAGAIN or errno == EINTR else -1
+        arrived(peer, &reads[i], got)
+    return count
+
+
+cdef inline void settle(front_queue *queue, scattered_t *reads, int got, int count) noexcept nogil:
+    """Give back the pages that the frames of a read did not fill, before any of them is placed."""
+    cdef int i
+    for i in range(count):
+        give_pages(queue, &reads[i], pages_of(&reads[i]) if i < got else 0)
+        if i < got:
+            expect(queue, reads[i].frame.length)
+
+
+cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
+    """Read frames into granted pages and place them: how many came, -1 where the peer refuses."""
+    cdef scattered_t reads[BURST_FRAMES]
+    cdef iovec vectors[VECTORS]
+    cdef uint8_t *private = ws.arena + FRAME_HEADROOM
+    cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.tx_large else 1))
+    cdef int i, got
+    for i in range(count):
+        prepare(queue, &reads[i], private, &vectors[i * (pages + 1)], pages)
+        private += FRAME_STRIDE
+    if queue.link.peer.kind == PEER_TAP:
+        got = read_tap(queue.link.peer, reads, vectors, count, pages)
+    else:
+        got = read_messages(queue.link.peer, reads, vectors, count, pages)
+    settle(queue, reads, got, count)
+    for i in range(got):
+        if reads[i].tag and reads[i].frame.length >= 12:
+            restore_tag(&reads[i].frame, reads[i].tag, queue.link.peer.header != 0)
+            reads[i].linear -= VLAN_TAG
+        place_scattered(queue, ws, &reads[i])
+    return got
+
+
+cdef int read_linear(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
+    """The same by way of private memory, for backends without scatter-gather and rings that are used a few slots at a
+    time."""
+    cdef int i, got = peer_recv(queue.link.peer, ws.arena, ws.frames, count)
+    for i in range(got):
+        expect(queue, ws.frames[i].length)
+        place_or_hold(queue, ws, &ws.frames[i])
+    return got
+
+
+cdef inline uint32_t frames_at_once(front_queue *queue) noexcept nogil:
+    """As many as are likely to fit; one at a time while the peer gives what has to be cut."""
+    cdef uint32_t each = FULL_FRAME_SLOTS if queue.tx_large else 1
+    if queue.tx_cuts:
+        queue.tx_cuts -= 1
+        return 1
+    return max(<uint32_t>1, room(queue) // each)
+
+
+cdef void collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept nogil:
+    """Read and place frames until the peer, the slots or the burst's budget end."""
+    cdef uint64_t *moved = &queue.link.counters[TX_BYTES]
+    cdef uint64_t enough = moved[0] + BURST_BYTES
+    cdef uint32_t taken = 0
+    cdef int count, got
+    while taken < BURST_FRAMES and room(queue) and moved[0] < enough and queue.held_count == 0:
+        count = min(frames_at_once(queue), <uint32_t>BURST_FRAMES - taken)
+        got = read_direct(queue, ws, count) if queue.direct else read_linear(queue, ws, count)
+        queue.tx_large -= queue.tx_large != 0
+        queue.link.counters[TX_REFUSED] += got < 0
+        if got < count:
+            drained[0] = True
+            break
+        taken += got
+
+
+# --- the ring
+
+cdef void publish(front_queue *queue, uint32_t first) noexcept nogil:
+    """One push for the burst, at most one notify."""
+    cdef uint64_t *counters = queue.link.counters
+    if queue.tx.req_prod == first:
+        return
+    counters[TX_SLOTS] += <uint32_t>(queue.tx.req_prod - first)
+    counters[TX_BURSTS] += 1
+    if front_push(&queue.tx):
+        counters[TX_NOTIFIES] += 1
+        queue.link.to_notify = True
+
+
+cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:
+    """Ask for an event when a quarter of what we sent is answered, or more where the frame at hand needs more, and look
+    again: the backend has the rest to do while we wake up."""
+    cdef uint32_t sent = queue.tx.req_prod - queue.tx.rsp_cons
+    cdef uint32_t most = slots_at_a_time(queue.tx_slots, queue.tx_large)
+    cdef uint32_t wanted = max(sent + needed - most, (sent + 3) // 4)
+    cdef int pending = front_arm(&queue.tx, wanted)
+    if pending < 0:
+        queue.link.broken = REASON_RESPONSE
+        return LINK_BROKEN
+    if <uint32_t>pending >= wanted:
+        return LINK_MORE
+    queue.link.counters[TX_FULL] += 1
+    queue.link.to_blocked = True
+    return 0
+
+
+cdef int serve_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack
+    (link.to_blocked)."""
+    cdef front_queue *queue = <front_queue *>link
+    cdef uint32_t first = queue.tx.req_prod
+    cdef uint32_t needed
+    cdef bint drained = False
+    if not reap(queue):
+        link.broken = REASON_RESPONSE
+        return LINK_BROKEN
+    link.to_blocked = False
+    place_held(queue, ws)
+    if queue.held_count == 0:
+        collect(queue, ws, &drained)
+    publish(queue, first)
+    if queue.held_count == 0 and drained:
+        return 0
+    needed = queue.needed if queue.held_count else 1
+    return LINK_MORE if room(queue) >= needed else wait_for_slots(queue, needed)

@@ -1,7 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-from netback.dataplane.grant_copy import GuestMemory
-
-class XenMemory(GuestMemory):
-    """A domain's memory by way of an open /dev/xen/gntdev."""
-
-    def __init__(self, gntdev: int, domid: int) -> None: ...

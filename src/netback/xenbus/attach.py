@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's way to give a domain a NIC and to take it back: through the store alone, with a privileged connection.
+
+Works whether or not a backend runs at that moment. What is made here, netback also removes.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from netback.abi.xenbus import XenbusState as State
+from netback.errors import ConfigError, PlatformError
+from netback.vif.features import OFFER, DeviceType, make_mac, parse_mac
+from netback.xenbus.device import MADE_BY, MAKER
+from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal, home, remove_device
+from netback.xenstore.aio import Store, StoreError
+
+_INDEX_END = 100
+_FORCED_SECONDS = 2.0
+
+
+async def attach(
+    store: Store,
+    domid: int,
+    net: str,
+    *,
+    kind: DeviceType = "vif",
+    mac: str | None = None,
+    index: int = -1,
+    first_index: int = 0,
+    backend_domid: int = 0,
+) -> DeviceName:
+    """Make both directories in one transaction that ends with our state at InitWait.
+
+    Not at Initialising: the guest's own QEMU and the kernel's bus claim what they see there (rules 4). An `index` of
+    -1 is the first whose frontend path does not exist, from `first_index` on (0 on emulated Xen, 1 on real Xen).
+    """
+    try:
+        address = parse_mac(mac) if mac is not None else make_mac(os.urandom(3))
+    except ValueError as error:
+        raise ConfigError(f"{error}: {mac!r}") from error
+    if not await store.introduced(domid):
+        raise ConfigError(f"there is no domain {domid}")
+
+    async def body(tx: int) -> DeviceName:
+        chosen = index if index >= 0 else await free_index(store, domid, first_index, tx)
+        name = DeviceName(kind, backend_domid, domid, str(chosen))
+        _ = name.index
+        await _check_unused(store, name, tx)
+        await _write(store, name, net, address, tx)
+        return name
+
+    return await store.transact(body)
+
+
+async def free_index(store: Store, domid: int, first: int, tx: int | None = None) -> int:
+    """The first index whose frontend path does not exist."""
+    for index in range(first, _INDEX_END):
+        path = f"{home(domid)}/device/vif/{index}"
+        try:
+            await store.read(path, tx)
+        except StoreError as error:
+            if error.errno == "ENOENT":
+                return index
+            raise PlatformError(f"cannot read {path}: {error.errno}", error.errno) from error
+    raise PlatformError("cannot find device index for netdev device")
+
+
+async def _check_unused(store: Store, name: DeviceName, tx: int) -> None:
+    """An existing frontend directory is adopted, but not from under a backend that lives."""
+    known = await store.read_or(f"{name.frontend}/backend", tx=tx)
+    for path in {name.backend, known or name.backend}:
+        if await store.read_or(f"{path}/state", tx=tx) is not None:
+            raise ConfigError(f"domain {name.domid} has a device {name.number} already: {path}")
+
+
+async def _write(store: Store, name: DeviceName, net: str, mac: str, tx: int) -> None:
+    frontend = {
+        "backend": name.backend,
+        "backend-id": str(name.backend_domid),
+        "mac": mac,
+        "state": str(int(State.INITIALISING)),
+    }
+    backend = {
+        "frontend": name.frontend,
+        "frontend-id": str(name.domid),
+        "online": "1",
+        "hotplug-status": "connected",
+        "mac": mac,
+        "net": net,
+        MADE_BY: MAKER,
+        **OFFER,
+        "state": str(int(State.INIT_WAIT)),
+    }
+    for path, perms, keys in (
+        (name.frontend, name.frontend_perms, frontend),
+        (name.backend, name.backend_perms, backend),
+    ):
+        await store.mkdir(path, tx)
+        await store.set_perms(path, perms, tx)
+        for key, value in keys.items():
+            await store.write(f"{path}/{key}", value, tx)
+
+
+async def find_device(
+    store: Store,
+    domid: int,
+    *,
+    kind: DeviceType | None = None,
+    index: int | None = None,
+    backend_domid: int = 0,
+) -> DeviceName:
+    """The one device of a domain that is meant; ConfigError where it is none or not the only one."""
+    found = [
+        name
+        for name in await list_devices(store, backend_domid)
+        if name.domid == domid
+        and kind in (None, name.kind)
+        and index in (None, decimal(name.number, 1 << 31))
+    ]
+    if not found:
+        raise ConfigError(f"domain {domid} has no such device")
+    if len(found) > 1:
+        raise ConfigError(
+            f"domain {domid} has {', '.join(map(str, found))}: say which, by --index and --type"
+        )
+    return found[0]
+
+
+async def list_devices(store: Store, backend_domid: int = 0) -> list[DeviceName]:
+    """Every device of a backend's domain."""
+    found = []
+    for kind in DEVICE_TYPES:
+        root = backends(backend_domid, kind)
+        for domid in await _children(store, root):
+            for number in await _children(store, f"{root}/{domid}"):
+                found.append(DeviceName(kind, backend_domid, int(domid), number))
+    return found
+
+
+async def _children(store: Store, path: str) -> list[str]:
+    try:
+        return await store.directory(path)
+    except StoreError as error:
+        if error.errno != "ENOENT":
+            raise
+        return []
+
+
+async def detach(store: Store, name: DeviceName, *, seconds: float = 10.0) -> bool:
+    """Ask the guest, wait for it, and take the device away: True where the guest let go, False where it was forced.
+
+    Like libxl: our state goes to Closing; where the guest does not answer, its directory is removed.
+    """
+    made = await store.read_or(f"{name.backend}/{MADE_BY}") == MAKER
+    frontend = await store.read_or(f"{name.backend}/frontend") or name.frontend
+    await _ask(store, name)
+
+    async def let_go() -> bool:
+        ours = await store.read_or(f"{name.backend}/state")
+        theirs = await store.read_or(f"{frontend}/state")
+        return ours in (None, "6") or theirs not in ("4", "5", "7", "8")
+
+    answered = await _wait(store, (f"{name.backend}/state", f"{frontend}/state"), let_go, seconds)
+    if not answered:
+        await store.rm(frontend, missing_ok=True)
+    await _wait_for_backend(store, name)
+    if made:
+        await remove_device(store, name, frontend)
+    return answered
+
+
+async def _ask(store: Store, name: DeviceName) -> None:
+    async def body(tx: int) -> None:
+        state = await store.read_or(f"{name.backend}/state", tx=tx)
+        if state is None:
+            raise ConfigError(f"there is no device {name}")
+        await store.write(f"{name.backend}/online", "0", tx)
+        if state != "6":
+            await store.write(f"{name.backend}/state", str(int(State.CLOSING)), tx)
+
+    await store.transact(body)
+
+
+async def _wait_for_backend(store: Store, name: DeviceName) -> None:
+    """Give a backend that runs the time to put the rings down; one that does not run has none."""
+
+    async def down() -> bool:
+        return await store.read_or(f"{name.backend}/state") in (None, "6")
+
+    await _wait(store, (f"{name.backend}/state",), down, _FORCED_SECONDS)
+
+
+async def _wait(
+    store: Store, paths: tuple[str, ...], true: Callable[[], Awaitable[bool]], seconds: float
+) -> bool:
+    """Whether something became true within a bound; it is looked at whenever one of the nodes changes."""
+    changed = asyncio.Event()
+
+    async def follow(path: str) -> None:
+        async with await store.watch(path) as watch:
+            async for _ in watch:
+                changed.set()
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+            followers = [tasks.create_task(follow(path)) for path in paths]
+            while not await true():
+                await changed.wait()
+                changed.clear()
+            for follower in followers:
+                follower.cancel()
+            return True
+    return False

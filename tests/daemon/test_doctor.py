@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks on made-up machines: each can hold and each can fail."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netback import doctor
+from netback.daemon.doctor import Finding, Machine, Verdict
+from netback.errors import PlatformError
+
+Check = Callable[[Machine], Finding]
+
+
+def made_up(root: Path, files: dict[str, str], domid: int = 0) -> Machine:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Machine(root / "run", root=root, domid=lambda: domid)
+
+
+@pytest.mark.parametrize(
+    ("check", "files", "verdict", "found"),
+    [
+        (doctor.xen, {}, Verdict.FAIL, "no hypervisor"),
+        (
+            doctor.xen,
+            {
+                "sys/hypervisor/type": "xen\n",
+                "sys/hypervisor/version/major": "4\n",
+                "sys/hypervisor/version/minor": "20\n",
+            },
+            Verdict.OK,
+            "Xen 4.20",
+        ),
+        (doctor.claims, {}, Verdict.OK, "nobody"),
+        (doctor.claims, {"sys/module/xen_netback/version": ""}, Verdict.WARN, "is loaded"),
+        (
+            doctor.claims,
+            {"sys/bus/xen-backend/drivers/vif/vif-3-0": ""},
+            Verdict.FAIL,
+            r"claims every vif \(it has 1\)",
+        ),
+        (doctor.emulator, {"proc/7/cmdline": "qemu\0-xen-attach\0"}, Verdict.WARN, "process 7"),
+        (doctor.emulator, {"proc/7/cmdline": "sh\0"}, Verdict.OK, "no QEMU"),
+        (doctor.rights, {"proc/self/status": "CapEff:\t0000000000001000\n"}, Verdict.OK, "CAP_NET_ADMIN"),
+        (doctor.rights, {"proc/self/status": "CapEff:\t0000000000000000\n"}, Verdict.FAIL, "missing"),
+        (doctor.bridges, {"sys/class/net/eth0/address": ""}, Verdict.WARN, "no bridge"),
+        (doctor.bridges, {"sys/class/net/xenbr0/bridge/bridge_id": ""}, Verdict.OK, "xenbr0"),
+        (doctor.scripts, {}, Verdict.WARN, "there is no"),
+        (doctor.descriptors, {"proc/self/limits": "Max open files 1024 1024 files\n"}, Verdict.WARN, "1024"),
+        (doctor.config, {"etc/netback/netback.toml": "nett = 1"}, Verdict.FAIL, "nett"),
+    ],
+)
+def test_a_check(tmp_path: Path, check: Check, files: dict[str, str], verdict: Verdict, found: str) -> None:
+    seen = check(made_up(tmp_path, files))
+    assert seen.verdict is verdict
+    assert re.search(found, seen.found), seen.found
+    assert seen.advice or verdict is Verdict.OK
+
+
+def test_a_driver_domain_needs_somebody_for_scripts(tmp_path: Path) -> None:
+    assert doctor.toolstack(made_up(tmp_path / "a", {})).verdict is Verdict.OK
+    assert doctor.toolstack(made_up(tmp_path / "b", {}, domid=3)).verdict is Verdict.WARN
+    devd = made_up(tmp_path / "c", {"proc/9/cmdline": "/usr/sbin/xl\0devd\0"}, domid=3)
+    assert doctor.toolstack(devd).verdict is Verdict.OK
+
+
+def test_a_store_that_does_not_answer_stops_no_other_check(tmp_path: Path) -> None:
+    def refused() -> int:
+        raise PlatformError("the store is gone")
+
+    findings = doctor.examine(Machine(tmp_path / "run", root=tmp_path, domid=refused))
+    assert list(findings) == [name for name, _ in doctor.CHECKS]
+    assert findings["store"].verdict is Verdict.FAIL
+    assert findings["netback"].verdict is Verdict.WARN

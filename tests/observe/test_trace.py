@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trace points by name, logs that nobody can flood, and what the native side writes down, read back."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from netback.abi import netif
+from netback.abi.netif import ExtraType, GsoType, TxFlag
+from netback.abi.ring import REQ_PROD, slot_offset
+from netback.abi.virtio_net import F_NEEDS_CSUM, GSO_TCPV4, HEADER
+from netback.dataplane.queue import COUNTERS
+from netback.dataplane.records import Record, RecordKind, parse_records
+from netback.errors import ConfigError
+from netback.observe.trace import TRACE_POINTS, LogBudget, Tracer
+
+from .dataplane.harness import Bench
+from .dataplane.offload_frames import build, with_pseudo
+from .offload_oracle import TCP
+
+QEMU = ["realize", "unrealize", "create", "destroy", "connect", "disconnect", "frontend_changed", "tx", "rx"]
+"""Its trace points, each as xen_netdev_*."""
+
+
+def test_the_trace_points_are_those_that_qemu_users_know() -> None:
+    assert set(TRACE_POINTS) == {f"xen_netdev_{name}" for name in QEMU}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "on"),
+    [
+        ([], set()),
+        (["xen_netdev_tx"], {"tx"}),
+        (["*connect"], {"connect", "disconnect"}),
+        (["xen_netdev_?x"], {"tx", "rx"}),
+        (["*"], set(QEMU)),
+        (["*", "-xen_netdev_[rt]x"], set(QEMU) - {"tx", "rx"}),
+        (["xen_netdev_tx", "-*"], set()),
+    ],
+)
+def test_patterns_turn_points_on_and_off(patterns: list[str], on: set[str]) -> None:
+    lines: list[str] = []
+    tracer = Tracer(lines.append)
+    for pattern in patterns:
+        tracer.select(pattern)
+    for name, fields in TRACE_POINTS.items():
+        tracer.hit(name, *range(len(fields)))
+        assert tracer.on(name) == (name.removeprefix("xen_netdev_") in on)
+    assert {line.split()[0].removeprefix("xen_netdev_") for line in lines} == on
+
+
+def test_a_line_names_its_values() -> None:
+    lines: list[str] = []
+    tracer = Tracer(lines.append)
+    tracer.select("xen_netdev_tx")
+    tracer.hit("xen_netdev_tx", "vif1.0", 8, 0, 60, "CSUM_BLANK")
+    assert lines == ["xen_netdev_tx dev=vif1.0 gref=8 offset=0 size=60 flags=CSUM_BLANK"]
+    with pytest.raises(ValueError, match="shorter"):
+        tracer.hit("xen_netdev_tx", "vif1.0")
+
+
+@pytest.mark.parametrize("pattern", ["", "-", "xen_netdev", "-nothing*", "XEN_*"])
+def test_a_pattern_that_matches_nothing_is_an_error_that_lists_the_points(pattern: str) -> None:
+    with pytest.raises(ConfigError, match=r"no trace point matches .*: there are .*xen_netdev_rx"):
+        Tracer().select(pattern)
+
+
+def test_a_log_budget_counts_what_it_does_not_say(caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    budget = LogBudget(3, 10.0, lambda: now[0])
+    log = logging.getLogger("netback.test")
+    for n in range(1000):
+        budget.warn(log, f"fault {n}")
+    now[0] += 10
+    budget.warn(log, "fault again")
+    budget.warn(log, "and again")
+    assert caplog.messages == ["fault 0", "fault 1", "fault 2", "fault again (and 997 more)", "and again"]
+    assert budget.total == 1002
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    bench.queue.watch(traced=True, captured=True)
+    yield bench
+    bench.close()
+
+
+def records(bench: Bench) -> list[Record]:
+    data, lost = bench.worker.records()
+    assert lost == 0
+    return list(parse_records(data))
+
+
+def post(bench: Bench, ring: int, slots: list[bytes]) -> None:
+    """Write requests and tell that they are there."""
+    for number, slot in enumerate(slots):
+        bench.write(ring, slot_offset(number, len(slot)), slot)
+    bench.write(ring, REQ_PROD, len(slots).to_bytes(4, "little"))
+
+
+def test_what_a_guest_sent_is_written_down_slot_by_slot_and_whole(bench: Bench) -> None:
+    whole = build(4, TCP, bytes(range(256)) * 20)
+    first = 3000
+    bench.grant(8, 10)
+    bench.grant(9, 11)
+    bench.write(10, 96, whole[:first])
+    bench.write(11, 0, whole[first:])
+    flags = TxFlag.CSUM_BLANK | TxFlag.DATA_VALIDATED | TxFlag.MORE_DATA | TxFlag.EXTRA_INFO
+    post(
+        bench,
+        1,
+        [
+            netif.TX_REQUEST.pack(8, 96, flags, 1, len(whole)),
+            netif.EXTRA_GSO.pack(ExtraType.GSO, 0, 1448, GsoType.TCPV4, 0, 0) + bytes(4),
+            netif.TX_REQUEST.pack(9, 0, 0, 2, len(whole) - first),
+        ],
+    )
+    before = time.time_ns()
+    bench.run()
+    head, tail, frame = records(bench)
+    assert [r.kind for r in (head, tail, frame)] == [
+        RecordKind.TX_SLOT,
+        RecordKind.TX_SLOT,
+        RecordKind.TX_FRAME,
+    ]
+    assert (head.gref, head.offset, head.size, head.flags, head.index) == (8, 96, first, flags, 0)
+    assert (tail.gref, tail.offset, tail.size, tail.flags, tail.index) == (9, 0, len(whole) - first, 0, 2)
+    assert (frame.gref, frame.index, frame.slots, frame.size, frame.status) == (8, 0, 3, len(whole), 0)
+    assert (frame.gso_type, frame.gso_size, frame.link) == (GsoType.TCPV4, 1448, bench.queue.index)
+    assert TxFlag(frame.flags) == flags
+    at = 14 + 20 + 16  # its checksum field: the sum of the pseudo header by now
+    assert frame.frame[:at] + frame.frame[at + 2 :] == whole[:at] + whole[at + 2 :]
+    assert before <= frame.time_ns <= time.time_ns()
+
+
+def test_what_a_guest_received_is_written_down(bench: Bench) -> None:
+    for n in range(8):
+        bench.grant(8 + n, 20 + n)
+    post(bench, 2, [netif.RX_REQUEST.pack(n, 0, 8 + n) for n in range(8)])
+    whole = build(4, TCP, bytes(5000))
+    header = HEADER.pack(F_NEEDS_CSUM, GSO_TCPV4, 54, 1400, 34, 16)
+    assert bench.peer_end is not None
+    bench.peer_end.send(header + with_pseudo(whole, 34, TCP, whole[26:34]))
+    bench.run()
+    *slots, frame = records(bench)
+    assert [(r.kind, r.gref, r.index, r.status) for r in slots] == [
+        (RecordKind.RX_SLOT, 8, 0, 4096),
+        (RecordKind.RX_SLOT, 10, 2, len(whole) - 4096),
+    ]
+    assert (frame.kind, frame.gref, frame.slots, frame.index) == (RecordKind.RX_FRAME, 8, 3, 0)
+    assert (frame.gso_type, frame.gso_size) == (GsoType.TCPV4, 1400)
+    assert frame.frame == with_pseudo(whole, 34, TCP, whole[26:34])
+
+
+def test_nothing_is_written_down_unless_asked(bench: Bench) -> None:
+    bench.queue.watch(traced=False, captured=False)
+    bench.grant(8, 10)
+    post(bench, 1, [netif.TX_REQUEST.pack(8, 0, 0, 1, 60)])
+    bench.run()
+    assert records(bench) == []
+    assert bench.queue.counters["tx_frames"] == 1
+
+
+def test_counters_are_a_snapshot_with_every_name(bench: Bench) -> None:
+    before = bench.queue.counters
+    assert tuple(before) == COUNTERS
+    bench.grant(8, 10)
+    post(bench, 1, [netif.TX_REQUEST.pack(8, 0, 0, 1, 60)])
+    bench.run()
+    after = bench.queue.counters
+    changed = {name: after[name] - before[name] for name in COUNTERS if after[name] != before[name]}
+    assert changed.items() >= {"tx_frames": 1, "tx_bytes": 60, "tx_slots": 1, "tx_bursts": 1}.items()
+    assert before == dict.fromkeys(COUNTERS, 0)
