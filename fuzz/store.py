@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tests.xenstore.test_model import ROOT, Game
 
 from netback.abi.xs_wire import Errno, Op
-from netback.lab.store_requests import Draw
+from netback.lab.inside.store_requests import Draw
 from netback.xenstore.quota import Quota
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet, Parser

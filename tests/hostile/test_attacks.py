@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from netback.lab import attacks
+from netback.lab.inside import attacks
 from tests.hostile.scene import Scene
 
 

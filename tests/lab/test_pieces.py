@@ -12,13 +12,13 @@ import pytest
 
 from netback.errors import ConfigError
 from netback.lab import image, initramfs
-from netback.lab.agent import ANSWER
-from netback.lab.bench import ROWS, Sample, evaluate, given_up, render, write
-from netback.lab.lab import Lab, open_lab
+from netback.lab.bench.profile import calls_in
+from netback.lab.bench.run import ROWS, Sample, evaluate, given_up, render, write
+from netback.lab.host import Lab, open_lab
+from netback.lab.inside.agent import ANSWER
 from netback.lab.machine import LabError, Machine, Options, choose_accel, processor_flags
-from netback.lab.measure import echoes
-from netback.lab.profile import calls_in
 from netback.lab.runner import Scenario, choose, find_scenarios, run_one
+from netback.lab.tools import echoes
 
 IMAGE = image.Image(Path("/nowhere"))
 

@@ -66,7 +66,7 @@ def run(
     out: Out = None,
 ) -> None:
     """Boot a guest of your own on a Xen host, and say what its frontend did."""
-    from netback.lab.own import OwnGuest, run_own
+    from netback.lab.custom_guest import OwnGuest, run_own
 
     own = OwnGuest(kernel.resolve(), initrd and initrd.resolve(), options, memory, kind, address)
     sys.exit(asyncio.run(run_own(scenario, own, _place(out), _say, accel=accel)))
@@ -112,9 +112,9 @@ def bench(
     out: Out = None,
 ) -> None:
     """The same guest served by Linux's xen-netback, QEMU's qnic and netback in turns: ratios, JSON and a picture."""
-    from netback.lab.bench import bench as measure
-    from netback.lab.bench import render
-    from netback.lab.contenders import CONTENDERS
+    from netback.lab.bench.backends import CONTENDERS
+    from netback.lab.bench.run import bench as measure
+    from netback.lab.bench.run import render
 
     place = _place(out)
     chosen = [contender for contender in CONTENDERS if contender.name not in (without or [])]
@@ -136,8 +136,8 @@ def profile(
     from dataclasses import asdict
     from json import dumps
 
-    from netback.lab.profile import profile as measure
-    from netback.lab.profile import render
+    from netback.lab.bench.profile import profile as measure
+    from netback.lab.bench.profile import render
 
     prices, costs = asyncio.run(measure(_place(out), _say, accel=accel, seconds=seconds))
     result = {"prices": prices, "rows": [asdict(cost) for cost in costs]}

@@ -4,7 +4,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from netback.lab.lab import BRIDGE, Lab
+from netback.lab.host import BRIDGE, Lab
 
 FAR = "10.0.0.3"
 FAR_EXEC = "ip netns exec far"

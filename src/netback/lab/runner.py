@@ -21,8 +21,8 @@ from typing import Any
 
 from netback.errors import ConfigError, NetbackError
 from netback.lab import scenarios
+from netback.lab.host import BackendName, Lab, open_lab
 from netback.lab.image import Say
-from netback.lab.lab import BackendName, Lab, open_lab
 from netback.lab.machine import LabError, Options
 
 TAIL = 15

@@ -5,8 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
+from netback.lab.host import Guest, Lab, open_lab
 from netback.lab.image import Say
-from netback.lab.lab import Guest, Lab, open_lab
 from netback.lab.machine import Options
 
 _SECONDS = 3600.0

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from netback.lab.lab import DOM0, Guest
+from netback.lab.host import DOM0, Guest
 from netback.lab.machine import LabError
 
 _SECONDS = 600

@@ -5,8 +5,8 @@ Each device passes frames; nothing is left of it then, nothing grows, and what i
 with it.
 """
 
-from netback.lab.lab import DOM0, Guest, Lab
-from netback.lab.measure import held
+from netback.lab.host import DOM0, Guest, Lab
+from netback.lab.tools import held
 
 SMOKE = True
 ROUNDS = (2, 20)

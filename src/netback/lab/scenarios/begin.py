@@ -8,7 +8,7 @@ were found.
 import asyncio
 import json
 
-from netback.lab.lab import BRIDGE, Lab
+from netback.lab.host import BRIDGE, Lab
 
 MAC = "00:16:3e:68:00:01"
 DEVICES = {"/dev/xen/gntdev": "xen-gntdev", "/dev/xen/evtchn": "xen-evtchn"}

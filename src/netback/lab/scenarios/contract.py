@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import netback
-from netback.lab.lab import Lab
+from netback.lab.host import Lab
 from netback.lab.machine import LabError
 
 BACKEND = "none"

@@ -6,7 +6,7 @@ driver domain's bridge, also after a kill -9 of netback there; network-detach an
 node; the end of the driver domain leaves a guest of dom0's alone.
 """
 
-from netback.lab.lab import BRIDGE, DOM0, Guest, Lab
+from netback.lab.host import BRIDGE, DOM0, Guest, Lab
 from netback.lab.runner import FAULTS
 
 ADDRESS = "10.1.0.1"

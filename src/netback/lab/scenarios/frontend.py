@@ -5,10 +5,10 @@ The guest has no netfront of Linux's: `netback guest --net tap:` gives its TCP/I
 in turn: ping with small and large packets and TCP, both ways, and the vif closes in order.
 """
 
-from netback.lab.contenders import CONTENDERS, Contender
-from netback.lab.lab import DOM0, Guest, Lab
+from netback.lab.bench.backends import CONTENDERS, Contender
+from netback.lab.host import DOM0, Guest, Lab
 from netback.lab.machine import LabError
-from netback.lab.measure import iperf, serve_iperf
+from netback.lab.tools import iperf, serve_iperf
 
 BACKEND = "none"
 WALK = (

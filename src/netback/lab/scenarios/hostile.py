@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest whose frontend attacks its backend, beside a good one under load: the good one loses nothing.
 
-The hostile guest runs netback.lab.attacks: each attack has the end that it must have, and the last leaves its vif
-stopped with an error node. netback's log stays short.
+The hostile guest runs netback.lab.inside.attacks. Each attack ends as its row says; the last one leaves the vif stopped
+with an error node. netback's log stays short.
 """
 
 import asyncio
 
-from netback.lab.lab import Lab
-from netback.lab.measure import ping
+from netback.lab.host import Lab
+from netback.lab.tools import ping
 from netback.lab.transfer import from_guest, to_guest
 
 SMOKE = True
@@ -20,7 +20,7 @@ LINES = 60
 async def run(lab: Lab) -> None:
     good = await lab.create("good")
     bad = await lab.create("bad", python=True, up=False, more="netback.nofront")
-    attacks = asyncio.create_task(bad("python3 -P -m netback.lab.attacks 2>&1", seconds=300))
+    attacks = asyncio.create_task(bad("python3 -P -m netback.lab.inside.attacks 2>&1", seconds=300))
     transfers = [await to_guest(good, SIZE, 7000), await from_guest(good, SIZE, 7001)]
     pings = 0
     while not attacks.done():

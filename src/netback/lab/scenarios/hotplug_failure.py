@@ -5,7 +5,7 @@ libxl leaves such a vif where it is. Until it is detached the node stands, at Li
 nothing is left of either, and nothing more is said.
 """
 
-from netback.lab.lab import Lab
+from netback.lab.host import Lab
 
 REASON = "the hotplug script failed: Could not find bridge device nosuch"
 

@@ -7,7 +7,7 @@ Both vifs are one guest's. When it is gone, Open vSwitch has no port of it and d
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from netback.lab.lab import BRIDGE, DOM0, Lab
+from netback.lab.host import BRIDGE, DOM0, Lab
 
 SWITCHED, ROUTED = ("10.8.0.1", "10.8.0.2"), (DOM0, "10.7.0.2")
 """Addresses of dom0 and of the guest."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """iperf3 both ways: TCP over IPv4 and IPv6, UDP with small and large datagrams."""
 
-from netback.lab.lab import Lab
-from netback.lab.measure import iperf, serve_iperf
+from netback.lab.host import Lab
+from netback.lab.tools import iperf, serve_iperf
 
 SMOKE = True
 

@@ -12,9 +12,9 @@ import re
 import statistics
 from datetime import UTC, datetime
 
-from netback.lab.lab import Guest, Lab
+from netback.lab.host import Guest, Lab
 from netback.lab.machine import LabError
-from netback.lab.measure import know_each_other
+from netback.lab.tools import know_each_other
 from netback.lab.transfer import Transfer, from_guest, to_guest
 
 SMOKE = True

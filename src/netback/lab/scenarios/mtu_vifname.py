@@ -6,8 +6,8 @@ that name. Pings that may not be cut go both ways, and TCP. The renamed tap is t
 with its vif.
 """
 
-from netback.lab.lab import Guest, Lab
-from netback.lab.measure import iperf, serve_iperf, unharmed
+from netback.lab.host import Guest, Lab
+from netback.lab.tools import iperf, serve_iperf, unharmed
 
 PLAIN, NAMED = ("10.9.0.1", "10.9.0.2"), ("10.9.1.1", "10.9.1.2")
 """Addresses of dom0 and of the guest, for each vif."""

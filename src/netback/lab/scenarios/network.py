@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """xl network-attach, network-list and network-detach, over and over: nothing is left behind, nothing grows."""
 
-from netback.lab.lab import BRIDGE, Guest, Lab
-from netback.lab.measure import held
+from netback.lab.host import BRIDGE, Guest, Lab
+from netback.lab.tools import held
 
 SMOKE = True
 ROUNDS = (10, 100)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest of Linux 6.1: ping, and TCP both ways."""
 
-from netback.lab.lab import Lab
-from netback.lab.measure import iperf, serve_iperf
+from netback.lab.host import Lab
+from netback.lab.tools import iperf, serve_iperf
 
 
 async def run(lab: Lab) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest with a plain vif= pings dom0 and is pinged, IPv4 and IPv6, with small and large packets; xentop shows it."""
 
-from netback.lab.lab import DOM0, DOM0_6, Lab
+from netback.lab.host import DOM0, DOM0_6, Lab
 
 SMOKE = True
 SIZES = (56, 1400, 8000)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A PVH guest: ping both ways. No load: nested virtualisation under software emulation does not bear it."""
 
-from netback.lab.lab import DOM0, Lab
+from netback.lab.host import DOM0, Lab
 
 
 async def run(lab: Lab) -> None:

@@ -4,7 +4,7 @@
 A node whose name is no number, and one without a MAC address, get one line each and harm nobody.
 """
 
-from netback.lab.lab import DOM0, Guest, Lab
+from netback.lab.host import DOM0, Guest, Lab
 
 INDEX = 1
 MAC = "00:16:3e:55:00:01"

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from netback.lab.lab import BRIDGE, Guest, Lab
-from netback.lab.measure import echoes
+from netback.lab.host import BRIDGE, Guest, Lab
+from netback.lab.tools import echoes
 
 MAC = "00:16:3e:67:00:01"
 LINES = 40
@@ -20,7 +20,7 @@ ASK = """
 import sys
 from pathlib import Path
 from netback.abi.xs_wire import Op
-from netback.lab.alike import reach
+from netback.lab.inside.store_diff import reach
 line = reach(Path("/dev/xen/xenbus"))
 """
 FILL = """

@@ -3,8 +3,8 @@
 
 import asyncio
 
-from netback.lab.lab import Guest, Lab
-from netback.lab.measure import ping
+from netback.lab.host import Guest, Lab
+from netback.lab.tools import ping
 
 SMOKE = True
 

@@ -3,7 +3,7 @@
 
 import asyncio
 
-from netback.lab.lab import Lab
+from netback.lab.host import Lab
 from netback.lab.transfer import from_guest, to_guest
 
 SMOKE = True

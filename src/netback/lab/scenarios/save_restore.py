@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """xl pause, unpause, save and restore: the guest goes on where it was, with its vif."""
 
-from netback.lab.lab import Lab
+from netback.lab.host import Lab
 
 
 async def run(lab: Lab) -> None:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our store and Debian's C xenstored answer the same requests alike, from dom0 and from a guest.
 
-Each list of requests follows from its seed (netback.lab.alike); where the two are known to differ is a table there.
+Each list of requests follows from its seed (netback.lab.inside.store_diff, which has the table of known differences).
 """
 
-from netback.lab.lab import Lab
+from netback.lab.host import Lab
 
 ROUNDS = (2, 12)
 """Lists of some 300 requests, from each side."""
-PLAY = "python3 -P -m netback.lab.alike"
+PLAY = "python3 -P -m netback.lab.inside.store_diff"
 
 
 async def run(lab: Lab, rounds: int) -> str:

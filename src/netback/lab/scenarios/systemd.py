@@ -11,8 +11,8 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 
-from netback.lab.lab import DOM0, Guest, Lab
-from netback.lab.measure import held, know_each_other
+from netback.lab.host import DOM0, Guest, Lab
+from netback.lab.tools import held, know_each_other
 from netback.lab.transfer import from_guest, to_guest
 
 Ask = Callable[..., Coroutine[None, None, str]]

@@ -3,8 +3,8 @@
 
 import json
 
-from netback.lab.lab import Lab
-from netback.lab.measure import serve_iperf
+from netback.lab.host import Lab
+from netback.lab.tools import serve_iperf
 
 
 async def run(lab: Lab) -> None:

@@ -5,8 +5,8 @@ The second vif has load of its own when it is detached. After each guest, nothin
 mapped grant or descriptor.
 """
 
-from netback.lab.lab import BRIDGE, Guest, Lab
-from netback.lab.measure import held, serve_iperf
+from netback.lab.host import BRIDGE, Guest, Lab
+from netback.lab.tools import held, serve_iperf
 
 MAC = "00:16:3e:66:00:07"
 DOM0_7, GUEST_7 = "10.7.0.1", "10.7.0.2"

@@ -4,9 +4,9 @@
 Their checksums and segmentation are completed by netback, since netfront takes no blank checksum behind a tag.
 """
 
-from netback.lab.lab import Guest, Lab
-from netback.lab.measure import iperf, serve_iperf, unharmed
+from netback.lab.host import Guest, Lab
 from netback.lab.netns import FAR_EXEC, far_host
+from netback.lab.tools import iperf, serve_iperf, unharmed
 
 DOM0_5, FAR_5, GUEST_5 = "10.5.0.1", "10.5.0.3", "10.5.0.2"
 ADD = "ip link add link {0} name {0}.5 type vlan id 5; ip link set {0}.5 up; ip addr add {1}/24 dev {0}.5"

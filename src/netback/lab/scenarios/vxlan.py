@@ -5,9 +5,9 @@ The tunnel's frames come with the inner checksums blank and the inner segments u
 checksums alone: netback must have completed and cut them, or netfront counts an error.
 """
 
-from netback.lab.lab import Lab
-from netback.lab.measure import iperf, serve_iperf, unharmed
+from netback.lab.host import Lab
 from netback.lab.netns import FAR, FAR_EXEC, far_host
+from netback.lab.tools import iperf, serve_iperf, unharmed
 
 INNER_FAR, INNER_GUEST = "10.6.0.1", "10.6.0.2"
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One list of requests, two stores, netback's own and one that is here: do they answer alike?
 
-    python3 -m netback.lab.alike /run/xenstored/socket --seeds 1-8       in dom0, with dom0's privilege
-    python3 -m netback.lab.alike /dev/xen/xenbus --seeds 1-8             in a guest, with its own
+    python3 -m netback.lab.inside.store_diff /run/xenstored/socket --seeds 1-8       in dom0, with dom0's privilege
+    python3 -m netback.lab.inside.store_diff /dev/xen/xenbus --seeds 1-8             in a guest, with its own
 
 A list follows from its seed. It stays below nodes of its own, names no domain that is there and takes nothing from
 anybody, so it may be played on the store of a host that lives. Transaction ids, the order of children and how often an
@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 from netback.abi.xs_wire import ABS_PATH_MAX, DOMID_FIRST_RESERVED, HEADER, PAYLOAD_MAX, REL_PATH_MAX, Op
-from netback.lab.store_requests import Draw
+from netback.lab.inside.store_requests import Draw
 from netback.xenstore.errors import Refused
 from netback.xenstore.paths import canonical
 from netback.xenstore.server import Server
@@ -500,7 +500,9 @@ def compare(side: Side, asked: list[Step], here: Callable[[], Line]) -> tuple[Co
 
 def main(arguments: list[str] | None = None) -> int:
     """0 where the stores are alike."""
-    parser = argparse.ArgumentParser(prog="netback.lab.alike", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="netback.lab.inside.store_diff", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("store", type=Path, help="xenstored's socket, or /dev/xen/xenbus")
     parser.add_argument("--seeds", default="1-4", help="A-B")
     asked = parser.parse_args(arguments)

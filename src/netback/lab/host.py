@@ -17,7 +17,7 @@ from typing import Any, Literal
 import netback.lab
 from netback.errors import ConfigError
 from netback.lab import image as images
-from netback.lab import initramfs, tree
+from netback.lab import initramfs, install
 from netback.lab.image import Say
 from netback.lab.machine import Done, LabError, Machine, Options
 
@@ -247,8 +247,8 @@ async def open_lab(
     image = await asyncio.to_thread(images.build, say)
     made, disk = directory / "tree", directory / "netback.img"
     try:
-        await asyncio.to_thread(tree.build, image, made, say)
-        await asyncio.to_thread(tree.make_disk, made, disk)
+        await asyncio.to_thread(install.build, image, made, say)
+        await asyncio.to_thread(install.make_disk, made, disk)
         say("Xen and dom0 boot")
         async with Machine(image, disk, directory, options) as machine:
             lab = Lab(machine, backend)

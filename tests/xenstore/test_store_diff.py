@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from netback.abi.xs_wire import Errno, Op
-from netback.lab import alike
-from netback.lab.alike import Ask, Line, Until
+from netback.lab.inside import store_diff as alike
+from netback.lab.inside.store_diff import Ask, Line, Until
 from netback.platforms.emulated.store_socket import attach_store
 from netback.xenstore import requests
 from netback.xenstore.server import Server

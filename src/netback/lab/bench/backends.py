@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from netback.lab.lab import BRIDGE, Guest, Lab
+from netback.lab.host import BRIDGE, Guest, Lab
 
 _QNIC_TAP = "qnic0"
 _QEMU = "/usr/libexec/xen-qemu-system-i386"

@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from netback.errors import ConfigError, NetbackError
-from netback.lab.contenders import CONTENDERS, Contender
+from netback.lab.bench.backends import CONTENDERS, Contender
+from netback.lab.host import Guest, Lab, open_lab
 from netback.lab.image import Say
-from netback.lab.lab import Guest, Lab, open_lab
 from netback.lab.machine import LabError, Options
-from netback.lab.measure import iperf, ping, serve_iperf
+from netback.lab.tools import iperf, ping, serve_iperf
 
 SUBJECT = "netback"
 TRIES = 2

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 
-from netback.lab.lab import BRIDGE, DOM0, Guest, Lab
+from netback.lab.host import BRIDGE, DOM0, Guest, Lab
 from netback.lab.machine import LabError
 
 XEN_BIN = "/usr/lib/xen-4.20/bin"

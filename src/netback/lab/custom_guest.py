@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netback.errors import ConfigError
+from netback.lab.host import BRIDGE, Lab, open_lab
 from netback.lab.image import Say
-from netback.lab.lab import BRIDGE, Lab, open_lab
 from netback.lab.machine import LabError, Options
 
 

@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from netback.lab.bench import ROWS, Row, make_guest
-from netback.lab.contenders import NETBACK
+from netback.lab.bench.backends import NETBACK
+from netback.lab.bench.run import ROWS, Row, make_guest
+from netback.lab.host import Guest, Lab, open_lab
 from netback.lab.image import Say
-from netback.lab.lab import Guest, Lab, open_lab
 from netback.lab.machine import LabError, Options
 
 _WORKERS = "$(ls /proc/$(cat /run/nb.pid)/task | grep -vx $(cat /run/nb.pid))"
@@ -107,7 +107,9 @@ async def profile(
     """The prices of calls in dom0 (microseconds), and what a frame took in each row."""
     costs = []
     async with open_lab(directory, say, options=Options(accel=accel), backend="none") as lab:
-        prices: dict[str, float] = json.loads(await lab.dom0("python3 -P -m netback.lab.prices", seconds=120))
+        prices: dict[str, float] = json.loads(
+            await lab.dom0("python3 -P -m netback.lab.inside.costs", seconds=120)
+        )
         await lab.dom0("mount -t tracefs tracefs /sys/kernel/tracing")
         guest = await make_guest(lab)
         async with NETBACK.serving(guest):
