@@ -9,6 +9,7 @@ import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from netback.vif.features import KEYS
+from netback.xenbus.facts import Snapshot
 from netback.xenstore.aio import StoreError
 from tests.hostile.scene import SECONDS, Scene, holdings
 
@@ -166,19 +167,19 @@ async def test_a_flood_of_changes(scene: Scene) -> None:
     await scene.connect()
     device = scene.backend.devices[scene.name]
     looks = 0
-    look = device._look
+    read = device._reader.read
 
-    async def counted() -> object:
+    async def counted(*, attached: bool) -> Snapshot:
         nonlocal looks
         looks += 1
-        return await look()
+        return await read(attached=attached)
 
-    device._look = counted  # type: ignore[assignment]
+    device._reader.read = counted  # type: ignore[method-assign]
     writes = [scene.bad.set_state(State.CONNECTED) for _ in range(5000)]
     await asyncio.gather(*writes, scene.others_pass(20))
     await scene.works()
     assert 1 <= looks < 2500, f"{looks} looks at 5000 writes"
-    del device._look
+    del device._reader.read
 
 
 async def test_a_guest_that_never_rests(scene: Scene) -> None:

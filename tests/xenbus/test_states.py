@@ -15,12 +15,12 @@ BEFORE = (State.INITIALISING, State.INIT_WAIT, State.INITIALISED)
 ACTIVE = (State.CONNECTED, State.CLOSING, State.RECONFIGURING, State.RECONFIGURED)
 
 AFTER = {
-    Action.OFFER: {"ours": State.INIT_WAIT, "served": False},
-    Action.CONNECT: {"ours": State.CONNECTED, "served": True},
-    Action.ADOPT: {"served": True},
-    Action.CLOSING: {"ours": State.CLOSING, "served": False},
-    Action.CLOSED: {"ours": State.CLOSED, "served": False},
-    Action.RECONFIGURE: {"ours": State.RECONFIGURED, "served": True},
+    Action.OFFER: {"ours": State.INIT_WAIT, "attached": False},
+    Action.CONNECT: {"ours": State.CONNECTED, "attached": True},
+    Action.ADOPT: {"attached": True},
+    Action.CLOSING: {"ours": State.CLOSING, "attached": False},
+    Action.CLOSED: {"ours": State.CLOSED, "attached": False},
+    Action.RECONFIGURE: {"ours": State.RECONFIGURED, "attached": True},
 }
 """What an action makes of the facts where it succeeds."""
 
@@ -60,19 +60,19 @@ def expected_of_active(facts: Facts) -> Action:
     if not online and ours in BEFORE:
         return Action.CLOSED
     if theirs is State.CLOSING:
-        return Action.NOTHING if ours is State.CLOSING and not facts.served else Action.CLOSING
+        return Action.NOTHING if ours is State.CLOSING and not facts.attached else Action.CLOSING
     if theirs is State.RECONFIGURING and ours is State.CONNECTED:
         return Action.RECONFIGURE
-    if theirs is State.RECONFIGURING and ours is State.RECONFIGURED and not facts.served:
+    if theirs is State.RECONFIGURING and ours is State.RECONFIGURED and not facts.attached:
         return Action.ADOPT
     if theirs is not State.CONNECTED:
         return Action.NOTHING
     if ours is State.CONNECTED:
-        return Action.NOTHING if facts.served else Action.ADOPT
-    if ours is State.CLOSING and facts.served:
+        return Action.NOTHING if facts.attached else Action.ADOPT
+    if ours is State.CLOSING and facts.attached:
         return Action.REFUSE_RX
     asked_to_close = ours is State.CLOSING and facts.refused
-    return Action.CONNECT if online and facts.plugged and not asked_to_close else Action.NOTHING
+    return Action.CONNECT if online and facts.hotplug_done and not asked_to_close else Action.NOTHING
 
 
 def test_every_combination() -> None:
@@ -101,9 +101,11 @@ def test_online_devices_are_never_destroyed() -> None:
     assert not [facts for facts in every_facts() if decide(facts) is Action.DESTROY and facts.online]
 
 
-def test_only_what_is_plugged_and_online_connects() -> None:
+def test_only_what_is_hotplug_done_and_online_connects() -> None:
     connecting = [facts for facts in every_facts() if decide(facts) is Action.CONNECT]
-    assert all(facts.plugged and facts.online and facts.theirs is State.CONNECTED for facts in connecting)
+    assert all(
+        facts.hotplug_done and facts.online and facts.theirs is State.CONNECTED for facts in connecting
+    )
 
 
 def test_it_settles() -> None:
@@ -117,10 +119,10 @@ def test_it_settles() -> None:
 
 
 def test_offline_frontends_that_leave_end_in_destruction() -> None:
-    for ours, theirs, served in product(
+    for ours, theirs, attached in product(
         set(State) - {State.UNKNOWN}, (State.CLOSED, State.UNKNOWN), (False, True)
     ):
-        facts = Facts(theirs, ours, online=False, plugged=True, served=served, refused=False)
+        facts = Facts(theirs, ours, online=False, hotplug_done=True, attached=attached, refused=False)
         while (action := decide(facts)) not in ENDS:
             facts = replace(facts, **AFTER[action])  # type: ignore[arg-type]
         assert action is Action.DESTROY

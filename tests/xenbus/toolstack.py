@@ -9,6 +9,7 @@ from netback.daemon import Backend
 from netback.vif.features import DeviceType
 from netback.xenbus.device import Device
 from netback.xenbus.names import DeviceName
+from netback.xenbus.nodes import write_device
 from netback.xenstore.aio import Store
 from tests.vif.guest import SECONDS
 
@@ -41,15 +42,7 @@ async def add(
     frontend = {"backend": name.backend, "backend-id": "0", "state": "1"} | ({"mac": MAC} if told else {})
 
     async def body(tx: int) -> None:
-        for path, perms, keys in (
-            (name.frontend, name.frontend_perms, frontend),
-            (name.backend, name.backend_perms, backend),
-        ):
-            await store.mkdir(path, tx)
-            await store.set_perms(path, perms, tx)
-            for key, value in keys.items():
-                if value is not None:
-                    await store.write(f"{path}/{key}", value, tx)
+        await write_device(store, name, frontend, {k: v for k, v in backend.items() if v is not None}, tx)
 
     await store.transact(body)
     return name

@@ -2,6 +2,7 @@
 """io/xenbus.h: the states that the two ends of a device walk through."""
 
 import enum
+from typing import Self
 
 
 class XenbusState(enum.IntEnum):
@@ -21,3 +22,8 @@ class XenbusState(enum.IntEnum):
     def title(self) -> str:
         """The header's spelling: `InitWait`."""
         return self.name.title().replace("_", "")
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """The state that a node holds: exactly one of the header's numbers, else UNKNOWN."""
+        return next((state for state in cls if text == str(int(state))), cls.UNKNOWN)

@@ -29,7 +29,8 @@ from netback.vif.features import DeviceType
 from netback.vif.vif import CaptureSink
 from netback.vif.workers import Workers
 from netback.xenbus.attach import attach, detach
-from netback.xenbus.device import Device, Surroundings
+from netback.xenbus.context import Context
+from netback.xenbus.device import Device
 from netback.xenbus.devices import Devices
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
@@ -87,7 +88,7 @@ class Backend:
             self._workers = Workers(self.platform, self.config.workers)
             undo.callback(self._workers.close)
             self._assignment = Assignment(self.store, self.platform.domid, self.config.net, self.config.rules)
-            self._devices = Devices(self._surroundings())
+            self._devices = Devices(self._context())
             self._running = asyncio.create_task(self._run())
             undo.push_async_callback(self._stop)
             await self._first_look()
@@ -177,8 +178,8 @@ class Backend:
         """Every device as data: states, agreement, counters, ring indices."""
         return [_describe(device) for device in self.devices.values()]
 
-    def _surroundings(self) -> Surroundings:
-        return Surroundings(
+    def _context(self) -> Context:
+        return Context(
             store=self.store,
             platform=self.platform,
             workers=self._workers,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from netback.abi.xenbus import XenbusState as State
 from netback.demo.report import Step
 from netback.xenbus.names import DeviceName
+from netback.xenbus.nodes import write_device
 from netback.xenstore.aio import Store
 
 KNOWN = {str(int(state)) for state in State}
@@ -19,32 +20,16 @@ KNOWN = {str(int(state)) for state in State}
 async def plug(store: Store, name: DeviceName, net: str, mac: str) -> None:
     """Make both directories as `xl` does, in one transaction; both ends find themselves in state 1."""
     begin = str(int(State.INITIALISING))
-    ends: dict[str, tuple[list[str], dict[str, str]]] = {
-        name.frontend: (
-            name.frontend_perms,
-            {"backend": name.backend, "backend-id": str(name.backend_domid), "mac": mac, "state": begin},
-        ),
-        name.backend: (
-            name.backend_perms,
-            {
-                "frontend": name.frontend,
-                "frontend-id": str(name.domid),
-                "online": "1",
-                "mac": mac,
-                "net": net,
-                "state": begin,
-            },
-        ),
+    frontend = {"backend": name.backend, "backend-id": str(name.backend_domid), "mac": mac, "state": begin}
+    backend = {
+        "frontend": name.frontend,
+        "frontend-id": str(name.domid),
+        "online": "1",
+        "mac": mac,
+        "net": net,
+        "state": begin,
     }
-
-    async def body(tx: int) -> None:
-        for path, (perms, nodes) in ends.items():
-            await store.mkdir(path, tx)
-            await store.set_perms(path, perms, tx)
-            for node, value in nodes.items():
-                await store.write(f"{path}/{node}", value, tx)
-
-    await store.transact(body)
+    await store.transact(lambda tx: write_device(store, name, frontend, backend, tx))
 
 
 class Timeline:

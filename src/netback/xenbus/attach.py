@@ -12,8 +12,8 @@ from contextlib import suppress
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, PlatformError
 from netback.vif.features import OFFER, DeviceType, make_mac, parse_mac
-from netback.xenbus.device import MADE_BY, MAKER
 from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal, home, remove_device
+from netback.xenbus.nodes import MADE_BY, MAKER, write_device
 from netback.xenstore.aio import Store, StoreError
 
 _INDEX_END = 100
@@ -93,14 +93,7 @@ async def _write(store: Store, name: DeviceName, net: str, mac: str, tx: int) ->
         **OFFER,
         "state": str(int(State.INIT_WAIT)),
     }
-    for path, perms, keys in (
-        (name.frontend, name.frontend_perms, frontend),
-        (name.backend, name.backend_perms, backend),
-    ):
-        await store.mkdir(path, tx)
-        await store.set_perms(path, perms, tx)
-        for key, value in keys.items():
-            await store.write(f"{path}/{key}", value, tx)
+    await write_device(store, name, frontend, backend, tx)
 
 
 async def find_device(

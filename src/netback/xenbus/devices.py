@@ -7,7 +7,8 @@ Knows where devices appear; what one does with its news is in `device`.
 import asyncio
 
 from netback.vif.features import DeviceType
-from netback.xenbus.device import Device, Surroundings
+from netback.xenbus.context import Context
+from netback.xenbus.device import Device
 from netback.xenbus.names import DEVICE_TYPES, DOMID_FIRST_RESERVED, DeviceName, backends, decimal
 from netback.xenstore.aio import StoreError
 
@@ -15,10 +16,10 @@ from netback.xenstore.aio import StoreError
 class Devices:
     """All devices of the backend's domain."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, context: Context) -> None:
         self.devices: dict[DeviceName, Device] = {}
         self.scanned = asyncio.Event()
-        self._around = around
+        self._context = context
         self._unscanned = set(DEVICE_TYPES)
         self._tasks: asyncio.TaskGroup
 
@@ -30,8 +31,8 @@ class Devices:
             self._tasks.create_task(self._follow_releases())
 
     async def _follow(self, kind: DeviceType) -> None:
-        root = backends(self._around.platform.domid, kind)
-        async with await self._around.store.watch(root) as watch:
+        root = backends(self._context.platform.domid, kind)
+        async with await self._context.store.watch(root) as watch:
             async for path in watch:
                 await self._look(kind, path.removeprefix(root).strip("/").split("/"))
                 self._unscanned.discard(kind)
@@ -40,7 +41,7 @@ class Devices:
 
     async def _follow_releases(self) -> None:
         """A domain ended: whose it was is for its devices to see."""
-        async with await self._around.store.watch("@releaseDomain") as watch:
+        async with await self._context.store.watch("@releaseDomain") as watch:
             async for _ in watch:
                 for device in self.devices.values():
                     device.news.set()
@@ -52,14 +53,14 @@ class Devices:
             return
         for device in self.devices.values():
             device.news.set()
-        root = backends(self._around.platform.domid, kind)
+        root = backends(self._context.platform.domid, kind)
         for domid in [parts[0]] if parts[0] else await self._children(root):
             for number in await self._children(f"{root}/{domid}"):
                 self._poke(kind, domid, number)
 
     async def _children(self, path: str) -> list[str]:
         try:
-            return await self._around.store.directory(path)
+            return await self._context.store.directory(path)
         except StoreError as error:
             if error.errno != "ENOENT":
                 raise
@@ -69,9 +70,9 @@ class Devices:
         fe = decimal(domid, DOMID_FIRST_RESERVED)
         if fe is None:
             return
-        name = DeviceName(kind, self._around.platform.domid, fe, number)
+        name = DeviceName(kind, self._context.platform.domid, fe, number)
         if name not in self.devices:
-            self.devices[name] = Device(name, self._around)
+            self.devices[name] = Device(name, self._context)
             self._tasks.create_task(self._live(self.devices[name]))
         self.devices[name].news.set()
 

@@ -21,9 +21,9 @@ class Facts:
     ours: State
     online: bool
     """The toolstack wants the device, and its domain lives."""
-    plugged: bool
+    hotplug_done: bool
     """The hotplug script said "connected", or there is none."""
-    served: bool
+    attached: bool
     """This process has the rings."""
     refused: bool
     """The frontend has not left Connected since we said Closing to it."""
@@ -52,8 +52,8 @@ class Rule:
     theirs: frozenset[State] = frozenset()
     ours: frozenset[State] = frozenset()
     online: bool | None = None
-    plugged: bool | None = None
-    served: bool | None = None
+    hotplug_done: bool | None = None
+    attached: bool | None = None
     refused: bool | None = None
 
     def fits(self, facts: Facts) -> bool:
@@ -61,8 +61,8 @@ class Rule:
             (not self.theirs or facts.theirs in self.theirs)
             and (not self.ours or facts.ours in self.ours)
             and self.online in (None, facts.online)
-            and self.plugged in (None, facts.plugged)
-            and self.served in (None, facts.served)
+            and self.hotplug_done in (None, facts.hotplug_done)
+            and self.attached in (None, facts.attached)
             and self.refused in (None, facts.refused)
         )
 
@@ -92,14 +92,14 @@ RULES = (
     Rule(Action.NOTHING, theirs=_states(State.CLOSED), ours=_states(State.CLOSED)),
     Rule(Action.CLOSING, theirs=_states(State.CLOSED), ours=_LIVE),
     Rule(Action.CLOSED, theirs=_states(State.CLOSED)),
-    Rule(Action.NOTHING, theirs=_states(State.CLOSING), ours=_states(State.CLOSING), served=False),
+    Rule(Action.NOTHING, theirs=_states(State.CLOSING), ours=_states(State.CLOSING), attached=False),
     Rule(Action.CLOSING, theirs=_states(State.CLOSING)),
-    Rule(Action.ADOPT, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED), served=False),
-    Rule(Action.ADOPT, theirs=_states(State.RECONFIGURING), ours=_states(State.RECONFIGURED), served=False),
+    Rule(Action.ADOPT, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED), attached=False),
+    Rule(Action.ADOPT, theirs=_states(State.RECONFIGURING), ours=_states(State.RECONFIGURED), attached=False),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED)),
-    Rule(Action.REFUSE_RX, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), served=True),
+    Rule(Action.REFUSE_RX, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), attached=True),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), refused=True),
-    Rule(Action.CONNECT, theirs=_states(State.CONNECTED), online=True, plugged=True),
+    Rule(Action.CONNECT, theirs=_states(State.CONNECTED), online=True, hotplug_done=True),
     Rule(Action.RECONFIGURE, theirs=_states(State.RECONFIGURING), ours=_states(State.CONNECTED)),
     Rule(Action.NOTHING),
 )
@@ -113,8 +113,10 @@ def decide(facts: Facts) -> Action:
 def every_facts() -> Iterator[Facts]:
     """All combinations."""
     both = (False, True)
-    for theirs, ours, online, plugged, served, refused in product(State, State, both, both, both, both):
-        yield Facts(theirs, ours, online, plugged, served, refused)
+    for theirs, ours, online, hotplug_done, attached, refused in product(
+        State, State, both, both, both, both
+    ):
+        yield Facts(theirs, ours, online, hotplug_done, attached, refused)
 
 
 # ---- as documentation
@@ -127,8 +129,8 @@ def _names(states: frozenset[State]) -> str:
 def _conditions(rule: Rule) -> str:
     words = {
         "online": ("online=0", "online=1"),
-        "plugged": ("hotplug-status missing", "hotplug-status allows"),
-        "served": ("rings down", "rings up"),
+        "hotplug_done": ("hotplug-status missing", "hotplug-status allows"),
+        "attached": ("rings down", "rings up"),
         "refused": ("it came to Connected anew", "it never left Connected"),
     }
     chosen = [(texts, getattr(rule, name)) for name, texts in words.items()]

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all devices of one backend share. Knows no device."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from netback.net.base import FdStore, Network
+from netback.observe.trace import Tracer
+from netback.platforms.base import Platform
+from netback.vif.workers import Workers
+from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The store, the platform and the worker threads, and where a device's files and network come from."""
+
+    store: Store
+    platform: Platform
+    workers: Workers
+    tracer: Tracer
+    journals: Path
+    """The directory of the journals, one file for each device."""
+    net_for: Callable[[DeviceName, str | None], Awaitable[str]]
+    """The network spec of a device without a `net` node, by its name and its MAC address."""
+    fd_store: FdStore
+    """Holds the descriptors of taps while no backend runs."""
+    networks: Mapping[str, Network]
+    """Networks that are Python objects, by the spec that names them; their owner closes them."""

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes both directories of a device: what `netback attach`, and a toolstack by hand, put into the store."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
+
+MADE_BY: Final = "made-by"
+"""The backend node of a device whose nodes `netback attach` wrote: netback then removes them."""
+MAKER: Final = "netback"
+
+
+async def write_device(
+    store: Store, name: DeviceName, frontend: Mapping[str, str], backend: Mapping[str, str], tx: int
+) -> None:
+    """Write both directories in the order given, so the last key of `backend` is the last write.
+
+    Each key is owned as its directory: the frontend's by the guest, the backend's by the backend's domain
+    (xenstore-paths: a child takes its parent's permissions).
+    """
+    for path, perms, keys in (
+        (name.frontend, name.frontend_perms, frontend),
+        (name.backend, name.backend_perms, backend),
+    ):
+        await store.mkdir(path, tx)
+        await store.set_perms(path, perms, tx)
+        for key, value in keys.items():
+            await store.write(f"{path}/{key}", value, tx)
