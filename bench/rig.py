@@ -15,11 +15,11 @@ import struct
 from dataclasses import dataclass
 
 from netback.abi import grant_table, netif, virtio_net
+from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
-from netback.dataplane.queue import BackQueue
 from netback.dataplane.worker import Worker
 
 PAGE = 4096

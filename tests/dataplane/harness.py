@@ -14,11 +14,11 @@ import socket
 
 from netback.abi.grant_table import ENTRY, GrantFlag
 from netback.abi.ring import PAGE_SIZE, SRING
+from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
-from netback.dataplane.queue import BackQueue
 from netback.dataplane.worker import Worker
 
 GUEST_DOMID = 7

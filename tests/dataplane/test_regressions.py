@@ -19,9 +19,9 @@ from typing import Any, cast
 from netback.abi.netif import EXTRA_GSO, RX_REQUEST, TX_REQUEST, ExtraType, TxFlag
 from netback.abi.ring import PAGE_SIZE, slot_offset
 from netback.dataplane.front.queue import FrontQueue
+from netback.dataplane.link import Link
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
-from netback.dataplane.queue import Link
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.net.tap import TapNetwork

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from netback.abi.xenbus import XenbusState
+from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.front.queue import RingPage
 from netback.dataplane.journal import Journal
-from netback.dataplane.queue import BackQueue
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.net.base import Network

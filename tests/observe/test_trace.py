@@ -11,7 +11,7 @@ from netback.abi import netif
 from netback.abi.netif import ExtraType, GsoType, TxFlag
 from netback.abi.ring import REQ_PROD, slot_offset
 from netback.abi.virtio_net import F_NEEDS_CSUM, GSO_TCPV4, HEADER
-from netback.dataplane.queue import COUNTERS
+from netback.dataplane.link import COUNTERS
 from netback.dataplane.records import Record, RecordKind, parse_records
 from netback.errors import ConfigError
 from netback.observe.trace import TRACE_POINTS, LogBudget, Tracer

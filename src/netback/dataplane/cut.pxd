@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from netback.dataplane.peers.peer cimport frame_t, peer_t
-from netback.dataplane.queue cimport workspace_t
+from netback.dataplane.workspace cimport workspace_t
 
 cdef enum:                       # what became of a frame
     CUT_IMPOSSIBLE = -1          # it cannot be cut: drop it

@@ -12,7 +12,7 @@ from netback.dataplane.offload cimport segments_begin, segments_next, segments_t
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, peer_t, vnet_header,
 )
-from netback.dataplane.queue cimport CUT_BYTES, workspace_t
+from netback.dataplane.workspace cimport CUT_BYTES, workspace_t
 
 
 cdef int send_cut(peer_t *peer, workspace_t *ws, frame_t *frame, uint32_t *sent, int *refused) noexcept nogil:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a traced or captured queue wrote down, record by record. Knows the layout of record_t in dataplane/queue.pxd."""
+"""The records of a traced or captured queue. Knows the layout of record_t in dataplane/record.pxd."""
 
 import struct
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _RECORD = struct.Struct("<QIHHIIHHHhHHI")
 
 
 class RecordKind(IntEnum):
-    """RECORD_* of dataplane/queue.pxd."""
+    """RECORD_* of dataplane/record.pxd."""
 
     TX_SLOT = 1
     RX_SLOT = 2

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from netback.dataplane.queue import Link
+from netback.dataplane.link import Link
 from netback.dataplane.worker import Worker
 
 T = TypeVar("T")

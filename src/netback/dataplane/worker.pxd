@@ -3,7 +3,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from netback.dataplane.arena cimport Arena
 from netback.dataplane.platform.events cimport PORTS_END, Events, events_t
-from netback.dataplane.queue cimport link_t, workspace_t
+from netback.dataplane.link cimport link_t
+from netback.dataplane.workspace cimport workspace_t
 
 cdef enum:
     MAX_LINKS = 4096

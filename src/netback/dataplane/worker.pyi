@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from netback.dataplane.arena import Arena
+from netback.dataplane.link import Link
 from netback.dataplane.platform.events import Events
-from netback.dataplane.queue import Link
 
 class Worker:
     """Serves queues from the thread that calls `run`; every other method is for that thread too, but `wake`."""

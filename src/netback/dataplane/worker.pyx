@@ -17,9 +17,8 @@ from posix.unistd cimport close, read, write
 from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
 from netback.dataplane.platform.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
-from netback.dataplane.queue cimport (
-    EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link, workspace_free, workspace_new,
-)
+from netback.dataplane.link cimport EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link
+from netback.dataplane.workspace cimport workspace_free, workspace_new
 
 cdef extern from "sys/epoll.h" nogil:
     enum:
@@ -197,10 +196,10 @@ cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
     """One burst in each direction, at most one notify for both: True where either has more."""
     cdef int sent, came = 0
     cdef bint again
-    sent = link.from_ring(link, ws)      # event or not: a look at the ring costs less than one
+    sent = link.ring_to_peer(link, ws)      # event or not: a look at the ring costs less than one
     again = sent & LINK_MORE
     if link.to_due and not sent & LINK_BROKEN and not link.frozen:
-        came = link.to_ring(link, ws)
+        came = link.peer_to_ring(link, ws)
         link.to_due = came & LINK_MORE and not link.to_blocked
     notify(link)
     if (sent | came) & LINK_BROKEN:

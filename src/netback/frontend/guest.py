@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from netback.dataplane.queue import Link
+from netback.dataplane.link import Link
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.platforms.base import Domain

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
-from netback.dataplane.queue import BackQueue
 from netback.errors import PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform
 from netback.vif.features import VifConfig

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from netback.abi.netif import RxFlag, TxFlag
-from netback.dataplane.queue import BackQueue
+from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.records import Record, RecordKind
 from netback.errors import PeerError
 from netback.net.base import Network

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from netback.dataplane.arena import Arena
-from netback.dataplane.queue import Link
+from netback.dataplane.link import Link
 from netback.dataplane.records import Record, parse_records
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker

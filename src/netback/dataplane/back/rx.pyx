@@ -29,12 +29,13 @@ from netback.dataplane.offload cimport (
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VNET_HDR, frame_t, peer_recv, vnet_header,
 )
-from netback.dataplane.queue cimport (
-    BURST_BYTES, CUT_BYTES, HELD_FRAMES, LINK_BROKEN, LINK_MORE, REASON_RX_INDEX, RECORD_RX_FRAME, RECORD_RX_SLOT,
-    RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES,
-    RX_SEGMENTED, RX_SLOTS, RX_STALLS,
-    RX_TOO_BIG, back_queue, link_t, record, record_t, workspace_t,
+from netback.dataplane.back.queue cimport HELD_FRAMES, back_queue
+from netback.dataplane.link cimport (
+    LINK_BROKEN, LINK_MORE, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS,
+    RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS, RX_STALLS, RX_TOO_BIG, link_t,
 )
+from netback.dataplane.record cimport RECORD_RX_FRAME, RECORD_RX_SLOT, record, record_t
+from netback.dataplane.workspace cimport BURST_BYTES, CUT_BYTES, workspace_t
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
 
 cdef extern from *:

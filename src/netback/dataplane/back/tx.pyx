@@ -25,12 +25,14 @@ from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, netif_to_virtio,
 )
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, vnet_header
-from netback.dataplane.queue cimport (
-    BURST_BYTES, BURST_CUTS, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_EXTRA, REASON_GSO, REASON_NONE,
-    REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, RECORD_TX_FRAME, RECORD_TX_SLOT, TX_BURSTS, TX_BYTES, TX_COMPLETED,
-    TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, back_queue,
-    chain_t, link_t, record, record_t, workspace_t,
+from netback.dataplane.back.queue cimport back_queue
+from netback.dataplane.link cimport (
+    LINK_BROKEN, LINK_MORE, REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX,
+    TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL, TX_NOTIFIES,
+    TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t,
 )
+from netback.dataplane.record cimport RECORD_TX_FRAME, RECORD_TX_SLOT, record, record_t
+from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 
 cdef enum:

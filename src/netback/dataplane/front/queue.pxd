@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
 from netback.dataplane.offload cimport segments_t
 from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
-from netback.dataplane.queue cimport Link, link_t
+from netback.dataplane.link cimport Link, link_t
 from netback.dataplane.ring cimport front_ring
 
 cdef enum:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Sequence
 
+from netback.dataplane.link import Link
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.events import Events
-from netback.dataplane.queue import Link
 
 class FrontQueue(Link):
     """The frontend's end of one queue, on rings of its own that begin empty."""

@@ -13,7 +13,7 @@ from netback.dataplane.front.queue cimport LARGE_BURSTS
 from netback.dataplane.front.rx cimport post_buffers, serve_front_rx
 from netback.dataplane.front.tx cimport serve_front_tx
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_STRIDE, PEER_NULL, Peer
-from netback.dataplane.queue import ring_state
+from netback.dataplane.link cimport ring_indices
 from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
 
 cdef enum:
@@ -58,8 +58,8 @@ cdef class FrontQueue(Link):
         self.peer = peer
         self.keep = (events, keep)
         self.link = &queue.link
-        self.link.from_ring = serve_front_rx
-        self.link.to_ring = serve_front_tx
+        self.link.ring_to_peer = serve_front_rx
+        self.link.peer_to_ring = serve_front_tx
         self.link.moved = front_moved
         self.link.peer = &peer.peer
         self.link.events = events.events
@@ -90,8 +90,8 @@ cdef class FrontQueue(Link):
     @property
     def rings(self) -> dict[str, dict[str, int]]:
         """The indices of both rings as they stand in the shared pages, and our own: the next response to take."""
-        return {"tx": ring_state(<size_t>self.queue.tx.shared, self.queue.tx.rsp_cons),
-                "rx": ring_state(<size_t>self.queue.rx.shared, self.queue.rx.rsp_cons)}
+        return {"tx": ring_indices(<size_t>self.queue.tx.shared, self.queue.tx.rsp_cons),
+                "rx": ring_indices(<size_t>self.queue.rx.shared, self.queue.rx.rsp_cons)}
 
     @property
     def in_flight(self) -> int:

@@ -29,11 +29,11 @@ from netback.dataplane.offload cimport (
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, send_vectors, vnet_header,
 )
-from netback.dataplane.queue cimport (
-    BURST_BYTES, BURST_CUTS, LINK_BROKEN, LINK_MORE, MAX_DATA_SLOTS, REASON_NONE, REASON_RESPONSE,
-    RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS,
-    RX_STALLS, chain_t, link_t, workspace_t,
+from netback.dataplane.link cimport (
+    LINK_BROKEN, LINK_MORE, REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS,
+    RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS, RX_STALLS, link_t,
 )
+from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
 from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
 from netback.dataplane.sockets cimport iovec
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network behind a guest to its TX ring."""
-from netback.dataplane.queue cimport link_t, workspace_t
+from netback.dataplane.link cimport link_t
+from netback.dataplane.workspace cimport workspace_t
 
 cdef int serve_front_tx(link_t *link, workspace_t *ws) noexcept nogil

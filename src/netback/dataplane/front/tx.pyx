@@ -30,10 +30,11 @@ from netback.dataplane.peers.peer cimport (
     recv_into,
     restore_tag, vnet_header,
 )
-from netback.dataplane.queue cimport (
-    BURST_BYTES, CUT_BYTES, LINK_BROKEN, LINK_MORE, REASON_RESPONSE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED,
-    TX_ERRORS, TX_FRAMES, TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t, workspace_t,
+from netback.dataplane.link cimport (
+    LINK_BROKEN, LINK_MORE, REASON_RESPONSE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FRAMES,
+    TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t,
 )
+from netback.dataplane.workspace cimport BURST_BYTES, CUT_BYTES, workspace_t
 from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
 from netback.dataplane.sockets cimport AUX_BYTES, MSG_TRUNC, iovec, mmsghdr, readv, stripped_tag
 

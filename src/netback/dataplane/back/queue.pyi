@@ -1,28 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from netback.dataplane.journal import Journal
+from netback.dataplane.link import Link
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.events import Events
 from netback.dataplane.platform.memory import GuestMemory
-
-REASONS: dict[int, str]
-COUNTERS: tuple[str, ...]
-
-def ring_state(page: int, private: int) -> dict[str, int]: ...
-
-class Link:
-    """A queue of either end, as a worker serves it."""
-
-    peer: Peer
-    @property
-    def broken(self) -> str | None: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def counters(self) -> dict[str, int]: ...
-    @property
-    def blocked(self) -> tuple[bool, bool]: ...
-    def watch(self, *, traced: bool, captured: bool) -> None: ...
-    def freeze(self, frozen: bool = True) -> None: ...
 
 class BackQueue(Link):
     """The backend's end of one queue."""

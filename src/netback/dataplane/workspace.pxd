@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's private memory for the burst at hand, and the budgets that bound a burst."""
+from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
+from netback.dataplane.abi cimport RING_SLOTS, copy_segment, tx_request
+from netback.dataplane.arena cimport Arena, arena_t
+from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
+
+cdef enum:
+    BURST_BYTES = 128 * 1024     # a burst's frames stay in the second-level cache
+    CUT_BYTES = 512 * 1024
+    BURST_CUTS = 1024            # no further frame is taken once these may be cut into so many segments
+    RECORD_BYTES = 1024 * 1024
+    MAX_DATA_SLOTS = 20          # served; one more is answered ERROR, two more are fatal (XSA-39)
+    BURST_SEGMENTS = 2 * RING_SLOTS
+
+
+cdef struct chain_t:             # one frame of a TX ring
+    uint8_t *data
+    uint32_t length
+    uint32_t slots               # with extras
+    uint32_t extras
+    uint32_t segment             # first of its copy segments
+    uint32_t segments
+    uint16_t flags
+    int16_t status               # of every data slot
+    uint16_t gso_size
+    uint8_t gso_type
+    uint8_t fixed_up
+    uint8_t completed
+    uint8_t dropped
+
+
+cdef struct workspace_t:         # a worker's private memory: the burst at hand
+    arena_t *pages               # for frames of a peer
+    uint8_t *arena               # in them, right before a page begins: where the first frame's headroom does
+    uint8_t *tx_memory           # for frames of a TX ring, one behind the other
+    uint8_t *packed              # in it, likewise
+    uint8_t *cuts                # segments that were cut from them
+    uint32_t cuts_used
+    uint8_t *records
+    uint32_t records_used
+    uint64_t records_lost
+    frame_t frames[BURST_FRAMES]
+    uint32_t frame_chain[BURST_FRAMES]
+    chain_t chains[BURST_FRAMES]
+    tx_request requests[RING_SLOTS]
+    copy_segment segments[BURST_SEGMENTS]
+    uint16_t segment_body[BURST_SEGMENTS]
+    uint8_t bodies[RING_SLOTS * 12]      # response slots, in ring order
+    uint32_t grefs[RING_SLOTS]
+
+
+cdef workspace_t *workspace_new(Arena arena) except NULL
+cdef void workspace_free(workspace_t *ws) noexcept
