@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from netback.directory import Directory
 from netback.platforms.emulated.hypervisor import Hypervisor
 from netback.platforms.emulated.protocol import (
     DOMID_ANY,
@@ -230,7 +231,8 @@ class Scene:
         self.alive: set[int] = set()
         self.hypervisor = Hypervisor(lambda domid, _name: self.alive.add(domid), self.alive.remove)
         self.path = directory / "hypervisor.sock"
-        self.server = HypervisorServer(self.hypervisor, self.attach, self.path)
+        with Directory.open(directory) as private:
+            self.server = HypervisorServer(self.hypervisor, self.attach, private)
         self.clients: list[Client] = []
 
     @staticmethod

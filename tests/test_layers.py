@@ -20,6 +20,7 @@ FLOORS = (
     (1, "netback.xenbus.states"),
     (1, "netback.vif.features"),
     (1, "netback.dataplane"),
+    (2, "netback.directory"),
     (2, "netback.process"),
     (2, "netback.xenstore.aio"),
     (2, "netback.platforms.base"),

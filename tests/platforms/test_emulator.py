@@ -52,7 +52,7 @@ def test_a_signal_ends_it_in_order_and_leaves_nothing(directory: Path, number: s
 
 
 def test_a_directory_that_was_there_stays_with_what_others_put_in_it(directory: Path) -> None:
-    directory.mkdir()
+    directory.mkdir(0o700)
     (directory / "journal").write_text("kept")
     with Emulator(directory):
         assert (directory / STORE_SOCKET).is_socket()
@@ -77,8 +77,36 @@ def test_two_in_one_directory_is_one_clear_error(xen: Path) -> None:
 
 
 def test_a_path_too_long_for_a_socket_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="too long for a socket"), Emulator(tmp_path / ("x" * 108)):
+    with (
+        pytest.raises(ConfigError, match="a UNIX socket's path has at most 107"),
+        Emulator(tmp_path / ("x" * 108)),
+    ):
         pass
+
+
+def test_a_client_s_path_too_long_for_a_socket_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a UNIX socket's path has at most 107"):
+        EmulatedDomain.join(tmp_path / ("x" * 108))
+
+
+def test_a_directory_of_others_is_one_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="other users may write to it"), Emulator(tmp_path):
+        pass
+
+
+def test_a_link_in_the_place_of_a_socket_or_the_lock_leads_nowhere(directory: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    directory.mkdir(0o700)
+    for name in (STORE_SOCKET, HYPERVISOR_SOCKET):
+        (directory / name).symlink_to(victim)
+    with Emulator(directory), EmulatedDomain.join(directory) as guest:
+        assert guest.domid == 1
+    (directory / "lock").symlink_to(victim)
+    with pytest.raises(ConfigError, match="symbolic link"), Emulator(directory):
+        pass
+    assert victim.read_text() == "kept"
 
 
 def test_a_path_that_is_no_directory_is_one_clear_error(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from netback.directory import Directory
 from netback.platforms.emulated.store_socket import attach_store, serve_store
 from netback.xenstore.aio import Store
 from netback.xenstore.server import Server
@@ -15,7 +16,8 @@ from netback.xenstore.server import Server
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Server]:
     server = Server()
-    listening = await serve_store(server, path)
+    with Directory.open(path.parent) as directory:
+        listening = await serve_store(server, directory.listen(path.name))
     try:
         yield server
     finally:

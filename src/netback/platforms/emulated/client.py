@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from netback.abi.grant_table import GrantStatus
+from netback.directory import check_socket_path
 from netback.errors import PlatformError
 from netback.platforms.emulated.memory import GrantRefused, Mapping, create_memfd
 from netback.platforms.emulated.protocol import (
@@ -114,9 +115,9 @@ def _who(hello: Hello) -> str:
 
 
 def _connect(directory: Path) -> socket.socket:
+    path = check_socket_path(directory / HYPERVISOR_SOCKET)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.settimeout(_TIMEOUT_SECONDS)
-    path = directory / HYPERVISOR_SOCKET
     try:
         sock.connect(str(path))
     except OSError as error:

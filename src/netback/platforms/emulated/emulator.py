@@ -5,18 +5,18 @@ Knows the directory, its lock and how long all of it lives; what is asked there,
 """
 
 import asyncio
-import fcntl
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from netback.abi.xs_wire import Op
+from netback.directory import Directory
 from netback.errors import ConfigError
 from netback.platforms.emulated.hypervisor import Hypervisor
 from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET, STORE_SOCKET
@@ -27,8 +27,6 @@ from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet
 
 _LOCK = "lock"
-_PATH_MAX = 107
-"""sun_path, less its NUL."""
 
 
 def print_env(directory: Path) -> str:
@@ -51,11 +49,12 @@ async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]
     allow_descriptors()
     domains = _Domains()
     hypervisor = Hypervisor(domains.began, domains.ended)
-    with _directory(directory), _locked(directory):
+    with Directory.open(directory) as place, _locked(place):
+        place.socket_path(HYPERVISOR_SOCKET)  # the longer one
         try:
             with (
-                closing(await serve_store(domains.store, directory / STORE_SOCKET)),
-                closing(HypervisorServer(hypervisor, domains.attach, directory / HYPERVISOR_SOCKET)),
+                closing(await serve_store(domains.store, place.listen(STORE_SOCKET))),
+                closing(HypervisorServer(hypervisor, domains.attach, place)),
             ):
                 ready()
                 await stop.wait()
@@ -147,59 +146,14 @@ class Emulator:
 
 
 @contextmanager
-def _directory(directory: Path) -> Iterator[None]:
-    """The directory, made where it is missing, and then also removed."""
-    if len(os.fsencode((directory / HYPERVISOR_SOCKET).absolute())) > _PATH_MAX:
-        raise ConfigError(f"{directory}: the path is too long for a socket, {_PATH_MAX} bytes with its name")
-    missing = not directory.exists()
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from error
+def _locked(directory: Directory) -> Iterator[None]:
+    """Hold the directory's lock; on exit remove it and the sockets. ConfigError while another emulator holds it."""
+    lock = directory.try_lock(_LOCK)
+    if lock is None:
+        raise ConfigError(f"{directory.path}: another `netback emulate` serves this directory")
     try:
         yield
     finally:
-        if missing:
-            with suppress(OSError):  # others may have put files there
-                directory.rmdir()
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Only one emulator serves a directory; what a killed one left there is removed first."""
-    lock = _lock(directory)
-    traces = (directory / STORE_SOCKET, directory / HYPERVISOR_SOCKET)
-    try:
-        for path in traces:
-            path.unlink(missing_ok=True)
-        yield
-    finally:
-        for path in (*traces, directory / _LOCK):
-            path.unlink(missing_ok=True)
+        for name in (STORE_SOCKET, HYPERVISOR_SOCKET, _LOCK):
+            directory.unlink(name)
         os.close(lock)
-
-
-def _lock(directory: Path) -> int:
-    """The descriptor that holds the lock. The file may be removed between open and lock: then once more."""
-    path = directory / _LOCK
-    while True:
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise ConfigError(f"{directory}: another `netback emulate` serves this directory") from error
-        if _names(path, lock):
-            return lock
-        os.close(lock)
-
-
-def _names(path: Path, fd: int) -> bool:
-    """Whether the path still leads to the open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False

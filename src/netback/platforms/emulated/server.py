@@ -12,15 +12,22 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
+from netback.directory import Directory
 from netback.errors import PlatformError
 from netback.platforms.emulated.hypervisor import Handle, Hypervisor, refusal
-from netback.platforms.emulated.protocol import FDS_MAX, HELLO_SIZE, REQUEST_SIZE, Hello, Reply, Request
+from netback.platforms.emulated.protocol import (
+    FDS_MAX,
+    HELLO_SIZE,
+    HYPERVISOR_SOCKET,
+    REQUEST_SIZE,
+    Hello,
+    Reply,
+    Request,
+)
 
 log = logging.getLogger("netback.emulated")
 
-_BACKLOG = 1024
 _RETRY_SECONDS = 0.1
 _FD_SPACE = socket.CMSG_SPACE((FDS_MAX + 1) * 4)
 
@@ -136,7 +143,7 @@ class HypervisorServer:
         self,
         hypervisor: Hypervisor,
         attach: Callable[[int], socket.socket],
-        path: Path,
+        directory: Directory,
     ) -> None:
         self.hypervisor = hypervisor
         self.budget = _LogBudget()
@@ -144,14 +151,7 @@ class HypervisorServer:
         self._clients: dict[Handle | None, _Client] = {}
         self._all: set[_Client] = set()
         self._loop = asyncio.get_running_loop()
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        try:
-            self._listening.bind(str(path))
-            path.chmod(0o600)
-            self._listening.listen(_BACKLOG)
-        except OSError:
-            self._listening.close()
-            raise
+        self._listening = directory.listen(HYPERVISOR_SOCKET, socket.SOCK_SEQPACKET)
         self._listen()
 
     def close(self) -> None:

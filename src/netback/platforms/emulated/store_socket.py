@@ -2,15 +2,14 @@
 """Carries bytes between sockets and the store's server core. It does not know what the bytes say."""
 
 import asyncio
-import os
 import socket
-from pathlib import Path
 from typing import cast
 
 from netback.xenstore.server import Connection, Server
 
 # What is taken from a client at a time. A few hundred requests: whoever sends more waits its turn.
 _READ_BYTES = 16384
+_BACKLOG = 1024
 
 
 class _Carrier(asyncio.BufferedProtocol):
@@ -47,13 +46,11 @@ class _Carrier(asyncio.BufferedProtocol):
         self._connection.close()
 
 
-async def serve_store(server: Server, path: str | Path) -> asyncio.Server:
-    """Serve the store on a UNIX socket with domain 0's rights, so for the owner of the socket alone."""
-    loop = asyncio.get_running_loop()
-    listening = await loop.create_unix_server(lambda: _Carrier(server, 0), str(path), start_serving=False)
-    os.chmod(path, 0o600)  # noqa: PTH101 (a Path would be no less blocking, and it is instant)
-    await listening.start_serving()
-    return listening
+async def serve_store(server: Server, listening: socket.socket) -> asyncio.Server:
+    """Serve the store on a listening socket with domain 0's privilege; takes the socket over."""
+    return await asyncio.get_running_loop().create_unix_server(
+        lambda: _Carrier(server, 0), sock=listening, backlog=_BACKLOG
+    )
 
 
 async def attach_store(server: Server, sock: socket.socket, domid: int) -> None:

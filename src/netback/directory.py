@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory that only this user can change, and what netback keeps in it: locks, sockets, small files.
+
+Names are looked up from the directory's descriptor and no symbolic link is followed (openat(2), O_NOFOLLOW), so
+renaming or replacing the directory later changes nothing. docs/decisions.md, Runtime directory.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netback.errors import ConfigError
+
+MAX_SOCKET_PATH = 107
+"""Bytes of sun_path without its NUL (unix(7))."""
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_BACKLOG = 1024
+
+
+class Directory:
+    """A private directory, held open until `close`. Names are plain file names in it.
+
+    with Directory.open(Path("/run/netback")) as directory:
+        lock = directory.try_lock("lock")
+        sock = directory.listen("control.sock", socket.SOCK_STREAM)
+    """
+
+    def __init__(self, path: Path, fd: int, made: bool) -> None:
+        self.path = path
+        self.fd = fd
+        self._made = made
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open `path`, or make it and its missing parents; mode 0700 from the first moment.
+
+        ConfigError where it is a symbolic link or no directory, where another user owns it, or where its mode lets
+        its group or others write to it.
+        """
+        path = path.absolute()
+        made = _make(path)
+        return cls(path, _open_private(path), made)
+
+    def subdirectory(self, name: str) -> "Directory":
+        """A directory in this one, made where it is missing and never removed; errors as of `open`."""
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+        return Directory(self.path / name, _open_private(self.path / name, name, self.fd), made=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor, and remove the directory if `open` made it and it is empty. May be called again."""
+        if self.fd < 0:
+            return
+        if self._made and _leads_to(self.path, self.fd):
+            with suppress(OSError):  # others may have put files there
+                self.path.rmdir()
+        os.close(self.fd)
+        self.fd = -1
+
+    def names(self) -> list[str]:
+        """The names of everything in the directory."""
+        return os.listdir(self.fd)  # noqa: PTH208 (a Path knows no descriptors)
+
+    def open_file(self, name: str, flags: int) -> int:
+        """A descriptor of a regular file, mode 0600 where `flags` make it; ConfigError where it cannot be opened."""
+        try:
+            fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=self.fd)
+        except OSError as error:
+            raise ConfigError(f"{self.path / name}: {_why(error)}") from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ConfigError(f"{self.path / name}: not a regular file; remove it")
+        return fd
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, socket or link, never what a link leads to. A missing name is no error."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.fd)
+
+    def try_lock(self, name: str) -> int | None:
+        """The descriptor that holds an exclusive lock on the file `name`, or None while another process holds one.
+
+        A holder that ends may remove the file between our open and our lock: then both are done once more.
+        """
+        while True:
+            fd = self.open_file(name, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            if self._names(name, fd):
+                return fd
+            os.close(fd)
+
+    def listen(self, name: str, kind: int = socket.SOCK_STREAM, backlog: int = _BACKLOG) -> socket.socket:
+        """A listening UNIX socket of type `kind`, non-blocking, that only this user can connect to.
+
+        An existing `name` is removed first: take the lock before. ConfigError where the path is too long for a socket
+        or the socket cannot be bound.
+        """
+        path = self.socket_path(name)
+        self.unlink(name)
+        sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        try:
+            # Linux gives the file the mode of the socket's own inode, less the umask (unix_bind).
+            os.fchmod(sock.fileno(), 0o600)
+            sock.bind(str(path))
+            if not stat.S_ISSOCK(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
+                raise ConfigError(f"{path}: the directory was replaced while netback started; try again")
+            sock.listen(backlog)
+        except OSError as error:
+            sock.close()
+            raise ConfigError(f"{path}: cannot listen: {_why(error)}") from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def socket_path(self, name: str) -> Path:
+        """The path by which a client connects; ConfigError where it exceeds `MAX_SOCKET_PATH` bytes."""
+        return check_socket_path(self.path / name)
+
+    def _names(self, name: str, fd: int) -> bool:
+        """Whether `name` still leads to the open file."""
+        try:
+            there = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(fd))
+
+
+def check_socket_path(path: Path) -> Path:
+    """The path itself, for a UNIX socket; ConfigError where it is longer than sun_path allows (unix(7))."""
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH:
+        raise ConfigError(
+            f"{path}: {length} bytes, and a UNIX socket's path has at most {MAX_SOCKET_PATH}; choose a shorter --dir"
+        )
+    return path
+
+
+def _make(path: Path) -> bool:
+    """Make the directory if it is missing: whether this call made it."""
+    try:
+        for above in [above for above in reversed(path.parents) if not above.exists()]:
+            above.mkdir(0o755, exist_ok=True)
+        path.mkdir(0o700)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot make the directory: {_why(error)}") from error
+    return True
+
+
+def _open_private(path: Path, name: str | Path = "", within: int | None = None) -> int:
+    """A descriptor of the directory `path`, looked up as `name` in `within` if that is given."""
+    try:
+        fd = os.open(name or path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+    except OSError as error:
+        raise _no_directory(path, error) from error
+    try:
+        _check_private(path, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{path}: belongs to user {status.st_uid}, not to user {os.geteuid()} that runs netback; "
+            f"choose another --dir"
+        )
+    if status.st_mode & _OTHERS_WRITE:
+        raise ConfigError(
+            f"{path}: other users may write to it (mode {stat.S_IMODE(status.st_mode):04o}); "
+            f"chmod go-w it, or choose another --dir"
+        )
+
+
+def _no_directory(path: Path, error: OSError) -> ConfigError:
+    if path.is_symlink():  # Linux says ENOTDIR where O_DIRECTORY and O_NOFOLLOW meet a link
+        return ConfigError(
+            f"{path}: a symbolic link, and netback follows none there; name the directory itself"
+        )
+    return ConfigError(f"{path}: {_why(error)}")
+
+
+def _leads_to(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def _why(error: OSError) -> str:
+    name = errno.errorcode.get(error.errno or 0, "")
+    if error.errno == errno.ELOOP:
+        return "a symbolic link, and netback follows none there (ELOOP)"
+    return f"{error.strerror or error}{f' ({name})' if name else ''}"
