@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer(
     name="lab",
-    help="Real Xen, dom0 and guests, inside QEMU: to try netback, or a frontend of your own.",
+    help="Real Xen, dom0 and guests, inside QEMU: to test netback or your own frontend.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -30,7 +30,7 @@ def _say(line: str) -> None:
     typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
 
 
-def _place(out: Path | None) -> Path:
+def _directory(out: Path | None) -> Path:
     return (out or Path(tempfile.mkdtemp(prefix="netback-lab-"))).resolve()
 
 
@@ -39,37 +39,37 @@ def up(
     command: Annotated[
         str | None, typer.Option("--exec", metavar="CMD", help="Run this in dom0 instead of giving a prompt.")
     ] = None,
-    guest: Annotated[bool, typer.Option(help="Have a guest, g1, running.")] = True,
+    guest: Annotated[bool, typer.Option(help="Create a guest, g1.")] = True,
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
     """Boot a Xen host with netback running and a guest on it, and give a prompt in dom0."""
     from netback.lab.shell import shell
 
-    sys.exit(asyncio.run(shell(_place(out), _say, accel=accel, command=command, guest=guest)))
+    sys.exit(asyncio.run(shell(_directory(out), _say, accel=accel, command=command, guest=guest)))
 
 
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="boot, ping or reconnect.")],
     kernel: Annotated[
-        Path, typer.Option(help="The guest's kernel, a unikernel say.", exists=True, dir_okay=False)
+        Path, typer.Option(help="The guest's kernel or unikernel.", exists=True, dir_okay=False)
     ],
     initrd: Annotated[
-        Path | None, typer.Option(help="Its initial ramdisk.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="The guest's initial ramdisk.", exists=True, dir_okay=False)
     ] = None,
-    options: Annotated[str, typer.Option("--append", help="Its command line.")] = "",
-    memory: Annotated[int, typer.Option(help="Its memory in MiB.")] = 256,
+    options: Annotated[str, typer.Option("--append", help="The guest's kernel command line.")] = "",
+    memory: Annotated[int, typer.Option(help="The guest's memory in MiB.")] = 256,
     kind: Annotated[str, typer.Option("--type", help="pv or pvh.")] = "pv",
-    address: Annotated[str, typer.Option(help="The address that it gives itself.")] = "10.0.0.2",
+    address: Annotated[str, typer.Option(help="The address that the guest configures.")] = "10.0.0.2",
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
-    """Boot a guest of your own on a Xen host, and say what its frontend did."""
-    from netback.lab.custom_guest import OwnGuest, run_own
+    """Boot your own guest kernel on a Xen host and report what its frontend did."""
+    from netback.lab.custom_guest import CustomGuest, run_custom_guest
 
-    own = OwnGuest(kernel.resolve(), initrd and initrd.resolve(), options, memory, kind, address)
-    sys.exit(asyncio.run(run_own(scenario, own, _place(out), _say, accel=accel)))
+    guest = CustomGuest(kernel.resolve(), initrd and initrd.resolve(), options, memory, kind, address)
+    sys.exit(asyncio.run(run_custom_guest(scenario, guest, _directory(out), _say, accel=accel)))
 
 
 @app.command(name="test")
@@ -78,11 +78,11 @@ def run_scenarios(
         list[str] | None, typer.Argument(metavar="[SCENARIO]...", help="Which.  [default: the smoke set]")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="All scenarios, with all their rounds.")] = False,
-    listing: Annotated[bool, typer.Option("--list", help="Show what there is.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List the scenarios.")] = False,
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
-    """Run scenarios against Linux's own netfront; each that fails shows the last lines of every console."""
+    """Run scenarios against Linux's netfront. A failed one prints the last lines of every console."""
     from netback.lab.machine import Options
     from netback.lab.runner import choose, find_scenarios, run_all
 
@@ -90,36 +90,36 @@ def run_scenarios(
         for scenario in find_scenarios().values():
             typer.echo(f"{scenario.name:16} {'smoke' if scenario.smoke else 'full ':5}  {scenario.title}")
         return
-    place, start = _place(out), time.monotonic()
+    directory, start = _directory(out), time.monotonic()
     chosen = choose(scenarios or [], full=full)
-    outcomes = asyncio.run(run_all(chosen, place, _say, options=Options(accel=accel), full=full))
+    outcomes = asyncio.run(run_all(chosen, directory, _say, options=Options(accel=accel), full=full))
     failed = [outcome.scenario.name for outcome in outcomes if outcome.fault]
     typer.echo(
         f"{len(outcomes) - len(failed)} of {len(outcomes)} scenarios hold, {time.monotonic() - start:.0f} s"
-        f"{'; not: ' + ', '.join(failed) if failed else ''} (consoles: {place})"
+        f"{'; not: ' + ', '.join(failed) if failed else ''} (consoles: {directory})"
     )
     sys.exit(1 if failed else 0)
 
 
 @app.command()
 def bench(
-    boots: Annotated[int, typer.Option(min=1, help="How often the machine is booted.")] = 3,
+    boots: Annotated[int, typer.Option(min=1, help="Boots of the machine.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in each boot.")] = 5,
-    seconds: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 4,
+    seconds: Annotated[int, typer.Option(min=1, help="Seconds per measurement.")] = 4,
     without: Annotated[list[str] | None, typer.Option(help="Leave out kernel or qnic.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
-    """The same guest served by Linux's xen-netback, QEMU's qnic and netback in turns: ratios, JSON and a picture."""
-    from netback.lab.bench.backends import CONTENDERS
+    """Measure Linux's xen-netback, QEMU's qnic and netback in turns on one guest: ratios, JSON and a picture."""
+    from netback.lab.bench.backends import BACKENDS
     from netback.lab.bench.run import bench as measure
     from netback.lab.bench.run import render
 
-    place = _place(out)
-    chosen = [contender for contender in CONTENDERS if contender.name not in (without or [])]
+    directory = _directory(out)
+    chosen = [backend for backend in BACKENDS if backend.name not in (without or [])]
     lines, data, picture = asyncio.run(
-        measure(place, _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, contenders=chosen)
+        measure(directory, _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, backends=chosen)
     )
     typer.echo(data.read_text() if json else render(lines))
     _say(f"{data} {picture}")
@@ -127,18 +127,18 @@ def bench(
 
 @app.command()
 def profile(
-    seconds: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 4,
+    seconds: Annotated[int, typer.Option(min=1, help="Seconds per measurement.")] = 4,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
-    """Where netback's time goes: what calls cost in dom0, and for each frame the processor time and the calls."""
+    """Measure where netback's time goes: the cost of calls in dom0, and per frame its processor time and calls."""
     from dataclasses import asdict
     from json import dumps
 
     from netback.lab.bench.profile import profile as measure
     from netback.lab.bench.profile import render
 
-    prices, costs = asyncio.run(measure(_place(out), _say, accel=accel, seconds=seconds))
-    result = {"prices": prices, "rows": [asdict(cost) for cost in costs]}
-    typer.echo(dumps(result, indent=1) if json else render(prices, costs))
+    call_costs, costs = asyncio.run(measure(_directory(out), _say, accel=accel, seconds=seconds))
+    result = {"call_costs": call_costs, "rows": [asdict(cost) for cost in costs]}
+    typer.echo(dumps(result, indent=1) if json else render(call_costs, costs))

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab: real Xen, dom0 and guests inside QEMU, on any Linux machine.
 
-image      what dom0 and the guests boot, built from Debian packages and kept
-tree       netback for dom0's Python, built from this very netback
-machine    QEMU, its consoles, and commands in dom0
-guests     guests by `xl`, and commands in them
-lab        all of it together, as scenarios use it
-runner     finds scenarios and runs them
+image         what dom0 and the guests boot: built from Debian packages and cached
+initramfs     a guest's initramfs, built from files of dom0's root
+install       this checkout of netback, compiled for dom0's Python
+machine       QEMU, its consoles, and commands in dom0
+host          a booted Xen host with a backend and guests: what scenarios use
+runner        finds scenarios and runs them
+scenarios/    what must hold on real Xen, one file each
+custom_guest  a user's own kernel on such a host
+tools         iperf3, ping and leak checks as scenarios use them
+bench/        how fast each backend is, and where netback's time goes
+inside/       programs that run in dom0 or in a guest
 """

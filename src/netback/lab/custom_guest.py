@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody else's guest: its kernel on a Xen host with netback, and what its frontend did there."""
+"""A user's own guest kernel on a Xen host with netback, and what its frontend did there."""
 
 import asyncio
 import shutil
@@ -14,8 +14,8 @@ from netback.lab.machine import LabError, Options
 
 
 @dataclass(frozen=True, slots=True)
-class OwnGuest:
-    """What was given on the command line."""
+class CustomGuest:
+    """The guest as the command line describes it."""
 
     kernel: Path
     initrd: Path | None
@@ -29,47 +29,49 @@ async def _connected(lab: Lab) -> bool:
     return any(device["backend"] == "Connected" for device in await lab.netback.list())
 
 
-async def boot(lab: Lab, own: OwnGuest) -> None:
-    """Its frontend connects."""
+async def boot(lab: Lab, guest: CustomGuest) -> None:
+    """Wait until the frontend is connected."""
     await lab.until(lambda: _connected(lab), "the frontend connects")
 
 
-async def ping(lab: Lab, own: OwnGuest) -> None:
-    """It connects, and answers to ping at its address."""
-    await boot(lab, own)
-    await lab.until(lambda: lab.succeeds(f"ping -c1 -W1 {own.address}"), f"{own.address} answers to ping")
-    await lab.dom0(f"ping -c 20 -i 0.2 -s 1400 {own.address}")
+async def ping(lab: Lab, guest: CustomGuest) -> None:
+    """Wait for the connection, then for an answer to ping; send 20 large pings."""
+    await boot(lab, guest)
+    await lab.until(lambda: lab.succeeds(f"ping -c1 -W1 {guest.address}"), f"{guest.address} answers to ping")
+    await lab.dom0(f"ping -c 20 -i 0.2 -s 1400 {guest.address}")
 
 
-async def reconnect(lab: Lab, own: OwnGuest) -> None:
-    """It answers to ping again after the backend was killed and started."""
-    await ping(lab, own)
+async def reconnect(lab: Lab, guest: CustomGuest) -> None:
+    """Kill the backend, start it, and check that the guest answers and both ends are Connected."""
+    await ping(lab, guest)
     await lab.netback.stop("KILL")
     await lab.netback.start()
-    await lab.dom0(f"ping -c 20 -i 0.2 {own.address}")
+    await lab.dom0(f"ping -c 20 -i 0.2 {guest.address}")
     for device in await lab.netback.list():
         if (device["backend"], device["frontend"]) != ("Connected", "Connected"):
             raise LabError(f"{device['device']} is {device['backend']}, its frontend {device['frontend']}")
 
 
-SCENARIOS: dict[str, Callable[[Lab, OwnGuest], Awaitable[None]]] = {
+SCENARIOS: dict[str, Callable[[Lab, CustomGuest], Awaitable[None]]] = {
     "boot": boot,
     "ping": ping,
     "reconnect": reconnect,
 }
 
 
-async def run_own(scenario: str, own: OwnGuest, directory: Path, say: Say, *, accel: str) -> int:
-    """0 where the scenario holds; the handshake, the counters and the guest's console are shown either way."""
+async def run_custom_guest(
+    scenario: str, guest: CustomGuest, directory: Path, say: Say, *, accel: str
+) -> int:
+    """Run one scenario: 0 if it holds, else 1. Always shows the device list, netback's log and the console."""
     if scenario not in SCENARIOS:
-        raise ConfigError(f"there is no scenario {scenario!r} for a guest of yours: {', '.join(SCENARIOS)}")
+        raise ConfigError(f"unknown scenario {scenario!r}; a custom guest has {', '.join(SCENARIOS)}")
     async with open_lab(directory, say, options=Options(accel=accel)) as lab:
-        await asyncio.to_thread(_copy, own, directory)
-        (directory / "own.cfg").write_text(_config(own))
+        await asyncio.to_thread(_copy, guest, directory)
+        (directory / "custom.cfg").write_text(_config(guest))
         fault = ""
         try:
-            await lab.dom0("xl create /lab/own.cfg", seconds=120)
-            await SCENARIOS[scenario](lab, own)
+            await lab.dom0("xl create /lab/custom.cfg", seconds=120)
+            await SCENARIOS[scenario](lab, guest)
         except LabError as error:
             fault = str(error)
         for title, text in (
@@ -82,27 +84,27 @@ async def run_own(scenario: str, own: OwnGuest, directory: Path, say: Say, *, ac
         return 1 if fault else 0
 
 
-def _copy(own: OwnGuest, directory: Path) -> None:
-    shutil.copyfile(own.kernel, directory / "own.kernel")
-    if own.initrd is not None:
-        shutil.copyfile(own.initrd, directory / "own.initrd")
+def _copy(guest: CustomGuest, directory: Path) -> None:
+    shutil.copyfile(guest.kernel, directory / "custom.kernel")
+    if guest.initrd is not None:
+        shutil.copyfile(guest.initrd, directory / "custom.initrd")
 
 
-def _config(own: OwnGuest) -> str:
+def _config(guest: CustomGuest) -> str:
     lines = [
-        'name="own"',
-        f'type="{own.kind}"',
-        'kernel="/lab/own.kernel"',
-        f"extra={own.options!r}",
-        f"memory={own.memory}",
+        'name="custom"',
+        f'type="{guest.kind}"',
+        'kernel="/lab/custom.kernel"',
+        f"extra={guest.options!r}",
+        f"memory={guest.memory}",
         "vcpus=1",
         f"vif=['mac=00:16:3e:01:00:00,bridge={BRIDGE}']",
     ]
-    if own.initrd is not None:
-        lines.append('ramdisk="/lab/own.initrd"')
+    if guest.initrd is not None:
+        lines.append('ramdisk="/lab/custom.initrd"')
     return "\n".join(lines) + "\n"
 
 
 def _console(directory: Path) -> str:
-    path = directory / "consoles" / "guest-own.log"
+    path = directory / "consoles" / "guest-custom.log"
     return "\n".join(path.read_text(errors="replace").splitlines()[-40:]) if path.exists() else "(nothing)"

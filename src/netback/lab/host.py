@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Xen host with a backend, and guests: what scenarios use.
+"""A booted Xen host with a backend, and guests: what scenarios use.
 
-Knows `xl` and Linux's tools by their commands; how a machine boots is machine's affair.
+Drives `xl` and Linux's tools by their commands. How a machine boots is in machine.py.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ BRIDGE = "xenbr0"
 DOM0 = "10.0.0.1"
 DOM0_6 = "fd00::1"
 GUEST_SECONDS = 90.0
-_BULK = ("netback.img", "vmlinux*", "guest*.img", "own.kernel", "own.initrd")
-"""Files of a lab that nobody wants to read."""
+_BULK = ("netback.img", "vmlinux*", "guest*.img", "custom.kernel", "custom.initrd")
+"""Large files of a lab, removed at its end."""
 
 BackendName = Literal["netback", "kernel", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest that runs a Linux of the lab's."""
+    """A guest that runs one of the lab's Linux kernels."""
 
     lab: "Lab"
     name: str
@@ -50,17 +50,17 @@ class Guest:
 
     @property
     def vif(self) -> str:
-        """The first vif's link in dom0."""
+        """The link of the guest's first vif in dom0."""
         return f"vif{self.domid}.0"
 
     async def __call__(self, command: str, *, seconds: float = 60, check: bool = True) -> str:
-        """A command in the guest: its output."""
+        """Run a command in the guest and return its output; LabError if it fails."""
         return _checked(
             await self.lab.machine.run(command, seconds=seconds, domid=self.domid), check, self.name
         )
 
     async def up(self, link: str = "eth0", address: str | None = None) -> None:
-        """Give a link its addresses."""
+        """Wait for the link, then give it its addresses."""
         await self(
             f"i=0; while [ ! -e /sys/class/net/{link} ] && [ $i -lt 100 ]; do sleep 0.2; i=$((i+1)); done"
         )
@@ -69,7 +69,7 @@ class Guest:
             await self(f"ip addr add {self.address6}/64 dev {link}")
 
     async def reachable(self, address: str | None = None) -> None:
-        """Return once it answers to a ping."""
+        """Wait until the guest answers to ping."""
         target = address or self.address
         await self.lab.until(
             lambda: self.lab.succeeds(f"ping -c1 -W1 {target}"), f"{self.name} answers to ping"
@@ -80,14 +80,14 @@ class Guest:
 
 
 class Netback:
-    """netback in dom0."""
+    """The netback that runs in dom0."""
 
     def __init__(self, lab: "Lab") -> None:
         self._lab = lab
         self.options = ""
 
     async def start(self) -> None:
-        """Start it and wait until it serves."""
+        """Start netback and wait until its control socket exists."""
         dom0 = self._lab.dom0
         await dom0(
             f"setsid /opt/netback/bin/netback run {self.options} >>/lab/netback.log 2>&1 </dev/null &"
@@ -98,23 +98,23 @@ class Netback:
         )
 
     async def stop(self, sig: str = "TERM") -> None:
-        """End it by a signal, and wait for its end."""
+        """Send it a signal and wait until it ends."""
         await self._lab.dom0(
             f"kill -{sig} $(cat /run/nb.pid); while kill -0 $(cat /run/nb.pid) 2>/dev/null; do sleep 0.05; done"
         )
         await self._lab.dom0("rm -f /run/netback/backend-0.sock")
 
     async def __call__(self, arguments: str, *, seconds: float = 60) -> str:
-        """One of its other commands."""
+        """Run another netback command, such as `list`, and return its output."""
         return await self._lab.dom0(f"/opt/netback/bin/netback {arguments}", seconds=seconds)
 
     async def list(self) -> list[dict[str, Any]]:
-        """What `netback list` knows."""
+        """The devices that `netback list --json` prints."""
         devices: list[dict[str, Any]] = json.loads(await self("list --json"))
         return devices
 
     async def memory(self) -> int:
-        """How much of it is resident, in KiB."""
+        """Resident memory in KiB."""
         return int(await self._lab.dom0("awk '/^VmRSS/ {print $2}' /proc/$(cat /run/nb.pid)/status"))
 
     @property
@@ -124,7 +124,7 @@ class Netback:
 
 
 class Lab:
-    """Everything at hand: `dom0("command")`, `create("g1")`, `netback.stop()`."""
+    """What a scenario works with: `dom0("command")`, `create("g1")`, `netback.stop()`."""
 
     def __init__(self, machine: Machine, backend: BackendName) -> None:
         self.machine = machine
@@ -133,17 +133,17 @@ class Lab:
         self._numbers = 0
 
     async def dom0(self, command: str, *, seconds: float = 60, check: bool = True) -> str:
-        """A command in dom0: its output; LabError where it fails."""
+        """Run a command in dom0 and return its output; LabError if it fails."""
         return _checked(await self.machine.run(command, seconds=seconds), check, "dom0")
 
     async def succeeds(self, command: str) -> bool:
-        """Whether a command in dom0 ends with 0."""
+        """Whether a command in dom0 exits with 0."""
         return (await self.machine.run(command)).code == 0
 
     async def until(
         self, true: Callable[[], Awaitable[bool]], what: str, seconds: float = GUEST_SECONDS
     ) -> None:
-        """Wait for something that nobody announces."""
+        """Poll `true` until it holds; LabError after `seconds`, naming `what`."""
         end = time.monotonic() + seconds
         while not await true():
             if time.monotonic() > end:
@@ -162,10 +162,10 @@ class Lab:
         up: bool = True,
         more: str = "",
     ) -> Guest:
-        """A guest of Linux by `xl create`; with `up`, its first vif has an address and answers.
+        """Create a Linux guest with `xl create`; with `up`, wait until its first vif answers to ping.
 
-        With `python` it has Python, netback in /opt/netback and Xen's devices; the word `netback.nofront` in `more`
-        keeps Linux's own netfront out, so that its vifs are free for ours. `more` are words for its kernel.
+        `python` adds Python, netback in /opt/netback and Xen's devices. `more` is appended to the kernel's command
+        line; the word `netback.nofront` there keeps Linux's netfront out, so that netback's frontend can take the vifs.
         """
         self._numbers += 1
         number = self._numbers
@@ -186,7 +186,7 @@ vif={vifs!r}
         return await self.find(name, number, up=up and bool(vif))
 
     async def find(self, name: str, number: int, *, up: bool = False) -> Guest:
-        """A guest that has been started, once it takes commands."""
+        """Wait until a started guest takes commands."""
         guest = Guest(self, name, number, int(await self.dom0(f"xl domid {name}")))
         console = f"xenstore-exists /local/domain/{guest.domid}/console/tty"
         await self.until(lambda: self.succeeds(console), f"{name} has a console")
@@ -197,21 +197,21 @@ vif={vifs!r}
         return guest
 
     async def reset(self) -> None:
-        """No guest, nothing left of one."""
+        """Destroy every guest and wait until no link and no backend node of one is left."""
         for domid in (await self.dom0("xl list | awk 'NR>1 && $2>0 {print $2}'")).split():
             await self.dom0(f"xl destroy {domid}", seconds=90, check=False)
         await self.until(self._clean, "nothing is left of the guests: no vif link, no backend node")
 
     async def _clean(self) -> bool:
         nodes = "xenstore-ls -f /local/domain/0/backend/$kind 2>/dev/null"
-        ours = "grep -v /backend/qnic/0"  # the QEMU of Debian's xen.service has one of its own, for dom0
+        ours = "grep -v /backend/qnic/0"  # the QEMU that Debian's xen.service starts has a device of its own for dom0
         left = await self.dom0(
             f"for kind in vif qnic; do {nodes} | {ours}; done; ls /sys/class/net | grep ^vif", check=False
         )
         return not left.strip()
 
     def _files(self, kernel: str, python: bool) -> tuple[str, str]:
-        """A kernel and an initramfs in the shared directory, by their names there."""
+        """Put a kernel and an initramfs into the shared directory and return their names there."""
         image, directory = self.machine.image, self.machine.directory
         vmlinux, base = (
             (image.guest_kernel, image.guest) if kernel in ("", "6.12") else images.old_kernel(lambda _: None)
@@ -242,7 +242,7 @@ async def open_lab(
     options: Options = Options(),  # noqa: B008 (frozen)
     backend: BackendName = "netback",
 ) -> AsyncIterator[Lab]:
-    """Boot a Xen host whose guests' vifs are served by `backend`."""
+    """Boot a Xen host on which `backend` serves the guests' vifs."""
     _check_empty(directory)
     image = await asyncio.to_thread(images.build, say)
     made, disk = directory / "tree", directory / "netback.img"
@@ -262,13 +262,13 @@ async def open_lab(
 
 
 def _check_empty(directory: Path) -> None:
-    """What an earlier lab left there would pass for this one's."""
+    """Refuse a directory in use: an earlier lab's files would pass for this one's."""
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty: consoles and logs go to a directory of their own")
 
 
 def _clean_up(directory: Path) -> None:
-    """Leave what tells something: consoles, logs, what was made of guests."""
+    """Remove large files; keep consoles, logs and guest configurations."""
     shutil.rmtree(directory / "tree", ignore_errors=True)
     for path in [one for pattern in _BULK for one in directory.glob(pattern)]:
         path.unlink()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lab boots: dom0's disk, Xen, kernels and a guest's initramfs, from Debian's packages, kept between runs.
+"""What the lab boots: dom0's disk, Xen, kernels and a guest's initramfs, built from Debian packages and cached.
 
-Knows packages and files, no virtual machine. Where Debian's packages come from is read of this machine's apt.
+Deals with packages and files, not with virtual machines. The Debian mirror is the one that this machine's apt uses.
 """
 
 import errno
@@ -22,7 +22,7 @@ from netback.lab import initramfs
 
 SUITE = "trixie"
 OLD_SUITE = "bookworm"
-"""Whose kernel, 6.1, guests may have too."""
+"""The suite whose kernel, 6.1, guests may also boot."""
 PACKAGES = (
     "linux-image-amd64",
     "xen-hypervisor-4.20-amd64",
@@ -54,7 +54,7 @@ _STUB = """#!/bin/sh
 mount -t ext4 -o ro LABEL=netback /opt/netback
 exec sh "/opt/netback/lib/netback/lab/init/$1"
 """
-"""A domain's first process: everything else of ours is on another disk, which is cheap to make anew."""
+"""A domain's first process. Everything else of netback is on a second disk, which is cheap to rebuild."""
 
 Say = Callable[[str], None]
 
@@ -64,12 +64,12 @@ PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "gcc": "gcc",
 }
-"""Programs that the lab runs, and Debian's package of each."""
+"""Programs that the lab runs, each with its Debian package."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A directory with everything in it."""
+    """The directory of one built image."""
 
     directory: Path
 
@@ -92,35 +92,35 @@ class Image:
 
     @property
     def guest_kernel(self) -> Path:
-        """The same kernel, unpacked."""
+        """The same kernel as an ELF file."""
         return self.directory / "vmlinux"
 
     @property
     def initrd(self) -> Path:
-        """dom0's own."""
+        """dom0's initrd."""
         return self.directory / "initrd"
 
     @property
     def guest(self) -> Path:
-        """The base of a guest's initramfs."""
+        """The part of a guest's initramfs that all guests share."""
         return self.directory / "guest.cpio.gz"
 
 
 def cache() -> Path:
-    """Where images are kept."""
+    """The directory of cached images: $XDG_CACHE_HOME/netback/lab."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "netback" / "lab"
 
 
 def check_programs(programs: dict[str, str] = PROGRAMS) -> None:
-    """One line for what is missing."""
+    """Raise ConfigError naming every missing program's package in one line."""
     lacking = sorted({package for program, package in programs.items() if not shutil.which(program)})
     if lacking:
         raise ConfigError(f"the lab needs {', '.join(lacking)}: apt install {' '.join(lacking)}")
 
 
 def mirror(apt: Path = Path("/etc/apt")) -> str:
-    """Where this machine's own packages come from."""
+    """The Debian mirror of this machine's apt; ConfigError if none is configured."""
     files = [*sorted((apt / "sources.list.d").glob("*.sources")), apt / "sources.list"]
     files += sorted((apt / "sources.list.d").glob("*.list"))
     for path in files:
@@ -130,7 +130,7 @@ def mirror(apt: Path = Path("/etc/apt")) -> str:
 
 
 def find_mirror(text: str) -> str | None:
-    """The first archive of a sources file, in either of apt's formats, that is Debian's main one."""
+    """The first Debian main archive in a sources file, in either of apt's formats (sources.list(5)); None if none."""
     for line in text.splitlines():
         found = re.match(r"(?:URIs:|deb(?:\s+\[.*?\])?)\s*(\S+)", line)
         if found and re.search(r"/debian/?$", found[1]):
@@ -139,19 +139,19 @@ def find_mirror(text: str) -> str | None:
 
 
 def key() -> str:
-    """Changes with whatever an image is made of."""
+    """A digest of everything that an image is built from: the image's name in the cache."""
     made_of = (SUITE, PACKAGES, _DISK, _NOT_WANTED, _STUB, Path(__file__).read_text())
     inner = Path(initramfs.__file__).read_text()
     return hashlib.sha256(repr((made_of, inner)).encode()).hexdigest()[:16]
 
 
 def build(say: Say) -> Image:
-    """The image of this version, made now if nobody has yet."""
+    """The image of this version, built now if the cache lacks it."""
     check_programs()
     image = Image(cache() / key())
     if not image.directory.exists():
         if os.geteuid() != 0:
-            raise ConfigError("the lab's image is made as root: run it once with sudo -E")
+            raise ConfigError("the lab's image must be built as root: run this once with sudo -E")
         cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache(), prefix="new-") as place:
             made = Image(Path(place) / "image")
@@ -162,7 +162,7 @@ def build(say: Say) -> Image:
 
 
 def settle(made: Path, place: Path) -> None:
-    """Move a directory that is whole to where it is kept, unless somebody else's is there already."""
+    """Move a complete directory into the cache, unless another process put one there first."""
     try:
         made.rename(place)
     except OSError as error:
@@ -173,7 +173,7 @@ def settle(made: Path, place: Path) -> None:
 def bootstrap(
     root: Path, suite: str, packages: tuple[str, ...], log: Path, *, variant: str = "minbase"
 ) -> None:
-    """A root of Debian's packages."""
+    """Make a root directory of Debian packages with mmdebstrap."""
     command = ["mmdebstrap", f"--variant={variant}", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_WANTED]
     command += ["--aptopt=Acquire::Check-Valid-Until false", suite, str(root), mirror()]
@@ -181,7 +181,7 @@ def bootstrap(
 
 
 def run(command: list[str], log: Path, what: str) -> None:
-    """A program whose output goes to a file; its last lines tell why it failed."""
+    """Run a program with its output in `log`; ConfigError with the last lines if it fails."""
     with log.open("ab") as file:
         code = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
@@ -223,7 +223,7 @@ def _one(directory: Path, pattern: str) -> Path:
 
 
 def unpacked_kernel(packed: bytes) -> bytes:
-    """The ELF in a bzImage that is packed by xz, else what was given: libxl unpacks it too, but slowly in there."""
+    """The ELF file in an xz-packed bzImage, else the input. libxl unpacks it too, but slowly under emulation."""
     at = packed.find(b"\xfd7zXZ\0")
     if at < 0:
         return packed
@@ -232,7 +232,7 @@ def unpacked_kernel(packed: bytes) -> bytes:
 
 
 def old_kernel(say: Say) -> tuple[Path, Path]:
-    """The kernel before, and a guest base with its modules: (vmlinux, initramfs)."""
+    """The older kernel and a guest base with its modules: (vmlinux, initramfs)."""
     image = build(say)
     place = cache() / f"{key()}-{OLD_SUITE}"
     if not place.exists():
@@ -245,7 +245,9 @@ def old_kernel(say: Say) -> tuple[Path, Path]:
             packed = _one(root / "boot", "vmlinuz-*").read_bytes()
             (made / "vmlinux").write_bytes(unpacked_kernel(packed))
             release = _one(root / "lib/modules", "*")
-            kmod = initramfs.inside(image.root, "/usr/bin/kmod")  # which is depmod where it is called so
+            kmod = initramfs.inside(
+                image.root, "/usr/bin/kmod"
+            )  # kmod acts as depmod when it is called by that name
             depmod = [*initramfs.loader(image.root), "--argv0", "depmod", str(kmod)]
             run([*depmod, "-b", str(root), release.name], log, "cannot list the old kernel's modules")
             (made / "guest.cpio.gz").write_bytes(initramfs.guest_base(image.root, release))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest's initramfs, made of files of dom0's root. Knows cpio's newc format and ELF's ldd, no virtual machine."""
+"""Builds a guest's initramfs from files of dom0's root, in cpio's newc format (kernel: initramfs-buffer-format)."""
 
 import gzip
 import lzma
@@ -27,7 +27,7 @@ MODULES = (
 
 
 class Archive:
-    """Files under their names in the guest; `data` is the archive, to be joined with others end to end."""
+    """An archive of files by their names in the guest. `data` archives can be concatenated."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -43,14 +43,14 @@ class Archive:
         self._entry(name, stat.S_IFLNK | 0o777, target.encode())
 
     def copy(self, root: Path, name: str) -> None:
-        """A file of a root by its absolute name; links are followed, in that root."""
+        """Add a file of a root by its absolute name; links are followed within that root."""
         if name.lstrip("/") not in self._seen:
             path = inside(root, name)
-            found = path.stat()  # its time is what Python's byte code is valid by
+            found = path.stat()  # Python checks byte code against the source's time
             self.file(name, path.read_bytes(), stat.S_IMODE(found.st_mode), int(found.st_mtime))
 
     def data(self) -> bytes:
-        """Compressed, padded to where the kernel looks for the next one."""
+        """The archive, compressed and padded to 4 bytes, where the kernel looks for the next one."""
         self._entry("TRAILER!!!", 0, b"")
         packed = gzip.compress(b"".join(self._parts), 1)
         return packed + bytes(-len(packed) % 4)
@@ -73,7 +73,7 @@ class Archive:
 
 
 def inside(root: Path, name: str) -> Path:
-    """The file that `name` is in a root, whose absolute links stay in it."""
+    """Resolve `name` in a root; absolute links stay within the root."""
     path = root / name.lstrip("/")
     for _ in range(16):
         for parent in [*reversed(path.relative_to(root).parents), path.relative_to(root)]:
@@ -89,13 +89,13 @@ def inside(root: Path, name: str) -> Path:
 
 
 def loader(root: Path) -> list[str]:
-    """A root's own ld.so with its own libraries, to be followed by the options and the program."""
+    """The command that starts a root's ld.so with that root's libraries; options and a program follow."""
     paths = [str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/lib")]
     return [str(inside(root, "/lib64/ld-linux-x86-64.so.2")), "--library-path", ":".join(paths)]
 
 
 def libraries(root: Path, files: Iterable[Path]) -> set[str]:
-    """The shared libraries of a root that programs need, as that root's own loader finds them."""
+    """The shared libraries that programs of a root need, as that root's loader resolves them."""
     found: set[str] = set()
     for file in files:
         command = [*loader(root), "--list", str(file)]
@@ -107,7 +107,7 @@ def libraries(root: Path, files: Iterable[Path]) -> set[str]:
 
 
 def programs(archive: Archive, root: Path, names: Iterable[str]) -> None:
-    """Programs by their bare or absolute names, with what they load."""
+    """Add programs by bare or absolute name, with the libraries they load."""
     found = [_which(root, name) for name in names]
     for name in found:
         archive.copy(root, name)
@@ -127,7 +127,7 @@ def _which(root: Path, name: str) -> str:
 
 
 def closure(dependencies: str, wanted: Iterable[str]) -> dict[str, list[str]]:
-    """From the text of modules.dep: the files of the wanted modules and of all that they need."""
+    """The files of the wanted modules and their dependencies, from the text of modules.dep."""
     table = {}
     for line in dependencies.splitlines():
         path, _, needs = line.partition(":")
@@ -148,7 +148,7 @@ def module_name(path: str) -> str:
 
 
 def modules(archive: Archive, directory: Path, wanted: Iterable[str] = MODULES) -> None:
-    """Kernel modules of lib/modules/RELEASE, unpacked, with a modules.dep of their own."""
+    """Add kernel modules of lib/modules/RELEASE, unpacked, with a modules.dep for them."""
     place = f"/lib/modules/{directory.name}"
     chosen = closure((directory / "modules.dep").read_text(), wanted)
     lines = []
@@ -164,11 +164,11 @@ def _plain(path: str) -> str:
 
 
 def guest_base(root: Path, release: Path) -> bytes:
-    """What every Linux guest has, but its first process: a shell, programs and the modules of one kernel."""
+    """What every Linux guest has besides its first process: a shell, programs and one kernel's modules."""
     archive = Archive()
     archive.file("/bin/busybox", inside(root, "/usr/bin/busybox").read_bytes(), 0o755)
     programs(archive, root, PROGRAMS)
-    archive.copy(root, "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1")  # which iperf3 loads when its threads end
+    archive.copy(root, "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1")  # iperf3 loads it when its threads end
     modules(archive, release)
     return archive.data()
 
@@ -177,11 +177,11 @@ _NOT_FOR_GUESTS = {
     *("test", "idlelib", "tkinter", "ensurepip", "turtledemo", "pydoc_data"),
     *("pytest", "_pytest", "hypothesis", "pygments"),
 }
-"""Directories of Python's library, and of packages that `netback guest` does without: a guest's memory holds it all."""
+"""Parts of Python and of packages that `netback guest` does not need. The guest's memory holds the whole archive."""
 
 
 def guest_python(root: Path, tree: Path) -> bytes:
-    """Python and netback, as /opt/netback, for a guest: to be joined to its base."""
+    """The archive that adds Python and /opt/netback to a guest's base."""
     archive = Archive()
     interpreter = next(path for path in (root / "usr/bin").glob("python3.*") if path.name[8:].isdecimal())
     library = root / "usr/lib" / interpreter.name
@@ -195,7 +195,7 @@ def guest_python(root: Path, tree: Path) -> bytes:
 
 
 def _copy_tree(archive: Archive, directory: Path, place: str) -> None:
-    """What Python reads of a directory, and the programs in its bin/."""
+    """The files that Python reads in a directory, and the programs in its bin/."""
     for path in sorted(directory.rglob("*")):
         inner = path.relative_to(directory)
         wanted = path.suffix in (".py", ".pyc", ".so") or inner.parts[:-1] == ("bin",)
@@ -206,7 +206,7 @@ def _copy_tree(archive: Archive, directory: Path, place: str) -> None:
 
 
 def guest_init(script: bytes) -> bytes:
-    """The first process alone, so that a change of it needs nothing else anew."""
+    """The archive of the first process alone, so that a change to it rebuilds nothing else."""
     archive = Archive()
     archive.file("/init", script, 0o755)
     return archive.data()

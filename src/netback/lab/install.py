@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""netback for dom0's Python: this very package, its native part compiled against dom0's headers, and its dependencies.
+"""Installs this checkout of netback for dom0's Python: native part compiled against dom0's headers, and dependencies.
 
-Laid out as dom0 sees it under /opt/netback: lib/ for Python, bin/netback.
+The layout is what dom0 sees under /opt/netback: lib/ for Python, bin/netback.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _GENERATED = ("*.so", "*.c", "__pycache__")
 
 
 def build(image: Image, directory: Path, say: Say) -> None:
-    """Make the tree in a directory of its own: labs that run beside each other may be of different checkouts."""
+    """Install into `directory`. Each lab has its own, since labs running at once may be of different checkouts."""
     package = Path(netback.__file__).parent
     python = _python(image)
     lib = directory / "lib"
@@ -46,7 +46,7 @@ def build(image: Image, directory: Path, say: Say) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Linked where that can be: nobody writes into these files."""
+    """Hard-link a file where possible; nothing writes to these files."""
     try:
         os.link(source, target)
     except OSError:
@@ -54,7 +54,7 @@ def _link(source: str, target: str) -> None:
 
 
 def make_disk(tree: Path, disk: Path) -> None:
-    """A file system of the tree."""
+    """Make an ext4 image of the tree."""
     size = sum(path.stat().st_size + 4096 for path in tree.rglob("*") if path.is_file())
     mib = max(64, size * 3 // 2 // _MIB)
     command = ["mke2fs", "-q", "-t", "ext4", "-L", "netback", "-d", str(tree), str(disk), f"{mib}M"]
@@ -62,7 +62,7 @@ def make_disk(tree: Path, disk: Path) -> None:
 
 
 def _python(image: Image) -> str:
-    """dom0's Python, as in "3.13"."""
+    """dom0's Python version, for example "3.13"."""
     found = [path.name.removeprefix("python") for path in (image.root / "usr/include").glob("python3.*")]
     if len(found) != 1:
         raise ConfigError("dom0 has no Python headers")
@@ -70,7 +70,7 @@ def _python(image: Image) -> str:
 
 
 def _dependencies(image: Image, python: str, say: Say) -> Path:
-    """The directory of the packages that netback and its tests need, made once."""
+    """The directory of the packages that netback and its tests need, fetched once per image."""
     made = image.directory / "packages"
     if made.exists():
         return made
@@ -94,7 +94,7 @@ def _dependencies(image: Image, python: str, say: Say) -> Path:
 
 
 def _precompile(image: Image, directory: Path, python: str) -> None:
-    """Byte code by dom0's own Python, which runs here, too: there every start would compile anew, slowly."""
+    """Compile byte code with dom0's Python, run on this machine: dom0 would compile at each start, slowly."""
     usr = image.root / "usr"
     loader = initramfs.inside(image.root, "/lib64/ld-linux-x86-64.so.2")
     command = [
@@ -115,13 +115,11 @@ def _precompile(image: Image, directory: Path, python: str) -> None:
     command += [str(directory)]
     environment = os.environ | {"PYTHONHOME": str(usr), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
-    subprocess.run(
-        command, env=environment, capture_output=True, check=False
-    )  # without it all works, only slower
+    subprocess.run(command, env=environment, capture_output=True, check=False)  # a failure costs only speed
 
 
 def _native(image: Image, package: Path, plane: Path, python: str, say: Say) -> None:
-    """Each module that changed, translated and compiled; what they are made of names what is kept."""
+    """Translate and compile each changed module. A digest of its sources names the cached result."""
     headers = sorted(package.glob("dataplane/**/*.pxd"))
     common = b"".join(path.read_bytes() for path in [*headers, Path(extensions.__file__)])
     kept = cache() / "native" / python
@@ -147,7 +145,7 @@ def _native(image: Image, package: Path, plane: Path, python: str, say: Say) -> 
 
 def _compile(image: Image, package: Path, source: Path, made: Path, python: str, place: Path) -> None:
     plane = package / "dataplane"
-    name = "-".join(source.relative_to(plane).with_suffix("").parts)  # two of them may be called queue
+    name = "-".join(source.relative_to(plane).with_suffix("").parts)  # two modules may be called queue
     translated, compiled = place / f"{name}.c", place / f"{name}.so"
     directives = ",".join(
         f"{name}={value}" for name, value in extensions.DIRECTIVES.items() if name != "language_level"
@@ -157,7 +155,7 @@ def _compile(image: Image, package: Path, source: Path, made: Path, python: str,
     include = image.root / "usr/include"
     multiarch = (
         place / "include" / "x86_64-linux-gnu"
-    )  # only Python's: the C library's headers are this machine's
+    )  # Python's headers alone: the C library's are this machine's
     multiarch.mkdir(parents=True, exist_ok=True)
     link = multiarch / f"python{python}"
     with suppress(FileExistsError):

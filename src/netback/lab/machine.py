@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine: QEMU with Xen and dom0 in it, and commands in dom0. Knows nothing of guests or netback."""
+"""QEMU with Xen and dom0 in it, and commands in dom0. Does not deal with guests or netback."""
 
 import asyncio
 import ctypes
@@ -24,12 +24,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class LabError(NetbackError):
-    """Something in the lab did not do what it must."""
+    """A step of the lab failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended."""
+    """A finished command."""
 
     command: str
     code: int
@@ -42,7 +42,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the machine is made."""
+    """The machine's options."""
 
     accel: str = "auto"
     """"kvm", "tcg", or "auto": KVM only where a trial boot of Xen prints its banner."""
@@ -50,17 +50,18 @@ class Options:
     cpus: int = 2
     dom0: str = "dom0_mem=2G,max:2G dom0_max_vcpus=2"
     host: str = "dom0"
-    """How dom0 starts: a script of `init/`."""
+    """The script of `init/` that dom0 starts."""
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """What the processor says that it can."""
+    """The flags in /proc/cpuinfo."""
     lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")]
     return set(lines[0].partition(":")[2].split()) if lines else set()
 
 
 def choose_accel(image: Image, wanted: str) -> str:
-    """A /dev/kvm that opens proves nothing: the processor must show it, and Xen's banner must come (rules 7)."""
+    """Choose "kvm" or "tcg". A /dev/kvm that opens proves nothing: the processor must have vmx or svm, and a trial boot
+    must print Xen's banner."""
     if wanted not in ("auto", *ACCELERATORS):
         raise ConfigError(f"no acceleration is called {wanted!r}: auto, {', '.join(ACCELERATORS)}")
     if wanted != "auto":
@@ -82,7 +83,7 @@ def _accel(accel: str) -> list[str]:
 
 
 def _die_with_parent() -> None:
-    """No machine outlives the lab, however that ends."""
+    """Have the kernel kill the machine when this process ends (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -107,7 +108,7 @@ class Machine:
 
     @property
     def console(self) -> Path:
-        """Everything that Xen and dom0 printed."""
+        """The file of everything that Xen and dom0 printed."""
         return self.directory / "dom0.console"
 
     async def __aenter__(self) -> Self:
@@ -133,7 +134,7 @@ class Machine:
         await self._undo.aclose()
 
     async def run(self, command: str, *, seconds: float = 60, domid: int | None = None) -> Done:
-        """A shell command in dom0, or in a guest by its console."""
+        """Run a shell command in dom0, or in a guest through its console; LabError if dom0 does not answer in time."""
         if self._reading.done():
             raise LabError(f"the machine ended. {self._complaint()}")
         self._last += 1
@@ -152,7 +153,7 @@ class Machine:
         return Done(command, answer["code"], answer["out"], answer["err"])
 
     def tail(self) -> str:
-        """The last lines of dom0's console."""
+        """The last lines of dom0's console, indented."""
         with suppress(OSError):
             lines = self.console.read_text(errors="replace").splitlines()
             return "\n".join(f"  | {line}" for line in lines[-_TAIL:])
@@ -181,7 +182,7 @@ class Machine:
             *("-initrd", f"{linux} -- {options.host},{image.initrd}"),
             *("-drive", f"file={image.disk},if=virtio,format=raw"),
             *("-drive", f"file={self._disk},if=virtio,format=raw"),
-            *("-drive", f"file={image.disk},if=virtio,format=raw"),  # once more, for a driver domain
+            *("-drive", f"file={image.disk},if=virtio,format=raw"),  # a second copy, for a driver domain
             *("-virtfs", f"local,path={self.directory},mount_tag=lab,security_model=none"),
             *("-device", "virtio-serial-pci"),
             *(
@@ -206,7 +207,7 @@ class Machine:
             raise ConfigError("the lab needs qemu-system-x86: apt install qemu-system-x86") from error
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Answers, until the machine ends; then everybody who waits is told."""
+        """Deliver answers until the machine ends, then fail every waiting command."""
         assert process.stdin is not None
         assert process.stdout is not None
         self._writer = process.stdin
@@ -221,7 +222,7 @@ class Machine:
                 future.set_exception(LabError(f"the machine ended. {self._complaint()}\n{self.tail()}"))
 
     def _complaint(self) -> str:
-        """What QEMU itself said."""
+        """What QEMU printed on standard error."""
         return (self.directory / "qemu.err").read_text(errors="replace").strip()
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds scenarios and runs them, those that can share a machine in one boot.
+"""Finds scenarios and runs them; scenarios that can share a machine share one boot.
 
-A scenario is a module in `scenarios/`: an `async def run(lab)` whose docstring says what is set up, done and must hold.
-`SMOKE = True` puts it in the small set; `ROUNDS` (smoke, full) is for those that repeat something; `HOST` names the
-host that it needs, a script of `init/`, if not the plain one. After each, nothing may be left behind, and netback may
-not have been at fault.
+A scenario is a module in `scenarios/` with an `async def run(lab)`. Its docstring says what is set up, what is done and
+what must hold. `SMOKE = True` puts it into the small set. `ROUNDS` is (smoke, full) for scenarios that repeat a step.
+`HOST` names the host that it needs, a script of `init/`, if not the plain one. After each scenario nothing may be left
+behind, and netback's log may hold no fault.
 """
 
 import importlib
@@ -27,7 +27,7 @@ from netback.lab.machine import LabError, Options
 
 TAIL = 15
 FAULTS = ("Traceback", "unexpected", "CRITICAL")
-"""What netback's log never holds."""
+"""Words that netback's log must never hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Scenario:
         return (inspect.getdoc(self.module) or "").partition("\n")[0]
 
     async def run(self, lab: Lab, *, full: bool) -> str:
-        """All of it, with as many rounds as the set asks for; what it has to say besides, if anything."""
+        """Run it with the rounds of its set; returns a remark to print, or an empty string."""
         known: dict[str, Any] = {}
         if hasattr(self.module, "ROUNDS"):
             known["rounds"] = self.module.ROUNDS[full]
@@ -64,7 +64,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a scenario went; `fault` is empty where it held."""
+    """The result of a scenario; `fault` is empty if it held."""
 
     scenario: Scenario
     seconds: float
@@ -73,7 +73,7 @@ class Outcome:
 
 
 def find_scenarios() -> dict[str, Scenario]:
-    """All of them by name."""
+    """Every scenario by name."""
     found = {}
     for info in pkgutil.iter_modules(scenarios.__path__):
         module = importlib.import_module(f"{scenarios.__name__}.{info.name}")
@@ -82,7 +82,7 @@ def find_scenarios() -> dict[str, Scenario]:
 
 
 def choose(names: Iterable[str], *, full: bool) -> list[Scenario]:
-    """Those that are named, else the smoke set, else all."""
+    """The named scenarios, else the smoke set, or all with `full`."""
     known = find_scenarios()
     wanted = list(names)
     unknown = [name for name in wanted if name not in known]
@@ -96,7 +96,7 @@ def choose(names: Iterable[str], *, full: bool) -> list[Scenario]:
 async def run_all(
     chosen: list[Scenario], directory: Path, say: Say, *, options: Options, full: bool = False
 ) -> list[Outcome]:
-    """Each in turn; those of one host and backend share a boot, and one that fails costs the others but a new boot."""
+    """Run each in turn. Scenarios of one host and backend share a boot; after a failure the others get a fresh one."""
     outcomes: list[Outcome] = []
     for host, backend in sorted({(scenario.host, scenario.backend) for scenario in chosen}):
         left = [scenario for scenario in chosen if (scenario.host, scenario.backend) == (host, backend)]
@@ -115,7 +115,7 @@ async def run_all(
 
 
 async def _run_until_fault(lab: Lab, left: list[Scenario], say: Say, *, full: bool) -> list[Outcome]:
-    """Those that are left, up to the first that fails: who knows what it left, the next one has a fresh host."""
+    """Run the remaining scenarios up to the first failure, since a failed one may leave the host in any state."""
     outcomes: list[Outcome] = []
     while left and not (outcomes and outcomes[-1].fault):
         outcome = await run_one(lab, left.pop(0), full=full)
@@ -129,7 +129,7 @@ async def _run_until_fault(lab: Lab, left: list[Scenario], say: Say, *, full: bo
 
 
 async def run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
-    """One scenario, and that nothing is left of it."""
+    """Run one scenario, then check that nothing is left of it."""
     start = time.monotonic()
     outcome = Outcome(scenario, 0)
     try:
@@ -139,23 +139,23 @@ async def run_one(lab: Lab, scenario: Scenario, *, full: bool) -> Outcome:
         for fault in FAULTS:
             if fault in lab.netback.log:
                 raise LabError(f"netback's log has {fault!r}")
-    except Exception as error:  # a scenario may also stumble over what it did not expect to read
+    except Exception as error:  # a scenario may raise anything, such as a parse error of unexpected output
         first = None if error.__suppress_context__ else error.__context__
-        faults = [first, error]  # two, where what is left behind was a fault besides
+        faults = [first, error]  # two faults if something was also left behind
         outcome.fault = "\n".join(_told(fault) for fault in faults if isinstance(fault, Exception))
     outcome.seconds = time.monotonic() - start
     return outcome
 
 
 def _told(fault: Exception) -> str:
-    """In words where it has some of ours, else with the place where it happened."""
+    """The error's message if it is one of netback's, else with the line that raised it."""
     if isinstance(fault, NetbackError | AssertionError) and str(fault):
         return str(fault)
     return "".join(traceback.format_exception(fault, chain=False)).rstrip()
 
 
 def _explain(lab: Lab, outcome: Outcome) -> str:
-    """The fault, and the last lines of everything that has a console."""
+    """The fault, and the last lines of every console."""
     lines = [outcome.fault]
     directory = lab.machine.directory
     for path in [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prompt in dom0, by the agent: what `netback lab up` gives."""
+"""A prompt in dom0 through the agent: `netback lab up`."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ _HELP = (
 
 
 async def shell(directory: Path, say: Say, *, accel: str, command: str | None, guest: bool) -> int:
-    """Boot, then one command or as many as are typed: the exit code of the last."""
+    """Boot, then run `command`, or each line typed; returns the last exit code."""
     async with open_lab(directory, say, options=Options(accel=accel)) as lab:
         made = await lab.create("g1") if guest else None
         say(f"consoles and logs: {directory}")
@@ -30,7 +30,7 @@ async def shell(directory: Path, say: Say, *, accel: str, command: str | None, g
 
 
 def _ask() -> str:
-    """Blocks the loop, which has nothing else to do: a thread that reads a terminal cannot be interrupted."""
+    """Read a line, blocking the idle loop: a thread that reads a terminal could not be interrupted."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return input("dom0# ").strip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""iperf3 and ping as scenarios use them: their figures as numbers."""
+"""iperf3, ping and leak checks as scenarios use them, with figures as numbers."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from netback.lab.host import BRIDGE, DOM0, Guest, Lab
 from netback.lab.machine import LabError
 
 XEN_BIN = "/usr/lib/xen-4.20/bin"
-"""Where Debian keeps those of Xen's tools that nobody calls by hand."""
+"""Where Debian keeps Xen's tools that are not on PATH."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What arrived: bits and datagrams a second, and the share that was lost."""
+    """What arrived: bits/s, datagrams/s, and the share lost (0 to 1)."""
 
     bits: float
     packets: float = 0.0
@@ -23,7 +23,7 @@ class Flow:
 
 
 async def serve_iperf(guest: Guest) -> None:
-    """One server after the other: a single one does not survive lost UDP tests."""
+    """Restart iperf3's server after each test: one server does not survive lost UDP tests."""
     await guest("(while true; do iperf3 -s -1 >/dev/null 2>&1; done) & sleep 1")
 
 
@@ -36,7 +36,7 @@ async def iperf(
     tries: int = 3,
     where: str = "",
 ) -> Flow:
-    """From dom0, or from `where` in it, to the guest; with -R in `options` the other way."""
+    """Measure from dom0, or with the prefix `where`, to the guest; -R in `options` reverses. LabError after `tries`."""
     command = f"{where} iperf3 -J -c {address or guest.address} -t {seconds} {options}"
     for _ in range(tries):
         text = await guest.lab.dom0(command, seconds=seconds + 20, check=False)
@@ -44,7 +44,7 @@ async def iperf(
             result = json.loads(text)
             if "error" not in result:
                 return _flow(result["end"], udp="-u" in options.split())
-        await guest("killall -q iperf3; sleep 1")  # a server that a lost test holds up
+        await guest("killall -q iperf3; sleep 1")  # a lost test may leave the server busy
     raise LabError(f"{command}: {text[-500:] or 'no answer'}")
 
 
@@ -59,7 +59,7 @@ def _flow(end: dict[str, dict[str, float]], *, udp: bool) -> Flow:
 
 
 async def know_each_other(guest: Guest) -> None:
-    """By entries that stay: how long ARP waits is not what a kill is measured by."""
+    """Add permanent neighbour entries, so that ARP's timeouts do not count as a backend's outage."""
     lab = guest.lab
     bridge = (await lab.dom0(f"cat /sys/class/net/{BRIDGE}/address")).strip()
     mac = (await guest("cat /sys/class/net/eth0/address")).strip()
@@ -68,7 +68,7 @@ async def know_each_other(guest: Guest) -> None:
 
 
 async def unharmed(guest: Guest) -> None:
-    """No frame was refused: not by netback, nor by the guest's netfront, which counts what it cannot read."""
+    """Assert that neither netback nor the guest's netfront refused a frame (netfront counts them as rx_errors)."""
     device = next(one for one in await guest.lab.netback.list() if one["domid"] == guest.domid)
     assert device["counters"]["tx_errors"] == device["counters"]["rx_errors"] == 0, device["counters"]
     refused = (await guest("cat /sys/class/net/eth0/statistics/rx_errors")).strip()
@@ -76,7 +76,7 @@ async def unharmed(guest: Guest) -> None:
 
 
 async def held(lab: Lab) -> dict[str, int]:
-    """What a leak would show in."""
+    """Counts of everything that could leak: links, nodes, ports, mapped grants, descriptors."""
     process = "/proc/$(cat /run/nb.pid)"
     counts = {
         "links": "ls /sys/class/net | wc -l",
@@ -86,13 +86,13 @@ async def held(lab: Lab) -> dict[str, int]:
         "descriptors": f"ls {process}/fd | wc -l",
     }
     found = {what: int(await lab.dom0(command)) for what, command in counts.items()}
-    assert found["nodes"] > 0 < found["ports"], f"these cannot be: {found}"  # the tool's fault then
+    assert found["nodes"] > 0 < found["ports"], f"impossible counts: {found}"  # the tool failed
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Echoes:
-    """What ping says: milliseconds."""
+    """A summary of ping; `average` in milliseconds."""
 
     sent: int
     received: int
@@ -100,13 +100,13 @@ class Echoes:
 
 
 async def ping(guest: Guest, options: str, address: str | None = None, *, seconds: float = 60) -> Echoes:
-    """From dom0 to the guest."""
+    """Ping the guest from dom0."""
     text = await guest.lab.dom0(f"ping -q {options} {address or guest.address}", seconds=seconds, check=False)
     return echoes(text)
 
 
 def echoes(text: str) -> Echoes:
-    """From what either ping prints at its end."""
+    """Parse the summary of iputils' or busybox's ping."""
     counts = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", text)
     if counts is None:
         raise LabError(f"ping said: {text}")

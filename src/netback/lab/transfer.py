@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of known bytes between dom0 and guests, checked at their end. Knows commands, not what disturbs them."""
+"""Streams of known bytes between dom0 and guests, checked at their end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ Kind = Callable[[Guest, int, int], Awaitable["Transfer"]]
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A transfer under way; `finish` returns when it arrived whole, and raises where it did not."""
+    """A running transfer; `finish` returns once all bytes arrived and raises LabError if they differ."""
 
     guest: Guest
     kind: "Kind"
@@ -36,12 +36,12 @@ class Transfer:
 
 
 def _payload(guest: Guest, size: int, port: int) -> str:
-    """The same bytes at both ends, so that each can name their sum, and no other transfer's."""
+    """A command that prints bytes which follow from the port, so that both ends can compute the sum."""
     return f"yes '{guest.name} at {port}: netback checks every byte of this line' | head -c {size}"
 
 
 async def to_guest(guest: Guest, size: int, port: int) -> Transfer:
-    """dom0 sends, the guest receives; the sum of what was sent is made apart, by dom0."""
+    """dom0 sends and the guest receives; dom0 computes the expected sum separately."""
     receiving = asyncio.create_task(guest(f"nc -l -p {port} | sha256sum", seconds=_SECONDS))
     await asyncio.sleep(1)
     connect = f"timeout {_SECONDS} socat -u - TCP:{guest.address}:{port},retry=20,interval=0.2"
@@ -53,7 +53,7 @@ async def to_guest(guest: Guest, size: int, port: int) -> Transfer:
 
 
 async def from_guest(guest: Guest, size: int, port: int) -> Transfer:
-    """The guest sends, dom0 receives."""
+    """The guest sends and dom0 receives."""
     listen = f"timeout {_SECONDS} socat -u TCP-LISTEN:{port},reuseaddr - | sha256sum"
     receiving = asyncio.create_task(guest.lab.dom0(listen, seconds=_SECONDS))
     await guest.lab.dom0(f"until ss -Hltn sport = :{port} | grep -q .; do sleep 0.1; done")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends that a guest can have in the lab, each from its coming to its going. Knows how each is given a vif."""
+"""The backends that can serve a guest in the lab, and how each gets a vif and gives it back."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ _MAC = "00:16:3e:77:00:00"
 
 @asynccontextmanager
 async def _attached(guest: Guest) -> AsyncIterator[None]:
-    """A vif by xl, as long as it lasts; whatever serves `backend/vif` takes it up."""
+    """A vif attached by xl for the length of the context; the running backend of `backend/vif` serves it."""
     lab = guest.lab
     await lab.dom0(f"xl network-attach {guest.name} mac={_MAC} bridge={BRIDGE}", seconds=90)
     try:
@@ -34,8 +34,8 @@ async def _up(guest: Guest) -> None:
     await guest.reachable()
 
 
-class Contender:
-    """A backend; `serving` gives the guest a vif of it."""
+class LabBackend:
+    """A backend; `serving` attaches one of its vifs to the guest."""
 
     name = ""
 
@@ -45,8 +45,8 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kernel(Contender):
-    """Linux's own, a module; it claims every vif that it sees."""
+class _Kernel(LabBackend):
+    """Linux's xen-netback, a module, which claims every vif."""
 
     name: str = "kernel"
 
@@ -61,7 +61,7 @@ class _Kernel(Contender):
 
 
 @dataclass(frozen=True, slots=True)
-class _Netback(Contender):
+class _Netback(LabBackend):
     name: str = "netback"
 
     @asynccontextmanager
@@ -75,8 +75,8 @@ class _Netback(Contender):
 
 
 @dataclass(frozen=True, slots=True)
-class _Qnic(Contender):
-    """QEMU's, which makes its nodes itself; its end leaves them behind."""
+class _Qnic(LabBackend):
+    """QEMU's qnic, which writes its own nodes and leaves them behind."""
 
     name: str = "qnic"
 
@@ -110,4 +110,4 @@ async def _quiet(guest: Guest) -> bool:
 
 
 NETBACK = _Netback()
-CONTENDERS: tuple[Contender, ...] = (_Kernel(), _Qnic(), NETBACK)
+BACKENDS: tuple[LabBackend, ...] = (_Kernel(), _Qnic(), NETBACK)

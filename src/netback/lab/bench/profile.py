@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where netback's time goes for a frame: processor time of its workers, and the system calls that they make.
+"""Where netback's time goes per frame: processor time of its workers, and their system calls.
 
-Each row of the bench is run twice, since counting slows down what it counts: once for the times, once for the calls.
-Knows Linux's /proc and tracefs; what a row is, is the bench's.
+Each row of the bench runs twice, once for the times and once for the calls, since counting calls slows them down. Reads
+/proc and tracefs.
 """
 
 import json
@@ -24,24 +24,24 @@ _HITS = re.compile(r"id: (?:sys_)?(\w+)\s*\[\s*\d+\]\s*\} hitcount:\s*(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a frame took in one row; times in microseconds."""
+    """The cost of a frame in one row, in microseconds."""
 
     row: str
     frames: int
     pace: float
-    """Frames a second; iperf3's own start and end count too."""
+    """Frames per second, iperf3's start and end included."""
     user: float
     system: float
     calls: dict[str, float]
 
 
 def calls_in(text: str) -> dict[str, int]:
-    """How often each system call was made, by tracefs's histogram."""
+    """Calls by name, from a tracefs histogram."""
     return {name: int(hits) for name, hits in _HITS.findall(text)}
 
 
 async def _frames(lab: Lab) -> int:
-    """All that crossed the rings so far, in both directions."""
+    """Frames that crossed the rings so far, both directions."""
     return sum(
         int(device["counters"][which])
         for device in await lab.netback.list()
@@ -50,9 +50,9 @@ async def _frames(lab: Lab) -> int:
 
 
 async def _spent(lab: Lab) -> tuple[float, float]:
-    """The workers' processor time so far, in seconds: user, and system.
+    """The workers' processor time so far in seconds: (user, system).
 
-    schedstat is exact, but is not divided; stat is, by ticks.
+    schedstat is exact but undivided; stat divides it, in ticks (proc(5)).
     """
     text = await lab.dom0(
         f"cd /proc/$(cat /run/nb.pid)/task; for i in {_WORKERS}; do echo $(cut -d' ' -f1 $i/schedstat)"
@@ -65,7 +65,7 @@ async def _spent(lab: Lab) -> tuple[float, float]:
 
 
 async def _run(guest: Guest, row: Row, seconds: int) -> None:
-    """iperf3 loses a test now and then."""
+    """Run a row, once more if iperf3 lost the test."""
     try:
         await row.measure(guest, seconds)
     except LabError:
@@ -73,7 +73,7 @@ async def _run(guest: Guest, row: Row, seconds: int) -> None:
 
 
 async def _count_calls(guest: Guest, row: Row, seconds: int) -> dict[str, float]:
-    """System calls for each frame, by name."""
+    """System calls per frame, by name."""
     lab = guest.lab
     mine = await lab.dom0(f"for i in {_WORKERS}; do echo common_pid==$i; done")
     trigger = f"hist:keys=id.syscall if {'||'.join(mine.split())}"
@@ -104,10 +104,10 @@ async def _cost(guest: Guest, row: Row, seconds: int) -> Cost:
 async def profile(
     directory: Path, say: Say, *, accel: str, seconds: int, rows: tuple[Row, ...] = ROWS
 ) -> tuple[dict[str, float], list[Cost]]:
-    """The prices of calls in dom0 (microseconds), and what a frame took in each row."""
+    """The costs of calls in dom0 (microseconds), and the cost of a frame in each row."""
     costs = []
     async with open_lab(directory, say, options=Options(accel=accel), backend="none") as lab:
-        prices: dict[str, float] = json.loads(
+        call_costs: dict[str, float] = json.loads(
             await lab.dom0("python3 -P -m netback.lab.inside.costs", seconds=120)
         )
         await lab.dom0("mount -t tracefs tracefs /sys/kernel/tracing")
@@ -116,12 +116,12 @@ async def profile(
             for row in rows:
                 costs.append(await _cost(guest, row, seconds))
                 say(f"{row.name}: {costs[-1].frames} frames")
-    return prices, costs
+    return call_costs, costs
 
 
-def render(prices: dict[str, float], costs: list[Cost]) -> str:
-    """The prices, and a Markdown table."""
-    lines = [f"{what}: {price:.3g} us" for what, price in prices.items()]
+def render(call_costs: dict[str, float], costs: list[Cost]) -> str:
+    """The costs of calls, then a Markdown table."""
+    lines = [f"{what}: {price:.3g} us" for what, price in call_costs.items()]
     lines += ["", "| | frames a second | worker's us a frame, user | system | calls a frame | which |"]
     lines.append("|---|---|---|---|---|---|")
     for cost in costs:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast: Linux's xen-netback, QEMU's qnic and netback serve the same guest in one boot, in turns.
+"""The lab's bench: Linux's xen-netback, QEMU's qnic and netback serve the same guest in one boot, in turns.
 
-Knows what is measured and how it is told; each backend's coming and going is in `contenders`.
+How each backend starts and ends is in backends.py.
 """
 
 import json
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from netback.errors import ConfigError, NetbackError
-from netback.lab.bench.backends import CONTENDERS, Contender
+from netback.lab.bench.backends import BACKENDS, LabBackend
 from netback.lab.host import Guest, Lab, open_lab
 from netback.lab.image import Say
 from netback.lab.machine import LabError, Options
@@ -22,17 +22,17 @@ from netback.lab.tools import iperf, ping, serve_iperf
 SUBJECT = "netback"
 TRIES = 2
 GIVE_UP = 2
-"""A row that failed so often running is not asked of that contender again in that boot: a stall takes a minute."""
+"""After so many failures in succession a backend's row is skipped for the rest of the boot: a stall takes a minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that is measured; `targets` are the least ratios to each baseline that are accepted."""
+    """One measured quantity; `targets` are the accepted least ratios to each baseline."""
 
     name: str
     unit: str
     measure: Callable[[Guest, int], Awaitable[tuple[float, float]]]
-    """The figure, and how much work it was: gigabytes or millions of frames."""
+    """Returns the figure and the work done: gigabytes or millions of frames."""
     work: str
     less_is_better: bool = False
     targets: Mapping[str, float] = field(default_factory=lambda: {"kernel": 0.9, "qnic": 5.0})
@@ -40,15 +40,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measurement; `value` is NaN where the backend crashed or stalled, and `fault` says how."""
+    """One measurement; `value` is NaN if the backend crashed or stalled, and `fault` says how."""
 
     row: str
-    contender: str
+    backend: str
     boot: int
     round: int
     value: float
     cpu: float
-    """dom0's CPU seconds for each gigabyte, or each million frames."""
+    """dom0's CPU seconds per gigabyte, or per million frames."""
     fault: str = ""
 
 
@@ -89,8 +89,8 @@ async def _dom0_seconds(lab: Lab) -> float:
     return float(await lab.dom0("xl list 0 | awk 'NR==2 {print $NF}'"))
 
 
-async def _sample(guest: Guest, row: Row, contender: Contender, at: tuple[int, int], seconds: int) -> Sample:
-    """Tried twice, as iperf3 loses one now and then; nothing of a try that failed counts."""
+async def _sample(guest: Guest, row: Row, backend: LabBackend, at: tuple[int, int], seconds: int) -> Sample:
+    """Measure a row, trying twice since iperf3 sometimes loses a test; a failed try counts for nothing."""
     for _ in range(TRIES):
         before = await _dom0_seconds(guest.lab)
         try:
@@ -100,25 +100,25 @@ async def _sample(guest: Guest, row: Row, contender: Contender, at: tuple[int, i
             continue
         spent = await _dom0_seconds(guest.lab) - before
         if value > 0:
-            return Sample(row.name, contender.name, *at, value, spent / work)
+            return Sample(row.name, backend.name, *at, value, spent / work)
         fault = "nothing arrived"
-    return Sample(row.name, contender.name, *at, math.nan, math.nan, fault)
+    return Sample(row.name, backend.name, *at, math.nan, math.nan, fault)
 
 
 async def make_guest(lab: Lab) -> Guest:
-    """A guest without a vif, that takes what iperf3 sends."""
+    """A guest without a vif that runs iperf3's server."""
     guest = await lab.create("bench", vif=(), memory=512)
     await serve_iperf(guest)
     return guest
 
 
-def given_up(samples: Sequence[Sample], row: str, contender: str, at: tuple[int, int]) -> Sample | None:
-    """What stands for a sample that is not worth trying, after the faults of this boot so far."""
-    key = at[0], row, contender
-    faults = [one.fault for one in samples if (one.boot, one.row, one.contender) == key][-GIVE_UP:]
+def given_up(samples: Sequence[Sample], row: str, backend: str, at: tuple[int, int]) -> Sample | None:
+    """The sample to record instead of another try, if this boot's last tries all failed; else None."""
+    key = at[0], row, backend
+    faults = [one.fault for one in samples if (one.boot, one.row, one.backend) == key][-GIVE_UP:]
     if len(faults) < GIVE_UP or not all(faults):
         return None
-    return Sample(row, contender, *at, math.nan, math.nan, faults[-1])
+    return Sample(row, backend, *at, math.nan, math.nan, faults[-1])
 
 
 async def measure_boot(
@@ -127,40 +127,40 @@ async def measure_boot(
     boot: int,
     rounds: int,
     seconds: int,
-    contenders: Sequence[Contender],
+    backends: Sequence[LabBackend],
     say: Say,
 ) -> None:
-    """Add to `samples` every row by every contender, round after round; one that fails never stops the run."""
+    """Append every row of every backend to `samples`, round by round; a failure never stops the run."""
     guest = await make_guest(lab)
     for number in range(rounds):
-        for contender in contenders:
+        for backend in backends:
             taken: list[Sample] = []
             if not await lab.succeeds(f"xl domid {guest.name}"):
                 say("the guest's kernel has crashed: a new guest")
                 guest = await make_guest(lab)
             try:
-                async with contender.serving(guest):
+                async with backend.serving(guest):
                     for row in ROWS:
                         at = boot, number
-                        skipped = given_up(samples, row.name, contender.name, at)
-                        taken.append(skipped or await _sample(guest, row, contender, at, seconds))
+                        skipped = given_up(samples, row.name, backend.name, at)
+                        taken.append(skipped or await _sample(guest, row, backend, at, seconds))
             except NetbackError as error:
-                say(f"{contender.name}: {error}")  # the rest of its rows is not known in this round
+                say(f"{backend.name}: {error}")  # this backend's other rows of the round are missing
             samples += taken
             figures = ", ".join(f"{sample.value:.4g}" for sample in taken)
-            say(f"boot {boot + 1} round {number + 1} {contender.name:8} {figures}")
+            say(f"boot {boot + 1} round {number + 1} {backend.name:8} {figures}")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row's result: medians over all rounds, and the median of ratios within a round."""
+    """A row's result: medians over all rounds, and the median of the ratios within a round."""
 
     row: Row
     medians: dict[str, float]
     spread: dict[str, tuple[float, float]]
     cpu: dict[str, float]
     ratios: dict[str, float]
-    """netback to each baseline, so that more is better."""
+    """netback to each baseline; more is better."""
 
 
 async def bench(
@@ -171,10 +171,11 @@ async def bench(
     boots: int,
     rounds: int,
     seconds: int,
-    contenders: Sequence[Contender] = CONTENDERS,
+    backends: Sequence[LabBackend] = BACKENDS,
 ) -> tuple[list[Line], Path, Path]:
-    """All boots: the result, bench.json and bench.png. A machine that dies loses the rest of its boot; what is known is
-    written after each.
+    """Run all boots; returns the lines and the paths of bench.json and bench.png.
+
+    A machine that dies loses the rest of its boot. The files are written after each boot.
     """
     if find_spec("matplotlib") is None:
         raise ConfigError("the bench draws with matplotlib: pip install 'netback[lab]'")
@@ -183,7 +184,7 @@ async def bench(
         place = directory / f"boot-{boot + 1}"
         try:
             async with open_lab(place, say, options=Options(accel=accel), backend="none") as lab:
-                await measure_boot(lab, samples, boot, rounds, seconds, contenders, say)
+                await measure_boot(lab, samples, boot, rounds, seconds, backends, say)
         except LabError as error:
             say(f"boot {boot + 1} ended early: {error}")
         lines = evaluate(samples)
@@ -192,12 +193,12 @@ async def bench(
 
 
 def evaluate(samples: list[Sample], rows: tuple[Row, ...] = ROWS) -> list[Line]:
-    """Ratios are taken within a round, since machines are noisy, and then their median."""
+    """Medians, and the median of ratios taken within a round, since machines are noisy."""
     lines = []
     for row in rows:
         of = {
-            contender.name: [s for s in samples if s.row == row.name and s.contender == contender.name]
-            for contender in CONTENDERS
+            backend.name: [s for s in samples if s.row == row.name and s.backend == backend.name]
+            for backend in BACKENDS
         }
         values = {name: [s.value for s in taken if not math.isnan(s.value)] for name, taken in of.items()}
         known = {name: got for name, got in values.items() if got}
@@ -228,8 +229,8 @@ def _ratio(subject: list[Sample], baseline: list[Sample], row: Row) -> float:
 
 
 def render(lines: list[Line]) -> str:
-    """A Markdown table: medians (least to most), dom0's CPU seconds, ratios."""
-    names = [contender.name for contender in CONTENDERS]
+    """A Markdown table: medians (least-most), dom0's CPU seconds, ratios."""
+    names = [backend.name for backend in BACKENDS]
     head = ["", *names, *(f"CPU {name}" for name in names)]
     head += [f"to {name} (wanted)" for name in names if name != SUBJECT]
     table = [head, ["---"] * len(head)]
@@ -250,7 +251,7 @@ def render(lines: list[Line]) -> str:
 
 
 def write(samples: list[Sample], lines: list[Line], directory: Path) -> tuple[Path, Path]:
-    """bench.json and bench.png."""
+    """Write bench.json and bench.png; returns their paths."""
     text = [asdict(sample) for sample in samples]
     result = [
         {
@@ -276,7 +277,7 @@ def _draw(lines: list[Line], path: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(lines), figsize=(2.6 * len(lines), 4))
-    names = [contender.name for contender in CONTENDERS]
+    names = [backend.name for backend in BACKENDS]
     for axis, line in zip(axes, lines, strict=True):
         for place, name in enumerate(names):
             value = line.medians.get(name)

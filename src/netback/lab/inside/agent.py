@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in dom0, as its last process: commands for the host, in dom0 and in guests. Standard library alone.
+"""Runs as dom0's last process: executes commands that the lab sends, in dom0 or in guests. Standard library only.
 
-One JSON object a line over a virtio-serial port: {"id", "run", "seconds", "domid"?} comes in,
-{"id", "code", "out", "err"} goes out. Commands run beside each other.
+Protocol: one JSON object per line over a virtio-serial port. A request is {"id", "run", "seconds", "domid"?} and its
+answer {"id", "code", "out", "err"}. Commands run concurrently.
 """
 
 import base64
@@ -19,16 +19,16 @@ from typing import Any
 
 PORTS = Path("/sys/class/virtio-ports")
 TIMED_OUT = 124
-"""What timeout(1) exits with."""
+"""The exit code of timeout(1)."""
 SO_TIMESTAMP = 29
-"""asm-generic/socket.h; this module's Python has no name for it."""
+"""asm-generic/socket.h; Python's socket module lacks it."""
 LINE_MOST = 4095
-"""Bytes of a line that a terminal takes: N_TTY_BUF_SIZE of Linux's n_tty.c."""
+"""The longest line that a terminal takes, in bytes: N_TTY_BUF_SIZE of Linux's n_tty.c."""
 ANSWER = re.compile(rb"@@(\S+) (\d+) ([A-Za-z0-9+/=]*)@@")
 
 
 def find_port() -> str:
-    """The device of the port that the lab named."""
+    """The device of the virtio-serial port named by the lab."""
     for port in PORTS.iterdir():
         if (port / "name").read_text().strip() == "netback.agent":
             return f"/dev/{port.name}"
@@ -36,7 +36,7 @@ def find_port() -> str:
 
 
 def run_here(command: str, seconds: float) -> tuple[int, bytes, bytes]:
-    """A shell command in dom0, killed with all its children when its time is over."""
+    """Run a shell command in dom0; at the time limit it is killed with its children."""
     process = subprocess.Popen(
         command,
         shell=True,
@@ -55,10 +55,10 @@ def run_here(command: str, seconds: float) -> tuple[int, bytes, bytes]:
 
 
 def ask_for_timestamps() -> socket.socket:
-    """A socket that wants them, as ping's do. Keep it.
+    """Open a socket that asks for receive timestamps, as ping does, and keep it open.
 
-    For the first such socket, and after the last, Linux rewrites its receive path while another processor runs it. An
-    emulated one now and then meets a byte that is half rewritten, and dom0 dies: "int3 ... netif_receive_skb".
+    When the first such socket opens and the last one closes, Linux patches its receive path while another processor
+    runs it. An emulated processor sometimes executes a half-patched byte, and dom0 dies: "int3 ... netif_receive_skb".
     """
     asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     asking.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
@@ -66,7 +66,7 @@ def ask_for_timestamps() -> socket.socket:
 
 
 class GuestConsole:
-    """A guest's PV console: its answers are told apart by their tags."""
+    """A guest's PV console; each answer carries the tag of its command."""
 
     def __init__(self, domid: int) -> None:
         path = f"/local/domain/{domid}/console/tty"
@@ -79,7 +79,7 @@ class GuestConsole:
         threading.Thread(target=self._read, daemon=True).start()
 
     def run(self, tag: str, command: str, seconds: float) -> tuple[int, bytes, bytes]:
-        """A shell command in the guest."""
+        """Run a shell command in the guest."""
         line = f"{tag} {base64.b64encode(command.encode()).decode()}\n".encode()
         if len(line) > LINE_MOST:
             return 1, b"", b"the command is too long for a console"
@@ -109,10 +109,10 @@ class GuestConsole:
 
 
 class Agent:
-    """Serves the port until the machine goes."""
+    """Serve the port until the machine ends."""
 
     def __init__(self) -> None:
-        self._port = open(find_port(), "r+b", buffering=0)  # noqa: SIM115, PTH123 (lives as long as we do)
+        self._port = open(find_port(), "r+b", buffering=0)  # noqa: SIM115, PTH123 (open for the life of the process)
         self._writing = threading.Lock()
         self._consoles: dict[int, GuestConsole] = {}
         self._opening = threading.Lock()

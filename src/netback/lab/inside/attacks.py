@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in a guest: netback's scripted frontend does what no honest one does, one attack after the other.
+"""Runs in a guest: netback's scripted frontend attacks the backend, one attack after the other.
 
-Each has the end that rules 1 names: its requests are answered ERROR and the vif lives, or the vif is closed and may
-begin anew. The last one leaves it closed. Prints a line for each; fails where the backend does anything else.
+Each attack ends as docs/decisions.md ("Slots and chains") says: its requests are answered ERROR and the vif goes on, or
+the vif is closed and may connect again. The last attack leaves it closed. Prints a line for each; fails if the
+backend does anything else.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from netback.frontend import Script
 from netback.platforms.xen import XenDomain
 
 SECONDS = 60.0
-"""That each attack may take."""
+"""Time limit of one attack, in seconds."""
 STORM = 20_000
 FLAPS = 50
 FRAME = bytes.fromhex("ffffffffffff 00163e000001 88b5").ljust(60, b"x")
@@ -25,7 +26,7 @@ Attack = Callable[[Script], Awaitable[None]]
 
 
 class Case(NamedTuple):
-    """An attack, and whether it ends the vif."""
+    """An attack, and whether it closes the vif."""
 
     name: str
     attack: Attack
@@ -35,18 +36,18 @@ class Case(NamedTuple):
 def request(
     script: Script, *, gref: int | None = None, offset: int = 0, flags: int = 0, size: int = 60
 ) -> bytes:
-    """One TX request for a page with a frame in it."""
+    """Post one TX request for a page that holds a frame."""
     return TX_REQUEST.pack(script.grant(FRAME).gref if gref is None else gref, offset, flags, 7, size)
 
 
 def post_extra(script: Script, extra: bytes) -> None:
-    """A frame with this behind its head."""
+    """A frame with this payload."""
     flags = TxFlag.EXTRA_INFO | TxFlag.CSUM_BLANK | TxFlag.DATA_VALIDATED
     script.post(script.tx, request(script, flags=flags), extra.ljust(TX_SLOT, b"\0"), notify=True)
 
 
 async def refused(script: Script, *slots: bytes) -> None:
-    """Each of these slots is answered ERROR."""
+    """Post these slots; each must be answered ERROR."""
     at = script.tx.req_prod
     script.post(script.tx, *slots, notify=True)
     await script.answered(script.tx, at + len(slots))
@@ -77,7 +78,7 @@ async def event_storm(script: Script) -> None:
 
 
 async def flapping(script: Script) -> None:
-    """Every state, quickly, sensible or not; then down and up again, which may find the answer to an earlier one."""
+    """Write every state in quick succession, then reconnect, perhaps amid the answer to an earlier one."""
     for number in range(FLAPS):
         await script.set_state(number % 10)
     await anew(script)
@@ -101,7 +102,7 @@ async def gso_of_size_0(script: Script) -> None:
 
 
 async def rings_not_granted(script: Script) -> None:
-    """The rings' own references, instead of pages."""
+    """Use the rings' own grant references as pages."""
     await anew(script, connect=False)
     for key, value in {"tx-ring-ref": str(NEVER_GRANTED), "rx-ring-ref": "8"}.items():
         await script.write(key, value)
@@ -132,7 +133,7 @@ CASES = (
 
 
 async def anew(script: Script, *, connect: bool = True) -> None:
-    """Down and up as it should be, with rings that are new."""
+    """Reconnect in order, with new rings."""
     await script.set_state(State.CLOSED)
     await script.backend(State.CLOSED)
     await script.set_state(State.INITIALISING)
@@ -143,7 +144,7 @@ async def anew(script: Script, *, connect: bool = True) -> None:
 
 
 async def works(script: Script) -> None:
-    """A frame that is sent as it should be is answered OKAY."""
+    """A correct frame must be answered OKAY."""
     at = script.tx.req_prod
     script.post(script.tx, request(script), notify=True)
     await script.answered(script.tx, at + 1)
@@ -166,7 +167,7 @@ async def run(script: Script) -> None:
 
 
 async def attack(script: Script, case: Case) -> None:
-    """With rings that work before, and again after, but for the last."""
+    """Run every attack on rings that work before it and, except for the last, after it."""
     await works(script)
     await case.attack(script)
     if case.fatal:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call costs in this domain, measured from within: run it in dom0. Prints JSON, microseconds each.
+"""What system calls and hypercalls cost in this domain; run it in dom0. Prints JSON, in microseconds per call.
 
-A price is the median of many batches, without what Python itself spends on the call.
+A cost is the median of many batches, less Python's own share.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ _STATUS = 20
 
 
 def price(make: Callable[[], object], besides: Callable[[], object] = gc.isenabled) -> float:
-    """Microseconds of one call, less what another one costs that does nothing."""
+    """Microseconds per call, less the cost of `idle`, a call that does nothing."""
     taken: dict[Callable[[], object], list[float]] = {make: [], besides: []}
     for _ in range(BATCHES):
         for one, times in taken.items():
@@ -45,13 +45,13 @@ def price(make: Callable[[], object], besides: Callable[[], object] = gc.isenabl
 
 
 def granted(device: int, domid: int) -> tuple[mmap.mmap, list[bytes]]:
-    """Pages of this domain's own: mapped, and how a segment names each by its grant."""
+    """Pages granted to this domain itself: mapped, and each page's grant as a copy segment names it."""
     offset, grefs = gntalloc.allocate(device, domid, PAGES)
     return mmap.mmap(device, BYTES, offset=offset), [struct.pack("=IHH", gref, 0, domid) for gref in grefs]
 
 
 def grant_copy(gntdev: int, sources: list[bytes], targets: list[bytes], flags: int) -> Callable[[], None]:
-    """A call that copies the pages, all in one go as a burst is."""
+    """A call that copies all pages in one GRANT_COPY, as a burst does."""
     segments = bytearray().join(
         _SEGMENT.pack(source, target, PAGE_SIZE, flags, -1)
         for source, target in zip(sources, targets, strict=True)
@@ -72,7 +72,7 @@ def grant_copy(gntdev: int, sources: list[bytes], targets: list[bytes], flags: i
 
 
 def measure() -> dict[str, float]:
-    """Every price."""
+    """Every cost by its name."""
     domid = own_domid(find_store())
     gntdev, device = open_device("gntdev"), open_device("gntalloc")
     plain, other = mmap.mmap(-1, BYTES), mmap.mmap(-1, BYTES)

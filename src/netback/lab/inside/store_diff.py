@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One list of requests, two stores, netback's own and one that is here: do they answer alike?
+"""Compare two xenstores on one list of requests: netback's own and the one of this host.
 
     python3 -m netback.lab.inside.store_diff /run/xenstored/socket --seeds 1-8       in dom0, with dom0's privilege
     python3 -m netback.lab.inside.store_diff /dev/xen/xenbus --seeds 1-8             in a guest, with its own
 
-A list follows from its seed. It stays below nodes of its own, names no domain that is there and takes nothing from
-anybody, so it may be played on the store of a host that lives. Transaction ids, the order of children and how often an
-event is told are nobody's promise, and are not compared. What differs beyond that is in DIFFERENCES, or a fault.
+A list follows from its seed. It uses only nodes of its own and domids that no domain has, so it can run on the store of
+a live host. Transaction ids, the order of children and the number of equal events are not part of the protocol
+(xenstore.txt) and are not compared. Any other difference is listed in DIFFERENCES or is a fault.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Xenstore requests drawn by chance: well-formed ones, and every way of being wrong that has an answer.
+"""Random xenstore requests: well-formed ones, and every kind of error that has an answer.
 
-Knows payloads, not who sends them or what is answered.
+Draws payloads only; senders and answers are the caller's.
 """
 
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ class Draw:
 
     rng: Random
     places: tuple[bytes, ...]
-    """What a path may begin with, each with its last slash; one that is empty makes paths relative."""
+    """Prefixes of paths, each with its final slash; an empty one makes relative paths."""
     domids: tuple[int, ...]
-    """Domains that permissions and questions are about."""
+    """Domids in permissions and queries."""
     ends: tuple[int, ...]
-    """Domains that may be introduced, released and so on."""
+    """Domids in INTRODUCE, RELEASE and the like."""
     lengths: tuple[int, ...] = (60, 70, 2040, 2050, 3071, 3073)
-    """Of names that are long."""
+    """Lengths of long names."""
     whole: tuple[bytes, ...] = ()
-    """Paths to be named as they are."""
+    """Paths used unchanged."""
 
     def path(self) -> bytes:
         rng = self.rng
@@ -55,7 +55,7 @@ class Draw:
         return b"%d" % self.rng.choice((*domids, *domids, *_ODD_DOMIDS))
 
     def perms(self) -> bytes:
-        """Mostly good ones: of a list with one bad entry nothing is taken."""
+        """Mostly valid entries, since one bad entry voids the list."""
         rng = self.rng
         count = rng.choice((1, 1, 2, 3, 4, 9))
         perms = [rng.choice((b"n", b"r", b"w", b"b")) + b"%d" % rng.choice(self.domids) for _ in range(count)]
@@ -64,7 +64,7 @@ class Draw:
         return b"\0".join(perms)
 
     def payload(self, op: int) -> bytes:
-        """What the request carries, well-formed as far as its parts are."""
+        """The request's payload, well-formed if its parts are."""
         rng = self.rng
         match op:
             case Op.WRITE:

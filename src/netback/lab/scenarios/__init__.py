@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold on a real Xen, a file each. `runner` says how one is written."""
+"""What must hold on real Xen, one file per scenario. runner.py describes the form."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How netback begins: beside another, without a device of Xen's, and on vifs found at state 1, 2, 4 and 5.
+"""netback's start: beside another netback, without one of Xen's devices, and on vifs in states 1, 2, 4 and 5.
 
-A second netback and a missing device are one line and exit code 2, and doctor says the same; vifs go on from where they
-were found.
+A second netback and a missing device give one line and exit code 2, and doctor reports the same. Vifs continue from the
+state in which they were found.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from netback.lab.host import BRIDGE, Lab
 
 MAC = "00:16:3e:68:00:01"
 DEVICES = {"/dev/xen/gntdev": "xen-gntdev", "/dev/xen/evtchn": "xen-evtchn"}
-"""What no netback can do without, and the module that brings it."""
+"""Devices that netback requires, each with its module."""
 
 
 async def run(lab: Lab) -> None:
@@ -25,14 +25,14 @@ async def run(lab: Lab) -> None:
     backend = f"/local/domain/0/backend/vif/{guest.domid}/1"
     await found(lab, attach, backend, "1")
     await state(lab, backend, "4")
-    await lab.dom0(f"ping -c 3 {guest.address}")  # the first vif was found at 4
+    await lab.dom0(f"ping -c 3 {guest.address}")  # the first vif was in state 4
     await lab.netback.stop()
     await found(lab, f"xl network-detach g1 {MAC}", backend, "5")
     await waiting(lab)
 
 
 async def fails(lab: Lab, before: str = "", options: str = "") -> str:
-    """The one line of a netback that does not begin."""
+    """Start netback, which must fail with exit code 2; returns its only line."""
     done = await lab.machine.run(f"{before} /opt/netback/bin/netback run {options}")
     said = (done.out + done.err).strip()
     assert done.code == 2, f"exit code {done.code}: {said}"
@@ -41,7 +41,7 @@ async def fails(lab: Lab, before: str = "", options: str = "") -> str:
 
 
 async def lacking(lab: Lab, device: str, module: str) -> None:
-    """One of Xen's devices is not there, and then may not be opened."""
+    """Start without a device, then with one that may not be opened."""
     await lab.dom0(f"mv {device} {device}.away")
     try:
         for said in (await fails(lab), await doctor(lab)):
@@ -58,7 +58,7 @@ async def lacking(lab: Lab, device: str, module: str) -> None:
 
 
 async def doctor(lab: Lab) -> str:
-    """What it finds wrong, as one text."""
+    """The failed checks, as one text."""
     done = await lab.machine.run("/opt/netback/bin/netback doctor --json")
     assert done.code != 0, "doctor finds nothing wrong"
     wrong = [finding for finding in json.loads(done.out) if finding["verdict"] == "fail"]
@@ -66,7 +66,7 @@ async def doctor(lab: Lab) -> str:
 
 
 async def found(lab: Lab, command: str, backend: str, at: str) -> None:
-    """xl waits for a backend that begins only when its node stands at a state; then xl is content."""
+    """Run an xl command that waits for a backend; start netback once the node has state `at`."""
     xl = asyncio.create_task(lab.dom0(command, seconds=90))
     await state(lab, backend, at)
     await lab.netback.start()
@@ -74,7 +74,7 @@ async def found(lab: Lab, command: str, backend: str, at: str) -> None:
 
 
 async def waiting(lab: Lab) -> None:
-    """A guest whose driver comes late: its vif is found at 2."""
+    """A guest whose netfront loads late: its vif is in state 2."""
     late = await lab.create("g2", up=False, more="netback.nofront")
     backend = f"/local/domain/0/backend/vif/{late.domid}/0"
     await state(lab, backend, "2")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The platform contract suite, by pytest in dom0: both ends are dom0 itself, and every test of it passes."""
+"""The platform contract suite under pytest in dom0, with dom0 as both ends: every test passes."""
 
 import asyncio
 import shutil

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A driver domain: netback, a bridge and `xl devd` in a guest serve another guest's vif, with the stock scripts.
 
-The driver domain boots dom0's own system from a disk of its own. Must hold: a guest with backend=driver reaches the
-driver domain's bridge, also after a kill -9 of netback there; network-detach and the guest's end leave neither tap nor
-node; the end of the driver domain leaves a guest of dom0's alone.
+The driver domain boots dom0's system from its own disk. Must hold: a guest with backend=driver reaches the driver
+domain's bridge, also after a kill -9 of netback there; network-detach and the guest's end leave neither tap nor node;
+the driver domain's end does not affect a guest that dom0 serves.
 """
 
 from netback.lab.host import BRIDGE, DOM0, Guest, Lab
 from netback.lab.runner import FAULTS
 
 ADDRESS = "10.1.0.1"
-"""The driver domain's own, on its bridge."""
+"""The driver domain's address on its bridge."""
 MAC = "00:16:3e:66:00:03"
 CONFIG = """
 name="driver"
@@ -74,7 +74,7 @@ async def start_netback(driver: Guest) -> None:
 
 
 async def has(driver: Guest, vifs: int) -> bool:
-    """Whether so many taps are in the driver domain, and so many backend nodes of its in the store."""
+    """Whether the driver domain has exactly `vifs` taps and backend directories."""
     taps = await driver("ls /sys/class/net | grep ^vif", check=False)
     nodes = await driver.lab.dom0(
         f"xenstore-ls -f /local/domain/{driver.domid}/backend/vif 2>/dev/null | grep /frontend-id",

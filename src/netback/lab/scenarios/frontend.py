@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """netback's own frontend, in a guest's userspace, passes frames through Linux's xen-netback, QEMU's qnic and netback.
 
-The guest has no netfront of Linux's: `netback guest --net tap:` gives its TCP/IP stack a link. Each backend serves it
-in turn: ping with small and large packets and TCP, both ways, and the vif closes in order.
+Linux's netfront is kept out of the guest; `netback guest --net tap:` gives its TCP/IP stack a link. Each backend serves
+it in turn: ping with small and large packets and TCP, both ways. Then the vif closes in order.
 """
 
-from netback.lab.bench.backends import CONTENDERS, Contender
+from netback.lab.bench.backends import BACKENDS, LabBackend
 from netback.lab.host import DOM0, Guest, Lab
 from netback.lab.machine import LabError
 from netback.lab.tools import iperf, serve_iperf
@@ -20,24 +20,24 @@ WALK = (
 async def run(lab: Lab) -> None:
     guest = await lab.create("g1", vif=(), python=True, more="netback.nofront")
     await serve_iperf(guest)
-    for contender in CONTENDERS:
+    for backend in BACKENDS:
         await guest(
             "setsid /opt/netback/bin/netback guest --net tap:net0 >>/run/front 2>&1 & echo $! >/run/front.pid"
         )
         try:
-            async with contender.serving(guest):
+            async with backend.serving(guest):
                 await passes(guest)
                 await guest(
                     "kill $(cat /run/front.pid); while [ -e /sys/class/net/net0 ]; do sleep 0.1; done"
                 )
         except LabError as error:
             said = await guest("cat /run/front", check=False)
-            raise LabError(f"through {contender.name}: {error}\nthe frontend said:\n{said}") from error
-        await closed(guest, contender)
+            raise LabError(f"through {backend.name}: {error}\nthe frontend said:\n{said}") from error
+        await closed(guest, backend)
 
 
 async def passes(guest: Guest) -> None:
-    """Pings and TCP, both ways."""
+    """Ping and TCP, both ways."""
     for size in (56, 1400, 8000):
         await guest(f"ping -c 3 -s {size} {DOM0}")
         await guest.lab.dom0(f"ping -c 3 -s {size} {guest.address}")
@@ -46,11 +46,11 @@ async def passes(guest: Guest) -> None:
         assert flow.bits > 1e6, f"TCP {way}: {flow}"
 
 
-async def closed(guest: Guest, contender: Contender) -> None:
-    """Its frontend saw every state, in order, and reported no mistake."""
+async def closed(guest: Guest, backend: LabBackend) -> None:
+    """The frontend saw every state in order and reported no error."""
     said = await guest("cat /run/front; rm /run/front")
     at = 0
     for state in WALK:
         at = said.find(state, at)
-        assert at >= 0, f"through {contender.name} the frontend did not say {state!r} in its turn:\n{said}"
+        assert at >= 0, f"through {backend.name} the frontend did not say {state!r} in its turn:\n{said}"
     assert "Traceback" not in said, said

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest whose frontend attacks its backend, beside a good one under load: the good one loses nothing.
+"""A guest whose frontend attacks the backend, beside a good guest under load: the good guest loses nothing.
 
 The hostile guest runs netback.lab.inside.attacks. Each attack ends as its row says; the last one leaves the vif stopped
 with an error node. netback's log stays short.
@@ -14,7 +14,7 @@ from netback.lab.transfer import from_guest, to_guest
 SMOKE = True
 SIZE = 20_000_000
 LINES = 60
-"""Of the hostile vif in the log: ten in ten seconds, and the attacks take half a minute."""
+"""Most log lines about the hostile vif: ten per ten seconds; the attacks take half a minute."""
 
 
 async def run(lab: Lab) -> None:

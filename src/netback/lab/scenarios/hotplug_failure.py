@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bridge that does not exist: xl says so, netback leaves an error node and one useful line.
+"""A vif on a bridge that does not exist: xl reports it; netback writes an error node and one log line.
 
-libxl leaves such a vif where it is. Until it is detached the node stands, at Linux's xenbus_dev_error's path; then
-nothing is left of either, and nothing more is said.
+libxl leaves such a vif in place. Its error node, at the path of Linux's xenbus_dev_error, stays until the vif is
+detached; afterwards neither is left, and netback logs nothing more.
 """
 
 from netback.lab.host import Lab

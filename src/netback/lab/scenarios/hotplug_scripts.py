@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vif-openvswitch with a VLAN in the bridge's name, and vif-route: each vif's guest end pings dom0 and is pinged.
+"""vif-openvswitch with a VLAN in the bridge's name, and vif-route: ping passes both ways on each vif.
 
-Both vifs are one guest's. When it is gone, Open vSwitch has no port of it and dom0 no route to it.
+One guest has both vifs. After its end Open vSwitch has no port and dom0 no route of it.
 """
 
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ async def run(lab: Lab) -> None:
 
 @asynccontextmanager
 async def openvswitch(lab: Lab) -> AsyncIterator[None]:
-    """A switch ovsbr0, on which dom0 has a port with the tag."""
+    """Start Open vSwitch with a bridge ovsbr0, on which dom0 has a tagged port."""
     await lab.dom0(
         "modprobe openvswitch && mkdir -p /run/openvswitch"
         " && ovsdb-tool create /run/ovs.db /usr/share/openvswitch/vswitch.ovsschema"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 under load: checksummed transfers both ways with two guests survive every kill.
 
-Held besides: no state changes at either end, also when a kill falls on idle rings and on a guest that is paused and so
-takes nothing. Each stall is the time from the new process's first line to the first echo that comes through, by dom0's
-clock, since Python's own start takes seconds under software emulation.
+Must also hold: no state changes at either end, also when the kill meets idle rings or a paused guest that takes no
+frames. A stall is the time from the new process's first log line to the first echo, by dom0's clock: the start of
+Python itself takes seconds under software emulation.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from netback.lab.transfer import Transfer, from_guest, to_guest
 SMOKE = True
 ROUNDS = (10, 100)
 SIZE = 40_000_000
-"""Bytes of a transfer; new ones follow while there are kills to come."""
+"""Bytes of one transfer; another one follows while kills remain."""
 STALL_SECONDS = 1.0
 
 
@@ -53,14 +53,14 @@ async def run(lab: Lab, rounds: int) -> str:
 
 
 async def settle(under_way: list[Transfer]) -> None:
-    """Those that ended were whole."""
+    """Start a new transfer for each that ended; the ended ones must be whole."""
     for transfer in [one for one in under_way if not one.going_on]:
         await transfer.finish()
         under_way.remove(transfer)
 
 
 async def kill_and_start(lab: Lab, guest: Guest) -> float:
-    """The stall in seconds."""
+    """Kill and start netback during a ping; returns the stall in seconds."""
     pinging = asyncio.create_task(lab.dom0(f"ping -D -i 0.1 -w 90 {guest.address}", seconds=120, check=False))
     await lab.netback.stop("KILL")
     await lab.netback.start()
@@ -75,13 +75,13 @@ async def kill_and_start(lab: Lab, guest: Guest) -> float:
 
 
 def began_at(log: str) -> float:
-    """When the last process said its first line."""
+    """The time of the last process's first log line, in seconds since the epoch."""
     line = next(line for line in reversed(log.splitlines()) if "serving domain" in line)
     return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
 
 
 async def stalled(lab: Lab, guest: Guest, port: int) -> None:
-    """The guest is paused amid a transfer while more frames for it come in, and the backend dies then."""
+    """Kill the backend while the guest is paused in a transfer and more frames for it arrive."""
     transfer = await to_guest(guest, SIZE, port)
     await asyncio.sleep(0.5)
     await lab.dom0(f"xl pause {guest.name}")
@@ -94,7 +94,7 @@ async def stalled(lab: Lab, guest: Guest, port: int) -> None:
 
 
 async def unchanged(guests: list[Guest]) -> None:
-    """Linux's netfront says so when it connects anew."""
+    """Assert that no netfront reconnected; Linux's netfront logs it."""
     for guest in guests:
         assert (await guest("cat /sys/class/net/eth0/carrier")).strip() == "1"
         assert "Disabled" not in await guest("dmesg | grep -i vif || true")

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jumbo frames: two vifs on a bridge of MTU 9000, one with `mtu=`, one whose tap the script renames (`vifname=`).
 
-Both taps have the MTU, and both frontends are told it: stock set_mtu writes it, but with `vifname` to a path made of
-that name. Pings that may not be cut go both ways, and TCP. The renamed tap is the same link after kill -9, and goes
-with its vif.
+Both taps and both frontends' `mtu` nodes have the MTU. The stock set_mtu writes the node, but with `vifname` to a
+path made from that name. Unfragmented pings and TCP pass both ways. The renamed tap is the same link after kill -9
+and is removed with its vif.
 """
 
 from netback.lab.host import Guest, Lab
 from netback.lab.tools import iperf, serve_iperf, unharmed
 
 PLAIN, NAMED = ("10.9.0.1", "10.9.0.2"), ("10.9.1.1", "10.9.1.2")
-"""Addresses of dom0 and of the guest, for each vif."""
+"""(dom0's address, the guest's address) of each vif."""
 NAME = "web0"
 
 
@@ -37,7 +37,7 @@ async def run(lab: Lab) -> None:
 
 
 async def jumbo(guest: Guest, index: int, link: str, near: str, far: str) -> None:
-    """The tap and the frontend have the MTU, and frames of that size pass."""
+    """Check the tap's and the frontend's MTU, and pass frames of that size."""
     lab = guest.lab
     told = await lab.dom0(f"xenstore-read /local/domain/{guest.domid}/device/vif/{index}/mtu", check=False)
     tap = await lab.dom0(f"cat /sys/class/net/{link}/mtu")
@@ -53,7 +53,7 @@ async def jumbo(guest: Guest, index: int, link: str, near: str, far: str) -> Non
 
 
 async def stays(lab: Lab, guest: Guest) -> None:
-    """The renamed tap, when netback is killed and started."""
+    """Kill and start netback: the renamed tap stays the same link."""
     index = f"cat /sys/class/net/{NAME}/ifindex"
     before = await lab.dom0(index)
     await lab.netback.stop("KILL")

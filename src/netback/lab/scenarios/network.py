@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xl network-attach, network-list and network-detach, over and over: nothing is left behind, nothing grows."""
+"""xl network-attach, network-list and network-detach, repeatedly: nothing is left behind and nothing grows."""
 
 from netback.lab.host import BRIDGE, Guest, Lab
 from netback.lab.tools import held

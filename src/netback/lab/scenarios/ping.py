@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest with a plain vif= pings dom0 and is pinged, IPv4 and IPv6, with small and large packets; xentop shows it."""
+"""A guest with a plain vif=: ping both ways, IPv4 and IPv6, with small and large packets; xentop counts them."""
 
 from netback.lab.host import DOM0, DOM0_6, Lab
 
@@ -24,7 +24,7 @@ async def run(lab: Lab) -> None:
 
 
 async def shown(lab: Lab, guest: str) -> tuple[int, int]:
-    """What xentop has in its columns NETTX and NETRX: KiB."""
+    """xentop's columns NETTX and NETRX, in KiB."""
     columns = await lab.dom0(f"xentop -b -i 1 | awk '$1 == \"{guest}\" {{print $11, $12}}'")
     first, second = map(int, columns.split())
     return first, second

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A PVH guest: ping both ways. No load: nested virtualisation under software emulation does not bear it."""
+"""A PVH guest: ping both ways. No load, since emulated nested virtualisation crashes under it."""
 
 from netback.lab.host import DOM0, Lab
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qnic nodes written by hand get the peer that the configuration names; online=0 and state=5 take it back.
+"""qnic nodes written by hand get the network that the configuration names; online=0 and state=5 remove the device.
 
-A node whose name is no number, and one without a MAC address, get one line each and harm nobody.
+A node whose name is no number and one without a MAC address give one log line each and affect no other device.
 """
 
 from netback.lab.host import DOM0, Guest, Lab
@@ -36,7 +36,7 @@ async def run(lab: Lab) -> None:
 
 
 async def again(lab: Lab) -> None:
-    """netback anew, with what its options say now."""
+    """Restart netback with its present options."""
     await lab.netback.stop()
     await lab.netback.start()
 
@@ -50,7 +50,7 @@ def frontend(guest: Guest, number: str | int = INDEX) -> str:
 
 
 async def write(lab: Lab, guest: Guest, number: str | int, **more: str) -> None:
-    """What a toolstack writes: the guest's directory, which is its own, then ours, whose state comes last."""
+    """Write what a toolstack writes: the guest's directory, then the backend's, with its state last."""
     theirs, ours = frontend(guest, number), backend(guest, number)
     nodes = {
         theirs: {"backend": ours, "backend-id": "0", "state": "1"},
@@ -75,7 +75,7 @@ async def made(lab: Lab, guest: Guest) -> None:
 
 
 async def refused(lab: Lab, guest: Guest, number: str, reason: str, **keys: str) -> None:
-    """One line, an error node, and what was written by hand is gone when the hand takes it away."""
+    """Write bad nodes: one log line, and nothing is left once they are removed."""
     await write(lab, guest, number, **keys)
     line = f"qnic{guest.domid}.{number}: {reason}"
     await lab.until(lambda: said(lab, line), f"netback says {line!r}", seconds=20)
@@ -89,7 +89,7 @@ async def said(lab: Lab, line: str) -> bool:
 
 
 async def removed(lab: Lab, guest: Guest) -> None:
-    """As a toolstack does it."""
+    """Remove the device as a toolstack does."""
     ours = backend(guest)
     await lab.dom0(f"xenstore-write {ours}/online 0 {ours}/state 5")
     await lab.until(lambda: lab.succeeds(f'test "$(xenstore-read {ours}/state)" = 6'), "our state is Closed")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest uses up its xenstore quota, takes away rights, spoils and removes its own frontend: only its own vif suffers.
 
-Held: netback has no fault and says little, a good guest beside it loses one ping at most, and the vif that suffered
-works again as soon as its frontend is mended.
+Must hold: netback has no fault and logs little, a good guest beside it loses one ping at most, and the affected vif
+works again once its frontend is repaired.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from netback.lab.tools import echoes
 
 MAC = "00:16:3e:67:00:01"
 LINES = 40
-"""That netback may say about all of it."""
+"""Most log lines that netback may write in the whole scenario."""
 
 ASK = """
 import sys
@@ -30,7 +30,7 @@ while answer in ("", "OK\\\\x00"):
     number += 1
 print(answer)
 """
-"""Nodes until there may be no more."""
+"""Write nodes until the quota refuses one."""
 
 
 async def run(lab: Lab) -> None:
@@ -47,7 +47,7 @@ async def run(lab: Lab) -> None:
 
 @asynccontextmanager
 async def pinged(good: Guest) -> AsyncIterator[None]:
-    """It answers all the while."""
+    """Ping the good guest during the context; one loss is allowed."""
     pinging = asyncio.create_task(good.lab.dom0(f"ping -q -i 0.2 {good.address}", seconds=400, check=False))
     yield
     await good.lab.dom0("pkill -INT -x ping")
@@ -56,7 +56,7 @@ async def pinged(good: Guest) -> AsyncIterator[None]:
 
 
 async def ask(guest: Guest, op: str, payload: str) -> str:
-    """One request of the guest's; `|` stands for NUL."""
+    """Send one store request from the guest; `|` stands for NUL."""
     words = repr(payload.replace("|", "\0").encode())
     return await script(guest, f"print(line.ask(Op.{op}, {words}))")
 
@@ -67,7 +67,7 @@ async def script(guest: Guest, text: str) -> str:
 
 
 async def full(lab: Lab, guest: Guest) -> None:
-    """No node may be made any more, so a new vif's frontend cannot say where its rings are; the first goes on."""
+    """With the node quota used up a new vif's frontend cannot publish its rings; the first vif works on."""
     assert await script(guest, FILL) == "ENOSPC"
     await lab.dom0(f"xl network-attach {guest.name} mac={MAC} bridge={BRIDGE}", seconds=90)
     await guest.reachable()
@@ -79,7 +79,7 @@ async def full(lab: Lab, guest: Guest) -> None:
 
 
 async def rights(lab: Lab, guest: Guest) -> None:
-    """Nobody but the guest may read its frontend's directory: domain 0 does not ask, and a start adopts the vif."""
+    """The guest revokes read access to its frontend: domain 0 ignores permissions, and a restart adopts the vif."""
     for node in ("", "/state", "/tx-ring-ref"):
         assert await ask(guest, "SET_PERMS", f"device/vif/0{node}|n{guest.domid}|") == "OK\\x00"
     await lab.netback.stop("KILL")
@@ -89,7 +89,7 @@ async def rights(lab: Lab, guest: Guest) -> None:
 
 
 async def value(lab: Lab, guest: Guest) -> None:
-    """A frontend's state that is no state is its end; the driver bound anew is a new beginning."""
+    """An invalid frontend state ends the connection; binding the driver again starts a new one."""
     for length, answer in ((3000, "ENOSPC"), (1000, "OK\\x00")):
         write = f"print(line.ask(Op.WRITE, b'device/vif/0/state\\0' + b'4' * {length}))"
         assert await script(guest, write) == answer
@@ -101,7 +101,7 @@ async def value(lab: Lab, guest: Guest) -> None:
 
 
 async def gone(lab: Lab, guest: Guest) -> None:
-    """The frontend's directory vanishes: Closed at once, and the toolstack can take the vif away and give another."""
+    """The frontend's directory is removed: Closed at once; the toolstack can then detach the vif and attach another."""
     assert await ask(guest, "RM", "device/vif/0|") == "OK\\x00"
     await state(lab, guest, 0, "6")
     await lab.dom0(f"xl network-detach {guest.name} 0", seconds=90, check=False)
@@ -115,7 +115,7 @@ async def connected(lab: Lab, guest: Guest, index: int) -> None:
 
 
 async def state(lab: Lab, guest: Guest, index: int, wanted: str) -> None:
-    """Wait for a state of ours."""
+    """Wait for a state of the backend."""
     node = f"/local/domain/0/backend/vif/{guest.domid}/{index}/state"
     await lab.until(
         lambda: lab.succeeds(f'test "$(xenstore-read {node})" = {wanted}'), f"{node} is {wanted}", seconds=60

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xl reboot under load, then xl shutdown: the guest comes back with a new domid and its vif, and leaves none behind."""
+"""xl reboot under load, then xl shutdown: the guest returns with a new domid and its vif, and leaves nothing behind."""
 
 import asyncio
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service stops in order and starts again under checksummed transfers: connections go on, no state changes."""
+"""netback stops in order and starts again under checksummed transfers: connections continue, no state changes."""
 
 import asyncio
 

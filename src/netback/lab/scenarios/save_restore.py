@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xl pause, unpause, save and restore: the guest goes on where it was, with its vif."""
+"""xl pause, unpause, save and restore: the guest continues with its vif."""
 
 from netback.lab.host import Lab
 

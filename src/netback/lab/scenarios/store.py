@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our store and Debian's C xenstored answer the same requests alike, from dom0 and from a guest.
+"""netback's store and Debian's C xenstored give equal answers to equal requests, from dom0 and from a guest.
 
 Each list of requests follows from its seed (netback.lab.inside.store_diff, which has the table of known differences).
 """
@@ -7,13 +7,13 @@ Each list of requests follows from its seed (netback.lab.inside.store_diff, whic
 from netback.lab.host import Lab
 
 ROUNDS = (2, 12)
-"""Lists of some 300 requests, from each side."""
+"""Lists of about 300 requests, from each side."""
 PLAY = "python3 -P -m netback.lab.inside.store_diff"
 
 
 async def run(lab: Lab, rounds: int) -> str:
     guest = await lab.create("g1", python=True)
-    # One processor for both ends: waking the other one for each of some thousand messages is what would take the time.
+    # Both ends on one processor: waking a second one for each of about a thousand messages would dominate the time.
     await lab.dom0("taskset -cp 0 $(cat /run/xenstored.pid)")
     try:
         told = [
@@ -27,5 +27,7 @@ async def run(lab: Lab, rounds: int) -> str:
     finally:
         await lab.dom0("taskset -cp 0-1 $(cat /run/xenstored.pid)")
     await lab.dom0(f"ping -c 3 {guest.address}")
-    (lab.machine.directory / "differences.log").write_text("\n".join(told))  # the known ones, and how often
+    (lab.machine.directory / "differences.log").write_text(
+        "\n".join(told)
+    )  # known differences with their counts
     return f"({'; '.join(text.strip().splitlines()[-1] for text in told)})"

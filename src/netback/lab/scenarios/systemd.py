@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """systemd is dom0's init: the packaged unit serves a guest through reload, restart, stop and start, and kill -9.
 
-The unit is installed as it is, with the file that keeps the kernel's backend out, beside Debian's xen and xendomains
-and with udev. Held besides: the service is there before xendomains; the guest's connection goes on, no state changes;
-while systemd holds the taps a kill costs at most one of ten echoes a second, idle and under load, either way; nothing
-grows, and nothing is left of a guest that goes.
+The unit is installed unchanged, with the modprobe file against the kernel's backend, beside Debian's xen and
+xendomains services and udev. Must also hold: the service is ready before xendomains starts; the guest's connection
+continues and no state changes; while systemd holds the taps a kill loses at most one of ten echoes per second, idle
+and under load, in either direction; nothing grows, and nothing is left of a guest after its end.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from netback.lab.tools import held, know_each_other
 from netback.lab.transfer import from_guest, to_guest
 
 Ask = Callable[..., Coroutine[None, None, str]]
-"""A command, in dom0 or in a guest."""
+"""A command runner: `lab.dom0` or a guest."""
 
 HOST = "systemd"
-BACKEND = "none"  # systemd starts it
+BACKEND = "none"  # systemd starts netback here
 ROUNDS = (3, 10)
 SIZE = 20_000_000
 EXPOSURE = 20
-"""The most that `systemd-analyze security` may find, of a hundred."""
+"""The highest exposure that `systemd-analyze security` may report, in tenths."""
 
 
 async def run(lab: Lab, rounds: int) -> None:
@@ -52,7 +52,7 @@ async def show(lab: Lab, fact: str, unit: str = "netback") -> str:
 
 
 async def started(lab: Lab) -> None:
-    """Said by the service itself, before xendomains began."""
+    """The service logged that it serves before xendomains started."""
     assert await show(lab, "ActiveState") == "active", await lab.dom0("systemctl status netback", check=False)
     assert (await show(lab, "StatusText")).startswith("domain 0: ")
     ready = int(await show(lab, "ActiveEnterTimestampMonotonic"))
@@ -66,7 +66,7 @@ async def started(lab: Lab) -> None:
 
 
 async def confined(lab: Lab) -> None:
-    """systemd finds no fault in the unit, and little that it may do."""
+    """systemd-analyze finds no error in the unit and a low exposure."""
     unit = "/etc/systemd/system/netback.service"
     told = await lab.dom0(f"systemd-analyze verify {unit} 2>&1")
     assert "netback.service" not in told, told
@@ -74,7 +74,7 @@ async def confined(lab: Lab) -> None:
 
 
 async def claimed(lab: Lab) -> None:
-    """udev does not load the kernel's backend; where somebody does, doctor says so."""
+    """udev does not load the kernel's backend; doctor reports one loaded by hand."""
     assert not await lab.succeeds("modprobe xen-netback")
     assert (await findings(lab))["vifs"]["verdict"] == "ok"
     await lab.dom0("modprobe --ignore-install xen-netback")
@@ -83,20 +83,20 @@ async def claimed(lab: Lab) -> None:
 
 
 async def findings(lab: Lab) -> dict[str, dict[str, str]]:
-    """What doctor finds, by check."""
+    """doctor's findings by check."""
     text = await lab.dom0("netback doctor --json", check=False)
     return {finding["check"]: finding for finding in json.loads(text)}
 
 
 async def checked(lab: Lab) -> None:
-    """doctor is right in every line: Debian's xen.service has a QEMU in dom0 that would take qnics."""
+    """Every line of doctor is right; Debian's xen.service runs a QEMU in dom0 that would serve qnics."""
     verdicts = {name: finding["verdict"] for name, finding in (await findings(lab)).items()}
     assert verdicts.pop("qnics") == "warn"
     assert set(verdicts.values()) == {"ok"}, verdicts
 
 
 async def undisturbed(lab: Lab, guest: Guest, verbs: tuple[str, ...], port: int) -> None:
-    """Transfers both ways over some verbs of systemctl."""
+    """Run transfers both ways during systemctl commands."""
     transfers = [await to_guest(guest, SIZE, port), await from_guest(guest, SIZE, port + 1)]
     for verb in verbs:
         await lab.dom0(f"systemctl {verb} netback")
@@ -111,7 +111,7 @@ async def unchanged(lab: Lab, guest: Guest) -> None:
 
 
 async def killed(lab: Lab, guest: Guest) -> None:
-    """kill -9 while dom0 and the guest ask each other ten times a second."""
+    """kill -9 while dom0 and the guest ping each other ten times a second."""
     ends: tuple[tuple[Ask, str], ...] = (lab.dom0, guest.address), (guest, DOM0)
     before = [await echoes(ask) for ask, _ in ends]
     asked = [
@@ -134,9 +134,10 @@ async def killed(lab: Lab, guest: Guest) -> None:
 
 
 async def echoes(ask: Ask) -> tuple[int, int]:
-    """How many were asked for and answered, as the kernel there counts them.
+    """(echo requests sent, replies received), from the kernel's counters.
 
-    Not as ping does: a start takes seconds under emulation, and of what comes at once then its socket takes some 28.
+    ping's own count is too low: a start takes seconds under emulation, and of the replies that then arrive at once
+    ping's socket holds only about 28.
     """
     names, values = (line.split() for line in (await ask("grep ^Icmp: /proc/net/snmp")).splitlines())
     counts = dict(zip(names, values, strict=True))
@@ -154,7 +155,7 @@ async def killed_under_load(lab: Lab, guest: Guest) -> None:
 
 
 async def open_and_mapped(lab: Lab, guest: Guest) -> dict[str, int]:
-    """What a leak from one process to the next would show in."""
+    """Counts of what could leak from one process to the next."""
     await lab.dom0("systemctl show --value --property=MainPID netback > /run/nb.pid")
     return await held(lab) | {"held by systemd": int(await show(lab, "NFileDescriptorStore"))}
 

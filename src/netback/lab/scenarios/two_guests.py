@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two guests through dom0's bridge: ping, and TCP both ways between them."""
+"""Two guests on dom0's bridge: ping and TCP both ways between them."""
 
 import json
 

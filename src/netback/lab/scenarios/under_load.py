@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xl verbs while TCP goes both ways: network-attach and -detach, pause and unpause, then shutdown or destroy.
+"""xl commands while TCP runs both ways: network-attach and -detach, pause and unpause, then shutdown or destroy.
 
-The second vif has load of its own when it is detached. After each guest, nothing of it is held: no link, node, port,
-mapped grant or descriptor.
+The second vif carries its own load when it is detached. After each guest no link, node, port, mapped grant or
+descriptor of it is left.
 """
 
 from netback.lab.host import BRIDGE, Guest, Lab
@@ -25,7 +25,7 @@ async def run(lab: Lab) -> None:
 
 
 async def life(lab: Lab, end: str) -> None:
-    """A guest, from its start to its end."""
+    """One guest from start to end."""
     guest = await lab.create("g1")
     await serve_iperf(guest)
     await load(lab, guest.address)
@@ -39,7 +39,7 @@ async def life(lab: Lab, end: str) -> None:
 
 
 async def load(lab: Lab, address: str) -> None:
-    """TCP both ways for longer than the guest lives."""
+    """Start TCP both ways for longer than the guest lives."""
     started = f"ss -tn dst {address} | grep -q ESTAB"
     await lab.dom0(f"setsid timeout 300 iperf3 -c {address} -t 280 --bidir >/dev/null 2>&1 </dev/null &")
     await lab.until(lambda: lab.succeeds(started), f"there is load for {address}")
@@ -56,7 +56,7 @@ async def attach_and_detach(lab: Lab, guest: Guest) -> None:
 
 
 async def gone(lab: Lab, vif: str) -> bool:
-    """Of vifD.I: the link, and the backend's nodes."""
+    """Whether link and backend nodes of vifD.I exist."""
     domid, _, index = vif.removeprefix("vif").partition(".")
     return await lab.succeeds(
         f"! ip link show {vif} 2>/dev/null && ! xenstore-exists /local/domain/0/backend/vif/{domid}/{index}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VLAN-tagged traffic both ways, with dom0 and with another host that dom0's bridge forwards: ping and TCP over tag 5.
+"""Ping and TCP over VLAN tag 5, both ways, with dom0 and with another host behind dom0's bridge.
 
-Their checksums and segmentation are completed by netback, since netfront takes no blank checksum behind a tag.
+netback completes checksums and segments: netfront takes no blank checksum behind a tag.
 """
 
 from netback.lab.host import Guest, Lab

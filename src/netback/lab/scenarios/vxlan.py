@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VXLAN tunnel from another host to a guest, forwarded by dom0's bridge: ping and TCP through it, both ways.
+"""A VXLAN tunnel between another host and a guest, forwarded by dom0's bridge: ping and TCP through it, both ways.
 
-The tunnel's frames come with the inner checksums blank and the inner segments uncut. netfront fills in outermost
-checksums alone: netback must have completed and cut them, or netfront counts an error.
+The tunnel's frames arrive with blank inner checksums and uncut inner segments. netfront completes outermost checksums
+only, so netback must complete and cut them, or netfront counts an error.
 """
 
 from netback.lab.host import Lab
