@@ -22,7 +22,8 @@ from netback.dataplane.worker import Worker
 from netback.net.base import Network
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
-from netback.vif.features import OFFER, agree
+from netback.vif import features
+from netback.vif.features import agree
 
 FRONTEND_KEYS = ("state", "backend", "backend-id", "mac")
 
@@ -45,7 +46,7 @@ class HandBackend:
         """`adopt` goes on with a device that a backend with `leave=False` was killed on."""
         self.directory = directory
         self.domid = domid
-        self.offer = dict(OFFER) if offer is None else offer
+        self.offer = features.offer(features.Limits()) if offer is None else offer
         self._made = PythonNetwork("host", vnet_hdr=True) if network is None else None
         self.network = network or self._made
         self.path = f"backend/vif/{domid}/{index}"

@@ -12,7 +12,7 @@ import pytest
 
 from netback.frontend import FrontConfig, Frontend, Guest
 from netback.net.python import PythonNetwork
-from netback.vif.features import OFFER
+from netback.vif.features import Limits, offer
 from tests.frontend import frames
 from tests.frontend.backend import HandBackend
 from tests.frontend.pair import Pair, connected
@@ -23,15 +23,19 @@ ALL = (*SMALL, *frames.MANY_SLOTS, *CUT, *frames.TAGGED)
 NOTHING = {"feature-rx-copy": "1"}
 
 AGREEMENTS = {
-    "everything": (FrontConfig(), OFFER, ALL),
-    "guest without SG": (FrontConfig(sg=False), OFFER, (*SMALL, *CUT, *frames.TAGGED)),
-    "guest without GSO": (FrontConfig(gso4=False, gso6=False), OFFER, ALL),
-    "guest without checksums": (FrontConfig(csum4=False, csum6=False), OFFER, ALL),
-    "guest without feature-rx-notify": (FrontConfig(rx_notify=False), OFFER, ALL),
+    "everything": (FrontConfig(), offer(Limits()), ALL),
+    "guest without SG": (FrontConfig(sg=False), offer(Limits()), (*SMALL, *CUT, *frames.TAGGED)),
+    "guest without GSO": (FrontConfig(gso4=False, gso6=False), offer(Limits()), ALL),
+    "guest without checksums": (FrontConfig(csum4=False, csum6=False), offer(Limits()), ALL),
+    "guest without feature-rx-notify": (FrontConfig(rx_notify=False), offer(Limits()), ALL),
     "backend without anything": (FrontConfig(), NOTHING, (*SMALL, *CUT, *frames.TAGGED)),
     "backend with SG alone": (FrontConfig(), NOTHING | {"feature-sg": "1"}, ALL),
-    "backend without IPv6 checksums": (FrontConfig(), dict(OFFER) | {"feature-ipv6-csum-offload": "0"}, ALL),
-    "backend without checksums": (FrontConfig(), dict(OFFER) | {"feature-no-csum-offload": "1"}, ALL),
+    "backend without IPv6 checksums": (
+        FrontConfig(),
+        offer(Limits()) | {"feature-ipv6-csum-offload": "0"},
+        ALL,
+    ),
+    "backend without checksums": (FrontConfig(), offer(Limits()) | {"feature-no-csum-offload": "1"}, ALL),
 }
 
 

@@ -12,7 +12,7 @@ from netback.abi.xenbus import XenbusState
 from netback.dataplane.caps import Can
 from netback.errors import PlatformError
 from netback.frontend import BackendError, BackFeatures, FrontConfig, Frontend, Guest, run_guest
-from netback.vif.features import OFFER
+from netback.vif.features import Limits, offer
 from tests.frontend import frames
 from tests.frontend.backend import HandBackend
 from tests.frontend.pair import Pair, connected
@@ -54,7 +54,7 @@ async def test_keys(xen: Path, config: FrontConfig, without: tuple[str, ...], mo
 @pytest.mark.parametrize(
     ("keys", "sg", "caps"),
     [
-        (OFFER, True, Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6),
+        (offer(Limits()), True, Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6),
         ({}, False, Can.CSUM4),
         ({"feature-sg": "1", "feature-gso-tcpv4": "1"}, True, Can.CSUM4 | Can.TSO4),
         ({"feature-gso-tcpv4": "1"}, False, Can.CSUM4),

@@ -14,7 +14,7 @@ import pytest
 from netback.frontend import Frontend
 from netback.net.packet import PacketNetwork
 from netback.net.python import PythonNetwork
-from netback.vif.features import OFFER
+from netback.vif.features import Limits, offer
 from tests.frontend import frames
 from tests.frontend.backend import HandBackend
 from tests.net.namespace import ip, new_network, veth
@@ -37,7 +37,7 @@ async def far_sends(far: PacketNetwork, message: bytes) -> None:
     await asyncio.get_running_loop().sock_sendall(far._socket, message)
 
 
-@pytest.mark.parametrize("offer", [dict(OFFER), {"feature-rx-copy": "1"}], ids=["everything", "nothing"])
+@pytest.mark.parametrize("offer", [offer(Limits()), {"feature-rx-copy": "1"}], ids=["everything", "nothing"])
 async def test_frames_and_their_tags_pass(
     xen: Path, link: tuple[PacketNetwork, PacketNetwork], offer: dict[str, str]
 ) -> None:

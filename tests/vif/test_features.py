@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from netback.dataplane.caps import Can
 from netback.errors import GuestError
-from netback.vif.features import KEYS, OFFER, REQUIRED, DeviceType, VifConfig, agree, make_mac, parse_mac
+from netback.vif.features import (
+    KEYS,
+    REQUIRED,
+    DeviceType,
+    Limits,
+    VifConfig,
+    agree,
+    make_mac,
+    offer,
+    parse_mac,
+)
 
 LEAST = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
 LINUX = LEAST | {
@@ -24,7 +34,7 @@ def caps(**changes: str | None) -> Can:
 
 
 def test_the_offer() -> None:
-    assert dict(OFFER) == {
+    assert offer(Limits()) == {
         "feature-rx-copy": "1",
         "feature-rx-flip": "0",
         "feature-sg": "1",
@@ -32,6 +42,7 @@ def test_the_offer() -> None:
         "feature-gso-tcpv6": "1",
         "feature-ipv6-csum-offload": "1",
     }
+    assert offer(Limits(queues=4)) == offer(Limits()) | {"multi-queue-max-queues": "4"}
 
 
 @pytest.mark.parametrize(("kind", "offset"), [("vif", 0), ("qnic", 2)])

@@ -11,7 +11,7 @@ import pytest
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, PlatformError
 from netback.net.python import PythonNetwork
-from netback.vif.features import OFFER
+from netback.vif.features import Limits, offer
 from netback.xenbus.attach import attach, detach, find_device, free_index, list_devices
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store, StoreError
@@ -38,7 +38,7 @@ async def test_what_is_written(store: Store, guest: Guest) -> None:
     name = await attach(store, guest.domid, "null", kind="qnic", mac="00:16:3E:AA:BB:CC")
     assert name == DeviceName("qnic", 0, guest.domid, "0")
     assert name.backend == f"/local/domain/0/backend/qnic/{guest.domid}/0"
-    assert await nodes(store, name.backend) == dict(OFFER) | {
+    assert await nodes(store, name.backend) == offer(Limits()) | {
         "frontend": guest.path, "frontend-id": str(guest.domid), "online": "1", "hotplug-status": "connected",
         "mac": "00:16:3e:aa:bb:cc", "net": "null", "made-by": "netback", "state": "2",
     }  # fmt: skip

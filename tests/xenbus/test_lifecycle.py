@@ -11,7 +11,7 @@ from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
-from netback.vif.features import OFFER, DeviceType
+from netback.vif.features import DeviceType, Limits, offer
 from netback.xenbus.attach import attach
 from netback.xenbus.names import DeviceName, backends
 from netback.xenstore.aio import Store
@@ -58,7 +58,9 @@ async def test_a_new_device_is_offered(
     await guest.set_state(theirs)
     await backend.store.write(f"{name.backend}/state", "1")
     seen = await until(guest.store, f"{name.backend}/state", lambda value: value in {"2", "5", "6"})
-    assert {key: await guest.store.read(f"{name.backend}/{key}") for key in OFFER} == dict(OFFER)
+    assert {key: await guest.store.read(f"{name.backend}/{key}") for key in offer(Limits())} == offer(
+        Limits()
+    )
     assert seen == "2" or theirs in (State.CLOSED, State.CLOSING, State.UNKNOWN)
 
 

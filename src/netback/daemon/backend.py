@@ -25,7 +25,7 @@ from netback.net.base import FdStore, Network
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
-from netback.vif.features import DeviceType
+from netback.vif.features import DeviceType, Limits, offer
 from netback.vif.vif import CaptureSink
 from netback.vif.workers import Workers
 from netback.xenbus.attach import attach, detach
@@ -70,6 +70,7 @@ class Backend:
         self.platform = platform
         self.config = config
         self.tracer = Tracer()
+        self._offer = offer(Limits())
         self._fd_store: FdStore = fd_store or SystemdFdStore()
         for pattern in config.trace:
             self.tracer.select(pattern)
@@ -148,6 +149,7 @@ class Backend:
             index=index,
             first_index=first_index(self.platform.name),
             backend_domid=self.platform.domid,
+            offered=self._offer,
         )
 
     async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
@@ -184,6 +186,7 @@ class Backend:
             platform=self.platform,
             workers=self._workers,
             tracer=self.tracer,
+            offer=self._offer,
             journals=self.config.directory / "journal",
             net_for=self._assignment.net_for,
             fd_store=self._fd_store,

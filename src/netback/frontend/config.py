@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from netback.abi.netif_keys import Key
 from netback.dataplane.caps import Can
 
 RING_SLOTS = 256
@@ -40,15 +41,15 @@ class FrontConfig:
         What is not agreed to is left out, as by guests that never heard of it.
         """
         said = {
-            "request-rx-copy": True,
-            "feature-rx-notify": self.rx_notify,
-            "feature-sg": self.sg,
-            "feature-gso-tcpv4": self.gso4,
-            "feature-gso-tcpv6": self.gso6,
-            "feature-no-csum-offload": not self.csum4,
-            "feature-ipv6-csum-offload": self.csum6,
+            Key.REQUEST_RX_COPY: True,
+            Key.RX_NOTIFY: self.rx_notify,
+            Key.SG: self.sg,
+            Key.GSO_TCPV4: self.gso4,
+            Key.GSO_TCPV6: self.gso6,
+            Key.NO_CSUM: not self.csum4,
+            Key.IPV6_CSUM: self.csum6,
         }
-        return {key: "1" for key, value in said.items() if value}
+        return {str(key): "1" for key, value in said.items() if value}
 
     @property
     def caps(self) -> Can:
@@ -56,14 +57,7 @@ class FrontConfig:
         return _caps(self.sg, self.csum4, self.csum6, self.gso4, self.gso6)
 
 
-FEATURE_KEYS = (
-    "feature-rx-copy",
-    "feature-sg",
-    "feature-no-csum-offload",
-    "feature-ipv6-csum-offload",
-    "feature-gso-tcpv4",
-    "feature-gso-tcpv6",
-)
+FEATURE_KEYS = (Key.RX_COPY, Key.SG, Key.NO_CSUM, Key.IPV6_CSUM, Key.GSO_TCPV4, Key.GSO_TCPV6)
 
 
 @dataclass(frozen=True, slots=True)

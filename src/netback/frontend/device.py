@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.abi.xs_wire import Errno
 from netback.dataplane.front.queue import FrontQueue
@@ -288,7 +289,7 @@ class Frontend:
         )
 
 
-_ALL_KEYS = (*FrontConfig(csum4=False).nodes(), "tx-ring-ref", "rx-ring-ref", "event-channel")
+_ALL_KEYS = (*FrontConfig(csum4=False).nodes(), Key.TX_RING_REF, Key.RX_RING_REF, Key.EVENT_CHANNEL)
 
 
 async def _cancel(task: "asyncio.Task[None] | None") -> None:

@@ -6,6 +6,7 @@ Knows a guest's memory and ports; what is written into the rings is the queue's.
 
 from contextlib import ExitStack, suppress
 
+from netback.abi.netif_keys import Key
 from netback.errors import PlatformError
 from netback.frontend.config import RING_SLOTS
 from netback.platforms.base import Domain, EventChannels, GrantedPage
@@ -38,9 +39,9 @@ class Rings:
     def nodes(self) -> dict[str, str]:
         """The keys that tell the backend where all of it is."""
         return {
-            "tx-ring-ref": str(self.tx.gref),
-            "rx-ring-ref": str(self.rx.gref),
-            "event-channel": str(self.port),
+            Key.TX_RING_REF: str(self.tx.gref),
+            Key.RX_RING_REF: str(self.rx.gref),
+            Key.EVENT_CHANNEL: str(self.port),
         }
 
     def close(self) -> None:

@@ -9,31 +9,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from netback.abi.netif_keys import Key
 from netback.dataplane.caps import Can
 from netback.errors import GuestError
 
 DeviceType = Literal["vif", "qnic"]
 
-OFFER: Mapping[str, str] = {
-    "feature-rx-copy": "1",
-    "feature-rx-flip": "0",
-    "feature-sg": "1",
-    "feature-gso-tcpv4": "1",
-    "feature-gso-tcpv6": "1",
-    "feature-ipv6-csum-offload": "1",
-}
-"""Backend keys that must stand before InitWait: a frontend reads them once."""
 
-REQUIRED = ("tx-ring-ref", "rx-ring-ref", "event-channel")
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the running backend can serve of each device."""
+
+    queues: int = 1
+
+
+def offer(limits: Limits) -> dict[str, str]:
+    """The backend's keys. They must stand before InitWait, since a frontend reads them once."""
+    keys = {
+        Key.RX_COPY: "1",
+        Key.RX_FLIP: "0",
+        Key.SG: "1",
+        Key.GSO_TCPV4: "1",
+        Key.GSO_TCPV6: "1",
+        Key.IPV6_CSUM: "1",
+    }
+    if limits.queues > 1:  # netif.h: an absent key says one queue
+        keys[Key.MAX_QUEUES] = str(limits.queues)
+    return {str(key): value for key, value in keys.items()}
+
+
+REQUIRED = (Key.TX_RING_REF, Key.RX_RING_REF, Key.EVENT_CHANNEL)
 OPTIONAL = (
-    "request-rx-copy",
-    "feature-rx-notify",
-    "feature-sg",
-    "feature-gso-tcpv4",
-    "feature-gso-tcpv6",
-    "feature-no-csum-offload",
-    "feature-ipv6-csum-offload",
-    "multi-queue-num-queues",
+    Key.REQUEST_RX_COPY,
+    Key.RX_NOTIFY,
+    Key.SG,
+    Key.GSO_TCPV4,
+    Key.GSO_TCPV6,
+    Key.NO_CSUM,
+    Key.IPV6_CSUM,
+    Key.QUEUES,
 )
 KEYS = REQUIRED + OPTIONAL
 """Everything that is read of a frontend that says Connected."""
@@ -75,29 +89,29 @@ def _says(keys: Mapping[str, str | None], name: str) -> bool:
 
 def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
     """IPv4 checksums unless refused, IPv6 only where asked for; TSO needs checksums and frames of several pages."""
-    csum4 = not _says(keys, "feature-no-csum-offload")
-    csum6 = _says(keys, "feature-ipv6-csum-offload")
-    tso4 = _says(keys, "feature-gso-tcpv4") and csum4 and sg
-    tso6 = _says(keys, "feature-gso-tcpv6") and csum6 and sg
+    csum4 = not _says(keys, Key.NO_CSUM)
+    csum6 = _says(keys, Key.IPV6_CSUM)
+    tso4 = _says(keys, Key.GSO_TCPV4) and csum4 and sg
+    tso6 = _says(keys, Key.GSO_TCPV6) and csum6 and sg
     return Can(Can.CSUM4 * csum4 | Can.CSUM6 * csum6 | Can.TSO4 * tso4 | Can.TSO6 * tso6)
 
 
 def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
     """What the frontend's keys say; GuestError names the one that is missing or wrong."""
     tx, rx, port = (parse_number(name, keys.get(name)) for name in REQUIRED)
-    if not _says(keys, "request-rx-copy"):
+    if not _says(keys, Key.REQUEST_RX_COPY):
         raise GuestError("frontend doesn't support rx-copy")
-    queues = parse_number("multi-queue-num-queues", keys.get("multi-queue-num-queues") or "1")
+    queues = parse_number(Key.QUEUES, keys.get(Key.QUEUES) or "1")
     if queues != 1:
         raise GuestError(f"frontend wants {queues} queues: one was offered")
-    sg = _says(keys, "feature-sg")
+    sg = _says(keys, Key.SG)
     return VifConfig(
         tx_ring_ref=tx,
         rx_ring_ref=rx,
         event_channel=port,
         caps=_caps(keys, sg),
         sg=sg,
-        polls=not _says(keys, "feature-rx-notify"),
+        polls=not _says(keys, Key.RX_NOTIFY),
         rx_offset=RX_OFFSET[kind],
     )
 

@@ -6,12 +6,12 @@ Works whether or not a backend runs at that moment. What is made here, netback a
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, PlatformError
-from netback.vif.features import OFFER, DeviceType, make_mac, parse_mac
+from netback.vif.features import DeviceType, Limits, make_mac, offer, parse_mac
 from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal, home, remove_device
 from netback.xenbus.nodes import MADE_BY, MAKER, write_device
 from netback.xenstore.aio import Store, StoreError
@@ -30,11 +30,13 @@ async def attach(
     index: int = -1,
     first_index: int = 0,
     backend_domid: int = 0,
+    offered: Mapping[str, str] | None = None,
 ) -> DeviceName:
     """Make both directories in one transaction that ends with our state at InitWait.
 
-    Not at Initialising: the guest's own QEMU and the kernel's bus claim what they see there (rules 4). An `index` of
-    -1 is the first whose frontend path does not exist, from `first_index` on (0 on emulated Xen, 1 on real Xen).
+    Not at Initialising: the guest's own QEMU and the kernel's bus claim what they see there (docs/decisions.md,
+    Attach). An `index` of -1 is the first whose frontend path does not exist, from `first_index` on
+    (0 on emulated Xen, 1 on real Xen). `offered` is what the running backend offers; None is what any backend serves.
     """
     try:
         address = parse_mac(mac) if mac is not None else make_mac(os.urandom(3))
@@ -48,7 +50,7 @@ async def attach(
         name = DeviceName(kind, backend_domid, domid, str(chosen))
         _ = name.index
         await _check_unused(store, name, tx)
-        await _write(store, name, net, address, tx)
+        await _write(store, name, net, address, offer(Limits()) if offered is None else offered, tx)
         return name
 
     return await store.transact(body)
@@ -75,7 +77,9 @@ async def _check_unused(store: Store, name: DeviceName, tx: int) -> None:
             raise ConfigError(f"domain {name.domid} has a device {name.number} already: {path}")
 
 
-async def _write(store: Store, name: DeviceName, net: str, mac: str, tx: int) -> None:
+async def _write(
+    store: Store, name: DeviceName, net: str, mac: str, offered: Mapping[str, str], tx: int
+) -> None:
     frontend = {
         "backend": name.backend,
         "backend-id": str(name.backend_domid),
@@ -90,7 +94,7 @@ async def _write(store: Store, name: DeviceName, net: str, mac: str, tx: int) ->
         "mac": mac,
         "net": net,
         MADE_BY: MAKER,
-        **OFFER,
+        **offered,
         "state": str(int(State.INIT_WAIT)),
     }
     await write_device(store, name, frontend, backend, tx)

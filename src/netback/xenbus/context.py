@@ -21,6 +21,8 @@ class Context:
     platform: Platform
     workers: Workers
     tracer: Tracer
+    offer: Mapping[str, str]
+    """The backend keys that this process serves (`features.offer`)."""
     journals: Path
     """The directory of the journals, one file for each device."""
     net_for: Callable[[DeviceName, str | None], Awaitable[str]]

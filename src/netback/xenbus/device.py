@@ -13,7 +13,7 @@ from pathlib import Path
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import NetbackError, PeerError
 from netback.observe.trace import LogBudget
-from netback.vif.features import KEYS, OFFER, VifConfig, agree
+from netback.vif.features import KEYS, VifConfig, agree
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import FactReader, Snapshot, read_backend, read_frontend
@@ -144,7 +144,7 @@ class Device:
         if snapshot.facts.attached or snapshot.facts.ours in _RUNNING:
             self._disconnect()
         await self._write_mac()
-        await self._move(State.INIT_WAIT, OFFER)
+        await self._move(State.INIT_WAIT, self._context.offer)
         await self._clear_error()
 
     async def _write_mac(self) -> None:
@@ -218,7 +218,7 @@ class Device:
         if snapshot.made_here:
             await remove_device(self._store, self.name, self._reader.frontend)
             return
-        for node in OFFER:
+        for node in self._context.offer:
             await self._store.rm(f"{self.name.backend}/{node}", missing_ok=True)
 
     async def _forget(self, snapshot: Snapshot) -> None:
