@@ -29,12 +29,12 @@ from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet, Parser, joined, strings
 
 STEPS = 300
-"""Of a list."""
-NOBODY = (9999, 32000)
+"""Requests per list."""
+NO_DOMAIN = (9999, 32000)
 """Domids that no domain has."""
 CLOSED = "closed"
-_MOST_FAULTS = 20
-"""That are printed: the first ones are the cause of the others."""
+_MAX_FAULTS = 20
+"""Faults that are printed; the first ones cause the others."""
 _NO_TRANSACTION = 2**32 - 1
 _SETTLED = b"settled"
 
@@ -44,7 +44,7 @@ _SETTLED = b"settled"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request of one of the connections. `tx`: 0 none, 1 its latest transaction; anything else is an id itself."""
+    """A request on connection `line`. `tx`: 0 for none, 1 for its latest transaction, else an id to send as it is."""
 
     line: int
     op: int
@@ -58,7 +58,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """What each connection's watches told since the last time."""
+    """Collect the watch events of each connection since the last collection."""
 
     def __str__(self) -> str:
         return "watch events"
@@ -66,14 +66,14 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Until:
-    """The same request with a growing number in its payload, until it is refused: the answer is the refusal."""
+    """Repeat a request with a growing number in its payload until it is refused; the answer is the refusal."""
 
     op: int
     payload: bytes
     most: int
 
     def __str__(self) -> str:
-        return f"{Op(self.op).name} {_short(self.payload)}, over and over"
+        return f"{Op(self.op).name} {_short(self.payload)}, repeatedly"
 
 
 Step = Ask | Events | Until
@@ -86,19 +86,19 @@ _OFTEN = (
     *(Op.INTRODUCE, Op.RELEASE, Op.RESUME, Op.SET_TARGET, Op.WATCH_EVENT, Op.ERROR, 20, 23, 255, 2**32 - 1),
 )
 _OF_DOMAINS = (Op.INTRODUCE, Op.RELEASE, Op.RESUME, Op.SET_TARGET)
-"""Whose payloads are never nonsense: xenstored reads a word as domain 0."""
+"""Operations with valid payloads only: xenstored reads a word as domain 0."""
 
 
 def make(seed: int, side: "Side", steps: int = STEPS) -> list[Step]:
-    """The list of a seed for one side.
+    """The list of requests of a seed for one side.
 
-    While a transaction is open, it and everybody else keep to places of their own, but for what is to make it fail: the
-    stores do not promise alike what a transaction sees of a change that came after its beginning.
+    While a transaction is open, it and the other connections use separate paths, except for requests that shall make it
+    conflict: stores may differ in what a transaction sees of later changes.
     """
     rng = Random(seed)
     made: list[Step] = []
     opened: int | None = None
-    """The connection that has a transaction."""
+    """The connection with an open transaction."""
     watched: list[bytes] = []
     while len(made) < steps:
         line, op = rng.randrange(side.lines), int(rng.choice(_OFTEN))
@@ -110,16 +110,16 @@ def make(seed: int, side: "Side", steps: int = STEPS) -> list[Step]:
                 continue
             payload = chosen
             if op == Op.UNWATCH and side.through_linux:
-                made.append(Events())  # Linux drops what it has not handed over of a watch that goes
+                made.append(Events())  # Linux drops undelivered events of a removed watch
         tx = int(inside) if opened is not None else rng.choice((*(0,) * 20, 1, _NO_TRANSACTION))
         if op == Op.TRANSACTION_START and not inside:
             if opened is not None:
                 continue
             opened, tx = line, 0
         if op == Op.TRANSACTION_END and tx == 0 and side.through_linux:
-            continue  # Linux has it answered, finds no transaction to end, and keeps the answer
+            continue  # Linux sends it on, finds no transaction of its own, and never delivers the answer
         if op == Op.TRANSACTION_END and inside and rng.random() < 0.1:
-            made.append(Ask(line, op, 1, b"X\0"))  # neither: it stays open
+            made.append(Ask(line, op, 1, b"X\0"))  # neither T nor F: the transaction stays open
             continue
         if op == Op.TRANSACTION_END and inside:
             if rng.random() < 0.4:
@@ -136,14 +136,14 @@ def _payload(rng: Random, op: int, side: "Side", places: tuple[bytes, ...]) -> b
     if rng.random() < 0.05 and op not in _OF_DOMAINS:
         return rng.randbytes(rng.choice((0, 3, 40)))
     whole = (*(place.rstrip(b"/") for place in places), *(side.foreign if places == side.places else ()))
-    draw = Draw(rng, places, (0, side.domid, *NOBODY), ends=(), lengths=side.lengths, whole=whole)
+    draw = Draw(rng, places, (0, side.domid, *NO_DOMAIN), ends=(), lengths=side.lengths, whole=whole)
     return draw.payload(op) + (b"more\0" if rng.random() < 0.05 else b"")
 
 
 def _watching(rng: Random, op: int, payload: bytes, watched: list[bytes], side: "Side") -> bytes | None:
-    """A watch to set or to remove; through Linux only what is well-formed, once set, and once removed.
+    """A watch to set or remove. Through Linux only well-formed ones, each set once and removed once.
 
-    Linux answers these itself on /dev/xen/xenbus: it keeps two equal watches, and removes what there is not.
+    On /dev/xen/xenbus Linux answers these itself: it accepts two equal watches and the removal of unknown ones.
     """
     if op == Op.UNWATCH and watched and (side.through_linux or rng.random() < 0.6):
         return watched.pop(rng.randrange(len(watched)))
@@ -170,7 +170,7 @@ def _watchable(path: bytes, home: bytes) -> bool:
 
 
 def _conflict(rng: Random, line: int, side: "Side") -> list[Step]:
-    """What the transaction has seen is changed by somebody else."""
+    """Another connection changes what the transaction has read."""
     seen = side.inside[0].rstrip(b"/")
     change = rng.choice((Ask(line, Op.WRITE, 0, seen + b"\0new"), Ask(line, Op.RM, 0, seen + b"\0")))
     return [
@@ -183,20 +183,20 @@ def _conflict(rng: Random, line: int, side: "Side") -> list[Step]:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Who asks: how many connections, where their paths lie, and the list that comes last, whatever the seeds."""
+    """One side of the comparison: its connections, its paths, and a final list that follows every seed's."""
 
     domid: int
     root: bytes
-    """An absolute path: the nodes of a list lie below it, in two places."""
+    """An absolute path; a list uses nodes in two places below it."""
     inside: tuple[bytes, ...]
     outside: tuple[bytes, ...]
-    """Where paths begin: of requests in a transaction, and of others meanwhile."""
+    """Prefixes of paths: of requests in a transaction, and of other requests meanwhile."""
     foreign: tuple[bytes, ...] = ()
-    """Paths that are not the asker's."""
+    """Paths that the sender does not own."""
     lengths: tuple[int, ...] = (60, 2040, 2050, 3071, 3073)
     lines: int = 1
     through_linux: bool = False
-    """Over /dev/xen/xenbus, where Linux looks at some requests itself."""
+    """Whether requests pass /dev/xen/xenbus, where Linux handles some itself."""
     payload_max: int = PAYLOAD_MAX
     ending: tuple[Step, ...] = ()
 
@@ -220,10 +220,10 @@ def dom0() -> Side:
             Ask(0, Op.READ, 0, b"/" + b"x" * ABS_PATH_MAX + b"\0"),
             Ask(0, Op.MKDIR, 0, near + b"\0"),
             Ask(0, Op.SET_PERMS, 0, near + b"\0n%d\0" % DOMID_FIRST_RESERVED),
-            Ask(0, Op.INTRODUCE, 0, b"%d\x001\x001\0" % NOBODY[1]),
-            Ask(0, Op.RELEASE, 0, b"%d\0" % NOBODY[1]),
-            *(Ask(0, op, 0, b"%d\0" % NOBODY[0]) for op in (Op.RELEASE, Op.RESUME)),
-            Ask(0, Op.SET_TARGET, 0, b"%d\0%d\0" % NOBODY),
+            Ask(0, Op.INTRODUCE, 0, b"%d\x001\x001\0" % NO_DOMAIN[1]),
+            Ask(0, Op.RELEASE, 0, b"%d\0" % NO_DOMAIN[1]),
+            *(Ask(0, op, 0, b"%d\0" % NO_DOMAIN[0]) for op in (Op.RELEASE, Op.RESUME)),
+            Ask(0, Op.SET_TARGET, 0, b"%d\0%d\0" % NO_DOMAIN),
             Ask(0, Op.CONTROL, 0, b"no-such-command\0"),
             Ask(0, Op.RESET_WATCHES, 0, b"\0"),
         ),
@@ -231,7 +231,7 @@ def dom0() -> Side:
 
 
 def guest(domid: int) -> Side:
-    """A guest's only way to the store, its kernel's; in the end it uses up its quota."""
+    """A guest's connection through its kernel; the final list uses up its quota."""
     home = b"/local/domain/%d" % domid
     root, near = home + b"/data/alike", b"data/alike"
     full = root + b"/full/"
@@ -242,7 +242,7 @@ def guest(domid: int) -> Side:
         outside=(near + b"/out/", b"/local/domain/0/", b"/"),
         foreign=(b"/local", b"/local/domain"),
         through_linux=True,
-        # Linux takes no more in one message with its header.
+        # Linux's limit for one message with its header.
         payload_max=PAYLOAD_MAX - HEADER.size,
         ending=(
             Until(Op.TRANSACTION_START, b"\0", 20),
@@ -255,7 +255,7 @@ def guest(domid: int) -> Side:
     )
 
 
-# --- playing it
+# --- running a list
 
 
 class Line:
@@ -271,7 +271,7 @@ class Line:
         self.transactions: list[int] = []
 
     def ask(self, op: int, payload: bytes, tx: int = 0) -> str:
-        """The answer as it is compared."""
+        """Send a request and return its answer in comparable form."""
         self._last += 1
         try:
             self._send(Packet(op, self._last, tx, payload).encode())
@@ -281,14 +281,14 @@ class Line:
                 packet = self._next()
         except EOFError:
             return CLOSED
-        except OSError as error:  # so Linux refuses on /dev/xen/xenbus what it looks at itself
+        except OSError as error:  # Linux's refusal on /dev/xen/xenbus of requests that it handles itself
             return errno.errorcode.get(error.errno or 0, str(error))
         if packet.type == Op.TRANSACTION_START:
             self.transactions.append(int(packet.payload[:-1]))
         return plain(op, packet)
 
     def settle(self, place: bytes) -> list[str]:
-        """All that was told so far: what this causes itself comes last, on every way to a store."""
+        """All events so far; an event that this method causes marks the end, on every kind of connection."""
         mine = place, _SETTLED
         self.told.discard(mine)
         self.ask(Op.WRITE, place + b"\0")
@@ -299,7 +299,7 @@ class Line:
         return [f"{_short(path)} {_short(token)}" for path, token in told]
 
     def transaction(self, tx: int) -> int:
-        """The id that a list means."""
+        """The transaction id that a step refers to."""
         if tx == 1:
             return self.transactions[-1] if self.transactions else _NO_TRANSACTION
         return tx
@@ -318,7 +318,7 @@ class Line:
 
 
 def plain(op: int, packet: Packet) -> str:
-    """An answer without what nobody promises."""
+    """The answer without parts that xenstore.txt leaves open."""
     payload = packet.payload
     if packet.type == Op.ERROR:
         return payload.rstrip(b"\0").decode()
@@ -338,12 +338,12 @@ def _short(data: bytes) -> str:
 
 
 def hash_of(data: bytes) -> str:
-    """Tells long values apart."""
+    """A short text that still tells long values apart."""
     return f"{sum((at + 1) * byte for at, byte in enumerate(data)) % 2**32:08x}"
 
 
 def play(steps: Iterable[Step], side: Side, connect: Callable[[], Line]) -> Iterator[str]:
-    """The answer to each step."""
+    """Run the steps; returns the answer to each."""
     lines = [connect() for _ in range(side.lines)]
     settling = [side.root + b"-settled-%d" % number for number in range(side.lines)]
     lines[0].ask(Op.RM, side.root + b"\0")
@@ -380,7 +380,7 @@ def _until(line: Line, op: int, payload: bytes, most: int) -> str:
 
 
 def reach(path: Path) -> Line:
-    """A connection to the store behind a socket or a device."""
+    """Connect to the store behind a socket or a device."""
     if stat.S_ISSOCK(path.stat().st_mode):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(str(path))
@@ -390,7 +390,7 @@ def reach(path: Path) -> Line:
 
 
 def own(side: Side) -> Callable[[], Line]:
-    """Connections to netback's store."""
+    """Connections to a fresh store of netback's."""
     server = Server()
     if side.domid:
         server.introduce(side.domid)
@@ -399,7 +399,7 @@ def own(side: Side) -> Callable[[], Line]:
 
 
 def furnish(line: Line, domid: int) -> None:
-    """What libxl makes for a domain, as far as lists touch it."""
+    """Create the nodes that libxl makes for a domain, as far as lists use them."""
     home, it = b"/local/domain/%d" % domid, b"%d" % domid
     line.ask(Op.SET_PERMS, joined(home, b"n0", b"r" + it))
     line.ask(Op.MKDIR, joined(b"/local/domain/0"))
@@ -415,11 +415,11 @@ def _line(server: Server, domid: int) -> Line:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that the two stores do not do alike, and why that stays."""
+    """A known difference between the stores, and why it stays."""
 
     what: str
     fits: Callable[[Step, str, str], bool]
-    """Whether it explains a step with netback's answer and the other's."""
+    """Whether the difference explains a step's two answers."""
 
 
 def _asks(step: Step, *ops: Op) -> bool:
@@ -483,7 +483,7 @@ DIFFERENCES = (
 
 
 def compare(side: Side, asked: list[Step], here: Callable[[], Line]) -> tuple[Counter[str], list[str]]:
-    """How often each known difference showed, and what nothing explains."""
+    """Counts of known differences, and the unexplained ones."""
     known: Counter[str] = Counter()
     faults = []
     answers = zip(asked, play(asked, side, own(side)), play(asked, side, here), strict=True)
@@ -499,7 +499,7 @@ def compare(side: Side, asked: list[Step], here: Callable[[], Line]) -> tuple[Co
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where the stores are alike."""
+    """The exit code: 0 if every difference is known."""
     parser = argparse.ArgumentParser(
         prog="netback.lab.inside.store_diff", description=(__doc__ or "").splitlines()[0]
     )
@@ -519,7 +519,7 @@ def main(arguments: list[str] | None = None) -> int:
         faults += [f"{name}, {fault}" for fault in new]
     for what, times in known.items():
         print(f"{times:4} times: {what}")
-    print(*faults[:_MOST_FAULTS], sep="\n")
+    print(*faults[:_MAX_FAULTS], sep="\n")
     total = sum(map(len, lists.values()))
     print(f"{total} steps of domain {side.domid}: {len(faults)} differences that nothing explains")
     return 1 if faults else 0
