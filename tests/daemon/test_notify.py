@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.daemon.systemd.fd_store import SystemdFdStore
+from netback.daemon.systemd.fd_store import SystemdFdStore, fd_name, parse_fd_name
 from netback.daemon.systemd.notify import Notifier, take_held
 
 
@@ -57,7 +57,7 @@ def test_a_descriptor_is_held(manager: socket.socket, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with closing(Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})) as notifier:
         fd_store = SystemdFdStore(notifier)
-        fd_store.keep("vif3.0", writing)
+        fd_store.keep("vif3.0", [writing])
         assert heard(manager) == "FDSTOREREMOVE=1\nFDNAME=vif3.0"
         message, (held,), _, _ = socket.recv_fds(manager, 4096, 1)
         assert message == b"FDSTORE=1\nFDNAME=vif3.0"
@@ -66,6 +66,34 @@ def test_a_descriptor_is_held(manager: socket.socket, tmp_path: Path) -> None:
         os.close(held)
     assert os.read(reading, 5) == b"alive"
     os.close(reading)
+
+
+def test_a_descriptor_for_each_queue_is_held(manager: socket.socket, tmp_path: Path) -> None:
+    """The first has the name that a netback of one queue gave it, so that each adopts what the other left."""
+    ends = os.pipe()
+    with closing(Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})) as notifier:
+        fd_store = SystemdFdStore(notifier)
+        fd_store.keep("vif3.0", ends)
+        fd_store.forget("vif3.0")
+        fd_store.forget("vif3.0")
+        lines = [heard(manager) for _ in range(6)]
+    assert lines == [
+        "FDSTOREREMOVE=1\nFDNAME=vif3.0",
+        "FDSTORE=1\nFDNAME=vif3.0",
+        "FDSTORE=1\nFDNAME=vif3.0-q1",
+        "FDSTOREREMOVE=1\nFDNAME=vif3.0",
+        "FDSTOREREMOVE=1\nFDNAME=vif3.0-q1",
+        "FDSTOREREMOVE=1\nFDNAME=vif3.0",
+    ]
+    for end in ends:
+        os.close(end)
+
+
+def test_names_of_held_descriptors() -> None:
+    for device, queue in (("vif3.0", 0), ("vif3.0", 1), ("qnic32752.10", 15)):
+        assert parse_fd_name(fd_name(device, queue)) == (device, queue)
+    assert parse_fd_name("vif3.0") == ("vif3.0", 0)
+    assert parse_fd_name("vif3.0-qx") == ("vif3.0-qx", 0)
 
 
 @pytest.mark.parametrize(("pid", "count"), [("1", "1"), ("", "1"), ("own", "x")])

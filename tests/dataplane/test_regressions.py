@@ -229,7 +229,7 @@ def tap_frontend(network: TapNetwork) -> tuple[FrontQueue, Worker]:
     granted = [(at + (2 + i) * PAGE_SIZE, i) for i in range(512)]
     queue = FrontQueue(
         events,
-        network.peer,
+        network.peers[0],
         tx_ring=at,
         rx_ring=at + PAGE_SIZE,
         tx_pages=granted[:256],
@@ -251,7 +251,7 @@ def test_a_removed_tap_is_left_alone_by_a_frontend() -> None:
         worker.add(queue)
         with served(worker) as thread:
             ip("link delete gone0")
-            until(lambda: network.peer.closed)
+            until(lambda: network.peers[0].closed)
             wakes = worker.wakes
             for _ in range(5):
                 thread.submit(lambda _worker: None).result(SECONDS)

@@ -166,7 +166,7 @@ class HandBackend:
             self.queue = BackQueue(
                 self.events.native,
                 self.platform.open_memory(self.domid),
-                self.network.peer,
+                self.network.peers[0],
                 Journal(),
                 tx_page=self.pages[0].address,
                 rx_page=self.pages[1].address,

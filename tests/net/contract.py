@@ -56,8 +56,8 @@ def receive(network: Network, count: int) -> list[bytes]:
     """So many frames, however many reads they take."""
     frames: list[bytes] = []
     while len(frames) < count:
-        await_readable(network.peer.fd)
-        frames += network.peer.recv(count - len(frames))
+        await_readable(network.peers[0].fd)
+        frames += network.peers[0].recv(count - len(frames))
     return frames
 
 
@@ -65,7 +65,7 @@ def fill(network: Network) -> int:
     """Send until the network takes no more: how many it took. To one address, since a broadcast would be copied."""
     message = PLAIN + b"\x02\0\0\0\0\x77" + frame(0, 1000)[16:]
     for sent in range(100_000):
-        if network.peer.send([message]) == (0, 0):
+        if network.peers[0].send([message]) == (0, 0):
             return sent
     raise AssertionError("it is never full")
 
@@ -74,12 +74,12 @@ class AnyNetwork:
     """Of every kind, also the one that has no far side."""
 
     def test_takes_frames_in_bursts(self, site: Site) -> None:
-        assert site.network.peer.send([frame(n) for n in range(20)]) == (20, 0)
-        assert not site.network.peer.blocked
+        assert site.network.peers[0].send([frame(n) for n in range(20)]) == (20, 0)
+        assert not site.network.peers[0].blocked
 
     def test_gives_nothing_when_nothing_came(self, site: Site) -> None:
-        assert site.network.peer.recv() == []
-        assert not site.network.peer.closed
+        assert site.network.peers[0].recv() == []
+        assert not site.network.peers[0].closed
 
     def test_is_told_any_offloads_and_carrier(self, site: Site) -> None:
         for caps in range(EVERYTHING + 1):
@@ -103,7 +103,7 @@ class FrameNetwork(AnyNetwork):
 
     def test_frames_out(self, site: Site) -> None:
         sent = [frame(n, 60 + n) for n in range(20)]
-        assert site.network.peer.send(sent) == (20, 0)
+        assert site.network.peers[0].send(sent) == (20, 0)
         assert [site.far.recv() for _ in sent] == sent
 
     def test_frames_in(self, site: Site) -> None:
@@ -117,7 +117,7 @@ class FrameNetwork(AnyNetwork):
             site.far.send(frame(n))
         drained = 0
         while drained < 7:  # the kernel may hand them over a little later
-            await_readable(site.network.peer.fd)
+            await_readable(site.network.peers[0].fd)
             drained += site.network.drain()
         assert drained == 7
         assert site.network.drain() == 0
@@ -130,7 +130,7 @@ class OffloadNetwork:
 
     @pytest.mark.parametrize("version", [4, 6])
     def test_gso_out(self, site: Site, version: int) -> None:
-        assert site.network.peer.send([big_tcp(version)]) == (1, 0)
+        assert site.network.peers[0].send([big_tcp(version)]) == (1, 0)
         got = site.far.recv()
         assert got[HEADER.size :] == big_tcp(version)[HEADER.size :]
         assert asks(got) == asks(big_tcp(version))
@@ -156,14 +156,14 @@ class FillableNetwork:
     def test_backpressure(self, site: Site) -> None:
         site.choke()
         poll = select.poll()
-        poll.register(site.network.peer.fd, select.POLLOUT)
+        poll.register(site.network.peers[0].fd, select.POLLOUT)
         assert fill(site.network) > 20
-        assert site.network.peer.blocked
+        assert site.network.peers[0].blocked
         assert poll.poll(0) == []
         site.release()
         assert poll.poll(10_000)
-        assert site.network.peer.send([frame(1)]) == (1, 0)
-        assert not site.network.peer.blocked
+        assert site.network.peers[0].send([frame(1)]) == (1, 0)
+        assert not site.network.peers[0].blocked
 
 
 class LinkNetwork:
@@ -171,19 +171,19 @@ class LinkNetwork:
 
     def test_link_down_refuses_and_comes_back(self, site: Site) -> None:
         ip(f"link set {site.network.name} down")
-        assert site.network.peer.send([frame(1), frame(2)]) == (2, 2)
-        assert not site.network.peer.blocked
+        assert site.network.peers[0].send([frame(1), frame(2)]) == (2, 2)
+        assert not site.network.peers[0].blocked
         ip(f"link set {site.network.name} up")
         await_up(site.network.name)
-        site.network.peer.send([frame(3)])  # a packet socket has kept the fault for the next call
-        assert site.network.peer.send([frame(4)]) == (1, 0)
-        assert not site.network.peer.closed
+        site.network.peers[0].send([frame(3)])  # a packet socket has kept the fault for the next call
+        assert site.network.peers[0].send([frame(4)]) == (1, 0)
+        assert not site.network.peers[0].closed
 
     def test_follows_a_rename(self, site: Site) -> None:
         before = site.network.name
         ip(f"link set {before} name other0")
         assert site.network.name == "other0"
-        assert site.network.peer.send([frame(1)]) == (1, 0)
+        assert site.network.peers[0].send([frame(1)]) == (1, 0)
         assert site.far.recv() == frame(1)
 
     def test_knows_the_mtu(self, site: Site) -> None:
@@ -196,8 +196,8 @@ class LinkNetwork:
     def test_a_removed_link_refuses(self, site: Site) -> None:
         name = site.network.name
         ip(f"link del {name}")
-        assert site.network.peer.send([frame(1)]) == (1, 1)
-        assert not site.network.peer.blocked
+        assert site.network.peers[0].send([frame(1)]) == (1, 1)
+        assert not site.network.peers[0].blocked
         assert site.network.name == name
         site.network.carrier(False)
         site.network.remove()

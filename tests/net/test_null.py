@@ -16,4 +16,4 @@ class TestNull(AnyNetwork):
         return Site(NullNetwork(), None)
 
     def test_is_never_full(self, site: Site) -> None:
-        assert all(site.network.peer.send([frame(0, 60000)] * 64) == (64, 0) for _ in range(100))
+        assert all(site.network.peers[0].send([frame(0, 60000)] * 64) == (64, 0) for _ in range(100))

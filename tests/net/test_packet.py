@@ -38,9 +38,9 @@ class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
         """Neither its own frames nor those of the host that the link belongs to."""
         host = FarLink("eth1")
         host.send(frame(1))
-        site.network.peer.send([frame(2)])
+        site.network.peers[0].send([frame(2)])
         assert [site.far.recv(), site.far.recv()] == [frame(1), frame(2)]
-        assert site.network.peer.recv() == []
+        assert site.network.peers[0].recv() == []
         host.close()
 
     def test_hears_frames_for_others(self, site: Site) -> None:
@@ -54,7 +54,7 @@ class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
         message = frame(1)[:22] + tags + frame(1)[22:]
         site.far.send(message)
         assert receive(site.network, 1) == [message]
-        site.network.peer.send([message])
+        site.network.peers[0].send([message])
         assert site.far.recv() == message
 
     def test_a_checksum_asked_for_behind_a_tag_keeps_its_place(self, site: Site) -> None:
@@ -72,7 +72,7 @@ class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
             site.far.send(frame(0, 1400))
             sent += 1
         while drained + (lost := site.network.drops()["rx_overflow"]) < sent:
-            await_readable(site.network.peer.fd)
+            await_readable(site.network.peers[0].fd)
             drained += site.network.drain()
         assert drained + lost == sent
         assert drained > 1000
@@ -80,14 +80,14 @@ class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
     def test_a_link_that_goes_down_is_heard_again(self, site: Site) -> None:
         ip("link set eth1 down")
         with pytest.raises(OSError, match="down"):
-            site.network.peer.recv()
+            site.network.peers[0].recv()
         ip("link set eth1 up")
         await_up("eth1", "far1")
         site.far.send(frame(1))
         assert receive(site.network, 1) == [frame(1)]
 
     def test_takes_no_frame_longer_than_the_link_does(self, site: Site) -> None:
-        assert site.network.peer.send([frame(1, 4000), frame(2)]) == (2, 1)
+        assert site.network.peers[0].send([frame(1, 4000), frame(2)]) == (2, 1)
         assert site.far.recv() == frame(2)
 
     def test_removes_no_link(self, site: Site) -> None:
@@ -106,7 +106,7 @@ from tests.net.contract import big_tcp
 from netback.net.packet import PacketNetwork
 veth("eth1", "far1")
 near, far = PacketNetwork("eth1"), FarLink("far1")
-near.peer.send([big_tcp(4)])
+near.peers[0].send([big_tcp(4)])
 while far.recv()[10:] != big_tcp(4)[10:]:
     pass
 assert not any("tun" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1])

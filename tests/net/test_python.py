@@ -33,15 +33,15 @@ class TestPython(FrameNetwork, OffloadNetwork, FillableNetwork):
     """Over the socketpair with virtio_net_hdr."""
 
     def test_takes_a_burst_of_the_largest_frames(self, site: Site) -> None:
-        assert site.network.peer.send([frame(0, 65535)] * 40) == (40, 0)
+        assert site.network.peers[0].send([frame(0, 65535)] * 40) == (40, 0)
 
     def test_end_of_the_far_side(self, site: Site) -> None:
         site.far.send(frame(1))
         site.far.close()
         assert receive(site.network, 1) == [frame(1)]
-        assert site.network.peer.recv() == []
-        assert site.network.peer.closed
-        assert site.network.peer.send([frame(2)]) == (1, 1)
+        assert site.network.peers[0].recv() == []
+        assert site.network.peers[0].closed
+        assert site.network.peers[0].send([frame(2)]) == (1, 1)
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def plain() -> Iterator[PythonNetwork]:
 
 
 async def test_without_a_header_frames_are_plain(plain: PythonNetwork) -> None:
-    assert plain.peer.caps == 0
-    plain.peer.send([frame(1)])
+    assert plain.peers[0].caps == 0
+    plain.peers[0].send([frame(1)])
     assert await plain.recv() == frame(1)[10:]
     await plain.send(frame(2)[10:])
     assert receive(plain, 1) == [frame(2)]
@@ -68,13 +68,13 @@ async def test_send_waits_for_room(plain: PythonNetwork) -> None:
     sending = asyncio.create_task(flood())
     taken = 0
     while taken < 1000:
-        await asyncio.to_thread(await_readable, plain.peer.fd)
-        taken += len(plain.peer.recv(16))
+        await asyncio.to_thread(await_readable, plain.peers[0].fd)
+        taken += len(plain.peers[0].recv(16))
     assert await sending == 1000
 
 
 async def test_recv_ends_when_the_vif_closes(plain: PythonNetwork) -> None:
-    plain.peer.send([frame(1)])
+    plain.peers[0].send([frame(1)])
     plain.close()
     assert await plain.recv() == frame(1)[10:]
     with pytest.raises(EOFError, match="python"):
@@ -86,7 +86,7 @@ async def test_recv_ends_when_the_vif_closes(plain: PythonNetwork) -> None:
 @pytest.mark.parametrize("vnet_hdr", [False, True])
 async def test_an_empty_frame_is_refused(vnet_hdr: bool) -> None:
     network = PythonNetwork(vnet_hdr=vnet_hdr)
-    assert network.peer.caps == (EVERYTHING if vnet_hdr else 0)
+    assert network.peers[0].caps == (EVERYTHING if vnet_hdr else 0)
     with pytest.raises(ValueError, match="empty"):
         await network.send(bytes(10) if vnet_hdr else b"")
     network.remove()

@@ -92,6 +92,12 @@ def test_opening() -> None:
     assert open_network(parse_spec("null"), name="vif3.1").name == "null"
 
 
+@pytest.mark.parametrize("text", ["tap", "packet:eth1", "null"])
+def test_more_queues_than_a_kind_has(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^network {text}: 2 queues: .* has 1 at most$"):
+        open_network(parse_spec(text), name="vif3.1", queues=2)
+
+
 def test_packet_without_permission() -> None:
     os.seteuid(65534)
     try:

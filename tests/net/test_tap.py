@@ -55,8 +55,8 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
     def test_a_removed_tap_is_closed_and_can_be_let_go(self, site: Site) -> None:
         ip("link del vif1.0")
         with pytest.raises(OSError, match="bad state"):
-            site.network.peer.recv()
-        assert site.network.peer.closed
+            site.network.peers[0].recv()
+        assert site.network.peers[0].closed
         assert site.network.drops() == {}
         site.network.carrier(True)
         with pytest.raises(PeerError, match=r"tap:vif1.0: the tap is gone"):
@@ -106,7 +106,7 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
     def test_a_write_that_would_wait_is_backpressure(self, site: Site) -> None:
         """The kernel's default lets everything through; an operator's TUNSETSNDBUF does not."""
         assert isinstance(site.network, TapNetwork)
-        fcntl.ioctl(site.network.peer.fd, TUNSETSNDBUF, struct.pack("i", 100_000))
+        fcntl.ioctl(site.network.peers[0].fd, TUNSETSNDBUF, struct.pack("i", 100_000))
         veth("slow0", "slow1")
         tc("qdisc add dev slow0 root tbf rate 8bit burst 2000 limit 1000000000")
         ip("link add br0 type bridge")
@@ -114,13 +114,13 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
         ip("link set slow0 master br0")
         ip("link set vif1.0 master br0")
         assert fill(site.network) > 20
-        assert site.network.peer.blocked
+        assert site.network.peers[0].blocked
         poll = select.poll()
-        poll.register(site.network.peer.fd, select.POLLOUT)
+        poll.register(site.network.peers[0].fd, select.POLLOUT)
         assert poll.poll(0) == []
         tc("qdisc del dev slow0 root")
         assert poll.poll(10_000)
-        assert site.network.peer.send([frame(1)]) == (1, 0)
+        assert site.network.peers[0].send([frame(1)]) == (1, 0)
 
 
 def has_carrier(link: str) -> bool:
@@ -179,7 +179,7 @@ def test_a_tap_of_others_is_adopted_as_it_is_and_stays(queues: str) -> None:
     ip("link set tap0 up")
     network.carrier(True)
     far = FarLink("tap0")
-    network.peer.send([big_tcp(4)])
+    network.peers[0].send([big_tcp(4)])
     assert far.recv()[10:] == big_tcp(4)[10:]
     network.remove()
     assert "tap0" in ip("link show tap0")

@@ -26,7 +26,7 @@ class InheritedNetwork:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self.peer = Peer("socket", fd, vnet_hdr=True, caps=EVERYTHING, owner=self._socket)
+        self.peers = (Peer("socket", fd, vnet_hdr=True, caps=EVERYTHING, owner=self._socket),)
 
     def offloads(self, caps: int) -> None:
         """What the ring's other end cannot take is completed and cut by us."""
@@ -60,11 +60,11 @@ class LossyCable:
         self.name = f"a cable to {network.name}"
         self._far = network
         self._pair = PythonNetwork(vnet_hdr=True)
-        self.peer = self._pair.peer
+        self.peers = self._pair.peers
         self._near = Peer("socket", self._pair.socket.fileno(), vnet_hdr=True)
         self._ways = (
-            _Way(self._far.peer, self._near, self._lose),
-            _Way(self._near, self._far.peer, lambda frame: frame),
+            _Way(self._far.peers[0], self._near, self._lose),
+            _Way(self._near, self._far.peers[0], lambda frame: frame),
         )
 
     def _lose(self, frame: bytes) -> bytes:

@@ -274,7 +274,7 @@ class Frontend:
     def _open_queue(self, rings: Rings, features: BackFeatures) -> FrontQueue:
         return FrontQueue(
             self.guest.domain.events.native,
-            self.network.peer,
+            self.network.peers[0],
             tx_ring=rings.tx.address,
             rx_ring=rings.rx.address,
             tx_pages=[(granted.address, granted.gref) for granted in rings.tx_buffers],

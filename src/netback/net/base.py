@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a vif needs of the network behind it, as one Protocol that every kind keeps.
 
-Knows neither links nor rings: a network is a native peer (a descriptor with a frame format) and the few things that
-control code does to it.
+Knows neither links nor rings: a network is a native peer for each queue (a descriptor with a frame format) and the few
+things that control code does to it.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from netback.dataplane.peers.peer import Peer
 
 
 class Network(Protocol):
-    """One vif's network, or one guest's. Everything here is for control code; frames go through `peer`."""
+    """The network of one vif, or of one guest. Everything here is for control code; frames go through `peers`."""
 
     @property
     def name(self) -> str:
@@ -22,8 +23,8 @@ class Network(Protocol):
         """The link's; None where there is no link."""
 
     @property
-    def peer(self) -> Peer:
-        """What a queue is joined to."""
+    def peers(self) -> tuple[Peer, ...]:
+        """One for each queue, in the order of the queues."""
 
     def offloads(self, caps: int) -> None:
         """Say what the ring's side takes (Can): a tap then gives no more than that."""
@@ -44,18 +45,25 @@ class Network(Protocol):
         """Close, and remove what netback itself had made."""
 
 
+NetworkFactory = Callable[[str], Network]
+"""Makes the network of one device, which then owns it; the argument is the device's name, as in "vif3.0"."""
+
+
 class FdStore(Protocol):
-    """Where a tap's descriptor outlives this process, so that frames that wait in the tap survive a restart."""
+    """Where a tap's descriptors outlive this process, so that frames that wait in the tap survive a restart."""
 
     @property
     def untaken(self) -> set[str]:
-        """Names of held descriptors that no device has taken."""
+        """Names of the devices whose held descriptors no device has taken."""
 
-    def take(self, name: str) -> int | None:
-        """Hand over the descriptor that an earlier process stored for this device; the caller closes it."""
+    def take(self, name: str) -> tuple[int, ...]:
+        """Hand over the descriptors that an earlier process stored for this device, in the order of its queues.
 
-    def keep(self, name: str, fd: int) -> None:
-        """Store a duplicate of `fd` for this device, in place of an earlier one."""
+        Empty where none are held. The caller closes them.
+        """
+
+    def keep(self, name: str, fds: Sequence[int]) -> None:
+        """Store duplicates of `fds`, one for each queue of this device, in place of earlier ones."""
 
     def forget(self, name: str) -> None:
         """Drop what is stored for this device, and remove its tap."""

@@ -12,7 +12,7 @@ class NullNetwork:
     mtu = None
 
     def __init__(self) -> None:
-        self.peer = Peer("null", caps=EVERYTHING)
+        self.peers = (Peer("null", caps=EVERYTHING),)
 
     def offloads(self, caps: int) -> None:
         """Nothing ever comes from here."""

@@ -76,7 +76,7 @@ class PacketNetwork:
         except ConfigError:
             self._socket.close()
             raise
-        self.peer = Peer(
+        peer = Peer(
             "socket",
             self._socket.fileno(),
             vnet_hdr=True,
@@ -84,6 +84,7 @@ class PacketNetwork:
             caps=EVERYTHING,
             owner=self._socket,
         )
+        self.peers = (peer,)
 
     @property
     def name(self) -> str:

@@ -31,7 +31,8 @@ class PythonNetwork:
             make_room(end, BURSTS, BURSTS)
         self._least = virtio_net.HEADER.size + 1 if vnet_hdr else 1
         caps = EVERYTHING if vnet_hdr else 0
-        self.peer = Peer("socket", self._near.fileno(), vnet_hdr=vnet_hdr, caps=caps, owner=self._near)
+        peer = Peer("socket", self._near.fileno(), vnet_hdr=vnet_hdr, caps=caps, owner=self._near)
+        self.peers = (peer,)
 
     async def recv(self) -> bytes:
         """The next frame from the guest; EOFError once the vif is closed."""

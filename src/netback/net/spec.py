@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Knows how each is written, and which network it opens."""
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,8 @@ class Kind:
     link: Literal["never", "may", "must"]
     example: str
     open: Callable[[str], Network]
+    queues: int = 1
+    """The most queues that a network of this kind opens."""
 
 
 KINDS = {
@@ -77,10 +80,16 @@ def parse_spec(text: str) -> PeerSpec:
     return PeerSpec(kind, link)
 
 
-def open_network(spec: PeerSpec, *, name: str, held: int | None = None) -> Network:
-    """Open what a spec says; `name` (as in "vif1.0") is the link's where it names none.
+def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), queues: int = 1) -> Network:
+    """Open the network of a spec with one peer for each of `queues` queues.
 
-    `held` is a tap's descriptor that somebody kept meanwhile.
+    `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
+    descriptor store kept for this device, one for each queue; the network owns them from here on. ConfigError: the spec
+    cannot be opened, or has fewer queues. PeerError: it cannot be opened now.
     """
-    link = spec.link or name
-    return TapNetwork(link, held) if held is not None else KINDS[spec.kind].open(link)
+    kind, link = KINDS[spec.kind], spec.link or name
+    for surplus in held[queues:]:
+        os.close(surplus)
+    if queues > kind.queues:
+        raise ConfigError(f"network {spec}: {queues} queues: {spec.kind} has {kind.queues} at most")
+    return TapNetwork(link, held[0]) if held else kind.open(link)

@@ -258,7 +258,7 @@ class TapNetwork:
         except BaseException:
             self.close()
             raise
-        self.peer = Peer("tap", self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
+        self.peers = (Peer("tap", self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self),)
 
     def _tell(self, request: Tun, argument: Argument) -> Argument:
         try:

@@ -94,7 +94,7 @@ class Vif:
                 self._domid,
                 config,
                 port=port,
-                peer=self.network.peer,
+                peer=self.network.peers[0],
                 journal=journal,
                 undo=undo,
             )

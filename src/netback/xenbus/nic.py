@@ -112,7 +112,7 @@ class Nic:
                 (await opening).close()
             raise
         if peer.kind == "tap":
-            self._context.fd_store.keep(device, network.peer.fd)
+            self._context.fd_store.keep(device, [peer.fd for peer in network.peers])
         return network
 
     def _try_later(self) -> None:
