@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from netback.dataplane.journal cimport kill_point
-from netback.dataplane.offload cimport segments_begin, segments_next, segments_t
+from netback.dataplane.segment cimport segments_begin, segments_next, segments_t
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, peer_t, vnet_header,
 )

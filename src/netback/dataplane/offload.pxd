@@ -5,7 +5,7 @@ Knows Ethernet, 802.1Q tags, IP, TCP and UDP; knows nothing of rings, slots, des
 pure: no allocation, no system call, no exception. Hostile bytes yield a verdict and nothing else. `frame` must be
 private memory (never a page that a guest can still write, XSA-155).
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from netback.dataplane.abi cimport (
     GSO_TYPE_NONE, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio_net_hdr,
@@ -23,11 +23,6 @@ cdef enum:                      # caps: what the receiver takes
     CAN_TSO4 = 4
     CAN_TSO6 = 8
 
-cdef enum:                      # limits on what a sender may ask to have cut; see offload.pyx
-    MIN_GSO_SIZE = 8
-    MAX_SEGMENTS = 2048
-    HEADERS_MAX = 338           # Ethernet, two tags, 256 bytes of IP, 60 of TCP: `have` need never be more
-
 
 cdef struct netif_offload:      # what a frame says of itself on a netif ring; the two rings number the bits differently
     uint8_t csum_blank
@@ -36,40 +31,11 @@ cdef struct netif_offload:      # what a frame says of itself on a netif ring; t
     uint16_t gso_size
 
 
-cdef struct segments_t:         # a cut in progress: plain values, may be copied and kept between bursts
-    uint64_t pseudo             # sum of the pseudo header without its length
-    uint32_t at                 # next payload byte of the frame
-    uint32_t end                # first byte of the frame that is not the packet's
-    uint32_t largest            # bytes of the largest segment: the capacity that segments_next needs
-    uint32_t count              # segments in all
-    uint32_t index              # segments already given
-    uint32_t seq                # of the next segment, host order; for IPv6 fragments their identification
-    uint16_t size               # payload bytes of each segment but the last
-    uint16_t head               # bytes of header that each segment repeats
-    uint16_t l3
-    uint16_t l4
-    uint16_t id                 # IPv4 identification of the first segment
-    uint16_t datagram_sum       # IP fragments: the completed checksum of the whole datagram
-    uint16_t next_header        # IPv6 fragments: the byte that must announce the fragment header
-    uint16_t inserted           # IPv6 fragments: size of that header, put in at l4
-    uint8_t version             # 4 or 6
-    uint8_t kind
-
-
 # The two slow halves: for frames that ask for something.
 cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t length, const netif_offload *src, uint32_t caps,
                     virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil
 cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr, uint32_t caps,
                      netif_offload *out) noexcept nogil
-
-# Finishes the checksum that `hdr` asks for, in place. Out of range: nothing happens.
-cdef void complete_checksum(uint8_t *frame, uint32_t length, const virtio_net_hdr *hdr) noexcept nogil
-
-# 0, or -1: cannot be cut (drop). `frame` is the whole frame, the same bytes in each call.
-cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length,
-                        const virtio_net_hdr *hdr) noexcept nogil
-# Length of the next segment, written to `out` with all its checksums; 0: done, or capacity < it.largest.
-cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity) noexcept nogil
 
 
 # netif -> virtio (backend TX, frontend RX). `have` bytes of the frame's beginning are at `frame`, `length` is the

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.journal cimport Journal, journal_t
 from netback.dataplane.link cimport Link, link_t
-from netback.dataplane.offload cimport segments_t
+from netback.dataplane.segment cimport segments_t
 from netback.dataplane.peers.peer cimport frame_t
 from netback.dataplane.platform.memory cimport memory_t
 from netback.dataplane.ring cimport back_ring

@@ -22,10 +22,9 @@ from netback.dataplane.abi cimport (
 from netback.dataplane.arena cimport name_local
 from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
-from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
-    segments_next, virtio_to_netif,
-)
+from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, netif_offload, virtio_to_netif
+from netback.dataplane.segment cimport segments_begin, segments_next
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VNET_HDR, frame_t, peer_recv, vnet_header,
 )

@@ -21,9 +21,8 @@ from netback.dataplane.abi cimport (
 from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
 from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
-from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, netif_to_virtio,
-)
+from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, netif_to_virtio
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, vnet_header
 from netback.dataplane.back.queue cimport back_queue
 from netback.dataplane.link cimport (

@@ -2,7 +2,7 @@
 """A frontend's queue: what its two directions share."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
-from netback.dataplane.offload cimport segments_t
+from netback.dataplane.segment cimport segments_t
 from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
 from netback.dataplane.link cimport Link, link_t
 from netback.dataplane.ring cimport front_ring

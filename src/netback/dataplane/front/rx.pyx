@@ -22,9 +22,10 @@ from netback.dataplane.abi cimport (
 )
 from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
 from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
+from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
-    HEADERS_MAX, OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload,
-    netif_to_virtio,
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, netif_to_virtio,
 )
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, send_vectors, vnet_header,

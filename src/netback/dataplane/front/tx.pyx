@@ -21,10 +21,11 @@ from netback.dataplane.abi cimport (
     NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request, virtio_net_hdr,
 )
 from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
+from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, complete_checksum, netif_offload, segments_begin,
-    segments_next, virtio_to_netif,
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, virtio_to_netif,
 )
+from netback.dataplane.segment cimport segments_begin, segments_next
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t,
     recv_into,

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cuts a GSO frame into the segments that its virtio_net_hdr describes: TCP, UDP datagrams, IP fragments."""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from netback.dataplane.abi cimport (
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4,
+    virtio_net_hdr,
+)
+from netback.dataplane.headers cimport PROTO_TCP, PROTO_UDP, headers_t
+
+cdef enum:                      # limits on what a sender may ask to have cut
+    MIN_GSO_SIZE = 8            # Linux' TCP_MIN_GSO_SIZE: its smallest MSS (48) less the TCP options (40)
+    MAX_SEGMENTS = 2048         # bounds the cost of one frame: 64 KiB at that MSS with timestamps is 1820 segments
+
+    KIND_TCP = 0
+    KIND_UDP = 1
+    KIND_FRAGMENTS = 2
+
+
+cdef struct segments_t:         # a cut in progress: plain values, may be copied and kept between bursts
+    uint64_t pseudo             # sum of the pseudo header without its length
+    uint32_t at                 # next payload byte of the frame
+    uint32_t end                # first byte of the frame that is not the packet's
+    uint32_t largest            # bytes of the largest segment: the capacity that segments_next needs
+    uint32_t count              # segments in all
+    uint32_t index              # segments already given
+    uint32_t seq                # of the next segment, host order; for IPv6 fragments their identification
+    uint16_t size               # payload bytes of each segment but the last
+    uint16_t head               # bytes of header that each segment repeats
+    uint16_t l3
+    uint16_t l4
+    uint16_t id                 # IPv4 identification of the first segment
+    uint16_t datagram_sum       # IP fragments: the completed checksum of the whole datagram
+    uint16_t next_header        # IPv6 fragments: the byte that must announce the fragment header
+    uint16_t inserted           # IPv6 fragments: size of that header, put in at l4
+    uint8_t version             # 4 or 6
+    uint8_t kind
+
+
+# 0, or -1: cannot be cut (drop). `frame` is the whole frame, the same bytes in each call.
+cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length,
+                        const virtio_net_hdr *hdr) noexcept nogil
+# Length of the next segment, written to `out` with all its checksums; 0: done, or capacity < it.largest.
+cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity) noexcept nogil
+
+
+cdef inline int kind_of(const headers_t *h, uint8_t gso_type) noexcept nogil:
+    """How a frame of a virtio GSO type is cut; -1 where the type is not the frame's."""
+    if gso_type == VIRTIO_NET_HDR_GSO_TCPV4:
+        return KIND_TCP if h.protocol == PROTO_TCP and h.version == 4 else -1
+    if gso_type == VIRTIO_NET_HDR_GSO_TCPV6:
+        return KIND_TCP if h.protocol == PROTO_TCP and h.version == 6 else -1
+    if h.protocol != PROTO_UDP:
+        return -1
+    if gso_type == VIRTIO_NET_HDR_GSO_UDP_L4:
+        return KIND_UDP
+    return KIND_FRAGMENTS if gso_type == VIRTIO_NET_HDR_GSO_UDP else -1
+
+
+cdef inline uint32_t segments_of(const headers_t *h, uint8_t gso_type, uint16_t size) noexcept nogil:
+    """How many segments a cut makes, 0 where it cannot be made. Fragments are cut from the UDP header on, in eights."""
+    cdef int kind = kind_of(h, gso_type)
+    cdef uint32_t step = size & ~7u if kind == KIND_FRAGMENTS else size
+    cdef uint32_t begin = h.l4 if kind == KIND_FRAGMENTS else h.payload
+    cdef uint32_t count
+    if kind < 0 or step < MIN_GSO_SIZE:
+        return 0
+    if begin - h.l3 + min(step, h.end - begin) > 0xFFFF:        # no IP header can say such a length
+        return 0
+    count = (h.end - begin + step - 1) // step
+    if count == 0:
+        return 1                        # headers alone
+    return count if count <= MAX_SEGMENTS else 0
