@@ -20,6 +20,7 @@ from netback.abi.netif import EXTRA_GSO, RX_REQUEST, TX_REQUEST, ExtraType, TxFl
 from netback.abi.ring import PAGE_SIZE, slot_offset
 from netback.dataplane.front.queue import FrontQueue
 from netback.dataplane.link import Link
+from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.thread import WorkerThread
@@ -47,7 +48,7 @@ def bench(**options: Any) -> Iterator[Bench]:
 
 @contextmanager
 def served(worker: Worker) -> Iterator[WorkerThread]:
-    thread = WorkerThread(worker, on_broken=lambda _: None, on_records=lambda *_: None)
+    thread = WorkerThread(worker, on_notice=lambda *_: None, on_records=lambda *_: None)
     try:
         yield thread
     finally:
@@ -339,11 +340,11 @@ def test_a_queue_that_no_worker_serves_is_refreshed_in_vain() -> None:
 class Scripted:
     """A worker whose turns are functions: what it returns, and what happens meanwhile."""
 
-    def __init__(self, *turns: Callable[[], list[Link]]) -> None:
+    def __init__(self, *turns: Callable[[], list[tuple[Link, Notice]]]) -> None:
         self._turns = list(turns)
         self._wake = threading.Event()
 
-    def run(self) -> list[Link]:
+    def run(self) -> list[tuple[Link, Notice]]:
         if self._turns:
             return self._turns.pop(0)()
         assert self._wake.wait(SECONDS)
@@ -363,20 +364,20 @@ def test_a_broken_queue_is_reported_before_another_takes_its_place() -> None:
     thread: WorkerThread
     ready = threading.Event()
 
-    def breaks() -> list[Link]:
+    def breaks() -> list[tuple[Link, Notice]]:
         assert ready.wait(SECONDS)
         thread.submit(lambda _: happened.append("call"))
-        return [Link()]
+        return [(Link(), Notice.BROKEN)]
 
     thread = WorkerThread(
         cast(Worker, Scripted(breaks)),
-        on_broken=lambda _: happened.append("broken"),
+        on_notice=lambda _link, notice: happened.append(notice.name),
         on_records=lambda *_: None,
     )
     ready.set()
     thread.submit(lambda _: None).result(SECONDS)
     thread.stop()
-    assert happened == ["broken", "call"]
+    assert happened == ["BROKEN", "call"]
 
 
 def test_what_is_submitted_to_a_thread_that_ended_is_done() -> None:
@@ -385,3 +386,26 @@ def test_what_is_submitted_to_a_thread_that_ended_is_done() -> None:
         with served(b.worker) as thread:
             pass
         assert thread.submit(lambda worker: worker is b.worker).result(0)
+
+
+def test_a_hung_up_peer_is_reported_and_another_takes_its_place() -> None:
+    """`Peer.closed` was read by nothing: a dead network left a connected vif without one."""
+    heard: list[tuple[Link, Notice]] = []
+    with bench() as b, bench() as other:
+        post_buffers(b, 1)
+        thread = WorkerThread(
+            b.worker, on_notice=lambda link, notice: heard.append((link, notice)), on_records=lambda *_: None
+        )
+        try:
+            assert b.peer_end is not None
+            b.peer_end.close()
+            b.peer_end = None
+            until(lambda: heard == [(b.queue, Notice.PEER_GONE)])
+            other.worker.remove(other.queue)
+            thread.submit(lambda worker: worker.set_peer(b.queue, other.peer)).result(SECONDS)
+            until(lambda: heard[1:] == [(b.queue, Notice.READY)])
+            assert other.peer_end is not None
+            other.peer_end.send(bytes(10 + 60))
+            until(lambda: b.queue.rings["rx"]["rsp_prod"] == 1)
+        finally:
+            thread.stop()

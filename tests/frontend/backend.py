@@ -67,7 +67,7 @@ class HandBackend:
             self.events = self.platform.open_events()
             undo.callback(self.events.close)
             self.worker = WorkerThread(
-                Worker(self.events.native), on_broken=lambda _: None, on_records=lambda *_: None
+                Worker(self.events.native), on_notice=lambda *_: None, on_records=lambda *_: None
             )
             undo.callback(self.worker.stop)
             if not self.adopt:

@@ -24,6 +24,13 @@ cdef enum:                      # counter: COUNTERS in link.pyx has their names,
     COUNTERS_END
 
 
+cdef enum:                      # condition, as notices.py has it
+    LINK_READY = 0
+    LINK_STALLED = 1
+    LINK_PEER_GONE = 2
+    LINK_IS_BROKEN = 3
+
+
 cdef struct link_t:              # a queue of either end, as the worker sees it
     int (*ring_to_peer)(link_t *, workspace_t *) noexcept nogil
     int (*peer_to_ring)(link_t *, workspace_t *) noexcept nogil
@@ -38,6 +45,7 @@ cdef struct link_t:              # a queue of either end, as the worker sees it
     bint captured
     bint frozen                  # RX refused: the vif is Closing
     int broken                   # reason
+    int reported                 # the condition that Python knows
     uint32_t index               # in the worker's table
     uint32_t interest            # epoll events that the worker has asked of the peer's descriptor
     bint active                  # among the worker's runnable links
@@ -54,9 +62,11 @@ cdef struct link_t:              # a queue of either end, as the worker sees it
 cdef dict ring_indices(size_t page, uint32_t private)
 
 
+cdef inline int condition(link_t *link) noexcept nogil:
+    return LINK_IS_BROKEN if link.broken else LINK_PEER_GONE if link.peer.closed else LINK_READY
+
+
 cdef class Link:
     cdef link_t *link
     cdef readonly Peer peer
     cdef object keep             # what the C structure points into
-    cdef bint reported
-    cdef bint newly_broken(self)

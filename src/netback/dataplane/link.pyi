@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
 
 REASONS: dict[int, str]
@@ -10,6 +11,8 @@ class Link:
     peer: Peer
     @property
     def broken(self) -> str | None: ...
+    @property
+    def condition(self) -> Notice: ...
     @property
     def index(self) -> int: ...
     @property

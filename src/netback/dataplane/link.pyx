@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A queue of either end, as a worker serves it. Knows what the two ends have in common, nothing of how frames move."""
 from libc.stdint cimport uint32_t
+from netback.dataplane.notices import Notice
 from netback.dataplane.ring cimport load_acquire, sring
 
 REASONS = {
@@ -30,10 +31,10 @@ cdef class Link:
         """Why the far side's misbehaviour ended it, or None."""
         return REASONS[self.link.broken] if self.link.broken else None
 
-    cdef bint newly_broken(self):
-        cdef bint new = self.link.broken and not self.reported
-        self.reported |= new
-        return new
+    @property
+    def condition(self) -> Notice:
+        """What the worker last found it to be."""
+        return Notice(condition(self.link))
 
     @property
     def index(self) -> int:

@@ -14,25 +14,26 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from netback.dataplane.link import Link
+from netback.dataplane.notices import Notice
 from netback.dataplane.worker import Worker
 
 T = TypeVar("T")
 
 
 class WorkerThread:
-    """Runs one Worker; `on_broken(link)` and `on_records(data, lost)` are called in its thread."""
+    """Runs one Worker; `on_notice(link, notice)` and `on_records(data, lost)` are called in its thread."""
 
     def __init__(
         self,
         worker: Worker,
         *,
-        on_broken: Callable[[Link], None],
+        on_notice: Callable[[Link, Notice], None],
         on_records: Callable[[bytes, int], None],
         name: str = "netback-worker",
         cpu: int | None = None,
     ) -> None:
         self.worker = worker
-        self._on_broken = on_broken
+        self._on_notice = on_notice
         self._on_records = on_records
         self._cpu = cpu
         self._calls: deque[Callable[[], None]] = deque()
@@ -77,12 +78,12 @@ class WorkerThread:
         """Serve until something is up. A call of its own, so that a sleeping thread keeps no broken link, and with it
         a dead guest's memory, alive.
         """
-        broken = self.worker.run()
+        notices = self.worker.run()
         data, lost = self.worker.records()
         if data or lost:
             self._on_records(data, lost)
-        for link in broken:
-            self._on_broken(link)
+        for link, notice in notices:
+            self._on_notice(link, notice)
         self._make_calls()
 
     def _make_calls(self) -> None:

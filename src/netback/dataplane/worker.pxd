@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from netback.dataplane.arena cimport Arena
 from netback.dataplane.platform.events cimport PORTS_END, Events, events_t
-from netback.dataplane.link cimport link_t
+from netback.dataplane.link cimport Link, link_t
 from netback.dataplane.workspace cimport workspace_t
 
 cdef enum:
@@ -31,4 +31,5 @@ cdef class Worker:
     cdef readonly Events events
     cdef Arena arena
     cdef dict members            # index -> Link: keeps them alive while they are served
+    cdef bint changed(self, Link link) noexcept
     cdef void forget(self, link_t *link) noexcept

@@ -16,8 +16,9 @@ from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
+from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.platform.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
-from netback.dataplane.link cimport EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link
+from netback.dataplane.link cimport EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link, condition
 from netback.dataplane.workspace cimport workspace_free, workspace_new
 
 cdef extern from "sys/epoll.h" nogil:
@@ -202,8 +203,8 @@ cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
         came = link.peer_to_ring(link, ws)
         link.to_due = came & LINK_MORE and not link.to_blocked
     notify(link)
+    worker.stop |= condition(link) != link.reported
     if (sent | came) & LINK_BROKEN:
-        worker.stop = True
         again = link.to_due = False
     elif link.peer.closed and link.peer.blocked:
         link.peer.blocked = False        # nobody is left to make room: what comes now is refused, as on a dead wire
@@ -346,19 +347,42 @@ cdef class Worker:
         link.unmask_at = 0
 
     def refresh(self, Link link) -> None:
-        """Something about the link was changed from outside: look at it anew, if it is served."""
+        """Poll both directions and try the peer again, whatever it was found to be; no effect where the link is not
+        served. For callers that changed the link, or joined its peer's descriptor to another network.
+        """
         if self.members.get(link.link.index) is not link:
             return
+        link.link.peer.blocked = link.link.peer.congested = link.link.peer.closed = False
         link.link.to_due = True
         activate(self.worker, link.link)
         ask_peer(self.worker, link.link)
 
-    def run(self) -> list[Link]:
-        """Serve until `wake` is called, a link breaks or records wait: the links that broke since the last call."""
+    def set_peer(self, Link link, Peer peer) -> None:
+        """Join a link to another peer between two bursts; rings and frames that wait for slots stay as they are.
+
+        The old peer's descriptor is no longer watched, and may be closed.
+        """
+        served = self.members.get(link.link.index) is link
+        if served:
+            watch_peer(self.worker, link.link, 0)
+        link.peer = peer
+        link.link.peer = &peer.peer
+        self.refresh(link)
+
+    def run(self) -> list[tuple[Link, Notice]]:
+        """Serve until `wake` is called, a link's condition changes or records wait: the conditions that changed since
+        the last call.
+        """
         self.worker.stop = False
         with nogil:
             serve(self.worker, self.ws)
-        return [link for link in self.members.values() if (<Link>link).newly_broken()]
+        return [(link, link.condition) for link in self.members.values() if self.changed(link)]
+
+    cdef bint changed(self, Link link) noexcept:
+        cdef int now = condition(link.link)
+        cdef bint new = now != link.link.reported
+        link.link.reported = now
+        return new
 
     def wake(self) -> None:
         """Have `run` return; from any thread."""

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from netback.dataplane.link import Link
+from netback.dataplane.notices import Notice
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.platforms.base import Domain
@@ -58,7 +59,7 @@ class Guest:
             self.store = await undo.enter_async_context(await self.domain.open_store())
             self._thread = WorkerThread(
                 Worker(self.domain.events.native),
-                on_broken=self._tell,
+                on_notice=self._tell,
                 on_records=lambda _data, _lost: None,
                 name="netback-guest",
                 cpu=self._cpu,
@@ -97,9 +98,10 @@ class Guest:
         """Run `call(worker)` where nothing else touches the queues."""
         return await asyncio.wrap_future(self._thread.submit(call))
 
-    def _tell(self, link: Link) -> None:
+    def _tell(self, link: Link, notice: Notice) -> None:
         """In the worker's thread."""
-        self._loop.call_soon_threadsafe(self._on_broken, link)
+        if notice is Notice.BROKEN:
+            self._loop.call_soon_threadsafe(self._on_broken, link)
 
     def _on_broken(self, link: Link) -> None:
         told = self._broken.get(link)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from netback.dataplane.arena import Arena
 from netback.dataplane.link import Link
+from netback.dataplane.notices import Notice
 from netback.dataplane.records import Record, parse_records
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
@@ -36,7 +37,7 @@ class QueueWorker:
         self.queues = 0
         self._listeners: dict[int, Listener] = {}
         self._thread = WorkerThread(
-            Worker(events.native, arena), on_broken=self._broken, on_records=self._records, name=name
+            Worker(events.native, arena), on_notice=self._notice, on_records=self._records, name=name
         )
 
     def reserve(self, undo: ExitStack) -> None:
@@ -88,9 +89,9 @@ class QueueWorker:
     def _release(self) -> None:
         self.queues -= 1
 
-    def _broken(self, queue: Link) -> None:
+    def _notice(self, queue: Link, notice: Notice) -> None:
         listener = self._listeners.get(queue.index)
-        if listener is not None:
+        if listener is not None and notice is Notice.BROKEN:
             listener.broken()
 
     def _records(self, data: bytes, lost: int) -> None:
