@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error that netback raises on purpose, by who is at fault."""
+"""Every error that netback raises on purpose, by the party at fault, and how its text is made fit for a line."""
 
 
 class NetbackError(Exception):
@@ -24,3 +24,19 @@ class PlatformError(NetbackError):
 
 class ConfigError(NetbackError):
     """The user asked for something that cannot be: exit code 2, never a traceback."""
+
+
+def printable(text: str) -> str:
+    """A text from the store, a guest or a file for a terminal or a log: what could steer either is escaped.
+
+    Control and format characters (Unicode's "Other" and every separator but the space) become Python's escapes, so the
+    result is one line. A byte that was no UTF-8 (PEP 383's surrogates) becomes `\\xNN`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else ascii(character)[1:-1]

@@ -19,20 +19,23 @@ def allow_descriptors() -> None:
 
 @contextmanager
 def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `stop` in the running loop, so that the end is one in order; elsewhere than in the main
-    thread, which alone gets signals, nothing changes.
+    """SIGINT and SIGTERM call `stop` in the running loop; the former handlers stand again at the end of the context.
+
+    Only the main thread gets signals: in any other, nothing changes. Not by the loop's own add_signal_handler, whose
+    removal leaves a moment in which SIGINT raises KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in former:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 async def until_stopped(stop: asyncio.Event, going: Coroutine[Any, Any, object]) -> None:

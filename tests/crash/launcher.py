@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from netback.cli.place import Place, PlatformName
-from netback.cli.serve import serve
 from netback.daemon import Backend, BackendConfig
 from netback.daemon.config import Config
+from netback.daemon.service import serve
 from netback.daemon.systemd.logs import set_up_log
 from netback.dataplane.journal import arm_kill
 from netback.demo.namespaces import die_with
@@ -44,7 +43,9 @@ def be_backend(directory: Path, fds: Sequence[int], net: str | None, workers: in
     """Until killed from outside, or at the `after`-th kill point of the data plane."""
     arm_kill(after)
     if net is not None:
-        asyncio.run(serve(Place(PlatformName.EMULATED, directory), lambda: Config(net=net, workers=workers)))
+        asyncio.run(
+            serve(directory, lambda: EmulatedPlatform(directory), lambda: Config(net=net, workers=workers))
+        )
     else:
         asyncio.run(serve_sockets(directory, fds, workers))
 

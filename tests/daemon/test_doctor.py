@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from netback import doctor
+from netback.daemon import doctor
 from netback.daemon.doctor import Finding, Machine, Verdict
 from netback.errors import PlatformError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.cli.place import Place, PlatformName
+from netback.cli.target import PlatformName, Target
 from netback.errors import ConfigError, PlatformError
 from netback.platforms.xen import XenDomain, devices, domain, events, gntalloc, platform
 
@@ -79,9 +79,9 @@ def test_no_xen_here_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(devices, "DEVICES", tmp_path)
     monkeypatch.setenv("XENSTORED_PATH", str(tmp_path / "none"))
     with pytest.raises(PlatformError, match="cannot connect"):
-        Place(PlatformName.XEN, tmp_path).open_domain()
+        Target(PlatformName.XEN, tmp_path).open_domain()
 
 
 def test_a_real_guest_is_not_asked_who_it_is() -> None:
     with pytest.raises(ConfigError, match="--domid and --name are for an emulated Xen"):
-        Place(PlatformName.XEN, Path()).open_domain(domid=3)
+        Target(PlatformName.XEN, Path()).open_domain(domid=3)

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from netback.cli.options import interruptible
+
 app = typer.Typer(
     name="lab",
     help="Real Xen, dom0 and guests, inside QEMU: to test netback or your own frontend.",
@@ -24,6 +26,11 @@ Out = Annotated[
         "--out", help="Directory for consoles and logs, a new or an empty one.  [default: a new one]"
     ),
 ]
+
+
+@app.callback()
+def _clean_up() -> None:
+    interruptible()
 
 
 def _say(line: str) -> None:

@@ -22,7 +22,7 @@ NET = "tap"
 """The network of a device that nobody says anything about."""
 
 
-class Assignment:
+class AutoAttach:
     """The present rules. A guest is looked at once: what an operator takes from it stays taken."""
 
     def __init__(self, store: Store, domid: int, net: str | None, rules: Sequence[DeviceRule]) -> None:

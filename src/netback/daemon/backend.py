@@ -5,21 +5,23 @@ Its end, of whatever kind, touches no node, no state and no tap: the next one go
 """
 
 import asyncio
-import errno
-import fcntl
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from netback.control import control_path, serve_snapshots
-from netback.daemon.auto_attach import Assignment
+from netback.control.protocol import OFFER, STATUS
+from netback.control.server import serve_control
+from netback.daemon.auto_attach import AutoAttach
 from netback.daemon.config import DeviceRule
+from netback.daemon.status import DeviceStatus, describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
+from netback.directory import Directory
 from netback.errors import ConfigError, NetbackError
 from netback.net.base import FdStore, Network
 from netback.net.spec import parse_spec
@@ -36,6 +38,11 @@ from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 
 log = logging.getLogger("netback")
+
+_JOURNALS = "journal"
+"""The directory of the journals, in the runtime directory."""
+_JOURNAL = re.compile(r"[a-z]+-[0-9]+-.+")
+"""A journal's name: type, domid and index of its device (xenbus/nic.py)."""
 
 _LOCK_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between tries for the lock: a killed predecessor holds it until the kernel has buried it."""
@@ -77,25 +84,29 @@ class Backend:
         self.store: Store
         self._workers: Workers
         self._devices: Devices
-        self._assignment: Assignment
+        self._auto_attach: AutoAttach
         self._running: asyncio.Task[None]
         self._undo = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as undo:
-            undo.callback(os.close, await _lock(self.config.directory, self.platform.domid))
+            directory = undo.enter_context(Directory.open(self.config.directory))
+            undo.callback(os.close, await _lock(directory, self.platform.domid))
+            journals = undo.enter_context(directory.subdirectory(_JOURNALS))
             self.store = await self.platform.open_store()
             undo.push_async_callback(self.store.close)
             self._workers = Workers(self.platform, self.config.workers)
             undo.callback(self._workers.close)
-            self._assignment = Assignment(self.store, self.platform.domid, self.config.net, self.config.rules)
+            self._auto_attach = AutoAttach(
+                self.store, self.platform.domid, self.config.net, self.config.rules
+            )
             self._devices = Devices(self._context())
             self._running = asyncio.create_task(self._run())
             undo.push_async_callback(self._stop)
             await self._first_look()
-            self._prune()
-            path = control_path(self.config.directory, self.platform.domid)
-            await undo.enter_async_context(serve_snapshots(path, self.snapshot))
+            self._prune(journals)
+            answers = {STATUS: self.status, OFFER: lambda: self._offer}
+            await undo.enter_async_context(serve_control(directory, self.platform.domid, answers))
             self._undo = undo.pop_all()
         return self
 
@@ -123,7 +134,7 @@ class Backend:
         for pattern in ("-*", *config.trace):
             self.trace(pattern)
         self.config = replace(config, directory=self.config.directory, workers=self.config.workers)
-        await self._assignment.change(config.net, config.rules)
+        await self._auto_attach.change(config.net, config.rules)
 
     async def respond(self) -> None:
         """Returns once every worker's thread had its turn: what a watchdog wants to know."""
@@ -176,9 +187,9 @@ class Backend:
         """How many queues each worker serves."""
         return self._workers.queues
 
-    def snapshot(self) -> list[dict[str, Any]]:
-        """Every device as data: states, agreement, counters, ring indices."""
-        return [_describe(device) for device in self.devices.values()]
+    def status(self) -> list[DeviceStatus]:
+        """Every device that this backend serves, with what only it knows: network, counters, ring indices."""
+        return [describe(device) for device in self.devices.values()]
 
     def _context(self) -> Context:
         return Context(
@@ -187,8 +198,8 @@ class Backend:
             workers=self._workers,
             tracer=self.tracer,
             offer=self._offer,
-            journals=self.config.directory / "journal",
-            net_for=self._assignment.net_for,
+            journals=self.config.directory / _JOURNALS,
+            net_for=self._auto_attach.net_for,
             fd_store=self._fd_store,
             networks=self.config.networks,
         )
@@ -196,7 +207,7 @@ class Backend:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._devices.run())
-            tasks.create_task(self._assignment.run())
+            tasks.create_task(self._auto_attach.run())
 
     async def _first_look(self) -> None:
         """Until what was there is known."""
@@ -206,14 +217,14 @@ class Backend:
         if self._running in done:
             await self.wait()
 
-    def _prune(self) -> None:
-        """Remove journals and held taps of devices that went while nobody looked."""
+    def _prune(self, journals: Directory) -> None:
+        """Remove journals and held taps of devices that were removed while no backend ran."""
         for name in self._fd_store.untaken - set(map(str, self.devices)):
             self._fd_store.forget(name)
-        known = {device.journal for device in self.devices.values()}
-        for path in (self.config.directory / "journal").glob("*-*-*"):
-            if path not in known:
-                path.unlink()
+        known = {device.journal.name for device in self.devices.values()}
+        for name in journals.names():
+            if _JOURNAL.fullmatch(name) and name not in known:
+                journals.unlink(name)
 
     async def _stop(self) -> None:
         self._running.cancel()
@@ -226,22 +237,18 @@ def first_index(platform: str) -> int:
     return 0 if platform == "emulated" else 1
 
 
-async def _lock(directory: Path, domid: int) -> int:
-    """One backend for each domain: two would fight for its ports and taps."""
-    os.makedirs(directory, 0o700, exist_ok=True)  # noqa: PTH103 (a Path would be no less blocking, and it is instant)
-    path = directory / f"backend-{domid}.lock"
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for delay in (*_LOCK_DELAYS, None):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK or delay is None:
-                os.close(lock)
-                raise ConfigError(f"another netback serves domain {domid}: it holds {path}") from error
-            await asyncio.sleep(delay)
-        else:
-            break
-    return lock
+async def _lock(directory: Directory, domid: int) -> int:
+    """The descriptor that holds the lock of a domain's backend: two would fight for its ports and taps."""
+    name = f"backend-{domid}.lock"
+    for delay in _LOCK_DELAYS:
+        if (lock := directory.try_lock(name)) is not None:
+            return lock
+        await asyncio.sleep(delay)
+    if (lock := directory.try_lock(name)) is not None:
+        return lock
+    raise ConfigError(
+        f"another netback serves domain {domid}: it holds {directory.path / name}; stop it first"
+    )
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:
@@ -250,22 +257,3 @@ def _first(group: BaseExceptionGroup[Exception]) -> Exception:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error if isinstance(error, NetbackError) else group  # type: ignore[return-value]
-
-
-def _describe(device: Device) -> dict[str, Any]:
-    name, vif, config = device.name, device.vif, device.config
-    return {
-        "device": str(name),
-        "type": name.kind,
-        "domid": name.domid,
-        "index": name.number,
-        "backend": device.state.title,
-        "frontend": device.frontend_state.title,
-        "error": device.error,
-        "network": vif.network.name if vif else None,
-        "connected": vif is not None and vif.connected,
-        "sg": config.sg if config else None,
-        "caps": (config.caps.name or "").split("|") if config else None,
-        "counters": vif.counters if vif else {},
-        "rings": vif.rings if vif else {},
-    }

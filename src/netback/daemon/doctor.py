@@ -17,11 +17,14 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from netback.control import control_path, read_snapshot
+from netback.control.client import ask
+from netback.control.protocol import STATUS
 from netback.daemon.config import DEFAULT, load_config
+from netback.daemon.status import DeviceStatus
 from netback.daemon.systemd.unit import KEEP_KERNEL_OUT
 from netback.errors import ConfigError, NetbackError
 from netback.net.tap import Flag
+from netback.platforms.xen.devices import xen_version
 from netback.platforms.xen.store import find_store, own_domid
 
 _TUNGETFEATURES = 0x800454CF
@@ -135,8 +138,7 @@ def xen(machine: Machine) -> Finding:
         return fail(
             f"hypervisor {kind}" if kind else "no hypervisor", "boot Xen; `netback emulate` needs none"
         )
-    version = ".".join(machine.read(f"sys/hypervisor/version/{part}") for part in ("major", "minor"))
-    return ok(f"Xen {version}".rstrip(" ."))
+    return ok(f"Xen {xen_version(machine.root)}".rstrip())
 
 
 def device(name: str, module: str, machine: Machine) -> Finding:
@@ -236,15 +238,22 @@ def locked_memory(machine: Machine) -> Finding:
 
 
 def running(machine: Machine) -> Finding:
-    """Whether a netback serves this domain."""
+    """Whether a netback serves this domain, and which of its devices have errors."""
     try:
-        path = control_path(machine.runtime, machine.own_domid())
+        domid = machine.own_domid()
     except (NetbackError, OSError):
         return warn("not known, since the store does not answer", "see store")
-    snapshot = asyncio.run(read_snapshot(path))
-    if snapshot is None:
-        return warn(f"none answers at {path}", "systemctl start netback, or netback run")
-    return ok(f"one runs and serves {len(snapshot)} devices")
+    try:
+        devices = asyncio.run(ask(machine.runtime, domid, STATUS, list[DeviceStatus]))
+    except NetbackError as error:
+        return fail(str(error), "systemctl restart netback: no guest notices")
+    if devices is None:
+        return warn(f"none answers in {machine.runtime}", "systemctl start netback, or netback run")
+    faulty = [status for status in devices if status.error]
+    if faulty:
+        first = f"{len(faulty)} of {len(devices)} devices with an error, first {faulty[0].device}: {faulty[0].error}"
+        return warn(first, "netback list shows each")
+    return ok(f"one runs and serves {len(devices)} devices")
 
 
 def config(machine: Machine) -> Finding:

@@ -12,7 +12,15 @@ from contextlib import suppress
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, PlatformError
 from netback.vif.features import DeviceType, Limits, make_mac, offer, parse_mac
-from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal, home, remove_device
+from netback.xenbus.names import (
+    DEVICE_TYPES,
+    DOMID_FIRST_RESERVED,
+    DeviceName,
+    backends,
+    decimal,
+    home,
+    remove_device,
+)
 from netback.xenbus.nodes import MADE_BY, MAKER, write_device
 from netback.xenstore.aio import Store, StoreError
 
@@ -126,13 +134,14 @@ async def find_device(
 
 
 async def list_devices(store: Store, backend_domid: int = 0) -> list[DeviceName]:
-    """Every device of a backend's domain."""
+    """Every device of a backend's domain; directories that are named for no domain are none."""
     found = []
     for kind in DEVICE_TYPES:
         root = backends(backend_domid, kind)
         for domid in await _children(store, root):
-            for number in await _children(store, f"{root}/{domid}"):
-                found.append(DeviceName(kind, backend_domid, int(domid), number))
+            if (fe := decimal(domid, DOMID_FIRST_RESERVED)) is not None:
+                numbers = await _children(store, f"{root}/{domid}")
+                found += [DeviceName(kind, backend_domid, fe, number) for number in numbers]
     return found
 
 

@@ -37,6 +37,15 @@ def open_device(name: str, *, nonblocking: bool = False) -> int:
         raise PlatformError(f"cannot open {path}: {error.strerror}", _name(error)) from error
 
 
+def xen_version(root: Path = Path("/")) -> str:
+    """The hypervisor's version as in "4.20"; empty where sysfs does not have it. `root` has another /sys below it."""
+    parts = [root / "sys/hypervisor/version" / part for part in ("major", "minor")]
+    try:
+        return ".".join(part.read_text().strip() for part in parts)
+    except OSError:
+        return ""
+
+
 def call(device: int, request: int, argument: bytearray, what: str) -> int:
     """An ioctl whose argument the kernel may fill: what it returned."""
     try:

@@ -29,7 +29,7 @@ class PlatformName(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Target:
     """A Xen, and the directory of netback's lock, journals and control socket; an emulated Xen is in that directory."""
 
     platform: PlatformName

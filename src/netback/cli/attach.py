@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback attach`: give a guest a network device, through the store alone."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netback.cli.options import SPEC_HELP, Directory, Domain, Platform, TypeName
+from netback.cli.target import Target
+
+if TYPE_CHECKING:
+    from netback.vif.features import DeviceType
+    from netback.xenbus.names import DeviceName
+
+
+def attach(
+    domain: Domain,
+    net: Annotated[str, typer.Option(help=SPEC_HELP)],
+    mac: Annotated[str | None, typer.Option(help="MAC address.  [default: random, of Xen's range]")] = None,
+    kind: Annotated[TypeName, typer.Option("--type", help="Device type.")] = TypeName.VIF,
+    index: Annotated[int, typer.Option(min=-1, help="Device index; -1 chooses one.")] = -1,
+    platform: Platform = None,
+    directory: Directory = None,
+) -> None:
+    """Give a guest a network device. A backend that runs connects it; one started later does so, too."""
+    target = Target.choose(platform, directory)
+    typer.echo(asyncio.run(_attach(target, domain, net, kind.value, mac, index)))
+
+
+async def _attach(
+    target: Target, domain: str, net: str, kind: "DeviceType", mac: str | None, index: int
+) -> "DeviceName":
+    from netback.cli.domains import await_domain, own_domid
+    from netback.control.client import ask
+    from netback.control.protocol import OFFER
+    from netback.daemon.backend import first_index
+    from netback.net.spec import parse_spec
+    from netback.xenbus.attach import attach as attach_device
+
+    parse_spec(net)  # the backend opens the network; a malformed spec is refused here
+    async with await target.open_store() as store:
+        domid = await await_domain(store, domain)
+        backend = await own_domid(store)
+        return await attach_device(
+            store,
+            domid,
+            net,
+            kind=kind,
+            mac=mac,
+            index=index,
+            first_index=first_index(target.platform),
+            backend_domid=backend,
+            offered=await ask(target.directory, backend, OFFER, dict[str, str]),
+        )

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback doctor`: the checks' findings as lines or as JSON."""
+
+import json as codec
+from dataclasses import asdict
+
+import typer
+
+from netback.cli.options import Directory, Json
+from netback.cli.target import PlatformName, Target
+
+
+def doctor(directory: Directory = None, json: Json = False) -> None:
+    """Look for what a backend needs of a Xen domain, and say what to do. Changes nothing; 1 where something fails."""
+    from netback.daemon.doctor import Machine, Verdict, examine
+
+    findings = examine(Machine(Target.choose(PlatformName.XEN, directory).directory))
+    if json:
+        rows = [{"check": name, **asdict(finding)} for name, finding in findings.items()]
+        typer.echo(codec.dumps(rows, indent=2))
+    else:
+        for name, finding in findings.items():
+            typer.echo(f"{finding.verdict:<5} {name:<10} {finding.found}")
+            if finding.advice:
+                typer.echo(f"{'':<16} -> {finding.advice}")
+    if any(finding.verdict is Verdict.FAIL for finding in findings.values()):
+        raise typer.Exit(1)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Domains as a user names them: by domid or by name."""
+
+import asyncio
+from contextlib import suppress
+
+from netback.errors import ConfigError
+from netback.xenbus.names import DOMID_FIRST_RESERVED, decimal, home
+from netback.xenstore.aio import Store, StoreError
+
+_JOIN_SECONDS = 3.0
+
+
+async def own_domid(store: Store) -> int:
+    """The domain whose privilege the connection has; a store without the node `domid` is domain 0's."""
+    return decimal(await store.read_or("domid") or "0", DOMID_FIRST_RESERVED) or 0
+
+
+async def await_domain(store: Store, domain: str) -> int:
+    """The domid once that domain runs: a guest that was started a moment ago may not have joined yet.
+
+    ConfigError where no such domain, or more than one, is there after 3 seconds.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_JOIN_SECONDS), await store.watch("@introduceDomain") as introduced:
+            async for _ in introduced:
+                with suppress(ConfigError):
+                    domid = await find_domain(store, domain)
+                    if await store.introduced(domid):
+                        return domid
+    return await find_domain(store, domain)
+
+
+async def find_domain(store: Store, domain: str) -> int:
+    """A domid, or the domid of the one domain of that name; ConfigError where none or several have it."""
+    domid = decimal(domain, DOMID_FIRST_RESERVED)
+    if domid is not None:
+        return domid
+    known = [text for text in await store.directory("/local/domain") if text.isdecimal()]
+    names = await asyncio.gather(*(_name(store, int(text)) for text in known))
+    found = [text for text, name in zip(known, names, strict=True) if name == domain]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} domains are named {domain!r}" if found else f"no domain is named {domain!r}"
+        )
+    return int(found[0])
+
+
+async def _name(store: Store, domid: int) -> str | None:
+    """None where it may not be read: libxl lets a driver domain read no guest's name."""
+    try:
+        return await store.read_or(f"{home(domid)}/name")
+    except StoreError as error:
+        if error.errno == "EIO":
+            raise
+        return None

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback list`: the devices of this domain, as a table or as JSON."""
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from netback.cli.options import Directory, Json, Platform
+from netback.cli.target import Target
+
+if TYPE_CHECKING:
+    from netback.daemon.status import DeviceStatus
+
+_WIDE = 1000
+"""Columns of output that is no terminal: a row stays a line."""
+
+_COLUMNS = (
+    "device",
+    "guest",
+    "backend",
+    "frontend",
+    "net",
+    "link",
+    "mac",
+    "tx frames",
+    "rx frames",
+    "features",
+    "error",
+)
+
+
+def list_devices(platform: Platform = None, directory: Directory = None, json: Json = False) -> None:
+    """Show the network devices, their states and what both ends agreed on."""
+    devices = asyncio.run(read_target(Target.choose(platform, directory)))
+    if json:
+        import msgspec
+
+        typer.echo(msgspec.json.format(msgspec.json.encode(devices), indent=2))
+    else:
+        _show(devices)
+
+
+async def read_target(target: Target) -> "list[DeviceStatus]":
+    """Every device as the store has it; with what the running backend adds, if one answers."""
+    from netback.cli.domains import own_domid
+    from netback.control.client import ask
+    from netback.control.protocol import STATUS, ControlError
+    from netback.daemon.status import DeviceStatus, merge, read_devices
+    from netback.errors import printable
+
+    async with await target.open_store() as store:
+        backend = await own_domid(store)
+        stored = await read_devices(store, backend)
+    try:
+        served = await ask(target.directory, backend, STATUS, list[DeviceStatus])
+    except ControlError as error:
+        typer.echo(f"netback: {printable(str(error))}; this is what the store has", err=True)
+        served = None
+    return merge(stored, served or [])
+
+
+def _show(devices: "list[DeviceStatus]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*_COLUMNS, box=None, pad_edge=False)
+    for device in devices:
+        features = [key.removeprefix("feature-") for key, value in device.features.items() if value != "0"]
+        counters = device.counters or {}
+        row = (
+            device.device,
+            device.guest,
+            device.backend,
+            device.frontend,
+            device.net,
+            device.network,
+            device.mac,
+            counters.get("tx_frames"),
+            counters.get("rx_frames"),
+            " ".join(features),
+            device.error,
+        )
+        table.add_row(*(escape("-" if cell in (None, "") else str(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)

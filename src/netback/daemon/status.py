@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is to say of one device: one frozen DeviceStatus, whether the store or a running backend says it.
+
+`read_devices` asks the store alone, and shows what can be shown: stray nodes, odd names, nodes that may not be read.
+`merge` adds what only the backend that serves a device knows. Every text is printable (errors.printable).
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+
+from netback.abi.xenbus import XenbusState as State
+from netback.errors import printable
+from netback.vif.features import OPTIONAL, DeviceType
+from netback.xenbus.device import Device
+from netback.xenbus.names import DEVICE_TYPES, DOMID_FIRST_RESERVED, DeviceName, backends, decimal
+from netback.xenstore.aio import Store, StoreError
+
+_HIDDEN = "-"
+"""Stands for the devices below a directory that may not be listed."""
+_READERS = 64
+"""Devices whose nodes are read at a time."""
+
+
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_status": "hotplug-status"}):
+    """A device; None is what is not there, may not be read, or is known to a running backend alone."""
+
+    device: str
+    """As in `vif3.0`; for a node that is no device of a domain, its path below `backend/`."""
+    type: DeviceType
+    domid: int | None
+    index: str
+    guest: str | None = None
+    """The domain's name."""
+    backend: str | None = None
+    """The backend's xenbus state, by name; in parentheses where it is none."""
+    frontend: str | None = None
+    net: str | None = None
+    """The network spec in the device's `net` node."""
+    mac: str | None = None
+    online: str | None = None
+    hotplug_status: str | None = None
+    features: dict[str, str] = {}
+    """netif.h's keys in the frontend's directory."""
+    error: str | None = None
+    network: str | None = None
+    """The present name of the link, or of the kind of network, that the running backend uses."""
+    counters: dict[str, int] | None = None
+    """By name; None without a running backend."""
+    rings: dict[str, dict[str, int]] | None = None
+    """The indices of both rings, by ring and name; None without a running backend."""
+
+
+def describe(device: Device) -> DeviceStatus:
+    """A device as the backend that serves it knows it."""
+    name, vif = device.name, device.vif
+    return DeviceStatus(
+        device=printable(str(name)),
+        type=name.kind,
+        domid=name.domid,
+        index=printable(name.number),
+        backend=device.state.title,
+        frontend=device.frontend_state.title,
+        error=printable(device.error) or None,
+        network=printable(vif.network.name) if vif else None,
+        counters=dict(vif.counters) if vif else {},
+        rings=dict(vif.rings) if vif else {},
+    )
+
+
+def merge(stored: Iterable[DeviceStatus], served: Iterable[DeviceStatus]) -> list[DeviceStatus]:
+    """The store's devices in their order, each with what the backend adds where it serves it."""
+    known = {status.device: status for status in served}
+    return [_add(status, known[status.device]) if status.device in known else status for status in stored]
+
+
+def _add(stored: DeviceStatus, served: DeviceStatus) -> DeviceStatus:
+    return msgspec.structs.replace(
+        stored,
+        error=served.error or stored.error,
+        network=served.network,
+        counters=served.counters,
+        rings=served.rings,
+    )
+
+
+async def read_devices(store: Store, backend_domid: int) -> list[DeviceStatus]:
+    """Every device directory of a backend's domain. StoreError: the store is gone (EIO)."""
+    places = [
+        (kind, domid, number)
+        for kind in DEVICE_TYPES
+        for domid in await _children(store, backends(backend_domid, kind))
+        for number in await _children(store, f"{backends(backend_domid, kind)}/{domid}")
+    ]
+    slots = asyncio.Semaphore(_READERS)
+
+    async def read(kind: DeviceType, domid: str, number: str) -> DeviceStatus:
+        async with slots:
+            return await _read_device(store, backend_domid, kind, domid, number)
+
+    return await asyncio.gather(*(read(*place) for place in places))
+
+
+async def _read_device(
+    store: Store, backend_domid: int, kind: DeviceType, domid: str, number: str
+) -> DeviceStatus:
+    fe = decimal(domid, DOMID_FIRST_RESERVED)
+    path = f"{backends(backend_domid, kind)}/{domid}/{number}"
+    ours = await _read_all(store, path, ("state", "frontend", "net", "mac", "online", "hotplug-status"))
+    status = DeviceStatus(
+        device=printable(f"{kind}/{domid}/{number}"),
+        type=kind,
+        domid=fe,
+        index=printable(number),
+        backend=_title(ours["state"]),
+        net=ours["net"],
+        mac=ours["mac"],
+        online=ours["online"],
+        hotplug_status=ours["hotplug-status"],
+    )
+    if fe is None:
+        return msgspec.structs.replace(
+            status, error=f"{printable(domid)!r} is no domain: nothing serves this"
+        )
+    name = DeviceName(kind, backend_domid, fe, number)
+    theirs = await _read_all(store, ours["frontend"] or name.frontend, ("state", *OPTIONAL))
+    return msgspec.structs.replace(
+        status,
+        device=printable(str(name)),
+        guest=await _read(store, f"/local/domain/{fe}/name"),
+        frontend=_title(theirs.pop("state")),
+        features={key: value for key, value in theirs.items() if value is not None},
+        error=await _read(store, f"{name.errors}/error"),
+    )
+
+
+async def _read_all(store: Store, path: str, nodes: tuple[str, ...]) -> dict[str, str | None]:
+    values = await asyncio.gather(*(_read(store, f"{path}/{node}") for node in nodes))
+    return {str(node): value for node, value in zip(nodes, values, strict=True)}
+
+
+async def _read(store: Store, path: str) -> str | None:
+    """A node's value; None where there is none, where it may not be read, and where the path is none."""
+    try:
+        value = await store.read_or(path)
+    except StoreError as error:
+        if error.errno == "EIO":
+            raise
+        return None
+    return None if value is None else printable(value)
+
+
+async def _children(store: Store, path: str) -> list[str]:
+    try:
+        return await store.directory(path)
+    except StoreError as error:
+        if error.errno == "EIO":
+            raise
+        return [] if error.errno == "ENOENT" else [_HIDDEN]
+
+
+def _title(state: str | None) -> str | None:
+    if state is None:
+        return None
+    known = State.parse(state)
+    return known.title if known is not State.UNKNOWN else f"({state})"
