@@ -13,7 +13,7 @@ import pytest
 
 from netback.abi.xs_wire import Op
 from netback.errors import PlatformError
-from netback.xenstore.aio import Store, StoreError
+from netback.xenstore.aio import MAX_TRANSACTIONS, Store, StoreError, StoreGone
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet, Parser
 
@@ -213,6 +213,132 @@ async def test_what_was_asked_by_a_cancelled_task_is_dropped(dom0: Store) -> Non
     assert (dom0._waiting, dom0._asked) == ({}, {})
 
 
+def transactions(server: Server) -> int:
+    """How many are open, of every connection."""
+    return sum(len(connection.transactions) for connection in server.connections)
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_cancelled_transaction_is_ended(dom0: Store, server: Server, moment: int) -> None:
+    """xenstored counts it against the domain until it is: at its start, in its body, at its commit."""
+
+    async def body(tx: int) -> None:
+        for number in range(3):
+            await dom0.write(f"/n/{number}", "x", tx)
+
+    task = asyncio.ensure_future(dom0.transact(body))
+    for _ in range(moment):
+        await asyncio.sleep(0)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await dom0.read("/tool")
+    assert transactions(server) == 0
+
+
+@pytest.mark.parametrize("moment", range(4))
+async def test_a_cancelled_watch_is_removed(dom0: Store, server: Server, moment: int) -> None:
+    task = asyncio.ensure_future(dom0.watch("/w"))
+    for _ in range(moment):
+        await asyncio.sleep(0)
+    task.cancel()
+    try:
+        await (await task).close()
+    except asyncio.CancelledError:
+        await dom0.read("/tool")
+    assert dom0._watches == {}
+    assert server.watches._by_path == {}
+
+
+async def test_a_dropped_watch_is_removed(dom0: Store, server: Server) -> None:
+    """Without waiting for the store, as a cancelled task must."""
+    watch = await dom0.watch("/w")
+    watch.drop()
+    watch.drop()
+    await dom0.read("/tool")
+    assert server.watches._by_path == {}
+    assert [path async for path in watch] == []
+
+
+async def test_a_watch_that_calls_back(dom0: Store) -> None:
+    seen: list[str] = []
+    watch = await dom0.watch("/w", seen.append)
+    await dom0.write("/w/a", "1")
+    assert seen == ["/w", "/w/a"]
+    await watch.close()
+
+
+async def test_few_transactions_at_once(server: Server) -> None:
+    """An unprivileged domain may have ten, of which other programs in it need some."""
+    most = 0
+
+    async def body(tx: int) -> None:
+        nonlocal most
+        most = max(most, transactions(server))
+        await guest.read_or("data", tx=tx)
+
+    async with await guest_store(server, 1) as guest:
+        await asyncio.gather(*(guest.transact(body) for _ in range(50)))
+        assert most == MAX_TRANSACTIONS
+
+
+async def test_a_transaction_waits_for_others_of_its_domain(server: Server) -> None:
+    """ENOSPC at the start says that the domain has too many: another program's end makes room."""
+    async with await guest_store(server, 1) as guest:
+        (connection,) = server.connections
+        taken = [connection.begin() for _ in range(connection.caller.quota.transactions)]
+        tries = 0
+
+        def begin() -> int:
+            nonlocal tries
+            tries += 1
+            if tries == 3:
+                connection.transactions.pop(taken[0])
+            return type(connection).begin(connection)
+
+        connection.begin = begin  # type: ignore[method-assign]
+        await guest.transact(lambda tx: guest.write("data", "x", tx))
+        assert tries == 3
+        assert await guest.read("data") == "x"
+
+
+async def test_no_room_in_a_body_is_the_caller_s_error(server: Server) -> None:
+    """ENOSPC of a write says that the domain has too many nodes: no repetition helps."""
+    runs = 0
+
+    async def body(tx: int) -> None:
+        nonlocal runs
+        runs += 1
+        await guest.write("data", "x" * 3000, tx)
+
+    async with await guest_store(server, 1) as guest:
+        assert await failure(guest.transact(body)) == "ENOSPC"
+    assert runs == 1
+
+
+async def test_what_cannot_be_sent_is_refused_here(dom0: Store) -> None:
+    """As the store refuses it: a value longer than a message, a path that would arrive as two words."""
+    assert await failure(dom0.write("/a", "x" * 5000)) == "E2BIG"
+    assert await failure(dom0.read("/a\0/b")) == "EINVAL"
+    assert await failure(dom0.write("/a\0/b", "x")) == "EINVAL"
+    assert await failure(dom0.watch("/a\0/b")) == "EINVAL"
+    assert await dom0.read_or("/a") is None
+
+
+async def test_who_is_privileged(server: Server, dom0: Store) -> None:
+    assert await dom0.privileged()
+    async with await guest_store(server, 1) as guest:
+        assert not await guest.privileged()
+    with pytest.raises(StoreGone):
+        await guest.privileged()
+
+
+async def test_children(dom0: Store) -> None:
+    await dom0.mkdir("/a/b")
+    assert await dom0.children("/a") == ["b"]
+    assert await dom0.children("/none") == []
+
+
 async def test_thousands_of_requests_at_once(dom0: Store) -> None:
     await asyncio.gather(*(dom0.write(f"/n/{number}", "x" * 2000) for number in range(3000)))
     values = await asyncio.gather(*(dom0.read(f"/n/{number}") for number in range(3000)))
@@ -222,7 +348,7 @@ async def test_thousands_of_requests_at_once(dom0: Store) -> None:
 async def test_a_watch_that_nobody_takes_from_stays_small(
     dom0: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netback.xenstore.aio._MOST_PATHS", 4)
+    monkeypatch.setattr("netback.xenstore.aio._MAX_PATHS", 4)
     watch = await dom0.watch("/w")
     for number in range(5):
         await dom0.write(f"/w/{number}", "x")

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store as the program uses it: asyncio over a descriptor that speaks xs_wire. It knows no node of ours.
+"""The store client of the program: asyncio over a descriptor that speaks xs_wire. It knows no node of netback's.
 
 One class serves xenstored's socket, the emulated store's and /dev/xen/xenbus.
+
+A caller may be cancelled at any await. A request that was sent is answered all the same, so what it began is undone
+without the caller: a transaction is ended, a watch is removed. Requests of one connection are served in order, so the
+undoing request needs no reply.
 """
 
 import asyncio
@@ -9,7 +13,7 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,17 +27,38 @@ from netback.xenstore.wire import WireError
 T = TypeVar("T")
 
 _READ_BYTES = 65536
-_TRIES = 30  # of a transaction that conflicts; with the delays below about two seconds
+_TRIES = 30  # of a transaction that conflicts or is refused; with the delays below about two seconds
 _FIRST_DELAY = 0.001
-_LONGEST_DELAY = 0.1
-_MOST_PATHS = 16384  # that a watch keeps for whoever does not take them
+_MAX_DELAY = 0.1
+_MAX_PATHS = 16384  # that a watch keeps until they are taken
+
+MAX_TRANSACTIONS = 8
+"""Transactions that one connection has open at once. An unprivileged domain may have 10 for all its programs."""
+
+QUOTA_ERRNOS: Mapping[str, str] = {
+    Errno.ENOSPC: "nodes, or transactions open at once",
+    Errno.E2BIG: "watches",
+    "EQUOTA": "nodes, watches or transactions",
+}
+"""How xenstored refuses a domain that reached a quota, and which quota that is. oxenstored says EQUOTA to all."""
 
 
 class StoreError(PlatformError):
-    """The store refused a request or is gone (EIO). `errno` is the name that the store gave."""
+    """The store refused a request. `errno` is the name that the store gave."""
 
     def __init__(self, errno: str, what: str) -> None:
         super().__init__(f"xenstore: {what}: {errno}", errno)
+
+
+class StoreGone(StoreError):
+    """The connection to the store ended: nothing on it will be answered any more. `errno` is EIO."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(Errno.EIO, what)
+
+
+class _TryAgain(StoreError):
+    """A transaction that may succeed when it is repeated."""
 
 
 class Endpoint(Protocol):
@@ -67,7 +92,8 @@ class Store:
         self._in_flight = 0
         self._in_flight_max = in_flight_max
         self._unsent: deque[bytes] = deque()
-        self._gone = ""  # why the connection is no more
+        self._transactions = asyncio.Semaphore(MAX_TRANSACTIONS)
+        self._gone = ""  # why the connection ended
         self._loop.add_reader(self._fd, self._readable)
 
     @classmethod
@@ -79,7 +105,7 @@ class Store:
             await asyncio.get_running_loop().sock_connect(sock, str(path))
         except OSError as error:
             sock.close()
-            raise StoreError(Errno.EIO, f"cannot connect to {path} ({error.strerror or error})") from error
+            raise StoreGone(f"cannot connect to {path} ({error.strerror or error})") from error
         return cls(sock)
 
     @classmethod
@@ -93,10 +119,10 @@ class Store:
         try:
             device = open(path, "r+b", buffering=0)  # noqa: ASYNC230, PTH123, SIM115 (a device opens at once)
         except OSError as error:
-            raise StoreError(Errno.EIO, f"cannot open {path} ({error.strerror or error})") from error
-        # Linux takes no more in one message with its header, and it keeps a request's payload in the one buffer of
-        # this descriptor until it has copied that to xenstored: a second request would overwrite it (as libxenstore
-        # does, one at a time)
+            raise StoreGone(f"cannot open {path} ({error.strerror or error})") from error
+        # Linux takes no more in one message with its header. It keeps a request's payload in the one buffer of this
+        # descriptor until it has copied that to xenstored, and a second request would overwrite it: one at a time, as
+        # libxenstore does.
         return cls(device, PAYLOAD_MAX - HEADER.size, in_flight_max=1)
 
     async def __aenter__(self) -> Self:
@@ -108,7 +134,7 @@ class Store:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; whoever waits for it gets EIO."""
+        """Close the connection; requests that wait for an answer raise StoreGone."""
         self._fail("closed")
 
     # ---- nodes
@@ -126,13 +152,16 @@ class Store:
             return default
 
     async def write(self, path: str, value: str, tx: int | None = None) -> None:
+        if "\0" in path:  # the value would begin at it
+            raise StoreError(Errno.EINVAL, f"WRITE {path!a}")
         await self._send(Op.WRITE, path, joined(to_bytes(path)) + to_bytes(value), tx)
 
     async def mkdir(self, path: str, tx: int | None = None) -> None:
         await self._request(Op.MKDIR, path, tx=tx)
 
     async def rm(self, path: str, tx: int | None = None, missing_ok: bool = False) -> None:
-        """Remove the node and all below it. To miss the node is fine, to miss its parent too is ENOENT."""
+        """Remove the node and all below it. xenstored answers OK where only the node is missing, ENOENT where its
+        parent is missing as well; `missing_ok` accepts both."""
         try:
             await self._request(Op.RM, path, tx=tx)
         except StoreError as error:
@@ -149,6 +178,15 @@ class Store:
             names = await self._long_directory(path, tx)
         return [to_text(name) for name in strings(names)]
 
+    async def children(self, path: str, tx: int | None = None) -> list[str]:
+        """As `directory`, and empty where there is no such node."""
+        try:
+            return await self.directory(path, tx)
+        except StoreError as error:
+            if error.errno != Errno.ENOENT:
+                raise
+            return []
+
     async def get_perms(self, path: str, tx: int | None = None) -> list[str]:
         return [to_text(perm) for perm in strings(await self._request(Op.GET_PERMS, path, tx=tx))]
 
@@ -156,29 +194,40 @@ class Store:
         await self._request(Op.SET_PERMS, path, *perms, tx=tx)
 
     async def transact(self, body: Callable[[int], Awaitable[T]]) -> T:
-        """Run the body in a transaction and commit it; again, with growing pauses, while others interfere."""
+        """Run the body in a transaction and commit it.
+
+        It runs again, after growing pauses, while others interfere (EAGAIN at the commit). A domain that has too many
+        transactions open (ENOSPC at the start) waits in the same way. Both are bounded: StoreError has the last errno.
+        """
         delay = _FIRST_DELAY
         for _ in range(_TRIES - 1):
             try:
-                return await self._try_transaction(body)
-            except StoreError as error:
-                if error.errno != Errno.EAGAIN:
-                    raise
+                async with self._transactions:
+                    return await self._try_transaction(body)
+            except _TryAgain:
+                pass
             await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_DELAY)
-        return await self._try_transaction(body)
+            delay = min(delay * 2, _MAX_DELAY)
+        async with self._transactions:
+            return await self._try_transaction(body)
 
     # ---- watches
 
-    async def watch(self, path: str) -> "Watch":
-        """Watch the node and all below it. The first path comes at once: what is there needs a look, too."""
+    async def watch(self, path: str, on_fire: Callable[[str], object] | None = None) -> "Watch":
+        """Watch the node and all below it. The first event, the watch's own path, comes at once.
+
+        `on_fire` is called with each path that fires; without it the watch is iterated.
+        """
         self._last_token += 1
-        watch = Watch(self, path, f"{self._last_token:x}")
-        self._watches[watch.token] = watch  # the first event may come before the answer
+        watch = Watch(self, path, f"{self._last_token:x}", on_fire)
+        self._watches[watch.token] = watch  # the first event may come before the reply
         try:
             await self._request(Op.WATCH, path, watch.token)
-        except BaseException:
+        except StoreError:
             del self._watches[watch.token]
+            raise
+        except BaseException:
+            watch.drop()
             raise
         return watch
 
@@ -190,6 +239,16 @@ class Store:
         self._watches.clear()
 
     # ---- domains
+
+    async def privileged(self) -> bool:
+        """Whether the store gives this connection domain 0's rights, to which no quota applies."""
+        try:
+            await self.introduced(0)
+        except StoreGone:
+            raise
+        except StoreError:  # xenstore.txt: IS_DOMAIN_INTRODUCED is for domain 0 alone
+            return False
+        return True
 
     async def domain_path(self, domid: int) -> str:
         return to_text((await self._request(Op.GET_DOMAIN_PATH, str(domid))).rstrip(b"\0"))
@@ -209,31 +268,69 @@ class Store:
     # ---- requests
 
     async def _request(self, op: Op, *words: str, tx: int | None = None) -> bytes:
+        if any("\0" in word for word in words):  # it would arrive as two words
+            raise StoreError(Errno.EINVAL, f"{op.name} {words[0]!a}")
         return await self._send(op, words[0], joined(*map(to_bytes, words)), tx)
 
     async def _send(self, op: Op, what: str, payload: bytes, tx: int | None) -> bytes:
+        return await self._post(op, what, payload, tx)
+
+    def _post(self, op: Op, what: str, payload: bytes, tx: int | None) -> asyncio.Future[bytes]:
+        """Send a request; the future has the reply's payload, or StoreError."""
         about = f"{op.name} {what}".rstrip()
         if self._gone:
-            raise StoreError(Errno.EIO, f"{about} ({self._gone})")
-        number, message = self._client.request(op, payload, tx or 0)
+            raise StoreGone(f"{about} ({self._gone})")
+        try:
+            number, message = self._client.request(op, payload, tx or 0)
+        except PlatformError as error:  # longer than a message may be
+            raise StoreError(error.errno, f"{about} ({error})") from error
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting[number] = future
         self._asked[number] = about
         self._unsent.append(message)
         if len(self._unsent) == 1:
             self._write()
-        return await future
+        return future
+
+    def _undo(self, op: Op, what: str, payload: bytes, tx: int | None = None) -> None:
+        """Send a request whose reply does not matter."""
+        with suppress(StoreError):
+            self._post(op, what, payload, tx).add_done_callback(_ignore)
 
     async def _try_transaction(self, body: Callable[[int], Awaitable[T]]) -> T:
-        tx = int((await self._send(Op.TRANSACTION_START, "", b"\0", None)).rstrip(b"\0"))
+        tx = await self._begin()
         try:
             result = await body(tx)
         except BaseException:
-            with suppress(StoreError):  # what went wrong in the body is what the caller has to know
-                await self._send(Op.TRANSACTION_END, "abort", b"F\0", tx)
+            self._end(tx)
             raise
-        await self._send(Op.TRANSACTION_END, "commit", b"T\0", tx)
+        try:
+            await self._send(Op.TRANSACTION_END, "commit", b"T\0", tx)
+        except StoreError as error:
+            if error.errno == Errno.EAGAIN:
+                raise _TryAgain(error.errno, "TRANSACTION_END commit") from error
+            raise
         return result
+
+    async def _begin(self) -> int:
+        """Start a transaction; one that starts after its caller was cancelled is ended."""
+        starting = self._post(Op.TRANSACTION_START, "", b"\0", None)
+        try:
+            return _number(await asyncio.shield(starting))
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._end_started)
+            raise
+        except StoreError as error:
+            if error.errno == Errno.ENOSPC:
+                raise _TryAgain(error.errno, "TRANSACTION_START") from error
+            raise
+
+    def _end_started(self, starting: asyncio.Future[bytes]) -> None:
+        if not starting.cancelled() and starting.exception() is None:
+            self._end(_number(starting.result()))
+
+    def _end(self, tx: int) -> None:
+        self._undo(Op.TRANSACTION_END, "abort", b"F\0", tx)
 
     async def _long_directory(self, path: str, tx: int | None) -> bytes:
         """Part after part; from the beginning again when the node changed between two."""
@@ -251,6 +348,10 @@ class Store:
     async def _unwatch(self, watch: "Watch") -> None:
         if self._watches.pop(watch.token, None) is not None and not self._gone:
             await self._request(Op.UNWATCH, watch.path, watch.token)
+
+    def _drop(self, watch: "Watch") -> None:
+        if self._watches.pop(watch.token, None) is not None:
+            self._undo(Op.UNWATCH, watch.path, joined(to_bytes(watch.path), to_bytes(watch.token)))
 
     # ---- bytes
 
@@ -278,7 +379,7 @@ class Store:
         self._in_flight -= 1
         future = self._waiting.pop(item.req_id)
         about = self._asked.pop(item.req_id)
-        if future.done():  # who asked was cancelled
+        if future.done():  # its caller was cancelled
             return
         if item.errno:
             future.set_exception(StoreError(item.errno, about))
@@ -315,23 +416,26 @@ class Store:
         self._unsent.clear()
         for number, future in self._waiting.items():
             if not future.done():
-                future.set_exception(StoreError(Errno.EIO, f"{self._asked[number]} ({why})"))
+                future.set_exception(StoreGone(f"{self._asked[number]} ({why})"))
         self._waiting.clear()
         for watch in self._watches.values():
-            watch.fail(StoreError(Errno.EIO, f"watch on {watch.path} ({why})"))
+            watch.fail(StoreGone(f"watch on {watch.path} ({why})"))
 
 
 class Watch:
     """The paths that fired, as an async iterator; a path that fires again before it was taken comes once.
 
-    If very many wait, the watch's own path comes instead of them all: look at everything, as at the beginning.
-    It ends when it is closed, and raises StoreError when the connection is gone.
+    If more than 16384 wait, the watch's own path comes instead of them all: read everything, as at the beginning.
+    It ends when it is closed, and raises StoreGone when the connection ended. With `on_fire` nothing is kept.
     """
 
-    def __init__(self, store: Store, path: str, token: str) -> None:
+    def __init__(
+        self, store: Store, path: str, token: str, on_fire: Callable[[str], object] | None = None
+    ) -> None:
         self.path = path
         self.token = token
         self._store = store
+        self._on_fire = on_fire
         self._fired: dict[str, None] = {}
         self._news = asyncio.Event()
         self._ended = False
@@ -361,12 +465,21 @@ class Watch:
         await self.close()
 
     async def close(self) -> None:
-        """Stop watching; whoever iterates comes to the end."""
+        """Stop watching, and wait until the store confirms it; the iteration ends."""
         self.end()
         await self._store._unwatch(self)
 
+    def drop(self) -> None:
+        """Stop watching without waiting for the store."""
+        self.end()
+        self._store._drop(self)
+
     def fired(self, path: str) -> None:
-        if len(self._fired) >= _MOST_PATHS:
+        """Note an event; its path need not come from the store."""
+        if self._on_fire is not None:
+            self._on_fire(path)
+            return
+        if len(self._fired) >= _MAX_PATHS:
             self._fired = {self.path: None}
         else:
             self._fired[path] = None
@@ -379,3 +492,13 @@ class Watch:
     def fail(self, error: StoreError) -> None:
         self._error = error
         self._news.set()
+
+
+def _number(payload: bytes) -> int:
+    return int(payload.rstrip(b"\0"))
+
+
+def _ignore(done: asyncio.Future[bytes]) -> None:
+    """Take an error out of a future that is not awaited, which asyncio would log."""
+    if not done.cancelled():
+        done.exception()
