@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-# Everything sets itself up: a virtual environment in .venv, the native build, the dependencies. `make help` lists the verbs.
+# Each command installs what it needs: Debian's packages (scripts/packages.txt), a virtual environment in .venv, the native build.
+# `make help` lists the commands.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find src/netback/dataplane -name '*.pyx' -o -name '*.pxd')
 SECONDS ?= 60
 ARGS ?=
+INSTALL ?= yes
+# The lists of packages.txt that the commands given to make need; `build` is in each of them.
+LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh,$(MAKECMDGOALS))),build)
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lab lab-full lint types fuzz bench sanitize docs clean build
+.PHONY: help demo test lab lab-full lint types fuzz bench fresh sanitize docs clean build need
 
 help:
 	@echo "make demo      frames over Xen's rings, end to end, on this machine (ARGS='--break csum', ...)"
@@ -16,7 +21,9 @@ help:
 	@echo "make bench     speed beside named baselines: bench/out/bench.json and bench.png (ARGS='--quick')"
 	@echo "make fuzz      random and hostile input for SECONDS=$(SECONDS)"
 	@echo "make sanitize  the native tests again under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make fresh     make demo and make test in minimal chroots of Debian 12, 13 and testing (ARGS='--suite trixie --only demo')"
 	@echo "make lint types docs build clean"
+	@echo "As root on a Debian each command installs the packages that it lacks; with INSTALL=no it only names them."
 
 demo: build
 	@$(BIN)/netback demo $(ARGS)
@@ -33,43 +40,54 @@ lint: $(VENV)/.tools
 types: $(VENV)/.tools
 	$(BIN)/mypy
 
-fuzz: build
+fuzz: build $(VENV)/.tools
 	$(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
-lab: build
+lab: build $(VENV)/.plots
 	$(BIN)/netback lab test $(ARGS)
 	$(if $(ARGS),,sh scripts/lab_commands.sh $(BIN)/netback)
 
-lab-full: build
+lab-full: build $(VENV)/.plots
 	$(BIN)/netback lab test --full $(ARGS)
 	$(if $(ARGS),,sh scripts/lab_commands.sh $(BIN)/netback)
 
-bench: build
+bench: build $(VENV)/.plots
 	$(BIN)/python -m bench $(ARGS)
 
-sanitize: build
+sanitize: build $(VENV)/.tools
 	$(BIN)/python scripts/sanitize.py $(ARGS)
+
+fresh: $(VENV)/.venv-made
+	$(BIN)/python scripts/fresh.py $(ARGS)
 
 docs: build
 	$(BIN)/python -m netback.xenbus.states > docs/states.md
 
 build: $(VENV)/.built
 
-# The check comes first, so that what is missing is one line and not a page of pip.
-$(VENV)/.venv-made:
-	@sh scripts/check.sh $(PYTHON)
+need:
+	@PYTHON=$(PYTHON) INSTALL=$(INSTALL) sh scripts/need.sh $(LISTS)
+
+# The packages come first, so that what is missing is one line and not a page of pip.
+$(VENV)/.venv-made: pyproject.toml | need
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check "setuptools>=77" wheel "Cython>=3.0.10,<4"
+	@$(BIN)/python scripts/requirements.py > $(VENV)/requirements.txt
+	@$(PIP) -r $(VENV)/requirements.txt
 	@touch $@
 
-$(VENV)/.tools: $(VENV)/.venv-made pyproject.toml
-	@$(BIN)/python scripts/requirements.py test lint bench > $(VENV)/requirements.txt
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r $(VENV)/requirements.txt
+$(VENV)/.tools: $(VENV)/.venv-made
+	@$(BIN)/python scripts/requirements.py test lint > $(VENV)/requirements-tools.txt
+	@$(PIP) -r $(VENV)/requirements-tools.txt
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.tools setup.py $(NATIVE)
+$(VENV)/.plots: $(VENV)/.venv-made
+	@$(BIN)/python scripts/requirements.py bench > $(VENV)/requirements-plots.txt
+	@$(PIP) -r $(VENV)/requirements-plots.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.venv-made setup.py $(NATIVE)
 	@echo "building the native part ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e . || { echo "the native build failed: see above" >&2; exit 1; }
+	@$(PIP) --no-build-isolation --no-deps -e . || { echo "the native build failed: see above" >&2; exit 1; }
 	@touch $@
 
 clean:
