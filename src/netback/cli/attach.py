@@ -8,6 +8,7 @@ import typer
 
 from netback.cli.options import SPEC_HELP, Directory, Domain, Platform, TypeName
 from netback.cli.target import Target
+from netback.errors import printable
 
 if TYPE_CHECKING:
     from netback.vif.features import DeviceType
@@ -32,8 +33,6 @@ async def _attach(
     target: Target, domain: str, net: str, kind: "DeviceType", mac: str | None, index: int
 ) -> "DeviceName":
     from netback.cli.domains import await_domain, own_domid
-    from netback.control.client import ask
-    from netback.control.protocol import OFFER
     from netback.daemon.backend import first_index
     from netback.net.spec import parse_spec
     from netback.xenbus.attach import attach as attach_device
@@ -51,5 +50,17 @@ async def _attach(
             index=index,
             first_index=first_index(target.platform),
             backend_domid=backend,
-            offered=await ask(target.directory, backend, OFFER, dict[str, str]),
+            offered=await _offered(target, backend),
         )
+
+
+async def _offered(target: Target, backend: int) -> dict[str, str] | None:
+    """What the running backend can serve; None where none answers, and then what any netback serves is offered."""
+    from netback.control.client import ask
+    from netback.control.protocol import OFFER, ControlError
+
+    try:
+        return await ask(target.directory, backend, OFFER, dict[str, str])
+    except ControlError as error:
+        typer.echo(f"netback: {printable(str(error))}; the device offers what any netback serves", err=True)
+        return None

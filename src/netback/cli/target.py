@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are unless a command is told: which Xen, its store, and netback's runtime directory."""
+"""Which Xen a command is for, and where its store and netback's runtime directory are."""
 
 import os
 from contextlib import AbstractContextManager
@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from netback.directory import Directory
 from netback.errors import ConfigError
 from netback.platforms.base import Domain
 from netback.platforms.xen import XenDomain, XenPlatform, find_store, open_store
@@ -22,7 +23,7 @@ _XEN_RUNTIME = Path("/run/netback")
 
 
 class PlatformName(StrEnum):
-    """Where there is a Xen."""
+    """The words of `--platform`."""
 
     XEN = "xen"
     EMULATED = "emulated"
@@ -30,25 +31,38 @@ class PlatformName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A Xen, and the directory of netback's lock, journals and control socket; an emulated Xen is in that directory."""
+    """A Xen, and the runtime directory: netback's lock, journals and control socket, and all of an emulated Xen."""
 
     platform: PlatformName
     directory: Path
 
     @classmethod
     def choose(cls, platform: PlatformName | None = None, directory: Path | None = None) -> Self:
-        """What was asked for; else an emulated Xen that is pointed to, else the real one that is here."""
+        """What was asked for; else an emulated Xen that XENSTORED_PATH points to, else the real one that is here.
+
+        ConfigError where the directory exists and is not private (netback.directory): whoever can write to it could
+        answer in the place of the store or the backend.
+        """
+        chosen = cls._choose(platform, directory)
+        if os.path.lexists(chosen.directory):
+            Directory.open(chosen.directory).close()
+        return chosen
+
+    @classmethod
+    def _choose(cls, platform: PlatformName | None, directory: Path | None) -> Self:
         pointed = directory or _pointed()
         if platform is None:
             emulated = pointed is not None and (pointed / SOCKET).exists()
-            here = DEVICES.exists()  # what only a Xen domain has, though not every device may be there
+            here = (
+                DEVICES.exists()
+            )  # only a Xen domain has the directory, even where a device in it is missing
             platform = PlatformName.XEN if here and not emulated else PlatformName.EMULATED
         if platform is PlatformName.XEN:
             return cls(platform, directory or _XEN_RUNTIME)
         return cls(platform, pointed or _own())
 
     def open_platform(self) -> "AbstractContextManager[XenPlatform | EmulatedPlatform]":
-        """A backend's side of that Xen. What only one of them needs is imported for it: guests wait for a restart."""
+        """A backend's side of that Xen. Each platform is imported when it is needed: guests wait during a restart."""
         if self.platform is PlatformName.XEN:
             return XenPlatform()
         from netback.platforms.emulated import EmulatedPlatform
@@ -56,7 +70,7 @@ class Target:
         return EmulatedPlatform(self.directory)
 
     def open_domain(self, *, domid: int | None = None, name: str = "") -> Domain:
-        """A guest's side of it: the domain that this process is in, or a new one of an emulated Xen."""
+        """A guest's side: the domain that this process is in, or a new one of an emulated Xen."""
         if self.platform is PlatformName.EMULATED:
             from netback.platforms.emulated import EmulatedDomain
 
@@ -66,14 +80,14 @@ class Target:
         return XenDomain()
 
     async def open_store(self) -> Store:
-        """Its store, with the privilege that this process has there."""
+        """A connection to its store, with the privilege that this process has there."""
         if self.platform is PlatformName.XEN:
             return await open_store(find_store())
         return await Store.connect(self.directory / SOCKET)
 
 
 def default_directory() -> Path:
-    """Of an emulated Xen: where `netback emulate --print-env` points to, else netback's own."""
+    """An emulated Xen's: where `netback emulate --print-env` points to, else netback's own."""
     return _pointed() or _own()
 
 

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback list` and `detach` beside stray nodes, and beside a process that is no good backend."""
+
+import json
+import socket
+from pathlib import Path
+
+from netback.xenstore.aio import Store
+from tests.cli.commands import run
+from tests.daemon.test_control import answering
+from tests.vif.guest import join
+
+STRAY = "/local/domain/0/backend/vif/foo/0/state"
+
+
+async def test_a_stray_node(xen: Path) -> None:
+    async with join(xen) as guest, await Store.connect(xen / "xenstored.sock") as dom0:
+        await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
+        await dom0.write(STRAY, "1")
+        await dom0.write(f"/local/domain/{guest.domid}/name", "\udce4\x1b[31m")
+        code, out, err = await run("list", "--dir", xen, PYTHONIOENCODING="ascii")
+        assert (code, err, "\x1b" in out) == (0, "", False)
+        assert f"vif{guest.domid}.0" in out
+        assert r"\xe4\x1b[31m" in out
+        assert "'foo' is no domain" in out
+        assert (await run("detach", str(guest.domid), "--index", "44", "--dir", xen))[0] == 2
+        assert (await run("detach", str(guest.domid), "--seconds", "0.1", "--dir", xen))[0] == 0
+        assert (await run("list", "--json", "--dir", xen))[0] == 0
+
+
+async def test_a_backend_that_dies_while_it_answers(xen: Path) -> None:
+    async with join(xen) as guest, answering(xen, b'{"result": [{"dev'):
+        code, out, err = await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
+        assert (code, out, err.count("\n")) == (0, f"vif{guest.domid}.0\n", 1)
+        code, out, err = await run("list", "--json", "--dir", xen)
+    assert (code, err.count("\n")) == (0, 1)
+    assert "the answer ends in the middle; this is what the store has" in err
+    assert json.loads(out)[0]["backend"] == "InitWait"
+
+
+async def test_a_backend_that_hangs(xen: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(xen / "backend-0.sock"))
+        silent.listen()
+        code, out, err = await run("list", "--json", "--dir", xen)
+    assert (code, out, err.count("\n")) == (0, "[]\n", 1)
+    assert "no answer within 2 s" in err
