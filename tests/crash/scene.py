@@ -46,6 +46,16 @@ class GuestVif:
         assert self.frontend.queue is not None
         return self.frontend.queue.blocked
 
+    async def answered(self) -> None:
+        """Wait until every TX request has its response; a backend that dies before it sends the frame again."""
+        await until(self.has_answers)
+
+    def has_answers(self) -> bool:
+        """Whether the backend's rsp_prod has reached the guest's req_prod."""
+        assert self.frontend.queue is not None
+        ring = self.frontend.queue.rings["tx"]
+        return ring["rsp_prod"] == ring["req_prod"]
+
     def check(self) -> None:
         """Nothing wrong was received, no response was wrong, no state was left."""
         self.tx.check()

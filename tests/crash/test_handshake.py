@@ -46,4 +46,5 @@ async def test_a_guest_that_reloads(xen: Path) -> None:
             for flow in made.flows:
                 flow.send(1)
                 await flow.caught_up(SECONDS)
+            await vif.answered()
         assert vif.tx.repeated == vif.rx.lost == 0

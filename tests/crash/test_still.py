@@ -41,6 +41,7 @@ async def test_an_idle_guest(xen: Path) -> None:
                 flow.send(1)
             for flow in flows:
                 await flow.caught_up(SECONDS)
+            await vif.answered()
         assert vif.tx.repeated == vif.rx.lost == 0
 
 
