@@ -6,10 +6,10 @@ from types import ModuleType
 
 import pytest
 
-from netback.xenstore import client, server, store, wire
+from netback.xenstore import client, server, tree, wire
 
 
-@pytest.mark.parametrize("module", [client, server, store, wire], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [client, server, tree, wire], ids=lambda module: module.__name__)
 def test_examples(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0

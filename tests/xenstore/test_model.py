@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store against a plain dict that knows nothing of snapshots, generations or accounts.
+"""The store against a plain dict that knows nothing of generations or accounts.
 
-What is held: every answer is the model's. A transaction sees the store of its beginning and its own changes.
-When it commits, the store is as if its requests had been made all at once at that moment, with the same
-answers; it may only fail with EAGAIN if somebody changed the store since it began.
+Every answer is the model's. A transaction sees a node as it was at the first look, and its own changes. When it
+commits, the store is as if its requests had been made all at once at that moment, with the same answers; it may
+only fail with EAGAIN if another request changed the store since it began.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -21,7 +20,7 @@ DOMAINS = (0, 1, 2)
 ROOT = "/"
 
 # path -> [value, permissions, names of children in order]
-Nodes = dict[str, "tuple[str, tuple[str, ...], tuple[str, ...]]"]
+Nodes = dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
 Step = tuple[int, "str | None", tuple[object, ...]]
 
 
@@ -39,6 +38,22 @@ def rights(domid: int, perms: tuple[str, ...]) -> str:
 class Refusal(Exception):
     def __init__(self, errno: Errno) -> None:
         self.errno = errno
+
+
+class FirstLook(Nodes):
+    """The nodes of a transaction: those of the store, each as it was at the first look, and its own changes."""
+
+    def __init__(self, main: Nodes) -> None:
+        super().__init__()
+        self.main = main
+        self.seen: set[str] = set()
+
+    def __contains__(self, path: object) -> bool:
+        if path not in self.seen:
+            self.seen.add(str(path))
+            if path in self.main:
+                self[str(path)] = self.main[str(path)]
+        return super().__contains__(path)
 
 
 class Model:
@@ -66,6 +81,8 @@ class Model:
             if not set(wanted) <= set(rights(domid, self.nodes[path][1])):
                 raise Refusal(Errno.EACCES)
             return True
+        if domid == 0:
+            return False
         while path not in self.nodes:
             path = up(path)
         if not set(wanted) & set(rights(domid, self.nodes[path][1])):
@@ -115,12 +132,19 @@ class Model:
         if up(path) not in self.nodes:
             raise Refusal(Errno.ENOENT)
         if there:
-            for below in [name for name in self.nodes if name == path or name.startswith(path + "/")]:
-                del self.nodes[below]
+            for below in self.subtree(
+                path
+            ):  # with a name twice where a transaction that will fail sees it so
+                self.nodes.pop(below, None)
             value, perms, children = self.nodes[up(path)]
             name = path.rpartition("/")[2]
             self.nodes[up(path)] = value, perms, tuple(child for child in children if child != name)
         return OK
+
+    def subtree(self, path: str) -> list[str]:
+        if path not in self.nodes:
+            return []
+        return [path, *(found for name in self.nodes[path][2] for found in self.subtree(f"{path}/{name}"))]
 
     def set_perms(self, domid: int, path: str, *perms: str) -> str:
         self.need(domid, path, "wo")
@@ -189,7 +213,7 @@ class Game:
         else:
             if (domid, label) not in self.open:
                 assert self.talkers[domid].begin(label) == OK
-                self.open[domid, label] = Copy(Model(deepcopy(self.main)), self.changes)
+                self.open[domid, label] = Copy(Model(FirstLook(self.main)), self.changes)
             self.request(domid, turn, label)
 
     def request(self, domid: int, turn: tuple[object, ...], label: str = "") -> None:

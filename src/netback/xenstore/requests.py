@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each request does: a function per message type, and the table of who may ask. It knows no streams."""
+"""A function for each message type, and the table of their privileges. Knows no streams."""
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from netback.abi.xs_wire import DOMID_FIRST_RESERVED, PAYLOAD_MAX, Errno, Op
 from netback.xenstore import paths
+from netback.xenstore.connection import Connection
 from netback.xenstore.errors import Refused
 from netback.xenstore.perms import parse_perm
 from netback.xenstore.tree import View
 from netback.xenstore.wire import joined, strings
-
-if TYPE_CHECKING:
-    from netback.xenstore.server import Connection
 
 OK = b"OK\0"
 _NUMBER = re.compile(rb"[0-9]{1,20}")
@@ -21,15 +19,16 @@ _INTEGER = re.compile(rb"-?[0-9]{1,20}")
 
 
 def _one(payload: bytes) -> bytes:
-    """The only string of a payload, which its NUL must end."""
+    """The only string of a payload; EINVAL unless its NUL ends the payload."""
     if payload.find(b"\0") != len(payload) - 1:
         raise Refused(Errno.EINVAL)
     return payload[:-1]
 
 
-def _strings(payload: bytes, least: int, most: int) -> list[bytes]:
+def _strings(payload: bytes, minimum: int, maximum: int) -> list[bytes]:
+    """The strings of a payload; EINVAL where their number is out of bounds."""
     found = strings(payload)
-    if not least <= len(found) <= most:
+    if not minimum <= len(found) <= maximum:
         raise Refused(Errno.EINVAL)
     return found
 
@@ -53,8 +52,8 @@ def _domid(text: bytes) -> int:
     return domid
 
 
-def _guest(connection: "Connection", text: bytes) -> int:
-    """The domid of an introduced domain other than domain 0. What can be no domid names no domain, as in xenstored."""
+def _guest(connection: Connection, text: bytes) -> int:
+    """The domid of an introduced domain other than domain 0; ENOENT for any other number, as in xenstored."""
     domid = _integer(text)
     if domid == 0:
         raise Refused(Errno.EINVAL)
@@ -66,26 +65,26 @@ def _guest(connection: "Connection", text: bytes) -> int:
 # ---- nodes
 
 
-def _read(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _read(connection: Connection, view: View, payload: bytes) -> bytes:
     return view.get(connection.path(_one(payload)), connection.caller).value
 
 
-def _directory(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _directory(connection: Connection, view: View, payload: bytes) -> bytes:
     return view.get(connection.path(_one(payload)), connection.caller).listing
 
 
-def _directory_part(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _directory_part(connection: Connection, view: View, payload: bytes) -> bytes:
     name, offset = _strings(payload, 2, 2)
     node = view.get(connection.path(name), connection.caller)
     generation = b"%d\0" % node.generation
     rest = node.listing[_number(offset) :]
     room = PAYLOAD_MAX - len(generation) - 1
     if len(rest) <= room:
-        return generation + rest + b"\0"  # an empty name: there is no more
+        return generation + rest + b"\0"  # an empty name ends the listing
     return generation + rest[: rest.rfind(b"\0", 0, room) + 1]
 
 
-def _write(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _write(connection: Connection, view: View, payload: bytes) -> bytes:
     name, nul, value = payload.partition(b"\0")
     if not nul:
         raise Refused(Errno.EINVAL)
@@ -93,27 +92,27 @@ def _write(connection: "Connection", view: View, payload: bytes) -> bytes:
     return OK
 
 
-def _mkdir(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _mkdir(connection: Connection, view: View, payload: bytes) -> bytes:
     view.mkdir(connection.path(_one(payload)), connection.caller)
     return OK
 
 
-def _rm(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _rm(connection: Connection, view: View, payload: bytes) -> bytes:
     view.rm(connection.path(_one(payload)), connection.caller)
     return OK
 
 
-def _get_perms(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _get_perms(connection: Connection, view: View, payload: bytes) -> bytes:
     node = view.get(connection.path(_one(payload), special=True), connection.caller)
     return joined(*(perm.encode() for perm in node.perms))
 
 
-def _set_perms(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _set_perms(connection: Connection, view: View, payload: bytes) -> bytes:
     name, *texts = _strings(payload, 2, PAYLOAD_MAX)
     if len(texts) > connection.caller.quota.node_perms:  # before anything else, as xenstored has it
         raise Refused(Errno.ENOSPC)
     perms = tuple([parse_perm(text) for text in texts])
-    if perms[0].domid not in connection.server.introduced:  # nobody would count the node, or remove it
+    if perms[0].domid not in connection.server.introduced:  # the node would count for no domain and never go
         raise Refused(Errno.ENOENT)
     view.set_perms(connection.path(name, special=True), perms, connection.caller)
     return OK
@@ -122,24 +121,24 @@ def _set_perms(connection: "Connection", view: View, payload: bytes) -> bytes:
 # ---- watches and transactions
 
 
-def _watch(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _watch(connection: Connection, view: View, payload: bytes) -> bytes:
     name, token = _strings(payload, 2, 2)
     connection.watch(connection.path(name, special=True), token, paths.relative(name))
     return OK
 
 
-def _unwatch(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _unwatch(connection: Connection, view: View, payload: bytes) -> bytes:
     name, token = _strings(payload, 2, 2)
     connection.unwatch(connection.path(name, special=True), token)
     return OK
 
 
-def _reset_watches(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _reset_watches(connection: Connection, view: View, payload: bytes) -> bytes:
     connection.reset()
     return OK
 
 
-def _transaction_start(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _transaction_start(connection: Connection, view: View, payload: bytes) -> bytes:
     if view is not connection.server.tree:  # transactions do not nest
         raise Refused(Errno.EBUSY)
     return b"%d\0" % connection.begin()
@@ -148,7 +147,7 @@ def _transaction_start(connection: "Connection", view: View, payload: bytes) -> 
 _END = {b"T\0": True, b"F\0": False}
 
 
-def _transaction_end(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _transaction_end(connection: Connection, view: View, payload: bytes) -> bytes:
     if payload not in _END:
         raise Refused(Errno.EINVAL)
     if view is connection.server.tree:
@@ -160,8 +159,8 @@ def _transaction_end(connection: "Connection", view: View, payload: bytes) -> by
 # ---- domains
 
 
-def _introduce(connection: "Connection", view: View, payload: bytes) -> bytes:
-    """The frame and port matter where the store maps the ring; here a domain's connection comes by itself."""
+def _introduce(connection: Connection, view: View, payload: bytes) -> bytes:
+    """The frame and port name a ring page, which this server does not map: a domain's connection is a socket."""
     domid, _frame, port = _strings(payload, 3, PAYLOAD_MAX)[:3]
     if _domid(domid) == 0 or _number(port) == 0:
         raise Refused(Errno.EINVAL)
@@ -169,39 +168,39 @@ def _introduce(connection: "Connection", view: View, payload: bytes) -> bytes:
     return OK
 
 
-def _release(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _release(connection: Connection, view: View, payload: bytes) -> bytes:
     connection.server.release(_guest(connection, _one(payload)))
     return OK
 
 
-def _resume(connection: "Connection", view: View, payload: bytes) -> bytes:
-    _guest(connection, _one(payload))  # nothing to arrange: @releaseDomain is never held back here
+def _resume(connection: Connection, view: View, payload: bytes) -> bytes:
+    _guest(connection, _one(payload))  # @releaseDomain is never held back here, so nothing else is to do
     return OK
 
 
-def _set_target(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _set_target(connection: Connection, view: View, payload: bytes) -> bytes:
     domid, target = (_guest(connection, text) for text in _strings(payload, 2, PAYLOAD_MAX)[:2])
     connection.server.set_target(domid, target)
     return OK
 
 
-def _get_domain_path(connection: "Connection", view: View, payload: bytes) -> bytes:
-    return joined(paths.home(_integer(_one(payload))))  # useless for what is no domain, says xenstore.txt
+def _get_domain_path(connection: Connection, view: View, payload: bytes) -> bytes:
+    return joined(paths.home(_integer(_one(payload))))  # of any number (xenstore.txt)
 
 
-def _is_domain_introduced(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _is_domain_introduced(connection: Connection, view: View, payload: bytes) -> bytes:
     return b"T\0" if _integer(_one(payload)) in connection.server.introduced else b"F\0"
 
 
 # ---- control
 
 
-def _help(connection: "Connection", arguments: list[bytes]) -> bytes:
+def _help(connection: Connection, arguments: list[bytes]) -> bytes:
     return b", ".join(sorted(_COMMANDS)) + b"\0"
 
 
-def _quota(connection: "Connection", arguments: list[bytes]) -> bytes:
-    """What a domain has of the store, and how many events it was too slow for."""
+def _quota(connection: Connection, arguments: list[bytes]) -> bytes:
+    """A domain's use of its quotas, and how many of its events were dropped."""
     if len(arguments) != 1:
         raise Refused(Errno.EINVAL)
     domid = _guest(connection, arguments[0])
@@ -210,10 +209,10 @@ def _quota(connection: "Connection", arguments: list[bytes]) -> bytes:
     return joined("\n".join([f"Domain {domid}:", *lines, ""]).encode())
 
 
-_COMMANDS: dict[bytes, Callable[["Connection", list[bytes]], bytes]] = {b"help": _help, b"quota": _quota}
+_COMMANDS: dict[bytes, Callable[[Connection, list[bytes]], bytes]] = {b"help": _help, b"quota": _quota}
 
 
-def _control(connection: "Connection", view: View, payload: bytes) -> bytes:
+def _control(connection: Connection, view: View, payload: bytes) -> bytes:
     command, *arguments = _strings(payload, 1, PAYLOAD_MAX)
     if command not in _COMMANDS:
         raise Refused(Errno.EINVAL)
@@ -221,11 +220,14 @@ def _control(connection: "Connection", view: View, payload: bytes) -> bytes:
 
 
 class Handler(NamedTuple):
-    """`privileged`: domain 0 only, others get EACCES. `whole`: the request's transaction id is ignored."""
+    """How a message type is served."""
 
-    serve: Callable[["Connection", View, bytes], bytes]
+    serve: Callable[[Connection, View, bytes], bytes]
+    """From the connection, the store or transaction, and the payload to the reply's payload; Refused for an ERROR."""
     privileged: bool = False
+    """For domain 0 alone: EACCES for others."""
     whole: bool = False
+    """The request's transaction id is ignored."""
 
 
 HANDLERS: dict[int, Handler] = {

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree: nodes, permissions, transactions, accounting. It does not know connections, watches or messages.
+"""The store's nodes, their permissions, transactions and accounting. Knows no connections, watches or messages.
 
-Nodes never change, they are replaced, and they live in an immutable map from path to node. So a transaction
-starts by keeping a reference, and a path is unchanged exactly if the same object still stands there.
+A Node never changes, it is replaced. So a transaction remembers the Node that it saw at a path, and the path is
+unchanged exactly if the same object is still there. xenstored compares generation counts for the same purpose.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
-
-from immutables import Map
 
 from netback.abi.xs_wire import Errno
 from netback.xenstore.errors import Refused
@@ -26,7 +25,7 @@ _DOM0 = Caller(0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """What stands at a path. Children are in the order of their making, as xenstored lists them."""
+    """The content of a path. Children are in the order in which they were made, as xenstored lists them."""
 
     value: bytes
     perms: Perms
@@ -35,172 +34,152 @@ class Node:
 
     @property
     def owner(self) -> int:
+        """The domid that the node counts for."""
         return self.perms[0].domid
 
     @property
     def listing(self) -> bytes:
+        """The payload of a DIRECTORY reply."""
         return b"".join([name + b"\0" for name in self.children])
 
     @property
     def size(self) -> int:
-        """As xenstored's node-size limit counts it."""
+        """Bytes as xenstored's node-size quota counts them."""
         return NODE_HEADER_SIZE + PERM_SIZE * len(self.perms) + len(self.value) + len(self.listing)
 
 
-Nodes = Map[bytes, Node]
+class View(ABC):
+    """What a request reads and changes: the store itself, or a transaction's view of it.
 
-
-class View:
-    """Something to read and change: the store itself, or a transaction's copy of it.
-
-    Every operation checks everything before it changes anything, so a refused one leaves no trace.
+    Every operation checks everything before it changes anything, so a refused one leaves no trace (XSA-415). All raise
+    Refused with the errno of the ERROR reply.
     """
 
-    def __init__(self, nodes: Nodes, owned: Map[int, int], generations: Iterator[int]) -> None:
-        self.nodes = nodes
-        self.owned = owned  # nodes by owner
+    def __init__(self, generations: Iterator[int]) -> None:
         self._generations = generations
-        # What watches have to hear of. True: those on the path and everything above it; False: those on this
-        # very path alone, because the removal was of a node further up.
         self.changed: dict[bytes, bool] = {}
+        """Changed paths. True fires the watches on the path and above it; False only those on this very path, because
+        the removal was of a node further up (xenstore.txt, WATCH)."""
 
+    @abstractmethod
     def peek(self, path: bytes) -> Node | None:
-        return self.nodes.get(path)
+        """The node at `path`, without a check of permissions."""
+
+    @abstractmethod
+    def put(self, path: bytes, node: Node | None) -> None:
+        """Replace the node at `path` and adjust the accounts. Checks nothing; `path` was peeked at before."""
+
+    @abstractmethod
+    def owned_by(self, domid: int) -> int:
+        """How many nodes count for a domain."""
 
     def find(self, path: bytes, caller: Caller, wanted: int) -> Node | None:
-        """The node, if the caller has the wanted rights; None if it is missing and the caller may know."""
+        """The node, if the caller has the wanted rights; None if it is missing and the caller may know that."""
         node = self.peek(path)
         if node is None:
-            self._may_know(path, caller, wanted)
+            self._check_absence(path, caller, wanted)
         elif caller.rights(node.perms) & wanted != wanted:
             raise Refused(Errno.EACCES)
         return node
 
     def get(self, path: bytes, caller: Caller, wanted: int = READ) -> Node:
+        """The node, if the caller has the wanted rights; ENOENT where it is missing."""
         node = self.find(path, caller, wanted)
         if node is None:
             raise Refused(Errno.ENOENT)
         return node
 
     def write(self, path: bytes, value: bytes, caller: Caller) -> None:
+        """Set the value; make the node and its missing parents first."""
         node = self.find(path, caller, WRITE)
         if node is None:
             self._create(path, value, caller)
         else:
-            written = self._fitting(replace(node, value=value), caller)
-            self.put(path, written)
+            self.put(path, self._sized(replace(node, value=value), caller))
         self.changed[path] = True
 
     def mkdir(self, path: bytes, caller: Caller) -> None:
+        """Make the node and its missing parents; an existing node is left alone."""
         if self.find(path, caller, WRITE) is None:
             self._create(path, b"", caller)
             self.changed[path] = True
 
     def rm(self, path: bytes, caller: Caller) -> None:
+        """Remove the node and all below it. A missing node below an existing one is no error (xenstore.txt)."""
         node = self.find(path, caller, WRITE)
         if path == b"/":
             raise Refused(Errno.EINVAL)
         above = self.peek(parent(path))
         if above is None:
             raise Refused(Errno.ENOENT)
-        if node is not None:  # a missing node below an existing one is what the caller wants
+        if node is not None:
             self._cut(path, parent(path), above)
 
     def set_perms(self, path: bytes, perms: Perms, caller: Caller) -> None:
+        """Set the permissions; only domain 0 may change the owner."""
         node = self.get(path, caller, WRITE | OWNER)
         if not caller.privileged and perms[0].domid != node.owner:
             raise Refused(Errno.EPERM)
-        self.put(path, self._fitting(replace(node, perms=perms), caller))
+        self.put(path, self._sized(replace(node, perms=perms), caller))
         self.changed[path] = True
 
-    def put(self, path: bytes, node: Node | None) -> None:
-        """Replace what stands at the path, and keep the accounts. Nothing is checked here."""
-        before = self.nodes.get(path)
-        if before is not None:
-            self.owned = self.owned.set(before.owner, self.owned[before.owner] - 1)
-        if node is None:
-            self.nodes = self.nodes.delete(path)
-        else:
-            self.owned = self.owned.set(node.owner, self.owned.get(node.owner, 0) + 1)
-            self.nodes = self.nodes.set(path, node)
-
-    def take_changed(self) -> dict[bytes, bool]:
-        changed, self.changed = self.changed, {}
-        return changed
-
-    def _may_know(self, path: bytes, caller: Caller, wanted: int) -> None:
-        """Absence is told only to one who has one of the wanted rights on the nearest node that exists."""
+    def _check_absence(self, path: bytes, caller: Caller, wanted: int) -> None:
+        """Return only for callers with access to the nearest existing ancestor, else EACCES."""
         if caller.privileged:
             return
-        there = (node for above in list(upward(path))[1:] if (node := self.peek(above)) is not None)
-        nearest = next(there, None)
+        ancestors = (node for above in list(upward(path))[1:] if (node := self.peek(above)) is not None)
+        nearest = next(ancestors, None)
         if nearest is None or not caller.rights(nearest.perms) & wanted:
             raise Refused(Errno.EACCES)
 
     def _create(self, path: bytes, value: bytes, caller: Caller) -> None:
-        """Make the node and what is missing above it. Permissions come from the nearest node that exists."""
+        """Make the node and its missing parents. They inherit the permissions of the nearest existing ancestor."""
         missing = [path]
         while (above := self.peek(parent(missing[-1]))) is None:
             missing.append(parent(missing[-1]))
-        if self.owned.get(caller.domid, 0) + len(missing) > caller.quota.nodes:
+        if self.owned_by(caller.domid) + len(missing) > caller.quota.nodes:
             raise Refused(Errno.ENOSPC)
         perms = caller.inherit(above.perms)
         made = [parent(missing[-1]), *reversed(missing)]
-        nodes = [self._fitting(replace(above, children=(*above.children, leaf(made[1]))), caller)]
+        nodes = [self._sized(replace(above, children=(*above.children, leaf(made[1]))), caller)]
         for below in made[2:]:
-            nodes.append(self._fitting(Node(b"", perms, (leaf(below),), 0), caller))
-        nodes.append(self._fitting(Node(value, perms, (), 0), caller))
+            nodes.append(self._sized(Node(b"", perms, (leaf(below),), 0), caller))
+        nodes.append(self._sized(Node(value, perms, (), 0), caller))
         for place, node in zip(made, nodes, strict=True):
             self.put(place, node)
 
-    def _fitting(self, node: Node, caller: Caller) -> Node:
-        """The node with a generation of its own, if it is within the caller's limit."""
+    def _sized(self, node: Node, caller: Caller) -> Node:
+        """The node with a new generation; ENOSPC where it exceeds the caller's node-size quota."""
         if not caller.privileged and node.size > caller.quota.node_size:
             raise Refused(Errno.ENOSPC)
         return replace(node, generation=next(self._generations))
 
     def _cut(self, path: bytes, above_path: bytes, above: Node) -> None:
-        gone = self._subtree(path)
-        name = leaf(path)
-        children = tuple([other for other in above.children if other != name])
-        # No limit applies to a node that gets smaller.
-        self.put(above_path, self._fitting(replace(above, children=children), _DOM0))
-        for below in reversed(gone):
+        """Remove the subtree. Its nodes fire in xenstored's order: children before their parent, in listing order."""
+        removed = self._subtree(path)
+        children = tuple([name for name in above.children if name != leaf(path)])
+        self.put(
+            above_path, self._sized(replace(above, children=children), _DOM0)
+        )  # it gets smaller: no quota
+        for below in removed:
             self.put(below, None)
             self.changed[below] = below == path or self.changed.get(below, False)
 
     def _subtree(self, path: bytes) -> list[bytes]:
-        """The path and all below it, parents first. Not recursive: a guest chooses how deep its nodes lie."""
-        found = [path]
-        for place in found:
-            node = self.peek(place)
-            found.extend([child(place, name) for name in (node.children if node else ())])
+        """The path and all below it, children before their parent.
+
+        No recursion: a guest chooses how deep its nodes lie (XSA-418).
+        """
+        found: list[bytes] = []
+        waiting = [(path, False)]
+        while waiting:
+            place, listed = waiting.pop()
+            if listed:
+                found.append(place)
+            elif (node := self.peek(place)) is not None:
+                waiting.append((place, True))
+                waiting.extend([(child(place, name), False) for name in reversed(node.children)])
         return found
-
-
-class Transaction(View):
-    """A copy of the tree at one moment, and what was looked at in it."""
-
-    def __init__(self, tree: "Tree", limit: int) -> None:
-        super().__init__(tree.nodes, tree.owned, tree._generations)
-        self.accessed: dict[bytes, Node | None] = {}  # as it was when the transaction began
-        self.written: dict[bytes, None] = {}
-        self.releases = tree.releases
-        self.failed = False
-        self._base = tree.nodes
-        self._limit = limit
-
-    def peek(self, path: bytes) -> Node | None:
-        if path not in self.accessed:
-            if len(self.accessed) >= self._limit:
-                self.failed = True
-                raise Refused(Errno.ENOSPC)
-            self.accessed[path] = self._base.get(path)
-        return self.nodes.get(path)
-
-    def put(self, path: bytes, node: Node | None) -> None:
-        super().put(path, node)
-        self.written[path] = None
 
 
 class Tree(View):
@@ -218,57 +197,145 @@ class Tree(View):
     """
 
     def __init__(self) -> None:
-        super().__init__(Map(), Map(), count(1))
+        super().__init__(count(1))
+        self.nodes: dict[bytes, Node] = {}
+        self.owned: dict[int, int] = {}
+        """Nodes by owner."""
         self.releases = 0
+        """How many domains have ended."""
+        self._replaced: dict[bytes, Node | None] = {}
+        """What stood at changed paths before, until `settle`."""
         for path in (b"/", INTRODUCE_DOMAIN, RELEASE_DOMAIN):
             self.put(path, Node(b"", _DOM0_ONLY, (), next(self._generations)))
         self.mkdir(b"/tool/xenstored", _DOM0)
-        self.changed.clear()
+        self.settle()
 
-    def begin(self, caller: Caller) -> Transaction:
+    def peek(self, path: bytes) -> Node | None:
+        return self.nodes.get(path)
+
+    def put(self, path: bytes, node: Node | None) -> None:
+        before = self.nodes.get(path)
+        self._replaced.setdefault(path, before)
+        if before is not None:
+            self.owned[before.owner] -= 1
+        if node is None:
+            self.nodes.pop(path, None)
+        else:
+            self.owned[node.owner] = self.owned.get(node.owner, 0) + 1
+            self.nodes[path] = node
+
+    def owned_by(self, domid: int) -> int:
+        return self.owned.get(domid, 0)
+
+    def settle(self) -> None:
+        """Forget the changes so far: they were announced."""
+        if self._replaced:
+            self.changed = {}
+            self._replaced = {}
+
+    def may_see(self, caller: Caller, path: bytes) -> bool:
+        """Whether a change of `path` may be announced to a watch's owner.
+
+        xenstored's rule: to callers who may read the node, who could before the change, or who may read its parent.
+        """
+        places = [self._replaced.get(path), self.nodes.get(path)]
+        if path.startswith(b"/"):
+            places.append(self.nodes.get(parent(path)))
+        return any(node is not None and caller.rights(node.perms) & READ for node in places)
+
+    def begin(self, caller: Caller) -> "Transaction":
+        """A transaction of the caller."""
         return Transaction(self, caller.quota.transaction_nodes)
 
-    def commit(self, transaction: Transaction, caller: Caller) -> None:
-        """Take over what the transaction changed, if nothing that it looked at has changed since it began."""
+    def commit(self, transaction: "Transaction", caller: Caller) -> None:
+        """Apply a transaction's changes.
+
+        EAGAIN where a node that it looked at has changed since, ENOMEM where it looked at more than its quota, ENOSPC
+        where the caller would own more nodes than its quota.
+        """
         if transaction.failed:
             raise Refused(Errno.ENOMEM)
         if self._conflict(transaction):
             raise Refused(Errno.EAGAIN)
-        before = self.nodes, self.owned
-        for path in transaction.written:
-            node = transaction.nodes.get(path)
+        owned = self.owned_by(caller.domid)
+        if transaction.owned_by(caller.domid) > max(caller.quota.nodes, owned):
+            raise Refused(Errno.ENOSPC)
+        for path, node in transaction.written.items():
             if node is not None or path in self.nodes:
                 self.put(path, node)
-        if self.owned.get(caller.domid, 0) > max(caller.quota.nodes, before[1].get(caller.domid, 0)):
-            self.nodes, self.owned = before
-            raise Refused(Errno.ENOSPC)
-        for path, itself in transaction.changed.items():
-            if path in self.nodes or path in before[0]:  # what came and went within it is nobody's news
-                self.changed[path] = itself
+        for path in transaction.accessed:  # xenstored announces in the order of the first access
+            if (
+                path in transaction.changed and path in self._replaced
+            ):  # not what was made and removed within it
+                self.changed[path] = transaction.changed[path]
 
-    def _conflict(self, transaction: Transaction) -> bool:
-        # A permission written for a domain that went meanwhile must not wait for the next one of that domid.
+    def _conflict(self, transaction: "Transaction") -> bool:
+        # A permission written for a domain that ended meanwhile would go to the next domain of that domid (XSA-417).
         if transaction.written and transaction.releases != self.releases:
             return True
         get = self.nodes.get
         return any(get(path) is not node for path, node in transaction.accessed.items())
 
     def make_home(self, path: bytes, domid: int) -> None:
-        """A place that the domain owns, unless somebody made it already."""
+        """A node that the domain owns, unless it exists."""
         if path not in self.nodes:
             self.mkdir(path, _DOM0)
             self.set_perms(path, (Perm(domid, 0),), _DOM0)
 
     def forget(self, domid: int) -> None:
-        """The domain is gone: remove what it owned, and its permissions, before the domid is used again."""
+        """Remove the nodes and the permissions of a domain that ended, before its domid is used again (XSA-417).
+
+        `/` and the special nodes cannot be removed: domain 0 becomes their owner.
+        """
         self.releases += 1
         for path, node in sorted(self.nodes.items()):
             if path not in self.nodes or not any(perm.domid == domid for perm in node.perms):
                 continue
-            if node.owner != domid:
-                perms = tuple([perm for perm in node.perms if perm.domid != domid])
-                self.put(path, self._fitting(replace(self.nodes[path], perms=perms), _DOM0))
-            elif path.startswith(b"@"):
-                self.put(path, replace(node, perms=_DOM0_ONLY, generation=next(self._generations)))
-            else:
+            if node.owner == domid and path != b"/" and not path.startswith(b"@"):
                 self.rm(path, _DOM0)
+            else:
+                first, *rest = self.nodes[path].perms
+                owner = first._replace(domid=0) if first.domid == domid else first
+                perms = (owner, *(perm for perm in rest if perm.domid != domid))
+                self.put(path, self._sized(replace(self.nodes[path], perms=perms), _DOM0))
+
+
+class Transaction(View):
+    """A caller's changes over the store, until they are committed.
+
+    A node is seen as it was at the first look; `Tree.commit` refuses the transaction if any of them has changed. So a
+    committed transaction is as if all its requests had been made at its end, as in xenstored.
+    """
+
+    def __init__(self, tree: Tree, limit: int) -> None:
+        super().__init__(tree._generations)
+        self.accessed: dict[bytes, Node | None] = {}
+        """What stood at each path at the first look."""
+        self.written: dict[bytes, Node | None] = {}
+        self.releases = tree.releases
+        self.failed = False
+        self._tree = tree
+        self._limit = limit
+        self._gained: dict[int, int] = {}
+        """By owner: nodes made less nodes removed."""
+
+    def peek(self, path: bytes) -> Node | None:
+        if path in self.written:
+            return self.written[path]
+        if path not in self.accessed:
+            if len(self.accessed) >= self._limit:
+                self.failed = True
+                raise Refused(Errno.ENOSPC)
+            self.accessed[path] = self._tree.nodes.get(path)
+        return self.accessed[path]
+
+    def put(self, path: bytes, node: Node | None) -> None:
+        before = self.peek(path)
+        if before is not None:
+            self._gained[before.owner] = self._gained.get(before.owner, 0) - 1
+        if node is not None:
+            self._gained[node.owner] = self._gained.get(node.owner, 0) + 1
+        self.written[path] = node
+
+    def owned_by(self, domid: int) -> int:
+        return self._tree.owned_by(domid) + self._gained.get(domid, 0)

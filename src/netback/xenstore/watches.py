@@ -1,29 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who wants to hear of which path. It does not know how an event travels, or why a path changed.
+"""Which watches a changed path fires. Knows neither how an event travels nor why a path changed.
 
-Watches are found by walking up from the changed path, so the cost is the depth of the path and the watches
-that match, however many others there are.
+Watches are found by walking up from the changed path, so the cost is the depth of the path and the number of watches
+that match, not the number of watches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from netback.xenstore.paths import parent, upward
-from netback.xenstore.perms import READ, Caller
-from netback.xenstore.tree import Nodes
+from netback.xenstore.paths import upward
+from netback.xenstore.perms import Caller
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watch:
-    """One registered watch. `skip` is the length of the base that its owner left out of a relative path."""
+    """One registered watch."""
 
+    number: int
+    """Watches fire in the order in which they were registered, as in xenstored."""
     caller: Caller
     path: bytes
     token: bytes
     skip: int
+    """Bytes of an event's path that are left out: the caller's home and a slash, where WATCH named a relative path."""
     fire: Callable[["Watch", bytes], None]
 
     def payload(self, path: bytes) -> bytes:
+        """The payload of a WATCH_EVENT for `path` (xs_wire.h)."""
         return path[self.skip :] + b"\0" + self.token + b"\0"
 
 
@@ -32,31 +35,41 @@ class Watches:
 
     def __init__(self) -> None:
         self._by_path: dict[bytes, dict[Watch, None]] = {}
+        self._last = 0
 
-    def add(self, watch: Watch) -> None:
-        self._by_path.setdefault(watch.path, {})[watch] = None
+    def add(
+        self, caller: Caller, path: bytes, token: bytes, skip: int, fire: Callable[[Watch, bytes], None]
+    ) -> Watch:
+        """Register a watch; the fields are those of Watch."""
+        self._last += 1
+        watch = Watch(self._last, caller, path, token, skip, fire)
+        self._by_path.setdefault(path, {})[watch] = None
+        return watch
 
     def remove(self, watch: Watch) -> None:
-        there = self._by_path[watch.path]
-        del there[watch]
-        if not there:
+        """Unregister a watch."""
+        same_path = self._by_path[watch.path]
+        del same_path[watch]
+        if not same_path:
             del self._by_path[watch.path]
 
-    def fire(self, changed: dict[bytes, bool], before: Nodes, after: Nodes) -> None:
-        """Tell every watch that matches a changed path and whose owner may know of it."""
-        for path, whole in changed.items():
-            for watched in upward(path) if whole else (path,):
-                for watch in tuple(self._by_path.get(watched, ())):
-                    if watch.caller.privileged or _may_see(watch.caller, path, before, after):
-                        watch.fire(watch, path)
+    def fire(self, changed: Mapping[bytes, bool], may_see: Callable[[Caller, bytes], bool]) -> None:
+        """Fire the watches that match changed paths, where `may_see(owner, path)` allows it.
 
-    def fire_special(self, path: bytes, nodes: Nodes) -> None:
-        self.fire({path: False}, nodes, nodes)
+        `changed` is that of View: True for a path and all above it, False for the very path alone.
+        """
+        for path, subtree in changed.items():
+            for watch in self._matching(path, subtree):
+                if watch.caller.privileged or may_see(watch.caller, path):
+                    watch.fire(watch, path)
+
+    def _matching(self, path: bytes, subtree: bool) -> list[Watch]:
+        found: list[Watch] = []
+        for watched in upward(path) if subtree else (path,):
+            found.extend(self._by_path.get(watched, ()))
+        found.sort(key=_number)
+        return found
 
 
-def _may_see(caller: Caller, path: bytes, before: Nodes, after: Nodes) -> bool:
-    """Who may read the node, might read it until now, or may list its parent (xenstored's rule)."""
-    places = [before.get(path), after.get(path)]
-    if path.startswith(b"/"):
-        places.append(after.get(parent(path)))
-    return any(node is not None and caller.rights(node.perms) & READ for node in places)
+def _number(watch: Watch) -> int:
+    return watch.number

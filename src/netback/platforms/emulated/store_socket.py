@@ -5,7 +5,8 @@ import asyncio
 import socket
 from typing import cast
 
-from netback.xenstore.server import Connection, Server
+from netback.xenstore.connection import Connection
+from netback.xenstore.server import Server
 
 # What is taken from a client at a time. A few hundred requests: whoever sends more waits its turn.
 _READ_BYTES = 16384
