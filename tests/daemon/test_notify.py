@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.daemon.systemd.fd_store import SystemdFdStore, fd_name, parse_fd_name
+from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.daemon.systemd.notify import Notifier, take_held
 
 
@@ -87,13 +87,6 @@ def test_a_descriptor_for_each_queue_is_held(manager: socket.socket, tmp_path: P
     ]
     for end in ends:
         os.close(end)
-
-
-def test_names_of_held_descriptors() -> None:
-    for device, queue in (("vif3.0", 0), ("vif3.0", 1), ("qnic32752.10", 15)):
-        assert parse_fd_name(fd_name(device, queue)) == (device, queue)
-    assert parse_fd_name("vif3.0") == ("vif3.0", 0)
-    assert parse_fd_name("vif3.0-qx") == ("vif3.0-qx", 0)
 
 
 @pytest.mark.parametrize(("pid", "count"), [("1", "1"), ("", "1"), ("own", "x")])

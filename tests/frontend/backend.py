@@ -66,9 +66,7 @@ class HandBackend:
             self.store = await undo.enter_async_context(await self.platform.open_store())
             self.events = self.platform.open_events()
             undo.callback(self.events.close)
-            self.worker = WorkerThread(
-                Worker(self.events.native), on_notice=lambda *_: None, on_records=lambda *_: None
-            )
+            self.worker = WorkerThread(Worker(self.events.native))
             undo.callback(self.worker.stop)
             if not self.adopt:
                 await self._offer()
@@ -157,9 +155,11 @@ class HandBackend:
         keys = {name: await self.store.read(f"{self.frontend}/{name}") for name in names}
         config = agree(keys, "vif")
         self.config, self.keys = config, keys
-        self.port = self.events.bind_interdomain(self.domid, config.event_channel)
+        (keys_of_queue,) = config.queues
+        self.port = self.events.bind_interdomain(self.domid, keys_of_queue.event_channel)
         self.pages = tuple(
-            self.platform.map_grant(self.domid, gref) for gref in (config.tx_ring_ref, config.rx_ring_ref)
+            self.platform.map_grant(self.domid, gref)
+            for gref in (keys_of_queue.tx_ring_ref, keys_of_queue.rx_ring_ref)
         )
         self.tx, self.rx = RingPage(self.pages[0].address, 12), RingPage(self.pages[1].address, 8)
         if self.serve:
@@ -176,7 +176,7 @@ class HandBackend:
                 rx_port=self.port,
                 caps=config.caps,
                 sg=config.sg,
-                polls=config.polls,
+                polls=config.rx_unannounced,
             )
             queue = self.queue
             await self.submit(lambda worker: worker.add(queue))

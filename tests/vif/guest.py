@@ -2,7 +2,7 @@
 """A frontend by hand: a domain of emulated Xen whose nodes, rings and slots a test writes itself. Small on purpose."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from netback.abi.netif import RX_REQUEST, RX_RESPONSE, RX_SLOT, TX_REQUEST, TX_R
 from netback.abi.ring import HEADER_SIZE, PAGE_SIZE, SRING
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
+from netback.net.base import Network, NetworkFactory
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform
 from netback.xenstore.aio import Store, StoreError
@@ -189,9 +190,15 @@ async def join(directory: Path, *, index: int = 0, backend: int = 0) -> AsyncIte
 
 
 @asynccontextmanager
-async def serving(directory: Path, network: PythonNetwork, **config: Any) -> AsyncIterator[Backend]:
-    """A backend whose devices may say "python:lan"."""
-    settings = BackendConfig(directory, networks={"python:lan": network}, workers=1, **config)
+async def serving(
+    directory: Path,
+    network: PythonNetwork,
+    networks: Mapping[str, Network | NetworkFactory] | None = None,
+    **config: Any,
+) -> AsyncIterator[Backend]:
+    """A backend whose devices may name `network` as "python:lan", and `networks` by their specs."""
+    known = {"python:lan": network, **(networks or {})}
+    settings = BackendConfig(directory, networks=known, workers=1, **config)
     with EmulatedPlatform(directory) as platform:
         async with Backend(platform, settings) as backend:
             yield backend

@@ -12,6 +12,7 @@ from netback.vif.features import (
     REQUIRED,
     DeviceType,
     Limits,
+    QueueConfig,
     VifConfig,
     agree,
     make_mac,
@@ -20,6 +21,7 @@ from netback.vif.features import (
 )
 
 LEAST = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
+RINGS = (QueueConfig(8, 9, 3),)
 LINUX = LEAST | {
     "feature-rx-notify": "1",
     "feature-sg": "1",
@@ -48,12 +50,12 @@ def test_the_offer() -> None:
 @pytest.mark.parametrize(("kind", "offset"), [("vif", 0), ("qnic", 2)])
 def test_linux(kind: DeviceType, offset: int) -> None:
     every = Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6
-    assert agree(LINUX, kind) == VifConfig(8, 9, 3, every, sg=True, polls=False, rx_offset=offset)
+    assert agree(LINUX, kind) == VifConfig(RINGS, every, sg=True, rx_unannounced=False, rx_offset=offset)
 
 
 def test_a_frontend_that_agrees_to_nothing() -> None:
     """IPv4 checksums are on unless refused: netif.h says so."""
-    assert agree(LEAST, "vif") == VifConfig(8, 9, 3, Can.CSUM4, sg=False, polls=True, rx_offset=0)
+    assert agree(LEAST, "vif") == VifConfig(RINGS, Can.CSUM4, sg=False, rx_unannounced=True, rx_offset=0)
 
 
 def test_each_feature_alone() -> None:
@@ -105,7 +107,8 @@ def test_any_text_is_a_config_or_a_guest_error(keys: dict[str, str | None]) -> N
         config = agree(LINUX | keys, "vif")
     except GuestError:
         return
-    assert max(config.tx_ring_ref, config.rx_ring_ref, config.event_channel) < 1 << 32
+    (queue,) = config.queues
+    assert max(queue.tx_ring_ref, queue.rx_ring_ref, queue.event_channel) < 1 << 32
 
 
 def test_mac_addresses() -> None:

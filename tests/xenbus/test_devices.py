@@ -186,7 +186,10 @@ async def test_names_and_addresses(backend: Backend, guest: Guest, caplog: pytes
             await add(backend.store, guest.domid, kind="qnic", number="2147483647"),
             "failed to parse name '2147483647'",
         ),
-        (await add(backend.store, guest.domid, kind="qnic", number="7", mac=None), "no MAC address found"),
+        (
+            await add(backend.store, guest.domid, kind="qnic", number="7", mac=None, net="null"),
+            "no MAC address found",
+        ),
         (
             await add(backend.store, guest.domid, kind="qnic", number="8", mac="1:2"),
             "failed to parse MAC address",
@@ -262,7 +265,7 @@ async def test_journals_are_private_and_go_with_the_device(backend: Backend, xen
 async def test_journals_of_devices_that_are_no_more(xen: Path, network: PythonNetwork, guest: Guest) -> None:
     """They went while no backend ran."""
     async with serving(xen, network) as backend:
-        names = [await backend.attach(guest.domid, "python:lan") for _ in range(2)]
+        names = [await backend.attach(guest.domid, net) for net in ("python:lan", "null")]
         await guest.connect()
         await Guest(guest.domain, guest.store, 1).connect()
     assert len(list((xen / "journal").iterdir())) == 2
@@ -364,9 +367,9 @@ async def test_the_trace(
         name = await add(backend.store, guest.domid, net="python:lan")
         await guest.connect()
         await exchange(guest, network)
-        backend.trace("-xen_netdev_tx")
+        await backend.trace("-xen_netdev_tx")
         assert await guest.answer(guest.send(FRAME)) == 0
-        backend.trace("*_tx")
+        await backend.trace("*_tx")
         assert await guest.answer(guest.send(FRAME, page=1)) == 0
         await take_away(backend.store, name)
         await guest.set_state(State.CLOSED)
@@ -408,15 +411,15 @@ async def test_capture(backend: Backend, guest: Guest, network: PythonNetwork) -
     name = await add(backend.store, guest.domid)
     await guest.connect()
     seen: list[bytes] = []
-    backend.capture(name, lambda record: seen.append(record.frame))
+    await backend.capture(name, lambda record: seen.append(record.frame))
     await exchange(guest, network)
     await passing(backend, lambda: len(seen) == 2)
     assert seen == [FRAME, FRAME[::-1]]
-    backend.capture(name, None)
+    await backend.capture(name, None)
     await exchange(guest, network)
     assert len(seen) == 2
     with pytest.raises(ConfigError, match=r"no device vif9\.9"):
-        backend.capture(DeviceName("vif", 0, 9, "9"), None)
+        await backend.capture(DeviceName("vif", 0, 9, "9"), None)
 
 
 async def test_a_capture_that_fails_holds_up_nobody(
@@ -431,10 +434,10 @@ async def test_a_capture_that_fails_holds_up_nobody(
         told.append(record.frame)
         raise OSError("no space left")
 
-    backend.capture(name, fail)
+    await backend.capture(name, fail)
     for _ in range(2):
         await exchange(guest, network)
-    backend.capture(name, None)
+    await backend.capture(name, None)
     assert len(told) == 1
     assert "no space left" in caplog.text
 

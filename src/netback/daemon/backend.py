@@ -23,11 +23,13 @@ from netback.daemon.status import DeviceStatus, describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.directory import Directory
 from netback.errors import ConfigError, NetbackError
-from netback.net.base import FdStore, Network
+from netback.net.base import FdStore, Network, NetworkFactory
+from netback.net.objects import ObjectNetworks
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType, Limits, offer
+from netback.vif.queue import queue_owner
 from netback.vif.vif import CaptureSink
 from netback.vif.workers import Workers
 from netback.xenbus.attach import attach, detach
@@ -56,8 +58,11 @@ class BackendConfig:
     """The runtime directory: lock and journals. A new backend that shall go on needs the same one."""
     net: str | None = None
     """The network of devices whose nodes name none."""
-    networks: Mapping[str, Network] = field(default_factory=dict)
-    """Networks that are Python objects, by the spec that names them, such as "python:lan"."""
+    networks: Mapping[str, Network | NetworkFactory] = field(default_factory=dict)
+    """Networks that are Python objects, by the spec that names them, such as "python:lan".
+
+    A network serves one device at a time and stays its owner's. A factory makes one for each device, by its name.
+    """
     trace: tuple[str, ...] = ()
     """Names or globs of trace points."""
     workers: int | None = None
@@ -132,13 +137,13 @@ class Backend:
                 "%s cannot change while netback runs: restart it, no guest notices", " and ".join(fixed)
             )
         for pattern in ("-*", *config.trace):
-            self.trace(pattern)
+            await self.trace(pattern)
         self.config = replace(config, directory=self.config.directory, workers=self.config.workers)
         await self._auto_attach.change(config.net, config.rules)
 
     async def respond(self) -> None:
         """Returns once every worker's thread had its turn: what a watchdog wants to know."""
-        await asyncio.to_thread(self._workers.flush)
+        await self._workers.flush()
 
     @property
     def devices(self) -> Mapping[DeviceName, Device]:
@@ -167,20 +172,23 @@ class Backend:
         """Take it back: False where the guest did not answer and was forced."""
         return await detach(self.store, name, seconds=seconds)
 
-    def trace(self, pattern: str) -> None:
+    async def trace(self, pattern: str) -> None:
         """Turn trace points on, or off with a leading `-`: for what happens from now on."""
-        self._workers.flush()
+        await self._workers.flush()
         self.tracer.select(pattern)
         for device in self.devices.values():
             if device.vif is not None:
-                device.vif.watch()
+                await device.vif.watch()
 
-    def capture(self, name: DeviceName, sink: CaptureSink | None) -> None:
-        """Give each frame of a device to `sink`, which is called in a worker's thread; None ends it."""
+    async def capture(self, name: DeviceName, sink: CaptureSink | None) -> None:
+        """Give the record of each frame of a device to `sink`, as `Vif.capture` does; None ends it.
+
+        ConfigError: there is no such device, or its network is not open yet.
+        """
         device = self.devices.get(name)
         if device is None or device.vif is None:
             raise ConfigError(f"there is no device {name}")
-        device.vif.capture(sink)
+        await device.vif.capture(sink)
 
     @property
     def load(self) -> list[int]:
@@ -201,7 +209,7 @@ class Backend:
             journals=self.config.directory / _JOURNALS,
             net_for=self._auto_attach.net_for,
             fd_store=self._fd_store,
-            networks=self.config.networks,
+            networks=ObjectNetworks(self.config.networks),
         )
 
     async def _run(self) -> None:
@@ -223,7 +231,7 @@ class Backend:
             self._fd_store.forget(name)
         known = {device.journal.name for device in self.devices.values()}
         for name in journals.names():
-            if _JOURNAL.fullmatch(name) and name not in known:
+            if _JOURNAL.fullmatch(name) and queue_owner(name) not in known:
                 journals.unlink(name)
 
     async def _stop(self) -> None:

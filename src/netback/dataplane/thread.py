@@ -1,50 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's thread: serves queues with the GIL released and comes back to Python only when asked, or to report.
+"""A worker's thread: serves links with the GIL released and comes back to Python only when asked, or to report.
 
-Knows links and workers, nothing of vifs.
+Knows links, their listeners and one Worker; nothing of vifs.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 from netback.dataplane.link import Link
 from netback.dataplane.notices import Notice
+from netback.dataplane.records import Record, parse_records
 from netback.dataplane.worker import Worker
 
 T = TypeVar("T")
 
+log = logging.getLogger("netback.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Receives the reports of one link. Both functions are called in the worker's thread, and must not raise."""
+
+    notice: Callable[[Notice], object]
+    record: Callable[[Record], object] = lambda _record: None
+
 
 class WorkerThread:
-    """Runs one Worker; `on_notice(link, notice)` and `on_records(data, lost)` are called in its thread."""
+    """A thread that runs one Worker until `stop`.
 
-    def __init__(
-        self,
-        worker: Worker,
-        *,
-        on_notice: Callable[[Link, Notice], None],
-        on_records: Callable[[bytes, int], None],
-        name: str = "netback-worker",
-        cpu: int | None = None,
-    ) -> None:
+    Nothing but this thread touches a link that is served: control code submits calls, which run between two bursts in
+    the order in which they were submitted. Each returns a Future; a coroutine awaits it by asyncio.wrap_future.
+    """
+
+    def __init__(self, worker: Worker, *, name: str = "netback-worker", cpu: int | None = None) -> None:
         self.worker = worker
-        self._on_notice = on_notice
-        self._on_records = on_records
         self._cpu = cpu
+        self._listeners: dict[int, Listener] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[Worker], T]) -> Future[T]:
-        """Have `call(worker)` run between two bursts: nothing else touches a served queue.
+        """Have `call(worker)` run in the thread. What it raises is the Future's exception.
 
-        Once the thread has ended it runs here and now (XSA-374: a dead worker is a normal state to take down).
+        After the thread's end the call runs at once in the caller's: taking down the queues of a dead worker must not
+        wait for it (XSA-374).
         """
         future: Future[T] = Future()
 
@@ -61,8 +70,31 @@ class WorkerThread:
             self.stop()
         return future
 
+    def add(self, link: Link, listener: Listener) -> Future[None]:
+        """Serve a link: its rings are drained and armed, the far side is notified once. PlatformError: no room."""
+
+        def call(worker: Worker) -> None:
+            worker.add(link)
+            self._listeners[link.index] = listener
+
+        return self.submit(call)
+
+    def remove(self, link: Link) -> Future[None]:
+        """Stop serving a link, after its last records were reported. A link that is not served is a normal state."""
+
+        def call(worker: Worker) -> None:
+            self._report(*worker.records())
+            worker.remove(link)
+            self._listeners.pop(link.index, None)
+
+        return self.submit(call)
+
+    def flush(self) -> Future[None]:
+        """Report the records that were written until now."""
+        return self.submit(lambda worker: self._report(*worker.records()))
+
     def stop(self) -> None:
-        """End the thread; its queues stand still where they are. Any number of times."""
+        """End the thread and wait for it; its links stay as they are. May be called again."""
         self._stopping = True
         self.worker.wake()
         self._thread.join()
@@ -72,21 +104,27 @@ class WorkerThread:
         if self._cpu is not None:
             os.sched_setaffinity(0, {self._cpu})
         while not self._stopping:
-            self._turn()
+            self._serve()
 
-    def _turn(self) -> None:
-        """Serve until something is up. A call of its own, so that a sleeping thread keeps no broken link, and with it
-        a dead guest's memory, alive.
+    def _serve(self) -> None:
+        """Serve until there is something to report or to call. A function of its own: a thread that sleeps must keep no
+        reference to a broken link, which would keep a dead guest's memory mapped.
         """
         notices = self.worker.run()
-        data, lost = self.worker.records()
-        if data or lost:
-            self._on_records(data, lost)
+        self._report(*self.worker.records())
         for link, notice in notices:
-            self._on_notice(link, notice)
+            if (listener := self._listeners.get(link.index)) is not None:
+                listener.notice(notice)
         self._make_calls()
 
+    def _report(self, data: bytes, lost: int) -> None:
+        if lost:
+            log.warning("%d trace records lost: the reader is slower than the rings", lost)
+        for record in parse_records(data):
+            if (listener := self._listeners.get(record.link)) is not None:
+                listener.record(record)
+
     def _make_calls(self) -> None:
-        """After all is told: a call may give a queue's place to another one."""
+        """Reports come first: a call may give a link's index to another one."""
         while self._calls:
             self._calls.popleft()()

@@ -92,11 +92,11 @@ class Backend(_Role):
         """Write each frame down from now on."""
         self._file = Path(path).open("wb")  # noqa: SIM115, ASYNC230 (closed in end_capture)
         self._capture = Capture(self._file)
-        self._backend.capture(self._device(), self._capture.sink(str(self._device())))
+        await self._backend.capture(self._device(), self._capture.sink(str(self._device())))
 
     async def end_capture(self) -> int:
         """How many frames were written."""
-        self._backend.capture(self._device(), None)
+        await self._backend.capture(self._device(), None)
         self._file.close()
         if self._capture.error:
             raise self._capture.error

@@ -227,7 +227,7 @@ class Frontend:
             return
         self.network.offloads(self.features.caps if self.features else 0)
         self.network.carrier(True)
-        await self.guest.serve(self.queue, self._news.set)
+        await self.guest.serve(self.queue, lambda _notice: self._news.set())
         self._serving = True
 
     async def _follow_close(self) -> None:

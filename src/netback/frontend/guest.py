@@ -13,10 +13,11 @@ from typing import Self, TypeVar
 
 from netback.dataplane.link import Link
 from netback.dataplane.notices import Notice
-from netback.dataplane.thread import WorkerThread
+from netback.dataplane.thread import Listener, WorkerThread
 from netback.dataplane.worker import Worker
 from netback.platforms.base import Domain
 from netback.platforms.emulated import EmulatedDomain
+from netback.vif.workers import finished
 from netback.xenstore.aio import Store
 
 T = TypeVar("T")
@@ -49,7 +50,6 @@ class Guest:
         )
         self._cpu = cpu
         self._undo = AsyncExitStack()
-        self._broken: dict[Link, Callable[[], None]] = {}
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as undo:
@@ -58,11 +58,7 @@ class Guest:
             undo.callback(self.domain.close)
             self.store = await undo.enter_async_context(await self.domain.open_store())
             self._thread = WorkerThread(
-                Worker(self.domain.events.native),
-                on_notice=self._tell,
-                on_records=lambda _data, _lost: None,
-                name="netback-guest",
-                cpu=self._cpu,
+                Worker(self.domain.events.native), name="netback-guest", cpu=self._cpu
             )
             undo.callback(self._thread.stop)
             self._undo = undo.pop_all()
@@ -81,29 +77,18 @@ class Guest:
     def domid(self) -> int:
         return self.domain.domid
 
-    async def serve(self, link: Link, on_broken: Callable[[], None]) -> None:
-        """Have the worker serve a queue; `on_broken` is called in this loop if its backend lies."""
-        self._broken[link] = on_broken
-        await self.submit(lambda worker: worker.add(link))
+    async def serve(self, link: Link, on_notice: Callable[[Notice], None]) -> None:
+        """Have the worker serve a queue; `on_notice` is called in this loop when the queue's condition changes."""
+
+        def report(notice: Notice) -> None:
+            self._loop.call_soon_threadsafe(on_notice, notice)
+
+        await asyncio.wrap_future(self._thread.add(link, Listener(report)))
 
     async def release(self, link: Link) -> None:
-        """Serve it no more; one that is not served is a normal state.
-
-        The loop waits, between two bursts: a task cancelled here would leave queue and peer with the worker for good.
-        """
-        self._broken.pop(link, None)
-        self._thread.submit(lambda worker: worker.remove(link)).result()
+        """Stop serving a queue, even if cancelled meanwhile. A queue that is not served is a normal state."""
+        await finished([self._thread.remove(link)])
 
     async def submit(self, call: Callable[[Worker], T]) -> T:
         """Run `call(worker)` where nothing else touches the queues."""
         return await asyncio.wrap_future(self._thread.submit(call))
-
-    def _tell(self, link: Link, notice: Notice) -> None:
-        """In the worker's thread."""
-        if notice is Notice.BROKEN:
-            self._loop.call_soon_threadsafe(self._on_broken, link)
-
-    def _on_broken(self, link: Link) -> None:
-        told = self._broken.get(link)
-        if told is not None:
-            told()

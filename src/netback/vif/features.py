@@ -60,17 +60,27 @@ _WORD = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
-class VifConfig:
-    """The agreement that a connection serves."""
+class QueueConfig:
+    """Where the rings of one queue are, and the frontend's port."""
 
     tx_ring_ref: int
     rx_ring_ref: int
     event_channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class VifConfig:
+    """The agreement that a connection serves."""
+
+    queues: tuple[QueueConfig, ...]
     caps: Can
+    """The offloads that the guest takes."""
     sg: bool
-    polls: bool
-    """It does not announce RX slots: look for them."""
+    """The guest takes frames of more than one page."""
+    rx_unannounced: bool
+    """The guest sends no event when it posts RX slots (no feature-rx-notify): the worker looks for them."""
     rx_offset: int
+    """Where a frame begins in its first page, in bytes."""
 
 
 def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
@@ -106,12 +116,10 @@ def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
         raise GuestError(f"frontend wants {queues} queues: one was offered")
     sg = _says(keys, Key.SG)
     return VifConfig(
-        tx_ring_ref=tx,
-        rx_ring_ref=rx,
-        event_channel=port,
+        queues=(QueueConfig(tx, rx, port),),
         caps=_caps(keys, sg),
         sg=sg,
-        polls=not _says(keys, Key.RX_NOTIFY),
+        rx_unannounced=not _says(keys, Key.RX_NOTIFY),
         rx_offset=RX_OFFSET[kind],
     )
 

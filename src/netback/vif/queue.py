@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a queue is made of: an event channel and two mapped rings, acquired in the order of rules 2.
+"""The parts of a queue: an event channel, two mapped rings and a journal, acquired in the order that a takeover needs
+(docs/decisions.md, Resume).
 
-Knows the platform seam and one queue's part of a VifConfig; nothing of the store.
+Knows the platform seam and a queue's keys; nothing of the store.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,14 +16,30 @@ from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
 from netback.errors import PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform
-from netback.vif.features import VifConfig
+from netback.vif.features import QueueConfig, VifConfig
+
+_QUEUE = re.compile(r"-q[1-9][0-9]*$")
 
 _BIND_DELAYS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 """Seconds between tries: a killed predecessor holds the port until the hypervisor has closed it."""
 
 
+def queue_name(base: str, number: int) -> str:
+    """The name of a queue's part of something that is the vif's: queue 0 has the name of the whole."""
+    return f"{base}-q{number}" if number else base
+
+
+def queue_owner(name: str) -> str:
+    """The name of the vif, of any of its queues' names."""
+    return _QUEUE.sub("", name)
+
+
 async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStack) -> int:
-    """Bind the frontend's port: exclusive, so it also keeps out a dying predecessor or a second daemon."""
+    """Bind the frontend's port on `events`; `undo` unbinds it. Returns the local port.
+
+    Binding is exclusive (EINVAL while another holds the port), so it also keeps out a dying predecessor and a second
+    backend. PlatformError, with its errno, after 1.3 s of trying.
+    """
     for delay in (*_BIND_DELAYS, None):
         try:
             local = events.bind_interdomain(domid, port)
@@ -36,7 +54,7 @@ async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStac
 
 
 def map_ring(platform: Platform, domid: int, gref: int, which: str, undo: ExitStack) -> MappedPage:
-    """Map a ring's page for reading and writing."""
+    """Map a ring's page for reading and writing; `undo` unmaps it. PlatformError names the ring, "tx" or "rx"."""
     try:
         page = platform.map_grant(domid, gref)
     except PlatformError as error:
@@ -46,7 +64,10 @@ def map_ring(platform: Platform, domid: int, gref: int, which: str, undo: ExitSt
 
 
 def open_journal(path: Path, adopt: bool) -> Journal:
-    """The journal that a predecessor left, or an empty one: of new rings it must not know anything."""
+    """The journal in this file, which is made if missing, with what a predecessor left in it only if `adopt`.
+
+    A new connection's journal must not know other rings. PlatformError names the file.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         journal = Journal(str(path))
@@ -57,20 +78,32 @@ def open_journal(path: Path, adopt: bool) -> Journal:
     return journal
 
 
+def remove_journals(journal: Path) -> None:
+    """Remove the journals of all queues of a vif, of which `journal` is the first."""
+    if journal.parent.is_dir():
+        for path in journal.parent.iterdir():
+            if queue_owner(path.name) == journal.name:
+                path.unlink(missing_ok=True)
+
+
 def attach_queue(
     platform: Platform,
     events: EventChannels,
     domid: int,
     config: VifConfig,
+    queue: QueueConfig,
     *,
     port: int,
     peer: Peer,
     journal: Journal,
     undo: ExitStack,
 ) -> BackQueue:
-    """Map both rings, check them, complete the journal: the queue then stands at rsp_prod and waits for its worker."""
-    tx = map_ring(platform, domid, config.tx_ring_ref, "tx", undo)
-    rx = map_ring(platform, domid, config.rx_ring_ref, "rx", undo)
+    """Map both rings, check them, complete the journal: the queue then stands at rsp_prod and waits for its worker.
+
+    GuestError: an index is impossible. PlatformError: a ring cannot be mapped.
+    """
+    tx = map_ring(platform, domid, queue.tx_ring_ref, "tx", undo)
+    rx = map_ring(platform, domid, queue.rx_ring_ref, "rx", undo)
     return BackQueue(
         events.native,
         platform.open_memory(domid),
@@ -78,18 +111,18 @@ def attach_queue(
         journal,
         tx_page=tx.address,
         rx_page=rx.address,
-        tx_name=config.tx_ring_ref << 32 | config.event_channel,
-        rx_name=config.rx_ring_ref << 32 | config.event_channel,
+        tx_name=queue.tx_ring_ref << 32 | queue.event_channel,
+        rx_name=queue.rx_ring_ref << 32 | queue.event_channel,
         tx_port=port,
         rx_port=port,
         caps=int(config.caps),
         sg=config.sg,
         rx_offset=config.rx_offset,
-        polls=config.polls,
+        polls=config.rx_unannounced,
     )
 
 
 def _quietly(undo: Callable[..., object], *arguments: object) -> None:
-    """An undo whose domain or hypervisor is gone is done."""
+    """Ignore that the domain or the hypervisor is gone: then everything was given back with it."""
     with suppress(PlatformError):
         undo(*arguments)

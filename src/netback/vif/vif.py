@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vif: a guest's rings joined to a network. It connects, and disconnects at any time.
+"""A vif: a guest's queues joined to a network. It connects, and disconnects at any time.
 
-Knows the platform and the network; nothing of states or the store.
+Knows the network and what the workers report; nothing of states or the store.
 """
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from netback.abi.netif import RxFlag, TxFlag
-from netback.dataplane.back.queue import BackQueue
+from netback.dataplane.notices import Notice
 from netback.dataplane.records import Record, RecordKind
+from netback.dataplane.thread import Listener
 from netback.errors import PeerError
 from netback.net.base import Network
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import VifConfig
-from netback.vif.queue import attach_queue, bind_port, open_journal
-from netback.vif.workers import Listener, QueueWorker, Workers
+from netback.vif.group import Group
+from netback.vif.workers import Workers
 
 log = logging.getLogger("netback.vif")
 
@@ -28,7 +30,9 @@ CaptureSink = Callable[[Record], None]
 class Vif:
     """One device's data path: `connect` acquires, `serve` begins, `disconnect` gives everything back.
 
-    `on_broken` is called in a worker's thread when the frontend broke the protocol; `broken` then says how.
+    One task calls its coroutines; each may be cancelled at any time. `on_notice` is called in the event loop's thread
+    when the vif's condition changes: the worst of its queues' conditions, READY when it connects. For BROKEN, `broken`
+    has the reason.
     """
 
     def __init__(
@@ -41,8 +45,9 @@ class Vif:
         workers: Workers,
         journal: Path,
         tracer: Tracer,
-        on_broken: Callable[[], object],
+        on_notice: Callable[[Notice], object],
     ) -> None:
+        """`journal` is the file of queue 0; those of the others have its name and their number (`queue_name`)."""
         self.name = name
         self.network = network
         self._domid = domid
@@ -50,95 +55,118 @@ class Vif:
         self._workers = workers
         self._journal = journal
         self._tracer = tracer
-        self._on_broken = on_broken
+        self._on_notice = on_notice
+        self._condition = Notice.READY
+        self._loop = asyncio.get_running_loop()
         self._capture: CaptureSink | None = None
-        self._worker: QueueWorker | None = None
-        self._queue: BackQueue | None = None
-        self._undo = ExitStack()
+        self._group: Group | None = None
+        self._earlier: Counter[str] = Counter()
 
     @property
     def connected(self) -> bool:
-        """Whether the rings are ours."""
-        return self._queue is not None
+        """Whether this process holds the rings."""
+        return self._group is not None
 
     @property
     def broken(self) -> str | None:
-        """How the frontend broke the protocol on the rings that we hold."""
-        return self._queue.broken if self._queue else None
+        """How the frontend broke the protocol on the rings that are connected."""
+        return self._group.broken if self._group else None
 
     @property
     def counters(self) -> dict[str, int]:
-        """What the connected queue counted; nothing while there is none."""
-        return self._queue.counters if self._queue else {}
+        """The counters of all queues, summed over every connection of this vif's life; empty before the first.
+
+        Frames, bytes (without virtio_net_hdr), slots, bursts and events, by the names in dataplane/link.pyx.
+        """
+        total = self._earlier.copy()
+        if self._group is not None:
+            total.update(self._group.counters)
+        return dict(total)
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
-        """The indices of both rings; nothing while they are not ours."""
-        return self._queue.rings if self._queue else {}
+        """The indices of the connected rings, by "tx" and "rx" (of queue 0; "tx-q1" of queue 1); empty otherwise."""
+        return self._group.rings if self._group else {}
 
     async def connect(self, config: VifConfig, *, adopt: bool) -> None:
-        """Acquire port, rings and journal; `adopt`: they were served before us, go on where that ended.
+        """Acquire port, rings and journal of each queue of `config`, and set the network's offloads to its `caps`.
 
-        Nothing is answered before `serve`: a state can say Connected first, so that who comes after a kill knows.
+        `adopt`: an earlier process or connection served these rings; go on where it ended. Otherwise frames that wait
+        in the network are thrown away. Nothing is answered before `serve`, so that the device can write Connected
+        between the two: a process that is killed there leaves rings without a response.
+
+        GuestError: an index in a ring is impossible. PlatformError: a port cannot be bound within 1.3 s, a ring not be
+        mapped, or a journal not be opened. PeerError: the network refuses. After an error nothing is held.
         """
-        self.disconnect()
-        worker = self._workers.least_busy()
-        with ExitStack() as undo:
-            worker.reserve(undo)
-            port = await bind_port(worker.events, self._domid, config.event_channel, undo)
-            journal = open_journal(self._journal, adopt)
+        await self.disconnect()
+        group = Group(self._platform, self._workers, self._domid)
+        try:
+            await group.bind(config)
             self._prepare(config, adopt)
-            queue = attach_queue(
-                self._platform,
-                worker.events,
-                self._domid,
-                config,
-                port=port,
-                peer=self.network.peers[0],
-                journal=journal,
-                undo=undo,
-            )
-            self._undo = undo.pop_all()
-        self._worker, self._queue = worker, queue
+            group.attach(config, self.network.peers, self._journal, adopt=adopt)
+        except BaseException:
+            await group.close()
+            raise
+        self._group, self._condition = group, Notice.READY
 
-    def serve(self) -> None:
-        """Have the worker take up the queue: it drains and arms both rings and notifies the guest once."""
-        assert self._worker is not None
-        assert self._queue is not None
-        self.watch()
-        self._worker.add(self._queue, Listener(self._on_broken, self._record))
-        self._undo.callback(self._worker.remove, self._queue)
+    async def serve(self) -> None:
+        """Have the workers take up the queues: rings are drained and armed, the guest notified once per queue."""
+        group = self._group
+        assert group is not None
+        await self.watch()
+
+        def report(_notice: Notice) -> None:
+            self._loop.call_soon_threadsafe(self._changed, group)
+
+        await group.serve(Listener(report, self._record))
         self._carrier(True)
 
-    def refuse_rx(self) -> None:
-        """We are Closing and the guest has not moved yet: nothing more for it, everything still from it."""
-        if self._worker and self._queue:
-            self._worker.refuse_rx(self._queue)
+    async def refuse_rx(self) -> None:
+        """Give the guest no more frames and go on taking its own: this end is Closing, the frontend still Connected."""
+        if self._group is not None:
+            await self._group.refuse_rx()
 
-    def disconnect(self) -> None:
-        """Give rings and port back; at any time, any number of times."""
-        if self.connected:
-            self.release()
-            self._carrier(False)
+    async def refresh(self) -> None:
+        """Have the workers look at the network's descriptors again, which were joined to a new link."""
+        if self._group is not None:
+            await self._group.refresh()
 
-    def release(self) -> None:
-        """What the end of our process does: rings and port go back, the network is left alone."""
-        self._worker = self._queue = None
-        self._undo.close()
+    async def disconnect(self) -> None:
+        """Give rings and ports back, and turn the carrier off; at any time, any number of times."""
+        if self._group is not None:
+            try:
+                await self.release()
+            finally:
+                self._carrier(False)
 
-    def capture(self, sink: CaptureSink | None) -> None:
-        """Give each frame to `sink`, called in the worker's thread, until told otherwise or until it raises."""
+    async def release(self) -> None:
+        """Give rings and ports back and leave the network as it is: for the end of the process."""
+        if (group := self._group) is None:
+            return
+        try:
+            await group.close()
+        finally:
+            if self._group is group:
+                self._earlier.update(group.counters)
+                self._group = None
+
+    async def capture(self, sink: CaptureSink | None) -> None:
+        """Give the record of each frame to `sink`; None ends it.
+
+        A record (`dataplane.records.Record`) has the frame's time in ns since 1970, its bytes, slots and status. `sink`
+        is called in a worker's thread, one call at a time for each queue, until it raises or is replaced.
+        """
         self._capture = sink
-        self.watch()
+        await self.watch()
 
-    def watch(self) -> None:
-        """Have slots and frames written down where somebody wants to know of them."""
-        if self._worker and self._queue:
+    async def watch(self) -> None:
+        """Have the queues record slots where a trace point is on, and frames where there is a capture."""
+        if self._group is not None:
             traced = self._tracer.on("xen_netdev_tx") or self._tracer.on("xen_netdev_rx")
-            self._worker.watch(self._queue, traced=traced, captured=self._capture is not None)
+            await self._group.watch(traced=traced, captured=self._capture is not None)
 
     def _prepare(self, config: VifConfig, adopt: bool) -> None:
-        """What the network gives must be what this guest takes; frames from before it connected are stale."""
+        """Have the network give what this guest takes; frames from before a new connection are stale."""
         try:
             self.network.offloads(int(config.caps))
             if not adopt:
@@ -149,8 +177,14 @@ class Vif:
     def _carrier(self, on: bool) -> None:
         try:
             self.network.carrier(on)
-        except OSError:  # the link was removed: it has nobody to show a carrier to
+        except OSError:  # the link was removed: no user of it is left
             return
+
+    def _changed(self, group: Group) -> None:
+        """Report the condition of the group, unless another one is connected by now."""
+        if group is self._group and group.condition is not self._condition:
+            self._condition = group.condition
+            self._on_notice(self._condition)
 
     def _record(self, record: Record) -> None:
         if record.kind == RecordKind.TX_SLOT:

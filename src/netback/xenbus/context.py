@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from netback.net.base import FdStore, Network
+from netback.net.base import FdStore
+from netback.net.objects import ObjectNetworks
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.workers import Workers
@@ -29,5 +30,5 @@ class Context:
     """The network spec of a device without a `net` node, by its name and its MAC address."""
     fd_store: FdStore
     """Holds the descriptors of taps while no backend runs."""
-    networks: Mapping[str, Network]
-    """Networks that are Python objects, by the spec that names them; their owner closes them."""
+    networks: ObjectNetworks
+    """Networks that are Python objects, by the spec that names them."""

@@ -91,7 +91,7 @@ class Device:
                 if follower is not None:
                     follower.cancel()
         finally:
-            self._nic.close()
+            await self._nic.close()
 
     async def _serve(self) -> None:
         try:
@@ -132,17 +132,17 @@ class Device:
                 return
         self.news.set()  # the nodes change all the time: go on after the other devices had their turn
 
-    def _disconnect(self) -> None:
+    async def _disconnect(self) -> None:
         self._context.tracer.hit("xen_netdev_disconnect", self.name)
         self.config = None
         if self.vif is not None:
-            self.vif.disconnect()
+            await self.vif.disconnect()
 
     # ---- actions
 
     async def _offer(self, snapshot: Snapshot) -> None:
         if snapshot.facts.attached or snapshot.facts.ours in _RUNNING:
-            self._disconnect()
+            await self._disconnect()
         await self._write_mac()
         await self._move(State.INIT_WAIT, self._context.offer)
         await self._clear_error()
@@ -168,18 +168,18 @@ class Device:
 
     async def _attach(self, state: State | None, *, adopt: bool) -> None:
         """Connect, write the state, serve: in this order, so that a kill in between leaves rings without a response."""
-        self._disconnect()
+        await self._disconnect()
         try:
             vif = await self._connected(adopt)
             if state is not None:
                 await self._move(state)
-            vif.serve()
+            await vif.serve()
         except PeerError as error:
             await self._lose_network(error)
         except _FAULTS as error:
             await self._fail(str(error))
         except BaseException:
-            self._disconnect()
+            await self._disconnect()
             raise
         else:
             await self._clear_error()
@@ -192,27 +192,28 @@ class Device:
         config = agree(dict(zip(KEYS, values, strict=True)), self.name.kind)
         await self.vif.connect(config, adopt=adopt)
         self.config = config
-        names = (config.tx_ring_ref, config.rx_ring_ref, config.event_channel)
-        self._context.tracer.hit("xen_netdev_connect", self.name, *names)
+        for queue in config.queues:
+            names = (queue.tx_ring_ref, queue.rx_ring_ref, queue.event_channel)
+            self._context.tracer.hit("xen_netdev_connect", self.name, *names)
         return self.vif
 
     async def _refuse_rx(self, snapshot: Snapshot) -> None:
         if self.vif is not None:
-            self.vif.refuse_rx()
+            await self.vif.refuse_rx()
 
     async def _closing(self, snapshot: Snapshot) -> None:
-        self._disconnect()
+        await self._disconnect()
         if snapshot.facts.ours is not State.CLOSING:
             await self._move(State.CLOSING)
 
     async def _closed(self, snapshot: Snapshot) -> None:
-        self._disconnect()
+        await self._disconnect()
         await self._move(State.CLOSED)
 
     async def _destroy(self, snapshot: Snapshot) -> None:
         """Remove what netback made; a toolstack removes its own directories."""
         self._done = True
-        self._end()
+        await self._end()
         await self._nic.remove_unopened_tap()
         await self._clear_error()
         if snapshot.made_here:
@@ -223,20 +224,20 @@ class Device:
 
     async def _forget(self, snapshot: Snapshot) -> None:
         self._done = True
-        self._end()
+        await self._end()
         await self._nic.remove_unopened_tap()
         await self._clear_error()
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         if self.vif is not None:
-            self._disconnect()
-        self._nic.remove()
+            await self._disconnect()
+        await self._nic.remove()
 
     # ---- faults
 
     async def _fail(self, reason: str) -> None:
         """Stop this vif: the reason goes to the error node and the log, our state to Closing."""
-        self._disconnect()
+        await self._disconnect()
         self._nic.carrier_off()
         await self._report(reason)
         if self.state not in (State.CLOSING, State.CLOSED, State.UNKNOWN):
@@ -244,8 +245,8 @@ class Device:
 
     async def _lose_network(self, error: PeerError) -> None:
         """The link is gone, by no fault of the guest: it is opened again later, and no state changes."""
-        self._disconnect()
-        self._nic.lose_network()
+        await self._disconnect()
+        await self._nic.lose_network()
         await self._report(str(error))
 
     async def _report(self, reason: str) -> None:

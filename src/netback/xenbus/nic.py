@@ -10,12 +10,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from netback.dataplane.notices import Notice
 from netback.errors import NetbackError, PeerError
 from netback.net.base import Network
 from netback.net.mtu import ETH_DATA_LEN
 from netback.net.spec import open_network, parse_spec
 from netback.net.tap import remove_made
 from netback.observe.trace import LogBudget
+from netback.vif.queue import remove_journals
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
@@ -80,7 +82,7 @@ class Nic:
             workers=self._context.workers,
             journal=self.journal,
             tracer=self._context.tracer,
-            on_broken=lambda: self._loop.call_soon_threadsafe(self._wake),
+            on_notice=self._on_notice,
         )
         info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not told'}, network {spec}"
         log.info("%s: %s", name, info)
@@ -88,6 +90,10 @@ class Nic:
             link = network.name or "its network"
             self._budget.warn(log, f"{name}: rate={rate} is not enforced here: limit {link} with tc")
         self._context.tracer.hit("xen_netdev_realize", name, info, network.name)
+
+    def _on_notice(self, notice: Notice) -> None:
+        if notice is Notice.BROKEN:
+            self._wake()
 
     async def _link(self) -> str:
         """The name of a tap whose spec names none. A script renames it to `vifname`, and fails if that exists."""
@@ -98,8 +104,8 @@ class Nic:
 
     async def _open(self, spec: str, link: str) -> Network:
         """Open the network in a thread, since a tap may be busy for a moment; a cancellation leaves none open."""
-        if (network := self._context.networks.get(spec)) is not None:
-            return network
+        if spec in self._context.networks:
+            return self._context.networks.open(spec, str(self._name))
         peer, device = parse_spec(spec), str(self._name)
         if peer.kind != "tap":
             self._context.fd_store.forget(device)
@@ -154,29 +160,33 @@ class Nic:
 
     # ---- ends
 
-    def lose_network(self) -> None:
+    async def lose_network(self) -> None:
         """The link is gone, by no fault of the guest: close what is left of it and try again later."""
-        self.close()
+        await self.close()
         self._context.fd_store.forget(str(self._name))
         self._try_later()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close everything in this process and change nothing outside."""
         self._stop_retry()
-        if self.vif is not None:
-            self.vif.release()
-            self._end_network(self.vif.network, gone=False)
+        if (vif := self.vif) is not None:
             self.vif = None
+            try:
+                await vif.release()
+            finally:
+                self._end_network(vif.network, gone=False)
 
-    def remove(self) -> None:
+    async def remove(self) -> None:
         """The device is gone: so are its journal, its held descriptor and a link that netback made."""
         self._context.fd_store.forget(str(self._name))
-        self.journal.unlink(missing_ok=True)
-        if self.vif is None:
+        remove_journals(self.journal)
+        if (vif := self.vif) is None:
             return
-        self.vif.disconnect()
-        self._end_network(self.vif.network, gone=True)
         self.vif = None
+        try:
+            await vif.disconnect()
+        finally:
+            self._end_network(vif.network, gone=True)
         self._context.tracer.hit("xen_netdev_unrealize", self._name)
         self._context.tracer.hit("xen_netdev_destroy", self._name)
 
@@ -192,7 +202,7 @@ class Nic:
                 await asyncio.to_thread(remove_made, spec.link or await self._link())
 
     def _end_network(self, network: Network, *, gone: bool) -> None:
-        if network in self._context.networks.values():
+        if self._context.networks.give_back(network):
             return
         try:
             network.remove() if gone else network.close()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queues of one connection, as one: bound, attached and served together, and given back together.
+
+Knows queues and workers, nothing of the network's control nor of what a report means.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from netback.dataplane.back.queue import BackQueue
+from netback.dataplane.notices import Notice
+from netback.dataplane.peers.peer import Peer
+from netback.dataplane.thread import Listener
+from netback.dataplane.worker import Worker
+from netback.platforms.base import Platform
+from netback.vif.features import QueueConfig, VifConfig
+from netback.vif.queue import attach_queue, bind_port, open_journal, queue_name
+from netback.vif.workers import QueueWorker, Workers, finished
+
+
+@dataclass(frozen=True, slots=True)
+class BoundQueue:
+    """A queue whose port is bound on its worker's event channels, and whose rings are not mapped yet."""
+
+    config: QueueConfig
+    worker: QueueWorker
+    port: int
+
+
+class Group:
+    """The queues of one connection: `bind`, `attach`, `serve`, each once and in this order; `close` at any time.
+
+    While the group is attached its queues belong to their workers' threads.
+    """
+
+    def __init__(self, platform: Platform, workers: Workers, domid: int) -> None:
+        self._platform = platform
+        self._workers = workers
+        self._domid = domid
+        self._bound: list[BoundQueue] = []
+        self._queues: list[tuple[QueueWorker, BackQueue]] = []
+        self._closing = False
+        self._undo = ExitStack()
+
+    async def bind(self, config: VifConfig) -> None:
+        """Bind each queue's port, on the worker with the fewest queues. PlatformError names the port.
+
+        Binding is exclusive: from here on no predecessor and no second backend serves these rings.
+        """
+        for queue in config.queues:
+            worker = self._workers.reserve(self._undo)
+            port = await bind_port(worker.events, self._domid, queue.event_channel, self._undo)
+            self._bound.append(BoundQueue(queue, worker, port))
+
+    def attach(self, config: VifConfig, peers: Sequence[Peer], journal: Path, *, adopt: bool) -> None:
+        """Map and check the rings of each queue and complete its journal; queue N is joined to peer N.
+
+        `adopt`: an earlier connection served these rings, its journals count. GuestError: an index is impossible.
+        PlatformError: a ring cannot be mapped, or a journal not be opened.
+        """
+        for number, (bound, peer) in enumerate(zip(self._bound, peers, strict=True)):
+            queue = attach_queue(
+                self._platform,
+                bound.worker.events,
+                self._domid,
+                config,
+                bound.config,
+                port=bound.port,
+                peer=peer,
+                journal=open_journal(journal.with_name(queue_name(journal.name, number)), adopt),
+                undo=self._undo,
+            )
+            self._queues.append((bound.worker, queue))
+
+    async def serve(self, listener: Listener) -> None:
+        """Have the workers take up the queues: rings are drained and armed, and each frontend port notified once."""
+        await finished([worker.thread.add(queue, listener) for worker, queue in self._queues])
+
+    async def refuse_rx(self) -> None:
+        """Take no more frames from the network; the guest's still pass."""
+
+        def refuse(worker: Worker, queue: BackQueue) -> None:
+            queue.freeze()
+            worker.refresh(queue)
+
+        await self._each(refuse)
+
+    async def refresh(self) -> None:
+        """Have the workers look at the peers' descriptors again, which may be joined to something else by now."""
+        await self._each(lambda worker, queue: worker.refresh(queue))
+
+    async def watch(self, *, traced: bool, captured: bool) -> None:
+        """Have the queues record each slot, or each frame, from now on."""
+        await self._each(lambda _worker, queue: queue.watch(traced=traced, captured=captured))
+
+    async def close(self) -> None:
+        """Take the queues from their workers, then give rings and ports back. At any time, any number of times."""
+        self._closing = True
+        try:
+            await finished([worker.thread.remove(queue) for worker, queue in self._queues])
+        finally:
+            self._undo.close()
+
+    @property
+    def broken(self) -> str | None:
+        """How the frontend broke the protocol, on the first queue where it did."""
+        return next((queue.broken for _, queue in self._queues if queue.broken), None)
+
+    @property
+    def condition(self) -> Notice:
+        """The worst condition of a queue."""
+        return max((queue.condition for _, queue in self._queues), key=lambda notice: notice.value)
+
+    @property
+    def counters(self) -> Counter[str]:
+        """The queues' counters, summed."""
+        total: Counter[str] = Counter()
+        for _, queue in self._queues:
+            total.update(queue.counters)
+        return total
+
+    @property
+    def rings(self) -> dict[str, dict[str, int]]:
+        """The indices of all rings, by "tx" and "rx" of queue 0, "tx-q1" of queue 1; empty while closing."""
+        return {
+            queue_name(ring, number): indices
+            for number, (_, queue) in enumerate(() if self._closing else self._queues)
+            for ring, indices in queue.rings.items()
+        }
+
+    async def _each(self, call: Callable[[Worker, BackQueue], object]) -> None:
+        await finished([_submit(worker, queue, call) for worker, queue in self._queues])
+
+
+def _submit(
+    worker: QueueWorker, queue: BackQueue, call: Callable[[Worker, BackQueue], object]
+) -> Future[object]:
+    return worker.thread.submit(lambda native: call(native, queue))
