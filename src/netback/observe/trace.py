@@ -65,8 +65,8 @@ class LogBudget:
         self.total = 0
         """Everything that this source had to say, written or not."""
 
-    def warn(self, log: logging.Logger, text: str) -> None:
-        """Write a line while the budget lasts."""
+    def warn(self, log: logging.Logger, text: str, *, exc_info: bool = False) -> None:
+        """Write a line while the budget lasts; `exc_info` adds the traceback of the exception at hand."""
         self.total += 1
         now = self._clock()
         if now - self._since >= self._seconds:
@@ -75,5 +75,5 @@ class LogBudget:
             self._unsaid += 1
             return
         self._spent += 1
-        log.warning(f"{text} (and {self._unsaid} more)" if self._unsaid else text)
+        log.warning(f"{text} (and {self._unsaid} more)" if self._unsaid else text, exc_info=exc_info)
         self._unsaid = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
-from netback.errors import PlatformError
+from netback.errors import NetbackError, PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform
 from netback.vif.features import QueueConfig, VifConfig
 
@@ -22,6 +22,10 @@ _QUEUE = re.compile(r"-q[1-9][0-9]*$")
 
 _BIND_DELAYS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 """Seconds between tries: a killed predecessor holds the port until the hypervisor has closed it."""
+
+
+class BindError(PlatformError):
+    """The frontend's event channel cannot be bound; EINVAL: it does not exist, or another process has it."""
 
 
 def queue_name(base: str, number: int) -> str:
@@ -45,7 +49,7 @@ async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStac
             local = events.bind_interdomain(domid, port)
         except PlatformError as error:
             if error.errno != "EINVAL" or delay is None:
-                raise PlatformError(f"failed to bind event channel {port}: {error}", error.errno) from error
+                raise BindError(f"failed to bind event channel {port}: {error}", error.errno) from error
             await asyncio.sleep(delay)
         else:
             undo.callback(_quietly, events.unbind, local)
@@ -72,7 +76,7 @@ def open_journal(path: Path, adopt: bool) -> Journal:
     try:
         journal = Journal(str(path))
     except OSError as error:
-        raise PlatformError(f"cannot open the journal {path}: {error.strerror}") from error
+        raise NetbackError(f"cannot open the journal {path}: {error.strerror}") from error
     if not adopt:
         journal.clear()
     return journal

@@ -2,6 +2,9 @@
 """One device: reads its facts when its nodes change, and does what the table in `states` says.
 
 Knows actions and the order of their writes; `facts` reads the nodes, `nic` has the network, frames move in `vif`.
+
+Whatever goes wrong in a device is that device's error: it is logged, written to the error node, and tried again with
+growing delays, or at once when a node of the device changes. Only the end of the store ends more than the device.
 """
 
 import asyncio
@@ -11,50 +14,72 @@ from contextlib import suppress
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState as State
-from netback.errors import NetbackError, PeerError
+from netback.errors import ConfigError, GuestError, NetbackError, PeerError, PlatformError, printable
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, VifConfig, agree
+from netback.vif.queue import BindError
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import FactReader, Snapshot, read_backend, read_frontend
+from netback.xenbus.frontends import Frontends
 from netback.xenbus.names import DeviceName, remove_device, remove_empty
 from netback.xenbus.nic import Nic
+from netback.xenbus.pace import Allowance, Backoff, Pace
 from netback.xenbus.states import Action, decide
-from netback.xenstore.aio import StoreError
+from netback.xenstore.aio import QUOTA_ERRNOS, StoreError, StoreGone
 
 log = logging.getLogger("netback.xenbus")
 
-_MAX_STEPS = 8
-"""Actions in one go; no walk through the table is longer."""
-_FAULTS = (NetbackError, OSError)
+MAX_REASON = 200
+"""Characters of a reason in the log and in the error node (docs/decisions.md, Store refusals)."""
+
+_MAX_STEPS = 12
+"""Rounds in one go; no walk through the table is longer."""
+_LAST = (Action.DESTROY, Action.FORGET)
 _RUNNING = (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
-_NEED_NIC = (Action.OFFER, Action.CONNECT, Action.ADOPT, Action.RECONFIGURE, Action.NOTHING)
 
 
 class StateConflict(Exception):
     """Our state changed after it was read: read again."""
 
 
+class ServedElsewhere(NetbackError):
+    """Another process has the rings: it serves the device, and this process must not write its state."""
+
+
 class Device:
     """Wakes when its nodes change (`news`), and acts until the table has nothing more to do."""
 
-    def __init__(self, name: DeviceName, context: Context) -> None:
+    def __init__(self, name: DeviceName, context: Context, frontends: Frontends, pace: Pace) -> None:
         self.name = name
         self.news = asyncio.Event()
         self.state = State.UNKNOWN
         self.config: VifConfig | None = None
         self.error = ""
-        self._context = context
+        """Why the device is not served, or not as it should be; empty while all is well."""
+        self.rounds = 0
+        """Readings of its nodes so far."""
+        self._context, self._frontends, self._pace = context, frontends, pace
         self._store = context.store
         self._budget = LogBudget()
+        self._allowance = Allowance()
+        self._backoff = Backoff(self._try_again)
         self._reader = FactReader(name, context)
         self._nic = Nic(name, context, self._budget, self.news.set)
+        self._followed = ""
+        self._unfollow: Callable[[], None] = _nothing
+        self._fault = ""  # why the frontend's rings cannot be used, until the table has answered it
+        self._elsewhere = False
+        self._failed = False  # the error is that of the last round, not a frontend's
+        self._noted = True  # there may be an error node, a predecessor's as well
         self._done = False
         self._actions: dict[Action, Callable[[Snapshot], Awaitable[None]]] = {
+            Action.OPEN: self._open,
             Action.OFFER: self._offer,
             Action.CONNECT: self._connect,
             Action.ADOPT: self._adopt,
             Action.REFUSE_RX: self._refuse_rx,
+            Action.FAIL: self._fail,
             Action.CLOSING: self._closing,
             Action.CLOSED: self._closed,
             Action.RECONFIGURE: self._reconfigure,
@@ -78,51 +103,56 @@ class Device:
         return self._nic.journal
 
     async def run(self) -> None:
-        """Serve the device until it is destroyed. Every fault stays in this device, but for the store's end (EIO)."""
-        follower: asyncio.Task[None] | None = None
+        """Serve the device until it is destroyed. StoreGone is the only fault that ends more than this device."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                while not self._done:
-                    await self.news.wait()
-                    self.news.clear()
-                    await self._serve()
-                    if self._reader.frontend and follower is None:
-                        follower = tasks.create_task(self._follow())
-                if follower is not None:
-                    follower.cancel()
+            while not self._done:
+                await self.news.wait()
+                self.news.clear()
+                await self._serve()
         finally:
+            self._backoff.stop()
+            self._unfollow()
             await self._nic.close()
 
     async def _serve(self) -> None:
+        """Act once; an error is the device's, and has it tried again."""
         try:
             await self._settle()
-        except _FAULTS as error:
-            if isinstance(error, StoreError) and error.errno == "EIO":
-                raise
-            await self._report(str(error))
-        except Exception:  # an unexpected fault in one device must not end the others
-            log.exception("%s: unexpected", self.name)
+        except StoreGone:
+            raise
+        except ServedElsewhere as error:
+            self._note(str(error))
+            self._backoff.fail()
+        except ConfigError as error:  # it stays until a node, or the configuration, changes
+            await self._report(str(error), failed=True)
+        except (NetbackError, OSError) as error:
+            await self._report(_reason(error), failed=True)
+            self._backoff.fail()
+        except Exception as error:  # a fault of netback's own in one device must not end the others
+            self._budget.warn(log, f"{self.name}: unexpected", exc_info=True)
+            await self._report(f"unexpected: {type(error).__name__}: {error}", failed=True)
+            self._backoff.fail()
+        else:
+            if not self._elsewhere:
+                self._backoff.reset()
+            if self._failed:
+                await self._clear_error()
 
-    async def _follow(self) -> None:
-        """Every change of the frontend's state is news."""
-        async with await self._store.watch(f"{self._reader.frontend}/state") as watch:
-            async for _ in watch:
-                self.news.set()
+    def _try_again(self) -> None:
+        self._elsewhere = False
+        self.news.set()
 
     async def _settle(self) -> None:
-        """Act until the table has nothing to do. Each step reads again, since both ends and the toolstack write."""
+        """Act until the table has nothing to do. Each round reads again, since both ends and the toolstack write."""
         for _ in range(_MAX_STEPS):
-            snapshot = await self._reader.read(attached=self.vif is not None and self.vif.connected)
-            self.state = snapshot.facts.ours
-            if self.vif is not None and self.vif.broken:
-                await self._fail(self.vif.broken)
-                continue
+            await self._pace.turn(self._allowance)
+            snapshot = await self._read()
+            action = decide(snapshot.facts)
+            if action not in _LAST:
+                await self._follow(snapshot)
             if snapshot.script_failed and snapshot.facts.online and not self.error:
                 reason = await read_backend(self._store, self.name, "hotplug-error")
                 await self._report(f"the hotplug script failed: {reason or 'no reason given'}")
-            action = decide(snapshot.facts)
-            if action in _NEED_NIC and snapshot.facts.online and snapshot.facts.ours and self.vif is None:
-                await self._nic.open(running=self.state in _RUNNING and self.frontend_state in _RUNNING)
             if snapshot.facts.hotplug_done:
                 await self._nic.publish_mtu(self._reader.frontend)
             if action is not Action.NOTHING:
@@ -132,6 +162,30 @@ class Device:
                 return
         self.news.set()  # the nodes change all the time: go on after the other devices had their turn
 
+    async def _read(self) -> Snapshot:
+        self.rounds += 1
+        snapshot = await self._reader.read(
+            open=self.vif is not None,
+            attached=self.vif is not None and self.vif.connected,
+            broken=bool(self._fault or (self.vif is not None and self.vif.broken)),
+            elsewhere=self._elsewhere,
+        )
+        self.state = snapshot.facts.ours
+        return snapshot
+
+    async def _follow(self, snapshot: Snapshot) -> None:
+        """Have every change of the frontend's state be news; a device on its way out goes without where refused."""
+        if self._reader.frontend == self._followed:
+            return
+        self._unfollow()
+        self._followed, self._unfollow = "", _nothing
+        try:
+            self._unfollow = await self._frontends.follow(self._reader.frontend, self.news.set)
+            self._followed = self._reader.frontend
+        except StoreError:
+            if snapshot.facts.online:
+                raise
+
     async def _disconnect(self) -> None:
         self._context.tracer.hit("xen_netdev_disconnect", self.name)
         self.config = None
@@ -139,6 +193,10 @@ class Device:
             await self.vif.disconnect()
 
     # ---- actions
+
+    async def _open(self, snapshot: Snapshot) -> None:
+        running = snapshot.facts.ours in _RUNNING and snapshot.facts.theirs in _RUNNING
+        await self._nic.open(running=running)
 
     async def _offer(self, snapshot: Snapshot) -> None:
         if snapshot.facts.attached or snapshot.facts.ours in _RUNNING:
@@ -157,36 +215,47 @@ class Device:
 
     async def _connect(self, snapshot: Snapshot) -> None:
         """From Reconfigured the connection is the same one, and a predecessor's journal may have to be completed."""
-        await self._attach(State.CONNECTED, adopt=snapshot.facts.ours is State.RECONFIGURED)
+        await self._attach(snapshot, State.CONNECTED, adopt=snapshot.facts.ours is State.RECONFIGURED)
 
     async def _adopt(self, snapshot: Snapshot) -> None:
-        await self._attach(None, adopt=True)
+        await self._attach(snapshot, None, adopt=True)
 
     async def _reconfigure(self, snapshot: Snapshot) -> None:
         """Take up the same rings with the frontend's keys as they are now."""
-        await self._attach(State.RECONFIGURED, adopt=True)
+        await self._attach(snapshot, State.RECONFIGURED, adopt=True)
 
-    async def _attach(self, state: State | None, *, adopt: bool) -> None:
-        """Connect, write the state, serve: in this order, so that a kill in between leaves rings without a response."""
+    async def _attach(self, snapshot: Snapshot, state: State | None, *, adopt: bool) -> None:
+        """Connect, write the state, serve: in this order, so that a kill in between leaves rings without a response.
+
+        What the frontend caused is kept as a fault, which the table answers by Closing; all else is raised.
+        """
         await self._disconnect()
         try:
             vif = await self._connected(adopt)
             if state is not None:
                 await self._move(state)
             await vif.serve()
-        except PeerError as error:
-            await self._lose_network(error)
-        except _FAULTS as error:
-            await self._fail(str(error))
-        except BaseException:
+        except PeerError:
             await self._disconnect()
+            await self._nic.lose_network()
             raise
+        except BindError as error:
+            if error.errno == "EINVAL" and snapshot.facts.ours in _RUNNING and not snapshot.facts.attached:
+                self._elsewhere = True
+                raise ServedElsewhere(
+                    f"another process serves this device, tried again later: {error}"
+                ) from error
+            self._fault = str(error)
+        except BaseException as error:
+            await self._disconnect()
+            if not isinstance(error, GuestError | PlatformError) or isinstance(error, StoreError):
+                raise
+            self._fault = str(error)
         else:
             await self._clear_error()
 
     async def _connected(self, adopt: bool) -> Vif:
-        if self.vif is None:
-            raise PeerError("no network")
+        assert self.vif is not None  # the table opens the network first
         frontend = self._reader.frontend
         values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in KEYS))
         config = agree(dict(zip(KEYS, values, strict=True)), self.name.kind)
@@ -201,6 +270,19 @@ class Device:
         if self.vif is not None:
             await self.vif.refuse_rx()
 
+    async def _fail(self, snapshot: Snapshot) -> None:
+        """The frontend's fault: the reason first, since a guest reads it when it sees Closing."""
+        reason = self._fault or (self.vif and self.vif.broken) or "no reason given"
+        self._fault = ""
+        self._reader.refuse()
+        await self._disconnect()
+        self._nic.carrier_off()
+        if State.parse(await read_backend(self._store, self.name, "state")) is not self.state:
+            raise StateConflict  # another process connected it, or took it down: no fault of the frontend's
+        await self._report(reason)
+        if self.state is not State.CLOSING:
+            await self._move(State.CLOSING)
+
     async def _closing(self, snapshot: Snapshot) -> None:
         await self._disconnect()
         if snapshot.facts.ours is not State.CLOSING:
@@ -212,10 +294,7 @@ class Device:
 
     async def _destroy(self, snapshot: Snapshot) -> None:
         """Remove what netback made; a toolstack removes its own directories."""
-        self._done = True
         await self._end()
-        await self._nic.remove_unopened_tap()
-        await self._clear_error()
         if snapshot.made_here:
             await remove_device(self._store, self.name, self._reader.frontend)
             return
@@ -223,44 +302,49 @@ class Device:
             await self._store.rm(f"{self.name.backend}/{node}", missing_ok=True)
 
     async def _forget(self, snapshot: Snapshot) -> None:
-        self._done = True
         await self._end()
-        await self._nic.remove_unopened_tap()
-        await self._clear_error()
 
     async def _end(self) -> None:
-        if self.vif is not None:
-            await self._disconnect()
-        await self._nic.remove()
+        self._done = True
+        try:
+            if self.vif is not None:
+                await self._disconnect()
+            await self._nic.remove()
+            await self._nic.remove_unopened_tap()
+        except (NetbackError, OSError) as error:
+            self._note(str(error))
+        await self._clear_error()
 
-    # ---- faults
+    # ---- errors
 
-    async def _fail(self, reason: str) -> None:
-        """Stop this vif: the reason goes to the error node and the log, our state to Closing."""
-        await self._disconnect()
-        self._nic.carrier_off()
-        await self._report(reason)
-        if self.state not in (State.CLOSING, State.CLOSED, State.UNKNOWN):
-            await self._move(State.CLOSING)
+    async def _report(self, reason: str, *, failed: bool = False) -> None:
+        """Log a reason, once however often the device fails by it, and write the error node.
 
-    async def _lose_network(self, error: PeerError) -> None:
-        """The link is gone, by no fault of the guest: it is opened again later, and no state changes."""
-        await self._disconnect()
-        await self._nic.lose_network()
-        await self._report(str(error))
+        `failed`: the error is that of this process's own round, and over with the first that goes well.
+        """
+        reason = self._note(reason)
+        self._failed = failed
+        if not self._done:
+            self._noted = True
+            with suppress(StoreError):
+                await self._store.write(f"{self.name.errors}/error", reason)
 
-    async def _report(self, reason: str) -> None:
-        """Log a reason once, however often the device is read before it is mended, and write the error node."""
+    def _note(self, reason: str) -> str:
+        """Log a reason that is new. Returns it as it was logged: escaped, and cut."""
+        reason = printable(reason)
+        reason = reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
         if reason != self.error:
             self._budget.warn(log, f"{self.name}: {reason}")
         self.error = reason
-        with suppress(StoreError):
-            await self._store.write(f"{self.name.errors}/error", reason)
+        return reason
 
     async def _clear_error(self) -> None:
         """Remove the error node and its parents where they are then empty."""
-        self.error = ""
-        await remove_empty(self._store, self.name.errors, 3)
+        self.error, self._failed = "", False
+        if self._noted:
+            with suppress(StoreError):
+                await remove_empty(self._store, self.name.errors, 3)
+                self._noted = False
 
     # ---- our state
 
@@ -278,3 +362,13 @@ class Device:
         await self._store.transact(body)
         log.debug("%s: %s to %s", self.name, self.state.title, state.title)
         self.state = state
+
+
+def _nothing() -> None:
+    """Nothing is followed."""
+
+
+def _reason(error: NetbackError | OSError) -> str:
+    """An error's text; the quota is named where the store refused for one."""
+    quota = QUOTA_ERRNOS.get(error.errno) if isinstance(error, StoreError) else None
+    return f"{error} (the quota of {quota} of this domain is used up)" if quota else str(error)

@@ -1,16 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the devices of a backend domain in the store and gives each one its news.
+"""Finds the devices of a backend domain in the store and wakes each one when its nodes change.
 
-Knows where devices appear; what one does with its news is in `device`.
+Knows where devices appear; what one does when it wakes is in `device`. A directory or a watch that the store refuses is
+asked for again later: only the end of the store (StoreGone) ends this.
 """
 
 import asyncio
+import logging
+from contextlib import suppress
 
+from netback.errors import printable
+from netback.observe.trace import LogBudget
 from netback.vif.features import DeviceType
 from netback.xenbus.context import Context
 from netback.xenbus.device import Device
-from netback.xenbus.names import DEVICE_TYPES, DOMID_FIRST_RESERVED, DeviceName, backends, decimal
-from netback.xenstore.aio import StoreError
+from netback.xenbus.frontends import Frontends
+from netback.xenbus.names import (
+    DEVICE_TYPES,
+    DOMID_FIRST_RESERVED,
+    DeviceName,
+    backends,
+    decimal,
+    errors,
+    remove_empty,
+)
+from netback.xenbus.pace import RETRY_SECONDS, Pace
+from netback.xenstore.aio import StoreError, StoreGone, Watch
+
+log = logging.getLogger("netback.xenbus")
+
+_AGAIN_SECONDS = RETRY_SECONDS[-1]
+"""When a refused directory or watch is asked for again."""
 
 
 class Devices:
@@ -19,67 +39,116 @@ class Devices:
     def __init__(self, context: Context) -> None:
         self.devices: dict[DeviceName, Device] = {}
         self.scanned = asyncio.Event()
-        self._context = context
+        """Set once every device that was there at the start is known."""
+        self._context, self._store = context, context.store
+        self._domid = context.platform.domid
+        self._pace = Pace()
+        self._budget = LogBudget()
         self._unscanned = set(DEVICE_TYPES)
+        self._frontends: Frontends
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
-        """Until cancelled, or until the store ends."""
+        """Serve until cancelled; StoreGone where the store ends."""
+        self._frontends = Frontends(self._store, shared=not await self._store.privileged())
         async with asyncio.TaskGroup() as self._tasks:
             for kind in DEVICE_TYPES:
                 self._tasks.create_task(self._follow(kind))
             self._tasks.create_task(self._follow_releases())
+            await self.scanned.wait()
+            await self._remove_errors()
+
+    # ---- watches
 
     async def _follow(self, kind: DeviceType) -> None:
-        root = backends(self._context.platform.domid, kind)
-        async with await self._context.store.watch(root) as watch:
+        root = backends(self._domid, kind)
+        async with await self._watch(root) as watch:
             async for path in watch:
-                await self._look(kind, path.removeprefix(root).strip("/").split("/"))
+                try:
+                    await self._scan(kind, path.removeprefix(root).strip("/").split("/"))
+                except StoreGone:
+                    raise
+                except StoreError as error:
+                    self._budget.warn(log, f"devices cannot be looked for: {printable(str(error))}")
+                    asyncio.get_running_loop().call_later(_AGAIN_SECONDS, watch.fired, path)
                 self._unscanned.discard(kind)
                 if not self._unscanned:
                     self.scanned.set()
 
     async def _follow_releases(self) -> None:
-        """A domain ended: whose it was is for its devices to see."""
-        async with await self._context.store.watch("@releaseDomain") as watch:
+        """Wake the devices of domains that ended, or that this domain may not ask about."""
+        async with await self._watch("@releaseDomain") as watch:
             async for _ in watch:
-                for device in self.devices.values():
-                    device.news.set()
+                domids = {name.domid for name in self.devices}
+                gone = {domid for domid in domids if not await self._lives(domid)}
+                for name, device in self.devices.items():
+                    if name.domid in gone:
+                        device.news.set()
 
-    async def _look(self, kind: DeviceType, parts: list[str]) -> None:
-        """Something changed at or below backend/<type>/<parts>."""
-        if len(parts) >= 2:
-            self._poke(kind, parts[0], parts[1])
-            return
-        for device in self.devices.values():
-            device.news.set()
-        root = backends(self._context.platform.domid, kind)
-        for domid in [parts[0]] if parts[0] else await self._children(root):
-            for number in await self._children(f"{root}/{domid}"):
-                self._poke(kind, domid, number)
-
-    async def _children(self, path: str) -> list[str]:
+    async def _lives(self, domid: int) -> bool:
         try:
-            return await self._context.store.directory(path)
-        except StoreError as error:
-            if error.errno != "ENOENT":
-                raise
-            return []
+            return await self._store.introduced(domid)
+        except StoreGone:
+            raise
+        except StoreError:
+            return False
 
-    def _poke(self, kind: DeviceType, domid: str, number: str) -> None:
-        fe = decimal(domid, DOMID_FIRST_RESERVED)
-        if fe is None:
+    async def _watch(self, path: str) -> Watch:
+        """Set a watch, however long the store refuses it."""
+        while True:
+            try:
+                return await self._store.watch(path)
+            except StoreGone:
+                raise
+            except StoreError as error:
+                self._budget.warn(log, f"devices cannot be looked for: {printable(str(error))}")
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _scan(self, kind: DeviceType, parts: list[str]) -> None:
+        """Wake the devices at or below backend/<type>/<parts>."""
+        if len(parts) >= 2:
+            self._wake(kind, parts[0], parts[1])
             return
-        name = DeviceName(kind, self._context.platform.domid, fe, number)
+        for name, device in self.devices.items():
+            if name.kind == kind and parts[0] in ("", str(name.domid)):
+                device.news.set()
+        root = backends(self._domid, kind)
+        for domid in [parts[0]] if parts[0] else await self._store.children(root):
+            for number in await self._store.children(f"{root}/{domid}"):
+                self._wake(kind, domid, number)
+
+    # ---- devices
+
+    def _wake(self, kind: DeviceType, domid: str, number: str) -> None:
+        guest = decimal(domid, DOMID_FIRST_RESERVED)
+        if guest is None:
+            return
+        name = DeviceName(kind, self._domid, guest, number)
         if name not in self.devices:
-            self.devices[name] = Device(name, self._context)
+            self.devices[name] = Device(name, self._context, self._frontends, self._pace)
             self._tasks.create_task(self._live(self.devices[name]))
         self.devices[name].news.set()
 
     async def _live(self, device: Device) -> None:
-        """A device's whole life; news that came at its very end are for a new one."""
-        device_news = device.news
-        await device.run()
-        del self.devices[device.name]
-        if device_news.is_set():
-            self._poke(device.name.kind, str(device.name.domid), device.name.number)
+        """A device's whole life; news that came at its very end are for a new device of that name."""
+        name = device.name
+        try:
+            await device.run()
+        except StoreGone:
+            raise
+        except Exception:  # a fault of netback's own while it let go of one device must not end the others
+            self._budget.warn(log, f"{name}: unexpected at its end", exc_info=True)
+        del self.devices[name]
+        if device.news.is_set():
+            self._wake(name.kind, str(name.domid), name.number)
+
+    async def _remove_errors(self) -> None:
+        """Remove error nodes of devices that went while no backend ran."""
+        known = {name.errors for name in self.devices}
+        for kind in DEVICE_TYPES:
+            root = errors(self._domid, kind)
+            with suppress(StoreError):
+                for domid in await self._store.children(root):
+                    for number in await self._store.children(f"{root}/{domid}"):
+                        if f"{root}/{domid}/{number}" not in known:
+                            await remove_empty(self._store, f"{root}/{domid}/{number}", 3)

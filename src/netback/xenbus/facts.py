@@ -15,7 +15,7 @@ from netback.xenbus.context import Context
 from netback.xenbus.names import DeviceName
 from netback.xenbus.nodes import MADE_BY, MAKER
 from netback.xenbus.states import Facts
-from netback.xenstore.aio import Store, StoreError
+from netback.xenstore.aio import Store, StoreError, StoreGone
 
 
 async def read_backend(store: Store, name: DeviceName, node: str) -> str | None:
@@ -56,59 +56,110 @@ class Snapshot:
     """`hotplug-status` is "error"."""
 
 
+_NODES = (MADE_BY, "frontend", "script", "hotplug-status", "online", "state")
+
+
 class FactReader:
     """Reads one device's facts, and remembers what a single reading cannot show."""
 
     def __init__(self, name: DeviceName, context: Context) -> None:
         self.frontend = ""
-        """The frontend's directory, as the backend's first said."""
+        """The frontend's directory, as our `frontend` node last named it."""
         self.theirs = State.UNKNOWN
         self._name, self._store, self._tracer = name, context.store, context.tracer
         self._refused = True  # a Closing stands, a predecessor's as well, until the frontend leaves Connected
         self._domain_seen = False
         self._frontend_seen = False
+        self._orphan: bool | None = None
 
-    async def read(self, *, attached: bool) -> Snapshot:
-        """Read both ends. A device exists once its state, `online` and `frontend` do.
+    async def read(self, *, open: bool, attached: bool, broken: bool, elsewhere: bool) -> Snapshot:
+        """Read both ends; what this process has of the device is passed on. StoreError: a node cannot be read.
 
-        `attached`: this process has the rings.
+        A device exists once its state, `online` and `frontend` do. The frontend's state is asked for first: an action
+        may follow from an older state of the frontend's, whose change is news, but never from an older `online`.
         """
-        state, online, hotplug, script, made_by, frontend = await asyncio.gather(
-            *(
-                read_backend(self._store, self._name, node)
-                for node in ("state", "online", "hotplug-status", "script", MADE_BY, "frontend")
-            )
+        text, introduced, ours_read = await asyncio.gather(
+            self._read_state(), self._introduced(), self._read_ours()
         )
-        self.frontend = self.frontend or (frontend or "")
-        dead = await self._is_dead(made_by is not None)
-        ours = State.UNKNOWN if online is None or not self.frontend else State.parse(state)
-        self._note(ours, State.UNKNOWN if dead else await self._read_theirs(ours))
+        made_by, frontend, script, hotplug, online, state = ours_read
+        if frontend and frontend != self.frontend:
+            self.frontend, self._frontend_seen = frontend, False
+            text = await self._read_state()
+        exists = online is not None and bool(self.frontend)
+        ours = State.parse(state) if exists else State.UNKNOWN
+        dead = await self._is_dead(introduced, made_by == MAKER)
+        wanted = exists and online == "1" and not dead
+        self._note(ours, self._theirs(text, ours, wanted) if exists and not dead else State.UNKNOWN)
         facts = Facts(
             theirs=self.theirs,
             ours=ours,
-            online=online == "1" and not dead,
+            online=wanted,
             hotplug_done=script is None or hotplug == "connected",
+            open=open,
             attached=attached,
+            broken=broken,
+            elsewhere=elsewhere,
             refused=self._refused,
         )
         return Snapshot(facts, made_by == MAKER, hotplug == "error")
 
-    async def _is_dead(self, made_here: bool) -> bool:
-        """Whether the domain ended. A domain never seen may still be coming, unless `attach` checked that it ran."""
+    async def _read_ours(self) -> list[str | None]:
+        return await asyncio.gather(*(read_backend(self._store, self._name, node) for node in _NODES))
+
+    async def _introduced(self) -> bool | None:
+        """Whether the domain runs; None in a driver domain, which may not ask: the frontend's directory tells it."""
         try:
-            introduced = await self._store.introduced(self._name.domid)
+            return await self._store.introduced(self._name.domid)
         except StoreError as error:
             if error.errno != "EACCES":
                 raise
-            return False  # a driver domain may not ask: it sees the end by the frontend's directory
-        self._domain_seen |= introduced
-        return not introduced and (self._domain_seen or made_here)
+            return None
 
-    async def _read_theirs(self, ours: State) -> State:
-        """The frontend's state; Initialising while its directory has never been seen."""
-        text = await read_frontend(self._store, self.frontend, "state") if self.frontend else None
+    async def _is_dead(self, introduced: bool | None, made_here: bool) -> bool:
+        """Whether the device's domain ended. One never seen may still be coming, unless `attach` saw it running."""
+        if self._orphan is None:
+            self._orphan = made_here and await self._has_no_frontend()
+        self._domain_seen |= introduced is True
+        return self._orphan or (introduced is False and (self._domain_seen or made_here))
+
+    async def _has_no_frontend(self) -> bool:
+        """Whether the frontend's directory is missing: of a device of `attach`'s, when this process first reads it.
+
+        `attach` writes both directories at once, and the frontend's goes with its domain. So that domain ended while no
+        backend ran, and another one may have its domid now.
+        """
+        try:
+            return bool(self.frontend) and await self._store.read_or(f"{self.frontend}/backend") is None
+        except StoreError as error:
+            if error.errno != "EACCES":
+                raise
+            return False
+
+    async def _read_state(self) -> str | StoreError | None:
+        """The frontend's state node, or why it cannot be read."""
+        try:
+            return await read_frontend(self._store, self.frontend, "state") if self.frontend else None
+        except StoreGone:
+            raise
+        except StoreError as error:
+            return error
+
+    def _theirs(self, text: str | StoreError | None, ours: State, wanted: bool) -> State:
+        """The frontend's state; Initialising while its directory has never been seen.
+
+        A `frontend` that is no path is the device's error, but must not keep a device that is to go: that frontend is
+        gone.
+        """
+        if isinstance(text, StoreError):
+            if wanted:
+                raise text
+            return State.UNKNOWN
         self._frontend_seen |= text is not None or ours not in (State.INITIALISING, State.INIT_WAIT)
         return State.parse(text) if self._frontend_seen else State.INITIALISING
+
+    def refuse(self) -> None:
+        """Its Connected failed: do not try again before the frontend leaves it."""
+        self._refused = True
 
     def _note(self, ours: State, theirs: State) -> None:
         if theirs is not State.CONNECTED:

@@ -6,13 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, get_args
 
+from netback.abi.xs_wire import DOMID_FIRST_RESERVED as DOMID_FIRST_RESERVED
 from netback.errors import ConfigError
 from netback.vif.features import DeviceType
 from netback.xenstore.aio import Store, StoreError
 
 DEVICE_TYPES: Final[tuple[DeviceType, ...]] = get_args(DeviceType)
 
-DOMID_FIRST_RESERVED = 0x7FF0
 _INDEX_END = (1 << 31) - 1
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -30,6 +30,11 @@ def home(domid: int) -> str:
 def backends(backend_domid: int, kind: DeviceType) -> str:
     """Where a backend domain finds its devices of a type."""
     return f"{home(backend_domid)}/backend/{kind}"
+
+
+def errors(backend_domid: int, kind: DeviceType) -> str:
+    """Where a backend domain's devices of a type have their error nodes."""
+    return f"{home(backend_domid)}/error/backend/{kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class DeviceName:
     @property
     def errors(self) -> str:
         """The directory of its error node."""
-        return f"{home(self.backend_domid)}/error/backend/{self.kind}/{self.domid}/{self.number}"
+        return f"{errors(self.backend_domid, self.kind)}/{self.domid}/{self.number}"
 
     @property
     def backend_perms(self) -> list[str]:

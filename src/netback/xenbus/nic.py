@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from netback.dataplane.notices import Notice
-from netback.errors import NetbackError, PeerError
+from netback.errors import ConfigError, NetbackError, printable
 from netback.net.base import Network
 from netback.net.mtu import ETH_DATA_LEN
 from netback.net.spec import open_network, parse_spec
@@ -26,16 +26,14 @@ from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
 
-_RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
-"""Delays before a missing network is tried again; the last one repeats."""
 _FAULTS = (NetbackError, OSError)
 
 
 class Nic:
     """The network and the vif of one device.
 
-    `wake` has the device read its facts again: the network is to be tried again, or the vif broke. It is called in the
-    event loop's thread.
+    `wake` has the device read its facts again: the vif broke. It is called in the event loop's thread. What `open`
+    raises is tried again by the device.
     """
 
     def __init__(
@@ -44,8 +42,6 @@ class Nic:
         self.vif: Vif | None = None
         self._name, self._context, self._budget, self._wake = name, context, budget, wake
         self._loop = asyncio.get_running_loop()
-        self._retry: asyncio.TimerHandle | None = None
-        self._tries = 0
         self._mtu: int | None = ETH_DATA_LEN  # the frontend's default where nothing was written
 
     @property
@@ -59,7 +55,7 @@ class Nic:
         """Open the network and make the vif: all that must stand before the frontend may know of the device.
 
         `running`: both ends are connected, so a held tap's carrier stays as it is. NetbackError: the network cannot be
-        opened; where that may mend by itself, `wake` follows.
+        opened; ConfigError where trying again will not help.
         """
         name, store = self._name, self._context.store
         mac = await read_mac(store, name)
@@ -67,10 +63,8 @@ class Nic:
         try:
             network = await self._open(spec, await self._link())
         except _FAULTS as error:
-            if isinstance(error, PeerError | OSError):
-                self._try_later()
-            raise NetbackError(f"realization of net device {name.index} failed: {error}") from error
-        self._tries = 0
+            kind = ConfigError if isinstance(error, ConfigError) else NetbackError
+            raise kind(f"realization of net device {name.index} failed: {error}") from error
         if not running:
             network.carrier(False)
         self._context.tracer.hit("xen_netdev_create", name)
@@ -88,7 +82,9 @@ class Nic:
         log.info("%s: %s", name, info)
         if rate := await read_backend(store, name, "rate"):
             link = network.name or "its network"
-            self._budget.warn(log, f"{name}: rate={rate} is not enforced here: limit {link} with tc")
+            self._budget.warn(
+                log, f"{name}: rate={printable(rate)} is not enforced here: limit {link} with tc"
+            )
         self._context.tracer.hit("xen_netdev_realize", name, info, network.name)
 
     def _on_notice(self, notice: Notice) -> None:
@@ -121,16 +117,6 @@ class Nic:
             self._context.fd_store.keep(device, [peer.fd for peer in network.peers])
         return network
 
-    def _try_later(self) -> None:
-        delay = _RETRY_SECONDS[min(self._tries, len(_RETRY_SECONDS) - 1)]
-        self._tries += 1
-        self._stop_retry()
-        self._retry = self._loop.call_later(delay, self._wake)
-
-    def _stop_retry(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-
     # ---- while it is open
 
     async def publish_mtu(self, frontend: str) -> None:
@@ -161,14 +147,12 @@ class Nic:
     # ---- ends
 
     async def lose_network(self) -> None:
-        """The link is gone, by no fault of the guest: close what is left of it and try again later."""
+        """The link is gone, by no fault of the guest: close what is left of it, to be opened again."""
         await self.close()
         self._context.fd_store.forget(str(self._name))
-        self._try_later()
 
     async def close(self) -> None:
         """Close everything in this process and change nothing outside."""
-        self._stop_retry()
         if (vif := self.vif) is not None:
             self.vif = None
             try:

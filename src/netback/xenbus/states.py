@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle of a device as one table: what is known of both ends, and what the backend does about it.
+"""The lifecycle of a device as one table: the facts about both ends, and the backend's action for each.
 
-Pure: it knows no store and no device, and it is the only place that decides a state. docs/states.md is made from it.
+Pure: it knows no store and no device. Every state that netback writes is decided here (`netback attach` writes the
+first one, InitWait). The rows follow io/xenbus.h; where they go further, docs/decisions.md, Lifecycle, says why.
+docs/states.md is made from this table, and tests/xenbus/test_states.py goes through all combinations of facts.
+
+Rows are in four groups, and their order matters:
+
+1. What ends a device or keeps this process out of it: no directory, another process's rings, nothing to serve.
+2. Steps that need no network: a broken frontend, and the walk down through Closing to Closed. A network that is
+   missing must not keep a guest from closing.
+3. OPEN: from here on the network stands.
+4. Steps up: offer, connect, adopt, reconfigure.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from itertools import product
 
@@ -19,28 +29,37 @@ class Facts:
     theirs: State
     """The frontend's state; UNKNOWN where its directory, or its domain, is gone."""
     ours: State
+    """The backend's state node; UNKNOWN where our directory is gone."""
     online: bool
     """The toolstack wants the device, and its domain lives."""
     hotplug_done: bool
-    """The hotplug script said "connected", or there is none."""
+    """The hotplug script wrote "connected", or the device has no script."""
+    open: bool
+    """This process has the network open."""
     attached: bool
     """This process has the rings."""
+    broken: bool
+    """The frontend broke the protocol, or its rings cannot be used; the reason is known."""
+    elsewhere: bool
+    """Another process has the rings; false again each time that this one is to try."""
     refused: bool
-    """The frontend has not left Connected since we said Closing to it."""
+    """The frontend has not left Connected since our state became Closing, or since it was found broken."""
 
 
 class Action(Enum):
-    """What to do next; the value is how the documentation says it."""
+    """What to do next; the value is its text in docs/states.md."""
 
     NOTHING = "nothing"
-    OFFER = "rings down, open the network, write all features and InitWait in one transaction"
-    CONNECT = "disconnect, connect, Connected; failure: reason to `error`, Closing"
+    OPEN = "open the network"
+    OFFER = "rings down, write all features and InitWait in one transaction"
+    CONNECT = "disconnect, connect, Connected"
     ADOPT = "take up the rings where they stand; no state changes"
     REFUSE_RX = "refuse RX, serve TX until the frontend moves"
+    FAIL = "rings down, reason to `error`, Closing"
     CLOSING = "rings down, Closing"
     CLOSED = "rings down, Closed"
     RECONFIGURE = "read the frontend's keys again, Reconfigured"
-    DESTROY = "disconnect, close the network, remove what we made"
+    DESTROY = "disconnect, close the network, remove what netback made"
     FORGET = "disconnect, close the network: our own directory is gone"
 
 
@@ -53,47 +72,60 @@ class Rule:
     ours: frozenset[State] = frozenset()
     online: bool | None = None
     hotplug_done: bool | None = None
+    open: bool | None = None
     attached: bool | None = None
+    broken: bool | None = None
+    elsewhere: bool | None = None
     refused: bool | None = None
 
     def fits(self, facts: Facts) -> bool:
         return (
             (not self.theirs or facts.theirs in self.theirs)
             and (not self.ours or facts.ours in self.ours)
-            and self.online in (None, facts.online)
-            and self.hotplug_done in (None, facts.hotplug_done)
-            and self.attached in (None, facts.attached)
-            and self.refused in (None, facts.refused)
+            and all(getattr(self, flag) in (None, getattr(facts, flag)) for flag in FLAGS)
         )
+
+
+FLAGS = tuple(field.name for field in fields(Facts) if field.type is bool)
+"""The facts that are true or false."""
 
 
 def _states(*states: State) -> frozenset[State]:
     return frozenset(states)
 
 
+def _but(*states: State) -> frozenset[State]:
+    return frozenset(State) - _states(*states)
+
+
 _WAITING = _states(State.INITIALISING, State.INIT_WAIT, State.INITIALISED)
 _INACTIVE = _WAITING | {State.CLOSED}
-"""Frontends that hold nothing of ours."""
+"""Frontends that use nothing of the backend's."""
 _LIVE = _states(State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
-"""Our states that a frontend must see end in Closing before Closed: Windows reads less as surprise removal."""
+"""Our states that a frontend must see end in Closing before Closed: Windows takes less for surprise removal."""
 
 RULES = (
+    # no device of this process's
     Rule(Action.FORGET, ours=_states(State.UNKNOWN)),
-    Rule(Action.OFFER, ours=_states(State.INITIALISING), online=True),
+    Rule(Action.NOTHING, elsewhere=True),
     Rule(Action.DESTROY, ours=_states(State.CLOSED), online=False),
-    Rule(Action.NOTHING, theirs=_states(State.UNKNOWN), ours=_states(State.CLOSED)),
-    Rule(Action.CLOSED, theirs=_states(State.UNKNOWN)),
+    # down, whether or not the network is open
+    Rule(Action.FAIL, broken=True),
+    Rule(Action.CLOSED, theirs=_states(State.UNKNOWN), ours=_but(State.CLOSED, State.INITIALISING)),
     Rule(Action.CLOSED, ours=_WAITING, online=False),
     Rule(Action.CLOSING, theirs=_INACTIVE, ours=_LIVE, online=False),
     Rule(Action.CLOSED, theirs=_INACTIVE, ours=_states(State.CLOSING)),
-    # ours live: it began anew without a word, and would wait for InitWait for ever
-    Rule(Action.OFFER, theirs=_states(State.INITIALISING), ours=_states(State.CLOSED) | _LIVE),
-    Rule(Action.NOTHING, theirs=_WAITING),
-    Rule(Action.NOTHING, theirs=_states(State.CLOSED), ours=_states(State.CLOSED)),
     Rule(Action.CLOSING, theirs=_states(State.CLOSED), ours=_LIVE),
-    Rule(Action.CLOSED, theirs=_states(State.CLOSED)),
-    Rule(Action.NOTHING, theirs=_states(State.CLOSING), ours=_states(State.CLOSING), attached=False),
-    Rule(Action.CLOSING, theirs=_states(State.CLOSING)),
+    Rule(Action.CLOSED, theirs=_states(State.CLOSED), ours=_states(State.INIT_WAIT, State.INITIALISED)),
+    Rule(Action.CLOSING, theirs=_states(State.CLOSING), ours=_but(State.CLOSING, State.INITIALISING)),
+    Rule(Action.CLOSING, theirs=_states(State.CLOSING), ours=_states(State.CLOSING), attached=True),
+    # the network, wanted as long as the device is, and for a guest that is still connected
+    Rule(Action.OPEN, online=True, open=False),
+    Rule(Action.OPEN, ours=_LIVE, open=False),
+    # up
+    Rule(Action.OFFER, ours=_states(State.INITIALISING), online=True),
+    # ours live: the frontend began again without closing, and would wait for InitWait for ever
+    Rule(Action.OFFER, theirs=_states(State.INITIALISING), ours=_states(State.CLOSED) | _LIVE),
     Rule(Action.ADOPT, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED), attached=False),
     Rule(Action.ADOPT, theirs=_states(State.RECONFIGURING), ours=_states(State.RECONFIGURED), attached=False),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED)),
@@ -112,28 +144,32 @@ def decide(facts: Facts) -> Action:
 
 def every_facts() -> Iterator[Facts]:
     """All combinations."""
-    both = (False, True)
-    for theirs, ours, online, hotplug_done, attached, refused in product(
-        State, State, both, both, both, both
-    ):
-        yield Facts(theirs, ours, online, hotplug_done, attached, refused)
+    for theirs, ours, flags in product(State, State, product((False, True), repeat=len(FLAGS))):
+        yield Facts(theirs, ours, *flags)
 
 
 # ---- as documentation
 
+_WORDS = {
+    "online": ("online=0", "online=1"),
+    "hotplug_done": ("hotplug-status missing", "hotplug-status allows"),
+    "open": ("network not open", "network open"),
+    "attached": ("rings down", "rings up"),
+    "broken": ("frontend sound", "frontend broken"),
+    "elsewhere": ("rings not in another process", "rings in another process"),
+    "refused": ("it came to Connected anew", "it never left Connected"),
+}
+"""Each flag, false and true, as docs/states.md has it."""
+
 
 def _names(states: frozenset[State]) -> str:
+    if len(states) > len(State) // 2:
+        return f"all but {_names(frozenset(State) - states)}"
     return ", ".join(state.title for state in sorted(states)) or "any"
 
 
 def _conditions(rule: Rule) -> str:
-    words = {
-        "online": ("online=0", "online=1"),
-        "hotplug_done": ("hotplug-status missing", "hotplug-status allows"),
-        "attached": ("rings down", "rings up"),
-        "refused": ("it came to Connected anew", "it never left Connected"),
-    }
-    chosen = [(texts, getattr(rule, name)) for name, texts in words.items()]
+    chosen = [(_WORDS[flag], getattr(rule, flag)) for flag in FLAGS]
     return ", ".join(texts[value] for texts, value in chosen if value is not None) or "any"
 
 
@@ -153,13 +189,15 @@ _BECOMES = {
     Action.CLOSED: State.CLOSED,
     Action.RECONFIGURE: State.RECONFIGURED,
 }
-"""The state that an action leaves where it succeeds."""
+"""The state that an action leaves where it succeeds. FAIL, which leads to Closing from anywhere, is not drawn."""
 
 
 def _steps() -> Iterator[tuple[str, str, str]]:
-    """Every change of our state that the table can make, and the frontend's states that it answers."""
+    """Every change of our state that the table can make for a sound frontend, and the frontend's states it answers."""
     changes: dict[tuple[State, State], set[State]] = {}
     for facts in every_facts():
+        if facts.broken:
+            continue
         after = _BECOMES.get(decide(facts), facts.ours)
         if after is not facts.ours:
             changes.setdefault((facts.ours, after), set()).add(facts.theirs)
@@ -181,8 +219,11 @@ def render_document() -> str:
 
 Made from the table in `src/netback/xenbus/states.py`: `python -m netback.xenbus.states > docs/states.md`.
 
-The first row that fits decides. After every action both ends are read again, so that several rows may follow each
-other: a frontend that goes to Closed while we are Connected sees Closing, then Closed.
+"Our state" is the backend's. The first row that fits decides. After every action both ends are read again, so
+several rows may follow each other: a frontend that goes to Closed while we are Connected sees Closing, then Closed.
+
+A frontend is broken when it broke the protocol on the rings, or when they could not be mapped or bound. The diagram
+leaves out that this leads to Closing from every state.
 
 {render_table()}
 
