@@ -47,7 +47,17 @@ async def test_a_mistake_is_told_before_anything_is_done(tmp_path: Path) -> None
     assert (code, err) == (2, f"netback: {config}: workerss: unknown key; did you mean workers?\n")
 
 
-@pytest.mark.parametrize(("text", "said"), [(ATTACH, "is loaded"), ("nett = 1", "stays as it was")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ATTACH, "is loaded"),
+        ("nett = 1", "stays as it was: {config}: nett: unknown key"),
+        ("device = " + "[" * 100_000, "stays as it was: {config}: nested too deeply"),
+        (".".join("a" * 100_000) + " = 1", "stays as it was: {config}: nested too deeply"),
+        ("# " * (1 << 20), "stays as it was: {config}: cannot be read: larger than 1048576 bytes"),
+    ],
+    ids=lambda value: value[:16],
+)
 async def test_a_reload(xen: Path, tmp_path: Path, text: str, said: str) -> None:
     config = tmp_path / "netback.toml"
     config.write_text("")
@@ -67,4 +77,4 @@ async def test_a_reload(xen: Path, tmp_path: Path, text: str, said: str) -> None
         async with asyncio.timeout(SECONDS):
             _, err = await process.communicate()
     assert process.returncode == 0
-    assert said in err.decode()
+    assert said.format(config=config) in err.decode()

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration file: what it means, and one line for each mistake."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from netback.daemon.config import Config, load_config, parse_config
+from netback.daemon.config import Config, DeviceRule, load_config, parse_config
 from netback.errors import ConfigError
 
 GOOD = """
@@ -47,7 +49,24 @@ def test_a_good_file() -> None:
         ("[[device]]\nnet = 'tap'\nmac = 'xx'", "MAC"),
         ("device = 3", "device: "),
         ("net = [", "at end of document"),
+        ("net = 'null'\nnet = 'tap'", "Cannot overwrite a value"),
+        ("[device]\nnet = 'tap'", "device: Expected a list, got a table"),
+        ("[[device]]\nnet = 'tap'\n[device]\nnet = 'tap'", "device"),
+        ("[[device]]\nnet = 'tap'\ndomid = 32752", "domid: .*<= 32751"),
+        ("[[device]]\nnet = 'tap'\nindex = 2147483647", "index: "),
+        ("workers = " + "9" * 5000, "limit"),
+        (f"net = '{'x' * 5000}'", r"net: network.*\.\.\.$"),
+        ("device = " + "[" * 100_000, "nested too deeply"),
+        ("device = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("device = " + "{a = " * 5000 + "1" + "}" * 5000, "nested too deeply"),
+        (".".join(["a"] * 100_000) + " = 1", "nested too deeply"),
+        ("[" + " . ".join(["'a'"] * 100_000) + "]", "nested too deeply"),
+        ("[[device]]\n" * 80_000, "device"),
+        ("#" * (1 << 20) + "\n", "larger than 1048576 bytes"),
+        ("a" * ((1 << 20) - 1), "Expected '='"),
+        ('"""\\' * 200_000, "Illegal|Unescaped|Unterminated|Expected"),
     ],
+    ids=lambda value: value[:24],
 )
 def test_each_mistake_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "netback.toml"
@@ -56,6 +75,66 @@ def test_each_mistake_is_one_line(tmp_path: Path, text: str, said: str) -> None:
         load_config(path)
     assert str(refused.value).startswith(f"{path}: ")
     assert "\n" not in str(refused.value)
+
+
+WRONG = (
+    "1",
+    "-1",
+    "true",
+    "1.5",
+    "nan",
+    "''",
+    "'x'",
+    '"\\u001b"',
+    "[]",
+    "['a', 1]",
+    "[[1]]",
+    "{}",
+    "{a = 1}",
+    "1979-05-27",
+)
+
+
+@pytest.mark.parametrize("key", Config.__struct_fields__ + DeviceRule.__struct_fields__)
+def test_each_key_with_each_type(tmp_path: Path, key: str) -> None:
+    """A value is taken or refused, never anything else; what is refused is one short line about this key."""
+    path = tmp_path / "netback.toml"
+    rule = "" if key in Config.__struct_fields__ else "[[device]]\n" + "net = 'null'\n" * (key != "net")
+    for value in WRONG:
+        path.write_text(f"{rule}{key} = {value}")
+        if (said := mistake(path)) is not None:
+            assert re.match(rf"{re.escape(str(path))}: .*\b{key}\b", said)
+            assert "\n" not in said
+            assert len(said) < len(str(path)) + 400
+
+
+def mistake(path: Path) -> str | None:
+    try:
+        load_config(path)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def test_dots_in_strings_and_comments_part_no_keys() -> None:
+    text = """# a.b.c.d.e.f = 1, and "an open string
+trace = ['xen_netdev_connect']  # ...........
+[[device]]
+guest = "a.b.c.d.e.f"
+net = 'tap:a.b.c.d.e.f'
+"""
+    assert parse_config(text).device[0].guest == "a.b.c.d.e.f"
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    """A pipe without a writer would block the daemon for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=r"cannot be read: (not a regular file|Is a directory)"):
+            load_config(path)
+    (tmp_path / "latin").write_bytes(b"net = '\xe4'")
+    with pytest.raises(ConfigError, match="cannot be read: 'utf-8'"):
+        load_config(tmp_path / "latin")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

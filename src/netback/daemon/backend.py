@@ -18,7 +18,7 @@ from typing import Self
 from netback.control.protocol import OFFER, STATUS
 from netback.control.server import serve_control
 from netback.daemon.auto_attach import AutoAttach
-from netback.daemon.config import DeviceRule
+from netback.daemon.config import DeviceRule, check_trace
 from netback.daemon.status import DeviceStatus, describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.directory import Directory
@@ -128,13 +128,19 @@ class Backend:
             raise _first(group) from group
 
     async def reconfigure(self, config: BackendConfig) -> None:
-        """Go on with another configuration: devices that are there keep their network until they come anew."""
+        """Go on with another configuration. Existing devices keep their network until they are made again.
+
+        ConfigError names a mistake, and then nothing has changed.
+        """
+        check_trace(config.trace)
+        if config.net is not None and config.net not in self.config.networks:
+            parse_spec(config.net)
         fixed = [
             name for name in ("directory", "workers") if getattr(config, name) != getattr(self.config, name)
         ]
         if fixed:
             log.warning(
-                "%s cannot change while netback runs: restart it, no guest notices", " and ".join(fixed)
+                "%s cannot change while netback runs; restart it, no guest notices", " and ".join(fixed)
             )
         for pattern in ("-*", *config.trace):
             await self.trace(pattern)

@@ -5,7 +5,10 @@ Knows what may be written and what it means, not who acts on it.
 """
 
 import difflib
+import os
 import re
+import stat
+import textwrap
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,12 +17,28 @@ from typing import Annotated, Any, Self
 import msgspec
 from msgspec import Meta
 
+from netback.abi.xs_wire import DOMID_FIRST_RESERVED
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.vif.features import DeviceType, parse_mac
 
 DEFAULT = Path("/etc/netback/netback.toml")
+_MAX_SIZE = 1 << 20
+"""Bytes of a file. A rule takes about a hundred."""
+_MAX_REASON = 300
+"""Characters of an error: it may quote what the file says."""
+
+_TOO_DEEP = "nested too deeply: [[device]] tables are all that a configuration nests"
+_OPAQUE = re.compile(
+    r"""
+    "{3} (?:[^\\]|\\.)*? (?:"{3}|\Z) | '{3} .*? (?:'{3}|\Z) |
+    " (?:[^"\\\n]|\\.)*+ "? | ' [^'\n]*+ '? | \# [^\n]*+
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+"""TOML's strings and comments, whose dots part no key; one without an end goes to the end of its line or the file."""
+_DEEP_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){4}")
 
 _PLACE = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
@@ -29,16 +48,16 @@ class DeviceRule(msgspec.Struct, frozen=True):
 
     net: str
     guest: str | None = None
-    domid: Annotated[int, Meta(ge=0)] | None = None
+    domid: Annotated[int, Meta(ge=0, lt=DOMID_FIRST_RESERVED)] | None = None
     type: DeviceType | None = None
-    index: Annotated[int, Meta(ge=0, lt=1 << 31)] | None = None
+    index: Annotated[int, Meta(ge=0, lt=(1 << 31) - 1)] | None = None
     mac: str | None = None
     attach: bool = False
 
     def __post_init__(self) -> None:
         _check_net(self.net)
         if self.mac is not None:
-            parse_mac(self.mac)
+            _check_mac(self.mac)
         if self.attach and (self.guest is None or self.index is None):
             raise ValueError(
                 "attach needs guest and index, so that a guest that comes again gets the same device"
@@ -71,7 +90,7 @@ class Config(msgspec.Struct, frozen=True):
         if self.net is not None:
             _check_net(self.net)
         try:
-            _check_trace(self.trace)
+            check_trace(self.trace)
         except ConfigError as error:
             raise ValueError(f"trace: {error}") from error
 
@@ -79,7 +98,7 @@ class Config(msgspec.Struct, frozen=True):
         """With what a command line says instead; trace points are added."""
         if net is not None:
             parse_spec(net)
-        _check_trace(trace)
+        check_trace(trace)
         return type(self)(
             net=self.net if net is None else net,
             workers=self.workers if workers is None else workers,
@@ -92,30 +111,57 @@ def load_config(path: Path | None = None) -> Config:
     """Read a file; without one, netback's own where that exists. ConfigError says what is wrong with it."""
     chosen = path or DEFAULT
     try:
-        text = chosen.read_text(encoding="utf-8")
+        text = _read(chosen)
     except FileNotFoundError as error:
         if path is None:
             return Config()
         raise ConfigError(f"{chosen}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{chosen}: cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"{chosen}: cannot be read: {reason}") from error
     try:
         return parse_config(text)
     except ValueError as error:
-        raise ConfigError(f"{chosen}: {error}") from error
+        raise ConfigError(
+            f"{chosen}: {textwrap.shorten(str(error), _MAX_REASON, placeholder='...')}"
+        ) from error
+
+
+def _read(path: Path) -> str:
+    """A regular file's text: a pipe could block the daemon for ever, or be empty at the next reading."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("not a regular file")
+        data = file.read(_MAX_SIZE + 1)
+    if len(data) > _MAX_SIZE:
+        raise ValueError(f"larger than {_MAX_SIZE} bytes")
+    return data.decode()
 
 
 def parse_config(text: str) -> Config:
     """Read TOML; ValueError names key and reason."""
-    data = tomllib.loads(text)
+    try:
+        _check_depth(text)
+        data = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
     _check_keys(data, Config, "")
     for number, table in enumerate(_tables(data.get("device"))):
         _check_keys(table, DeviceRule, f"device[{number}].")
     try:
         return msgspec.convert(data, Config)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
     except msgspec.ValidationError as error:
         reason, place = match.groups() if (match := _PLACE.fullmatch(str(error))) else (str(error), "")
         raise ValueError(f"{place}: {_plain(reason)}" if place else _plain(reason)) from error
+
+
+def _check_depth(text: str) -> None:
+    """Refuse dotted keys of many parts, for which tomllib takes memory by the square: 40 GB for one of 100000."""
+    if _DEEP_KEY.search(_OPAQUE.sub("_", text)):
+        raise ValueError(_TOO_DEEP)
 
 
 def _tables(value: object) -> list[Mapping[str, Any]]:
@@ -138,13 +184,21 @@ def _check_net(net: str) -> None:
         raise ValueError(f"net: {error}") from error
 
 
-def _check_trace(patterns: tuple[str, ...]) -> None:
+def _check_mac(mac: str) -> None:
+    try:
+        parse_mac(mac)
+    except ValueError as error:
+        raise ValueError(f"mac: {error}: {mac!r}") from error
+
+
+def check_trace(patterns: tuple[str, ...]) -> None:
+    """ConfigError names a pattern that matches no trace point."""
     tracer = Tracer()
     for pattern in patterns:
         tracer.select(pattern)
 
 
-_WORDS = {"array": "list", "object": "table", "int": "whole number", "str": "string", "bool": "true or false"}
+_WORDS = {"array": "list", "object": "table", "int": "whole number", "str": "string", "bool": "boolean"}
 
 
 def _plain(reason: str) -> str:

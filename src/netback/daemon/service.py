@@ -15,9 +15,11 @@ from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.daemon.systemd.logs import set_up_log
 from netback.daemon.systemd.notify import Notifier
 from netback.errors import ConfigError
+from netback.observe.trace import LogBudget
 from netback.platforms.base import Platform
 from netback.platforms.xen.devices import xen_version
 from netback.process import allow_descriptors, ended_by_signals, until_stopped
+from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback")
 
@@ -87,14 +89,19 @@ async def _live(
 async def _reload(
     backend: Backend, notifier: Notifier, reload: asyncio.Event, load: Callable[[], Config]
 ) -> None:
-    """Load the configuration at every SIGHUP; one with a mistake changes nothing."""
+    """Load the configuration at every SIGHUP. One with a mistake changes nothing, and no file ends the backend."""
+    budget = LogBudget()
     while await reload.wait():
         reload.clear()
         notifier.reloading()
         try:
             await backend.reconfigure(_configured(backend.config, load()))
         except ConfigError as error:
-            log.error("the configuration stays as it was: %s", error)
+            budget.warn(log, f"the configuration stays as it was: {error}")
+        except StoreError:
+            raise
+        except Exception as error:  # a fault of netback's in reading a file must not end the backend
+            budget.warn(log, f"the configuration stays as it was: unexpected {error!r}")
         else:
             log.info("the configuration is loaded")
         notifier.ready(_status(backend))
