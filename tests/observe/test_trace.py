@@ -15,10 +15,9 @@ from netback.dataplane.link import COUNTERS
 from netback.dataplane.records import Record, RecordKind, parse_records
 from netback.errors import ConfigError
 from netback.observe.trace import TRACE_POINTS, LogBudget, Tracer
-
-from .dataplane.harness import Bench
-from .dataplane.offload_frames import build, with_pseudo
-from .offload_oracle import TCP
+from tests.dataplane.harness import Bench
+from tests.dataplane.offload_frames import build, with_pseudo
+from tests.offload_oracle import TCP
 
 QEMU = ["realize", "unrealize", "create", "destroy", "connect", "disconnect", "frontend_changed", "tx", "rx"]
 """Its trace points, each as xen_netdev_*."""
