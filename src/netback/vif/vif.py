@@ -110,7 +110,10 @@ class Vif:
         self._group, self._condition = group, Notice.READY
 
     async def serve(self) -> None:
-        """Have the workers take up the queues: rings are drained and armed, the guest notified once per queue."""
+        """Turn the carrier on and have the workers take up the queues.
+
+        Their rings are drained and armed, and the guest is notified once for each queue.
+        """
         group = self._group
         assert group is not None
         await self.watch()
@@ -118,8 +121,8 @@ class Vif:
         def report(_notice: Notice) -> None:
             self._loop.call_soon_threadsafe(self._changed, group)
 
+        self._carrier(True)  # first: the guest may see a response before this coroutine goes on
         await group.serve(Listener(report, self._record))
-        self._carrier(True)
 
     async def refuse_rx(self) -> None:
         """Give the guest no more frames and go on taking its own: this end is Closing, the frontend still Connected."""
