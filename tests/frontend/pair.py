@@ -17,6 +17,13 @@ from tests.frontend.frames import all_on_the_wire
 SECONDS = 20.0
 
 
+async def counters(vif: Frontend) -> dict[str, int]:
+    """What the guest's queue counted, once the worker's burst is over: a burst counts after it delivered."""
+    assert vif.queue is not None
+    queue = vif.queue
+    return await vif.guest.submit(lambda _: queue.counters)
+
+
 @dataclass
 class Pair:
     vif: Frontend

@@ -77,6 +77,11 @@ class Scene:
         assert vif is not None
         return vif
 
+    async def counters(self) -> dict[str, int]:
+        """The hostile guest's counters, once the worker's burst is over: a burst counts after it delivered."""
+        await self.backend.respond()
+        return self.vif.counters
+
     @property
     def warnings(self) -> list[str]:
         return [record.getMessage() for record in self.caplog.records if record.levelno >= logging.WARNING]
