@@ -108,11 +108,54 @@ def header(rng: random.Random, frame: bytes) -> Header:
     )
 
 
-def turn(rng: random.Random) -> Turn:
+def tunnel(rng: random.Random) -> tuple[bytes, Header]:
+    """A GSO frame in a tunnel with the header that Linux gives, and sometimes a few bytes of either changed."""
+    protocol = rng.choice((TCP, UDP))
+    body = parts.tcp(payload(rng)) if protocol == TCP else parts.udp(payload(rng)[:60000])
+    version, check = rng.choice((4, 6)), rng.choice((0, 0x1234))
+    packet = parts.ipv4(body, protocol) if version == 4 else parts.ipv6(body, protocol)
+    link = parts.ethernet(packet, tags=rng.choice(TAGS[:4]))
+    kind = parts.IPV4 if version == 4 else parts.IPV6
+    outer, carrier = rng.choice(
+        (
+            (parts.vxlan(link[:65000], check=check), UDP),
+            (parts.geneve(link[:65000], check=check), UDP),
+            (parts.geneve(packet[:65000], kind, options=parts.GENEVE_OPTION * 3, check=check), UDP),
+            (parts.gre(link), 47),
+            (parts.gre(packet, kind, key=b"key!"), 47),
+            (packet, 4 if version == 4 else 41),
+            (parts.gtp(packet[:65000]), UDP),
+        )
+    )
+    size = None if len(outer) < 65000 else 0
+    carrying = parts.ipv4 if rng.random() < 0.5 else parts.ipv6
+    frame = parts.ethernet(carrying(outer, carrier, size=size), tags=rng.choice(TAGS))
+    start = len(frame) - len(body) + rng.choice((0, 0, 0, 0, 2, -8))
+    work = bytearray(frame + rng.choice((b"", b"", b"padding")))
+    for _ in range(rng.choice((0, 0, 0, 1, 3))):
+        work[rng.randint(12, min(len(work) - 1, 160))] = rng.choice((rng.getrandbits(8), 0, 4, 17, 41, 47))
+    gso = rng.choice((4 if version == 6 else 1, 0x81)) if protocol == TCP else rng.choice((5, 5, 3))
+    said = (
+        rng.choice((1, 1, 1, 3, 0)),
+        gso,
+        0,
+        rng.choice((*SIZES, 1000)),
+        start,
+        16 if protocol == TCP else 6,
+    )
+    return bytes(work), said
+
+
+def described(rng: random.Random) -> tuple[bytes, Header]:
     frame = rng.choice((whole, whole, broken, broken, lambda r: r.randbytes(r.randint(0, 120))))(rng)
+    return frame, header(rng, frame)
+
+
+def turn(rng: random.Random) -> Turn:
+    frame, said = rng.choice((described, described, tunnel))(rng)
     have = rng.choice((len(frame), len(frame), rng.randint(0, len(frame))))
     says = rng.random() < 0.5, rng.random() < 0.5, rng.choice((0, 1, 2, 1, 2, 3)), rng.choice(SIZES)
-    return Turn(frame, have, says, header(rng, frame), rng.getrandbits(4))
+    return Turn(frame, have, says, said, rng.getrandbits(4))
 
 
 def make(rng: random.Random) -> Case:
@@ -155,6 +198,8 @@ def cut(op: Turn) -> None:
     )
     identification = number(found[0], packet.l4 + 4, 4) if packet is not None and fragments else 0
     assert found == oracle.segment(op.frame, op.header, identification)
+    if offload.to_netif(op.frame, op.header, caps=15)[0] == offload.SPLIT:
+        assert offload.split(op.frame, op.header) == oracle.split(op.frame, op.header)
 
 
 def play(case: Case) -> int:

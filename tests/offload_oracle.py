@@ -4,7 +4,7 @@
 Written from the RFCs, protocol.md and the rules alone; imports nothing of netback and knows no speed. All
 numbers are big-endian ints and slices of bytes; nothing is shared with the native code's way of counting.
 
-A verdict is one of DROP, PASS, COMPLETE, SEGMENT. A virtio header is six numbers: flags, gso_type, hdr_len,
+A verdict is one of DROP, PASS, COMPLETE, SEGMENT, SPLIT. A virtio header is six numbers: flags, gso_type, hdr_len,
 gso_size, csum_start, csum_offset.
 """
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DROP, PASS, COMPLETE, SEGMENT = -1, 0, 1, 2
+DROP, PASS, COMPLETE, SEGMENT, SPLIT = -1, 0, 1, 2, 3
 CSUM4, CSUM6, TSO4, TSO6 = 1, 2, 4, 8
 NEEDS_CSUM, DATA_VALID = 1, 2
 GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 3, 4, 5, 0x80
 NETIF_TO_VIRTIO = {1: GSO_TCPV4, 2: GSO_TCPV6}
 MIN_GSO_SIZE, MAX_SEGMENTS = 8, 2048
-TCP, UDP, SCTP = 6, 17, 132
+TCP, UDP, SCTP, IPIP, SIT, GRE = 6, 17, 132, 4, 41, 47
+MAX_FRAME, MAX_GSO_FRAME = 65535 + 22, 65535
 FIN, PSH, CWR = 0x01, 0x08, 0x80
 
 Header = tuple[int, int, int, int, int, int]
@@ -72,6 +73,8 @@ class Packet:
     routed: bool
     """The pseudo header's destination is not the IP header's."""
     sized: bool
+    jumbo: bool = False
+    """An IPv6 hop-by-hop header holds the length, and nothing else."""
 
     @property
     def check(self) -> int:
@@ -149,6 +152,9 @@ def ipv6(seen: bytes, length: int, l3: int) -> Packet | None:
     if len(ip) < 40 or ip[0] >> 4 != 6:
         return None
     total = number(ip, 4)
+    jumbo = not total and ip[6] == 0 and ip[41:44] == b"\0\xc2\4" and 0xFFFF < number(ip, 44, 4) <= 1 << 24
+    if jumbo and len(ip) >= 48:
+        total = number(ip, 44, 4)
     if l3 + 40 + total > length:
         return None
     protocol, at, announced, final = ip[6], 40, 6, None
@@ -178,7 +184,70 @@ def ipv6(seen: bytes, length: int, l3: int) -> Packet | None:
         tagged=l3 > 14,
         routed=final is not None,
         sized=total != 0,
+        jumbo=total > 0xFFFF,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A frame inside a frame: its own Ethernet header, or `prefix` in place of one, leads it."""
+
+    outer: Packet
+    start: int
+    """Where it begins in the outer frame."""
+    prefix: bytes
+    packet: Packet
+    """Positions in the inner frame."""
+
+    def inner(self, frame: bytes) -> bytes:
+        return self.prefix + frame[self.start : self.outer.end]
+
+    @property
+    def headers(self) -> int:
+        """Bytes from the outer IP header to the inner one."""
+        return self.start - self.outer.l3 + self.packet.l3 - len(self.prefix)
+
+
+def tunnels(seen: bytes, outer: Packet) -> list[tuple[int, int]]:
+    """What may be inside: where it begins, and its EtherType; 0x6558 is Ethernet."""
+    at = outer.l4
+    if outer.protocol in (IPIP, SIT):
+        return [(at, 0x0800 if outer.protocol == IPIP else 0x86DD)]
+    if outer.protocol == GRE:
+        plain = len(seen) >= at + 4 and seen[at] in (0, 0x20) and seen[at + 1] == 0
+        return [(at + (8 if seen[at] else 4), number(seen, at + 2))] if plain else []
+    if outer.protocol != UDP or len(seen) < at + 16:
+        return []
+    said = number(seen, at + 4)
+    if said != outer.end - at and (said or outer.sized):
+        return []
+    found, head = [], seen[at + 8 : at + 16]
+    if head[0] & 8 and not head[1] & 0x20:
+        found.append((at + 16, 0x6558))
+    if head[0] < 0x40:
+        found.append((at + 16 + 4 * head[0], number(head, 2)))
+    return found
+
+
+def tunnel(seen: bytes, outer: Packet, l4: int) -> Tunnel | None:
+    """The one whose packet has its transport header at `l4`."""
+    for start, kind in tunnels(seen, outer):
+        if kind not in (0x6558, 0x0800, 0x86DD):
+            continue
+        prefix = b"" if kind == 0x6558 else bytes(12) + kind.to_bytes(2, "big")
+        length = len(prefix) + outer.end - start
+        packet = parse(prefix + seen[start : outer.end], length)
+        if packet and packet.end == length and packet.l4 == l4 - start + len(prefix):
+            return Tunnel(outer, start, prefix, packet)
+    return None
+
+
+def meant(seen: bytes, length: int, header: Header) -> Packet | Tunnel | None:
+    """What a GSO header means: the outermost packet, or one in a tunnel."""
+    outer = network(seen, length)
+    if outer and header[0] & NEEDS_CSUM and header[4] != outer.l4:
+        return tunnel(seen, outer, header[4])
+    return parse(seen, length)
 
 
 def parse(seen: bytes, length: int) -> Packet | None:
@@ -195,8 +264,8 @@ def parse(seen: bytes, length: int) -> Packet | None:
     return packet
 
 
-def count(packet: Packet, frame: bytes, gso_type: int, size: int) -> int:
-    """How many segments; 0 where it cannot be cut."""
+def count(packet: Packet, frame: bytes, gso_type: int, size: int, outside: int = 0) -> int:
+    """How many segments; 0 where it cannot be cut. `outside`: bytes of a tunnel's headers."""
     whose = {
         GSO_TCPV4: (TCP, 4),
         GSO_TCPV6: (TCP, 6),
@@ -206,7 +275,9 @@ def count(packet: Packet, frame: bytes, gso_type: int, size: int) -> int:
     if whose.get(gso_type) != (packet.protocol, packet.version):
         return 0
     begin, step = (packet.l4, size - size % 8) if gso_type == GSO_UDP else (packet.payload(frame), size)
-    if step < MIN_GSO_SIZE or begin - packet.l3 + min(step, packet.end - begin) > 0xFFFF:
+    if step < MIN_GSO_SIZE or outside + begin - packet.l3 + min(step, packet.end - begin) > 0xFFFF:
+        return 0
+    if outside and gso_type == GSO_UDP:
         return 0
     pieces = max(1, -(-(packet.end - begin) // step))
     return pieces if pieces <= MAX_SEGMENTS else 0
@@ -233,6 +304,8 @@ def to_virtio(
     if pieces == 0:
         return DROP, NO_HEADER, False, frame
     fixed_up = bool(gso_type) and not csum_blank
+    if gso_type:
+        frame = frame[: packet.end]
     at = packet.l4 + packet.check
     frame = frame[:at] + folded(packet.pseudo()).to_bytes(2, "big") + frame[at + 2 :]
     if pieces == 1 and (packet.sized or not gso_type):
@@ -242,39 +315,67 @@ def to_virtio(
         passes = packet.exact(len(frame)) and packet.takes(caps, gso=False)
         return PASS if passes else COMPLETE, header, fixed_up, frame
     header = (NEEDS_CSUM, kind, packet.payload(frame), gso_size, packet.l4, packet.check)
-    passes = packet.exact(len(frame)) and packet.takes(caps, gso=True)
+    passes = packet.sized and packet.takes(caps, gso=True)
     return PASS if passes else SEGMENT, header, fixed_up, frame
 
 
-def to_netif(frame: bytes, have: int, header: Header, caps: int) -> tuple[int, tuple[bool, bool, int, int]]:
-    """(verdict, (csum_blank, data_validated, gso_type, gso_size))."""
-    flags, gso_type, _, gso_size, start, offset = header
-    kind, blank, length = gso_type & ~GSO_ECN, bool(flags & NEEDS_CSUM), len(frame)
-    nothing = (False, False, 0, 0)
+Flags = tuple[bool, bool, int, int]
+"""csum_blank, data_validated, gso_type, gso_size."""
+NOTHING: Flags = (False, False, 0, 0)
+
+
+def found(packet: Packet | None, header: Header) -> bool:
+    """Netfront looks where the header points."""
+    if packet is None or not header[0] & NEEDS_CSUM:
+        return False
+    return not packet.tagged and not packet.routed and header[4:] == (packet.l4, packet.check)
+
+
+def to_netif(frame: bytes, have: int, header: Header, caps: int) -> tuple[int, Flags, int]:
+    """(verdict, flags, bytes that pass)."""
+    flags, gso_type, _, _, start, offset = header
+    blank, length = bool(flags & NEEDS_CSUM), len(frame)
     if blank and start + offset + 2 > length:
-        return DROP, nothing
-    if not blank and kind == GSO_NONE:
-        return PASS, (False, bool(flags & DATA_VALID), 0, 0)
+        return DROP, NOTHING, length
+    if gso_type & ~GSO_ECN:
+        return gso_to_netif(frame, have, header, caps)
+    if length > MAX_FRAME:
+        return DROP, NOTHING, length
+    if not blank:
+        return PASS, (False, bool(flags & DATA_VALID), 0, 0), length
     packet = parse(frame[:have], length)
-    found = (
-        packet is not None
-        and blank
-        and not packet.tagged
-        and not packet.routed
-        and packet.exact(length)
-        and (start, offset) == (packet.l4, packet.check)
-    )
-    if kind != GSO_NONE:
-        pieces = count(packet, frame, kind, gso_size) if packet else 0
-        if packet is None or pieces == 0:
-            return DROP, nothing
-        if pieces > 1 and found and packet.protocol == TCP and packet.takes(caps, gso=True):
-            return PASS, (True, True, 1 if packet.version == 4 else 2, gso_size)
-        if pieces > 1 or not found:
-            return SEGMENT, nothing
-    if found and packet is not None and packet.takes(caps, gso=False):
-        return PASS, (True, True, 0, 0)
-    return COMPLETE, nothing
+    if packet is None or not packet.exact(length) or not found(packet, header):
+        return COMPLETE, NOTHING, length
+    return blank_to_netif(packet, caps, length)
+
+
+def blank_to_netif(packet: Packet, caps: int, length: int) -> tuple[int, Flags, int]:
+    passes = packet.takes(caps, gso=False)
+    return (PASS, (True, True, 0, 0), length) if passes else (COMPLETE, NOTHING, length)
+
+
+def gso_to_netif(frame: bytes, have: int, header: Header, caps: int) -> tuple[int, Flags, int]:
+    kind, size, length = header[1] & ~GSO_ECN, header[3], len(frame)
+    match meant(frame[:have], length, header):
+        case None:
+            return DROP, NOTHING, length
+        case Tunnel() as inside:
+            pieces = count(inside.packet, inside.inner(frame), kind, size, inside.headers)
+            return SEGMENT if pieces else DROP, NOTHING, length
+        case Packet() as packet:
+            pieces = count(packet, frame, kind, size)
+            if not pieces:
+                return DROP, NOTHING, length
+            if not found(packet, header) or (pieces == 1 and not packet.sized):
+                return SEGMENT, NOTHING, length
+            if pieces > 1 and not (packet.protocol == TCP and packet.takes(caps, gso=True)):
+                return SEGMENT, NOTHING, length
+            if not packet.sized or packet.jumbo:
+                return SPLIT, NOTHING, length
+            if pieces == 1:
+                return blank_to_netif(packet, caps, packet.end)
+            return PASS, (True, True, 1 if packet.version == 4 else 2, size), packet.end
+    raise AssertionError
 
 
 def complete(frame: bytes, header: Header) -> bytes:
@@ -294,19 +395,66 @@ def complete(frame: bytes, header: Header) -> bytes:
 
 def segment(frame: bytes, header: Header, identification: int = 0) -> list[bytes]:
     """`identification` is what IPv6 fragments carry: any number does, as long as a datagram has but one."""
-    packet = parse(frame, len(frame))
     gso_type, size = header[1] & ~GSO_ECN, header[3]
-    pieces = count(packet, frame, gso_type, size) if packet else 0
-    if packet is None or not pieces:
-        return []
-    if gso_type == GSO_UDP and pieces > 1:
-        return fragments(packet, frame, size - size % 8, identification)
+    match meant(frame, len(frame), header):
+        case None:
+            return []
+        case Tunnel() as inside:
+            inner = inside.inner(frame)
+            pieces = count(inside.packet, inner, gso_type, size, inside.headers)
+            cut = pieces_of(inside.packet, inner, pieces, size) if pieces else []
+            return [wrapped(inside, frame, piece, i) for i, piece in enumerate(cut)]
+        case Packet() as packet:
+            pieces = count(packet, frame, gso_type, size)
+            if gso_type == GSO_UDP and pieces > 1:
+                return fragments(packet, frame, size - size % 8, identification)
+            return pieces_of(packet, frame, pieces, size) if pieces else []
+    raise AssertionError
+
+
+def pieces_of(packet: Packet, frame: bytes, pieces: int, size: int) -> list[bytes]:
     payload = frame[packet.payload(frame) : packet.end]
     cuts = [payload[i * size : (i + 1) * size] for i in range(pieces)]
     return [one(packet, frame, piece, i, i == pieces - 1, size) for i, piece in enumerate(cuts)]
 
 
-def one(packet: Packet, frame: bytes, payload: bytes, index: int, last: bool, size: int) -> bytes:
+def wrapped(inside: Tunnel, frame: bytes, piece: bytes, index: int) -> bytes:
+    """The tunnel's headers around one segment."""
+    outer = inside.outer
+    body = bytearray(frame[outer.l4 : inside.start] + piece[len(inside.prefix) :])
+    if outer.protocol == UDP:
+        body[4:6] = len(body).to_bytes(2, "big")
+        if number(body, 6):
+            body[6:8] = bytes(2)
+            total = words(outer.addresses) + UDP + len(body) + words(bytes(body))
+            body[6:8] = inverted(total, udp=True).to_bytes(2, "big")
+    return link_and_ip(outer, frame, len(body), index) + bytes(body)
+
+
+def split(frame: bytes, header: Header) -> list[tuple[bytes, Flags]]:
+    """A frame that is too long for netif in GSO frames as long as netif's are, with their flags."""
+    packet, size = parse(frame, len(frame)), header[3]
+    assert packet is not None
+    together = (MAX_GSO_FRAME - packet.payload(frame) + 8 * packet.jumbo) // size
+    step = together * size
+    payload = frame[packet.payload(frame) : packet.end]
+    starts = range(0, max(1, len(payload)), step)
+    made = []
+    for index, at in enumerate(starts):
+        piece = payload[at : at + step]
+        whole = bytearray(one(packet, frame, piece, index, at + step >= len(payload), step, together))
+        l4 = packet.l4 - 8 * packet.jumbo
+        total = words(packet.addresses) + packet.protocol + len(whole) - l4
+        whole[l4 + packet.check : l4 + packet.check + 2] = folded(total).to_bytes(2, "big")
+        gso = (1 if packet.version == 4 else 2, size) if len(piece) > size else (0, 0)
+        made.append((bytes(whole), (True, True, *gso)))
+    return made
+
+
+def one(
+    packet: Packet, frame: bytes, payload: bytes, index: int, last: bool, size: int, together: int = 1
+) -> bytes:
+    """`together`: of how many segments on the wire it consists."""
     head = bytearray(frame[packet.l4 : packet.payload(frame)])
     head[packet.check : packet.check + 2] = bytes(2)
     length = len(head) + len(payload)
@@ -319,7 +467,7 @@ def one(packet: Packet, frame: bytes, payload: bytes, index: int, last: bool, si
     total = words(packet.addresses) + packet.protocol + length + words(bytes(head) + payload)
     value = inverted(total, udp=packet.protocol == UDP)
     head[packet.check : packet.check + 2] = value.to_bytes(2, "big")
-    return link_and_ip(packet, frame, length, index) + bytes(head) + payload
+    return link_and_ip(packet, frame, length, index * together) + bytes(head) + payload
 
 
 def link_and_ip(
@@ -327,6 +475,9 @@ def link_and_ip(
 ) -> bytes:
     """Everything before the transport header, for `length` bytes behind it."""
     ip = bytearray(frame[packet.l3 : packet.l4])
+    if packet.jumbo:
+        ip[6] = ip[40]
+        del ip[40:48]
     if packet.version == 6:
         ip[4:6] = (len(ip) - 40 + length).to_bytes(2, "big")
         return frame[: packet.l3] + bytes(ip)

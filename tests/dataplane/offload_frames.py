@@ -37,22 +37,31 @@ def ipv4(
     ident: int = 0x1234,
     fragment: int = 0x4000,
     tos: int = 0,
+    size: int | None = None,
 ) -> bytes:
-    size = 20 + len(options)
-    start = struct.pack(
-        ">BBHHHBBH", 0x40 | size // 4, tos, size + len(body), ident, fragment, 64, protocol, 0
-    )
+    """`size`: another length than the packet's."""
+    head_size = 20 + len(options)
+    total = head_size + len(body) if size is None else size
+    start = struct.pack(">BBHHHBBH", 0x40 | head_size // 4, tos, total, ident, fragment, 64, protocol, 0)
     head = bytearray(start + SOURCE4 + DESTINATION4 + options)
     head[10:12] = inverted(words(bytes(head)), udp=False).to_bytes(2, "big")
     return bytes(head) + body
 
 
-def ipv6(body: bytes, protocol: int = TCP, *, extensions: tuple[tuple[int, bytes], ...] = ()) -> bytes:
-    """An extension is its number and its bytes; the first byte is filled in here."""
+def ipv6(
+    body: bytes,
+    protocol: int = TCP,
+    *,
+    extensions: tuple[tuple[int, bytes], ...] = (),
+    size: int | None = None,
+) -> bytes:
+    """An extension is its number and its bytes; the first byte is filled in here. `size`: another length."""
     kinds = [number for number, _ in extensions] + [protocol]
     chain = b"".join(bytes([kinds[i + 1]]) + data[1:] for i, (_, data) in enumerate(extensions))
     return (
-        struct.pack(">IHBB", 6 << 28 | 0x12345, len(chain) + len(body), kinds[0], 64)
+        struct.pack(
+            ">IHBB", 6 << 28 | 0x12345, len(chain) + len(body) if size is None else size, kinds[0], 64
+        )
         + SOURCE6
         + DESTINATION6
         + chain
@@ -66,6 +75,35 @@ def ethernet(packet: bytes, *, tags: bytes = b"") -> bytes:
 
 def build(version: int, protocol: int, payload: bytes, *, tags: bytes = b"", flags: int = 0x18) -> bytes:
     body = tcp(payload, flags=flags) if protocol == TCP else udp(payload)
+    return ethernet((ipv4 if version == 4 else ipv6)(body, protocol), tags=tags)
+
+
+# --- tunnels: headers that lead an inner frame (Ethernet) or packet (IP)
+
+ETHERNET, IPV4, IPV6 = 0x6558, 0x0800, 0x86DD
+GENEVE_OPTION = bytes.fromhex("0102000112345678")
+
+
+def vxlan(inner: bytes, *, flags: int = 8, check: int = 0) -> bytes:
+    return udp(bytes([flags, 0, 0, 0, 0, 0, 9, 0]) + inner, ports=(50000, 4789), check=check)
+
+
+def geneve(inner: bytes, kind: int = ETHERNET, *, options: bytes = GENEVE_OPTION, check: int = 0) -> bytes:
+    head = struct.pack(">BBHI", len(options) // 4, 0, kind, 9 << 8)
+    return udp(head + options + inner, ports=(50000, 6081), check=check)
+
+
+def gre(inner: bytes, kind: int = ETHERNET, *, key: bytes = b"") -> bytes:
+    return struct.pack(">BBH", 0x20 if key else 0, 0, kind) + key + inner
+
+
+def gtp(inner: bytes) -> bytes:
+    """GTP-U: it has a length of its own, so nothing of it is cut."""
+    return udp(struct.pack(">BBHI", 0x30, 0xFF, len(inner), 7) + inner, ports=(2152, 2152))
+
+
+def tunnelled(body: bytes, protocol: int, version: int = 4, *, tags: bytes = b"") -> bytes:
+    """A frame whose outermost packet carries a tunnel."""
     return ethernet((ipv4 if version == 4 else ipv6)(body, protocol), tags=tags)
 
 
@@ -155,3 +193,45 @@ def virtio_headers(draw: st.DrawFn, frame: bytes) -> tuple[int, int, int, int, i
         draw(st.one_of(st.just(l4), st.integers(0, len(frame) + 4).map(lambda n: n & 0xFFFF), any16)),
         draw(st.one_of(st.sampled_from([6, 16, 6, 16, 8, 2, 0]), any16)),
     )
+
+
+@st.composite
+def tunnel_cases(draw: st.DrawFn) -> tuple[bytes, tuple[int, int, int, int, int, int]]:
+    """A GSO frame in a tunnel, and the header that Linux gives with it; sometimes with bytes changed."""
+    protocol, body = draw(st.one_of(segments, datagrams))
+    check = draw(st.sampled_from([0, 0x1234]))
+    inner_version = draw(st.sampled_from([4, 6]))
+    kind = IPV4 if inner_version == 4 else IPV6
+    packet = ipv4(body, protocol) if inner_version == 4 else ipv6(body, protocol)
+    link = ethernet(packet, tags=draw(st.sampled_from([b"", C_TAG])))
+    outer, carrier = draw(
+        st.sampled_from(
+            [
+                (vxlan(link, check=check), UDP),
+                (vxlan(link, flags=0x0C), UDP),
+                (geneve(link, check=check), UDP),
+                (geneve(packet, kind, options=b"", check=check), UDP),
+                (gre(link), 47),
+                (gre(packet, kind, key=b"key!"), 47),
+                (packet, 4 if kind == IPV4 else 41),
+                (gtp(packet), UDP),
+            ]
+        )
+    )
+    frame = tunnelled(outer, carrier, draw(st.sampled_from([4, 6])), tags=draw(tag_stacks))
+    start = len(frame) - len(body)
+    frame += draw(st.sampled_from([b"", b"", b"padding"]))
+    if draw(st.integers(0, 3)) == 0:
+        at = draw(st.integers(12, min(len(frame) - 1, 160)))
+        frame = frame[:at] + bytes([draw(st.integers(0, 255))]) + frame[at + 1 :]
+    gso = (4 if inner_version == 6 else 1) if protocol == TCP else draw(st.sampled_from([5, 5, 5, 3]))
+    flags = draw(st.sampled_from([1, 1, 1, 3, 0]))
+    start = draw(st.sampled_from([start, start, start, start + 2, start - 8, 14]))
+    size = draw(st.sampled_from([8, 100, 536, 1448]))
+    return frame, (flags, gso, 0, size, start, 16 if protocol == TCP else 6)
+
+
+def cases() -> st.SearchStrategy[tuple[bytes, tuple[int, int, int, int, int, int]]]:
+    """A frame and a virtio_net_hdr that speaks of it."""
+    plain = frames.flatmap(lambda frame: st.tuples(st.just(frame), virtio_headers(frame)))
+    return st.one_of(plain, plain, tunnel_cases())

@@ -19,9 +19,11 @@ import os
 import select
 import socket
 import struct
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pytest
 from hypothesis import assume, given, settings
@@ -81,14 +83,17 @@ def make_kernel() -> Kernel:
     return Kernel(tap, packet)
 
 
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[Kernel]:
-    made: list[Kernel | OSError] = []
+T = TypeVar("T")
+
+
+def apart(make: Callable[[], T]) -> T:
+    """Call `make` in a thread with a network namespace of its own, which lives as long as what it opened there."""
+    made: list[T | OSError] = []
 
     def run() -> None:
         try:
             enter_namespace()
-            made.append(make_kernel())
+            made.append(make())
         except OSError as error:
             made.append(error)
 
@@ -97,9 +102,15 @@ def kernel() -> Iterator[Kernel]:
     thread.join()
     if isinstance(made[0], OSError):
         raise made[0]
-    yield made[0]
-    made[0].packet.close()
-    os.close(made[0].tap)
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    made = apart(make_kernel)
+    yield made
+    made.packet.close()
+    os.close(made.tap)
 
 
 def from_guest(frame: bytes, gso_type: int = 0, gso_size: int = 0) -> tuple[bytes, Header]:
@@ -217,3 +228,105 @@ def test_any_tcp_cut_alike(
     frame, header = from_guest(with_head(version, TCP, body, head, ident=seq & 0xFFFF))
     header = (1, 1 if version == 4 else 4, header[4] + 20 + len(options), size, *header[4:])
     assert kernel.frames(frame, header) == offload.segment(frame, header)
+
+
+# --- Linux' own tunnels: what a packet socket reads of a GSO frame, beside what the kernel cuts the same frame into
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A VXLAN over one end of a cable; at its other end a packet socket, and a bridge to a tap without offloads."""
+
+    vxlan: socket.socket
+    near: socket.socket
+    far: socket.socket
+    tap: int
+
+    def pass_through(self, frame: bytes, header: Header) -> tuple[bytes, Header, list[bytes]]:
+        """Send a frame into the tunnel: what leaves it as one frame, its header, and what the kernel makes of that."""
+        self.vxlan.send(virtio_net.HEADER.pack(*header) + frame)
+        self.near.send(virtio_net.HEADER.pack(*oracle.NO_HEADER) + MARK)
+        whole: list[bytes] = []
+        while (one := self.read())[10:] != MARK:
+            if one[24:].find(frame[:12]) >= 0:
+                whole.append(one)
+        cut: list[bytes] = []
+        while (one := os.read(self.tap, 70000)) != MARK:
+            if one.find(frame[:12]) >= 0:
+                cut.append(one)
+        (only,) = whole
+        numbers = virtio_net.HEADER.unpack(only[: virtio_net.HEADER.size])
+        return only[virtio_net.HEADER.size :], numbers, cut
+
+    def read(self) -> bytes:
+        assert select.select([self.far], [], [], 10)[0], "the kernel sent nothing"
+        return self.far.recv(1 << 20)
+
+
+def packet_socket(link: str, protocol: int = 0) -> socket.socket:
+    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    made.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+    made.bind((link, protocol))
+    return made
+
+
+TUNNEL = """
+link add near type veth peer name far
+link add bridge type bridge
+link add vxlan type vxlan id 9 local {a} remote {b} dstport 4789 dev near {options}
+address add {a}/{bits}
+link set near up
+link set far master bridge up
+link set witness master bridge up
+link set bridge up
+link set vxlan up
+neighbour replace {b} lladdr 02:00:00:00:00:09 dev near
+"""
+OUTER = {
+    4: {"a": "192.0.2.1", "b": "192.0.2.2", "bits": "24 dev near"},
+    6: {"a": "fd00::1", "b": "fd00::2", "bits": "64 dev near nodad"},
+}
+
+
+def make_tunnel(version: int, options: str) -> Tunnel:
+    tap = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", NAME, IFF_TAP | IFF_NO_PI))
+    for line in TUNNEL.strip().format(**OUTER[version], options=options).splitlines():
+        subprocess.run(["ip", *line.split()], check=True)
+    return Tunnel(packet_socket("vxlan"), packet_socket("near"), packet_socket("far", 3), tap)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(4, ""), (4, "udpcsum"), (6, "udp6zerocsumtx"), (6, "udpcsum")],
+    ids=["v4", "v4 summed", "v6", "v6 summed"],
+)
+def vxlan(request: pytest.FixtureRequest) -> Iterator[Tunnel]:
+    tunnel = apart(lambda: make_tunnel(*request.param))
+    yield tunnel
+    for end in (tunnel.vxlan, tunnel.near, tunnel.far):
+        end.close()
+    os.close(tunnel.tap)
+
+
+@pytest.mark.parametrize("head", ["plain", "tagged"])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_gso_in_vxlan_is_cut_alike(vxlan: Tunnel, protocol: int, version: int, head: str) -> None:
+    payload = bytes(range(256)) * 20
+    body = make.tcp(payload, flags=0x98, seq=2**32 - 3000) if protocol == TCP else make.udp(payload)
+    inner, header = from_guest(with_head(version, protocol, body, head))
+    gso = (1 if version == 4 else 4) if protocol == TCP else oracle.GSO_UDP_L4
+    ours = (1, gso, header[4] + (20 if protocol == TCP else 8), 1000, *header[4:])
+    frame, given, cut = vxlan.pass_through(inner, ours)
+    assert given[1] == gso
+    assert given[4] == header[4] + len(frame) - len(inner)
+    assert len(cut) == 6
+    assert offload.segment(frame, given) == cut
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_one_frame_in_vxlan_is_completed_alike(vxlan: Tunnel, version: int) -> None:
+    inner, header = from_guest(make.build(version, TCP, b"hello"))
+    frame, given, cut = vxlan.pass_through(inner, header)
+    assert [completed(frame, given)] == cut

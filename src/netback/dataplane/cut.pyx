@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from netback.dataplane.journal cimport kill_point
+from netback.dataplane.offload cimport netif_offload
 from netback.dataplane.segment cimport segments_begin, segments_next, segments_t
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, peer_t, vnet_header,
@@ -21,12 +22,13 @@ cdef int send_cut(peer_t *peer, workspace_t *ws, frame_t *frame, uint32_t *sent,
     `sent` is 0 again once they all are; `refused` counts those that the peer will never take.
     """
     cdef segments_t cut
+    cdef netif_offload meta
     cdef uint32_t length, taken, used = FRAME_HEADROOM, count = 0
     cdef uint32_t skip = sent[0]
-    if segments_begin(&cut, frame.data, frame.length, vnet_header(frame)) < 0:
+    if segments_begin(&cut, frame.data, frame.length, vnet_header(frame), False) < 0:
         return CUT_IMPOSSIBLE
     while True:
-        length = segments_next(&cut, frame.data, ws.cuts + used, CUT_BYTES - used)
+        length = segments_next(&cut, frame.data, ws.cuts + used, CUT_BYTES - used, &meta)
         if length and skip:
             skip -= 1
             continue

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The headers of a frame: Ethernet, 802.1Q tags, IPv4 and IPv6 with options and extensions, TCP and UDP.
+"""The headers of a frame: Ethernet, 802.1Q tags, IPv4 and IPv6 with options and extensions, TCP and UDP, tunnels.
 
 Parsing is pure: no allocation, no system call, no exception. Hostile bytes yield -1 and nothing else.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from netback.dataplane.abi cimport virtio_net_hdr
 from netback.dataplane.checksum cimport sum_bytes, swap16
 
 cdef enum:
     ETH_HEAD = 14
+    IPV6_HEAD = 40
+    JUMBO_HEAD = 8              # the hop-by-hop header that holds a jumbo payload option alone (RFC 2675)
     MAX_TAGS = 2
     MAX_IP_HEAD = 256           # Linux stops looking for the transport header of IPv6 there
-    HEADERS_MAX = 338           # Ethernet, two tags, 256 bytes of IP, 60 of TCP: parsing needs no more bytes
+    HEADERS_MAX = 338           # Ethernet, two tags, 256 bytes of IP, 60 of TCP: the outermost headers are no longer
 
     PROTO_TCP = 6
     PROTO_UDP = 17
@@ -23,6 +26,9 @@ cdef enum:
     UDP_HEAD = 8
     UDP_CHECK = 6
     SCTP_CHECK = 8
+
+    PACKET_OUTERMOST = 0        # parse_gso: the frame's own packet ...
+    PACKET_IN_TUNNEL = 1        # ... or one that it carries
 
 
 cdef struct headers_t:          # a packet of a frame, each position checked against its bounds
@@ -37,6 +43,7 @@ cdef struct headers_t:          # a packet of a frame, each position checked aga
     uint8_t protocol
     uint8_t tags
     uint8_t sized               # the IP header carries a length (Windows' LSO and Linux' BIG TCP may leave 0)
+    uint8_t jumbo               # JUMBO_HEAD where that header follows the IPv6 header and has the length, else 0
 
 
 cdef inline uint16_t get16(const uint8_t *at) noexcept nogil:
@@ -62,6 +69,9 @@ cdef inline void put32(uint8_t *at, uint32_t value) noexcept nogil:
 cdef int parse_network(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil
 # 0 where the outermost packet is a whole TCP segment or UDP datagram, else -1. Sets all fields.
 cdef int parse(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil
+# The packet that a GSO header means: PACKET_OUTERMOST (*cut is *outer), PACKET_IN_TUNNEL, or -1 where none is found.
+cdef int parse_gso(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr,
+                   headers_t *outer, headers_t *cut) noexcept nogil
 
 
 cdef inline uint64_t pseudo_sum(const uint8_t *frame, const headers_t *h) noexcept nogil:
@@ -73,10 +83,10 @@ cdef inline uint64_t pseudo_sum(const uint8_t *frame, const headers_t *h) noexce
 
 
 cdef inline bint plain_route(const headers_t *h) noexcept nogil:
-    """The pseudo header's destination is the IP header's: what a guest that computes it anew would take."""
+    """The pseudo header's destination is the IP header's, which a guest that computes it would take."""
     return h.final == h.l3 + (16 if h.version == 4 else 24)
 
 
 cdef inline bint exact(const headers_t *h, uint32_t length) noexcept nogil:
-    """The packet says its length, and the frame has no padding: others may take the frame's length for it."""
+    """The packet has a length, and the frame has no padding: others may take the frame's length for the packet's."""
     return h.sized and h.end == length

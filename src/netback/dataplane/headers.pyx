@@ -2,6 +2,8 @@
 """Parses the headers of a frame: see headers.pxd."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
+from netback.dataplane.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio_net_hdr
+
 cdef enum:
     ETH_TYPE = 12
 
@@ -9,25 +11,38 @@ cdef enum:
     TYPE_IPV6 = 0x86DD
     TYPE_8021Q = 0x8100
     TYPE_8021AD = 0x88A8
+    TYPE_ETHERNET = 0x6558      # transparent Ethernet bridging
 
     OPTION_END = 0
     OPTION_NOP = 1
     OPTION_LSRR = 131
     OPTION_SSRR = 137
+    OPTION_JUMBO = 0xC2
+    MAX_JUMBO = 1 << 24         # far above Linux' largest GSO frame (512 KiB); keeps sums of positions in 32 bits
 
     PROTO_HOP_BY_HOP = 0
+    PROTO_IPV4 = 4
+    PROTO_IPV6 = 41
+    PROTO_GRE = 47
     PROTO_ROUTING = 43
     PROTO_DESTINATION = 60
 
+    VXLAN_HEAD = 8
+    VXLAN_VNI = 0x08            # flag: the VNI is valid
+    VXLAN_REMOTE_CHECKSUM = 0x20
+    GENEVE_HEAD = 8
+    GRE_HEAD = 4
+    GRE_KEY = 0x20
 
-cdef inline int parse_link(const uint8_t *frame, uint32_t have, headers_t *h) noexcept nogil:
-    """The type behind Ethernet and its tags, or -1."""
+
+cdef inline int parse_link(const uint8_t *frame, uint32_t have, uint32_t at, headers_t *h) noexcept nogil:
+    """The type behind the Ethernet header at `at` and its tags, or -1."""
     cdef uint16_t kind
-    h.l3 = ETH_HEAD
+    h.l3 = at + ETH_HEAD
     h.tags = 0
-    if have < ETH_HEAD:
+    if have < h.l3:
         return -1
-    kind = get16(frame + ETH_TYPE)
+    kind = get16(frame + at + ETH_TYPE)
     while kind == TYPE_8021Q or kind == TYPE_8021AD:
         h.tags += 1
         h.l3 += 4
@@ -37,10 +52,10 @@ cdef inline int parse_link(const uint8_t *frame, uint32_t have, headers_t *h) no
     return kind
 
 
-cdef inline int set_end(headers_t *h, uint32_t base, uint32_t said, uint32_t length) noexcept nogil:
-    """The packet ends `said` bytes behind `base`, or with the frame where nothing is said."""
-    h.sized = said != 0
-    h.end = base + said if said else length
+cdef inline int set_end(headers_t *h, uint32_t base, uint32_t size, uint32_t length) noexcept nogil:
+    """The packet ends `size` bytes behind `base`, or with the frame where its header has no length."""
+    h.sized = size != 0
+    h.end = base + size if size else length
     return -1 if h.end > length else 0
 
 
@@ -66,6 +81,7 @@ cdef inline int parse_ipv4(const uint8_t *frame, uint32_t have, uint32_t length,
     h.final = h.l3 + 16
     h.next_header = h.l3 + 9
     h.l4 = h.l3 + 4 * (ip[0] & 15)
+    h.jumbo = 0
     if have < h.l4 or get16(ip + 6) & 0x3FFF:       # a fragment: more to come, or not the first
         return -1
     if h.l4 > h.l3 + 20:
@@ -100,28 +116,49 @@ cdef int skip_extensions(const uint8_t *frame, uint32_t have, headers_t *h) noex
     return -1 if h.protocol == PROTO_FRAGMENT else 0
 
 
+cdef inline uint32_t jumbo_size(const uint8_t *frame, uint32_t have, const headers_t *h) noexcept nogil:
+    """Payload bytes of a jumbogram as Linux builds one for BIG TCP: hop-by-hop options with that option alone; else 0.
+    A length that the IPv6 header could hold is an error (RFC 2675 3)."""
+    cdef const uint8_t *option = frame + h.l4
+    cdef uint32_t size
+    if (have < h.l4 + JUMBO_HEAD or h.protocol != PROTO_HOP_BY_HOP or option[1] != 0
+            or option[2] != OPTION_JUMBO or option[3] != 4):
+        return 0
+    size = get32(option + 4)
+    return size if 0xFFFF < size <= MAX_JUMBO else 0
+
+
 cdef inline int parse_ipv6(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
     cdef const uint8_t *ip = frame + h.l3
-    if have < h.l3 + 40 or ip[0] >> 4 != 6:
+    cdef uint32_t size
+    if have < h.l3 + IPV6_HEAD or ip[0] >> 4 != 6:
         return -1
     h.version = 6
     h.protocol = ip[6]
     h.next_header = h.l3 + 6
     h.final = h.l3 + 24
-    h.l4 = h.l3 + 40
-    if set_end(h, h.l4, get16(ip + 4), length):
+    h.l4 = h.l3 + IPV6_HEAD
+    h.jumbo = 0
+    size = get16(ip + 4)
+    if size == 0:
+        size = jumbo_size(frame, have, h)
+        h.jumbo = JUMBO_HEAD if size else 0
+    if set_end(h, h.l4, size, length):
         return -1
     return skip_extensions(frame, have, h)
 
 
-cdef int parse_network(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    """0, or -1 where there is no whole IP packet with a transport header that we can name."""
-    cdef int kind = parse_link(frame, have, h)
+cdef inline int parse_ip(int kind, const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
+    """The packet of EtherType `kind` at h.l3."""
     if kind == TYPE_IPV4:
         return parse_ipv4(frame, have, length, h)
     if kind == TYPE_IPV6:
         return parse_ipv6(frame, have, length, h)
     return -1
+
+
+cdef int parse_network(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
+    return parse_ip(parse_link(frame, have, 0, h), frame, have, length, h)
 
 
 cdef inline int parse_tcp(const uint8_t *frame, uint32_t limit, headers_t *h) noexcept nogil:
@@ -141,15 +178,98 @@ cdef inline int parse_udp(const uint8_t *frame, uint32_t limit, headers_t *h) no
     return 0
 
 
-cdef int parse(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    """0 where the outermost headers are those of a whole TCP segment or UDP datagram, else -1."""
-    cdef uint32_t limit
-    have = min(have, length)
-    if parse_network(frame, have, length, h):
-        return -1
-    limit = min(have, h.end)
+cdef inline int parse_transport(const uint8_t *frame, uint32_t have, headers_t *h) noexcept nogil:
+    cdef uint32_t limit = min(have, h.end)
     if h.protocol == PROTO_TCP:
         return parse_tcp(frame, limit, h)
     if h.protocol == PROTO_UDP:
         return parse_udp(frame, limit, h)
     return -1
+
+
+cdef int parse(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
+    have = min(have, length)
+    return -1 if parse_network(frame, have, length, h) else parse_transport(frame, have, h)
+
+
+# --- tunnels. Each function gives the EtherType of what a tunnel's header at *at carries, and moves *at behind it.
+
+cdef inline int vxlan(const uint8_t *frame, uint32_t have, uint32_t *at) noexcept nogil:
+    """RFC 7348. Remote checksum offload names positions of its own: not cut."""
+    cdef const uint8_t *header = frame + at[0]
+    if have < at[0] + VXLAN_HEAD or not header[0] & VXLAN_VNI or header[1] & VXLAN_REMOTE_CHECKSUM:
+        return -1
+    at[0] += VXLAN_HEAD
+    return TYPE_ETHERNET
+
+
+cdef inline int geneve(const uint8_t *frame, uint32_t have, uint32_t *at) noexcept nogil:
+    """RFC 8926: version 0, then options."""
+    cdef const uint8_t *header = frame + at[0]
+    if have < at[0] + GENEVE_HEAD or header[0] >> 6:
+        return -1
+    at[0] += GENEVE_HEAD + 4 * (header[0] & 0x3F)
+    return get16(header + 2)
+
+
+cdef inline int gre(const uint8_t *frame, uint32_t have, uint32_t *at) noexcept nogil:
+    """RFC 2784 and RFC 2890: with a key at most. A checksum or a sequence number would be another one in each
+    segment."""
+    cdef const uint8_t *header = frame + at[0]
+    if have < at[0] + GRE_HEAD or header[0] & ~GRE_KEY or header[1]:
+        return -1
+    at[0] += GRE_HEAD + (4 if header[0] & GRE_KEY else 0)
+    return get16(header + 2)
+
+
+cdef int carried(int kind, const uint8_t *frame, uint32_t have, uint32_t at, const headers_t *outer, uint32_t l4,
+                 headers_t *h) noexcept nogil:
+    """0 where the packet that begins at `at` has its transport header at `l4` and ends with the outer one, else -1."""
+    h.l3 = at
+    h.tags = 0
+    if kind == TYPE_ETHERNET:
+        kind = parse_link(frame, have, at, h)
+    if parse_ip(kind, frame, have, outer.end, h) or h.l4 != l4 or h.end != outer.end:
+        return -1
+    return parse_transport(frame, have, h)
+
+
+cdef int parse_tunnel(const uint8_t *frame, uint32_t have, const headers_t *outer, uint32_t l4,
+                      headers_t *h) noexcept nogil:
+    """Find the packet in a tunnel whose transport header is at `l4`: 0, or -1. A UDP port says little about what it
+    carries, so a format is right where its packet has the transport header there."""
+    cdef uint32_t at = outer.l4
+    cdef uint32_t size
+    cdef int kind
+    if outer.protocol == PROTO_IPV4:
+        return carried(TYPE_IPV4, frame, have, at, outer, l4, h)
+    if outer.protocol == PROTO_IPV6:
+        return carried(TYPE_IPV6, frame, have, at, outer, l4, h)
+    if outer.protocol == PROTO_GRE:
+        kind = gre(frame, have, &at)
+        return carried(kind, frame, have, at, outer, l4, h)
+    if outer.protocol != PROTO_UDP or have < at + UDP_HEAD:
+        return -1
+    size = get16(frame + at + 4)
+    if size != outer.end - at and (size or outer.sized):
+        return -1
+    at += UDP_HEAD
+    kind = vxlan(frame, have, &at)
+    if carried(kind, frame, have, at, outer, l4, h) == 0:
+        return 0
+    at = outer.l4 + UDP_HEAD
+    kind = geneve(frame, have, &at)
+    return carried(kind, frame, have, at, outer, l4, h)
+
+
+cdef int parse_gso(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr,
+                   headers_t *outer, headers_t *cut) noexcept nogil:
+    have = min(have, length)
+    if parse_network(frame, have, length, outer):
+        return -1
+    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and hdr.csum_start != outer.l4:
+        return PACKET_IN_TUNNEL if parse_tunnel(frame, have, outer, hdr.csum_start, cut) == 0 else -1
+    if parse_transport(frame, have, outer):
+        return -1
+    cut[0] = outer[0]
+    return PACKET_OUTERMOST

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksum and segmentation work between a netif ring and a virtio_net_hdr peer, in both directions.
+"""Verdicts: what has to be done to a frame between a netif ring and a virtio_net_hdr peer, in both directions.
 
-Knows Ethernet, 802.1Q tags, IP, TCP and UDP; knows nothing of rings, slots, descriptors or guests. Each function is
-pure: no allocation, no system call, no exception. Hostile bytes yield a verdict and nothing else. `frame` must be
-private memory (never a page that a guest can still write, XSA-155).
+Knows headers and flags, nothing of rings, slots, descriptors or guests. Each function is pure: no allocation, no system
+call, no exception. Hostile bytes yield a verdict and nothing else. `frame` must be private memory (never a page that a
+guest can still write, XSA-155).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
@@ -16,6 +16,10 @@ cdef enum:                      # verdicts
     OFFLOAD_PASS = 0            # as is, with the header or flags that were filled in
     OFFLOAD_COMPLETE = 1        # call complete_checksum, then pass without any flags
     OFFLOAD_SEGMENT = 2         # cut with segments_begin and segments_next; pass each without any flags
+    OFFLOAD_SPLIT = 3           # toward netif: longer than its frames: cut into GSO frames (segments_begin's `whole`)
+
+cdef enum:
+    MAX_FRAME = 0xFFFF + 22     # toward netif, bytes: the longest IP packet, Ethernet and two tags
 
 cdef enum:                      # caps: what the receiver takes
     CAN_CSUM4 = 1
@@ -32,15 +36,18 @@ cdef struct netif_offload:      # what a frame says of itself on a netif ring; t
 
 
 # The two slow halves: for frames that ask for something.
-cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t length, const netif_offload *src, uint32_t caps,
+cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const netif_offload *src, uint32_t caps,
                     virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil
-cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr, uint32_t caps,
-                     netif_offload *out) noexcept nogil
+cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr,
+                     uint32_t caps, netif_offload *out) noexcept nogil
 
 
-# netif -> virtio (backend TX, frontend RX). `have` bytes of the frame's beginning are at `frame`, `length` is the
-# whole; may write the pseudo-header sum into the checksum field. Always sets *hdr and *fixed_up.
-cdef inline int netif_to_virtio(uint8_t *frame, uint32_t have, uint32_t length, const netif_offload *src,
+# In both: `have` bytes of the frame's beginning are at `frame`, *length is the whole frame's. A GSO frame that passes
+# is shortened to its packet: padding serves short frames, and a receiver would cut it as payload.
+
+# netif -> virtio (backend TX, frontend RX). May write the pseudo-header sum into the checksum field. Always sets *hdr
+# and *fixed_up.
+cdef inline int netif_to_virtio(uint8_t *frame, uint32_t have, uint32_t *length, const netif_offload *src,
                                 uint32_t caps, virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil:
     hdr.flags = VIRTIO_NET_HDR_F_DATA_VALID if src.data_validated else 0
     hdr.gso_type = 0
@@ -52,11 +59,11 @@ cdef inline int netif_to_virtio(uint8_t *frame, uint32_t have, uint32_t length, 
 
 
 # virtio -> netif (backend RX, frontend TX). Always sets *out.
-cdef inline int virtio_to_netif(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr,
+cdef inline int virtio_to_netif(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr,
                                 uint32_t caps, netif_offload *out) noexcept nogil:
     out.csum_blank = out.gso_type = 0
     out.data_validated = (hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID) != 0
     out.gso_size = 0
-    if not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not hdr.gso_type:
+    if not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not hdr.gso_type and length[0] <= MAX_FRAME:
         return OFFLOAD_PASS
     return virtio_work(frame, have, length, hdr, caps, out)

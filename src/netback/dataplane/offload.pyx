@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksum and segmentation work between a netif ring and a virtio_net_hdr peer: see offload.pxd.
+"""Verdicts between a netif ring and a virtio_net_hdr peer: see offload.pxd.
 
-The rules (what may be passed on, what is completed here, what is cut):
 - A guest may leave anything in the checksum field of a csum_blank frame, so the pseudo-header sum is always written.
-- Toward a guest csum_blank is kept only where netfront finds the same header again: the outermost TCP or UDP of an
-  untagged frame whose IP length is the frame's. All else is completed here.
+- Toward a guest csum_blank is kept only where netfront finds the same header: the outermost TCP or UDP header of an
+  untagged frame. netback completes every other checksum.
 - The packet ends where its IP header says; what follows in the frame is padding, never payload, never summed.
 - Fragments and packets whose lengths contradict each other have no checksum to complete.
+- A GSO frame whose checksum field is not the outermost transport header's is a tunnel's: the packet inside is cut, or
+  the frame is dropped. It is never cut at the outermost header.
+- A GSO frame without an IP length, or of more than 64 KiB (Linux' BIG TCP), goes to a guest as GSO frames that netif
+  can express.
 
 The Python functions at the end are for tests and tools: they copy, and let a sanitizer see every byte read too far.
 """
@@ -19,7 +22,9 @@ from netback.dataplane.abi cimport (
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, virtio_net_hdr,
 )
 from netback.dataplane.checksum cimport complete_checksum, fold, put_sum, swap16
-from netback.dataplane.headers cimport PROTO_TCP, exact, headers_t, parse, plain_route, pseudo_sum
+from netback.dataplane.headers cimport (
+    PACKET_IN_TUNNEL, PROTO_TCP, exact, headers_t, parse, parse_gso, plain_route, pseudo_sum,
+)
 from netback.dataplane.segment cimport segments_begin, segments_next, segments_of, segments_t
 
 
@@ -31,6 +36,8 @@ cdef inline uint32_t tso_caps(const headers_t *h) noexcept nogil:
     return CAN_TSO4 | CAN_CSUM4 if h.version == 4 else CAN_TSO6 | CAN_CSUM6
 
 
+# --- from a netif ring
+
 cdef inline int blank_to_virtio(const headers_t *h, uint32_t length, uint32_t caps) noexcept nogil:
     """Padding is completed here, since a peer would sum it."""
     if not h.sized:
@@ -38,12 +45,11 @@ cdef inline int blank_to_virtio(const headers_t *h, uint32_t length, uint32_t ca
     return OFFLOAD_PASS if caps & csum_cap(h) and h.end == length else OFFLOAD_COMPLETE
 
 
-cdef inline int gso_to_virtio(const headers_t *h, uint32_t length, uint32_t caps, uint16_t size,
-                              virtio_net_hdr *hdr) noexcept nogil:
+cdef inline int gso_to_virtio(const headers_t *h, uint32_t caps, uint16_t size, virtio_net_hdr *hdr) noexcept nogil:
     hdr.gso_type = VIRTIO_NET_HDR_GSO_TCPV4 if h.version == 4 else VIRTIO_NET_HDR_GSO_TCPV6
     hdr.gso_size = size
     hdr.hdr_len = <uint16_t>h.payload
-    return OFFLOAD_PASS if exact(h, length) and caps & tso_caps(h) == tso_caps(h) else OFFLOAD_SEGMENT
+    return OFFLOAD_PASS if h.sized and caps & tso_caps(h) == tso_caps(h) else OFFLOAD_SEGMENT
 
 
 cdef inline uint8_t virtio_gso(uint8_t gso_type) noexcept nogil:
@@ -53,25 +59,28 @@ cdef inline uint8_t virtio_gso(uint8_t gso_type) noexcept nogil:
     return VIRTIO_NET_HDR_GSO_TCPV6 if gso_type == GSO_TYPE_TCPV6 else VIRTIO_NET_HDR_GSO_NONE
 
 
-cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t length, const netif_offload *src, uint32_t caps,
+cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const netif_offload *src, uint32_t caps,
                     virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil:
     cdef headers_t h
     cdef uint32_t count = 1
-    if parse(frame, have, length, &h):
+    if parse(frame, have, length[0], &h):
         return OFFLOAD_DROP
     if src.gso_type != GSO_TYPE_NONE:
-        count = segments_of(&h, virtio_gso(src.gso_type), src.gso_size)
+        count = segments_of(&h, &h, virtio_gso(src.gso_type), src.gso_size)
         if count == 0:
             return OFFLOAD_DROP
         fixed_up[0] = not src.csum_blank
+        length[0] = h.end
     put_sum(frame + h.l4 + h.check, fold(pseudo_sum(frame, &h) + swap16(h.end - h.l4)))
     hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     hdr.csum_start = <uint16_t>h.l4
     hdr.csum_offset = h.check
     if count > 1 or (src.gso_type != GSO_TYPE_NONE and not h.sized):
-        return gso_to_virtio(&h, length, caps, src.gso_size, hdr)
-    return blank_to_virtio(&h, length, caps)
+        return gso_to_virtio(&h, caps, src.gso_size, hdr)
+    return blank_to_virtio(&h, length[0], caps)
 
+
+# --- toward a netif ring
 
 cdef inline bint netfront_finds(const headers_t *h, const virtio_net_hdr *hdr) noexcept nogil:
     """The peer's header asks for the very checksum that a frontend finds by itself."""
@@ -79,42 +88,57 @@ cdef inline bint netfront_finds(const headers_t *h, const virtio_net_hdr *hdr) n
             and hdr.csum_start == h.l4 and hdr.csum_offset == h.check)
 
 
-cdef int gso_to_netif(const headers_t *h, uint32_t length, const virtio_net_hdr *hdr, uint32_t caps,
+cdef inline int blank_to_netif(const headers_t *h, uint32_t caps, netif_offload *out) noexcept nogil:
+    if not caps & csum_cap(h):
+        return OFFLOAD_COMPLETE
+    out.csum_blank = out.data_validated = 1
+    return OFFLOAD_PASS
+
+
+cdef int gso_to_netif(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr, uint32_t caps,
                       netif_offload *out) noexcept nogil:
     """Windows is slow with RX GSO that does not carry both checksum flags."""
-    if (h.protocol != PROTO_TCP or not exact(h, length) or not netfront_finds(h, hdr)
-            or caps & tso_caps(h) != tso_caps(h)):
+    cdef headers_t outer, h
+    cdef int place = parse_gso(frame, have, length[0], hdr, &outer, &h)
+    cdef uint32_t count = 0
+    if place >= 0:
+        count = segments_of(&outer, &h, hdr.gso_type & ~VIRTIO_NET_HDR_GSO_ECN, hdr.gso_size)
+    if count == 0:
+        return OFFLOAD_DROP
+    if place == PACKET_IN_TUNNEL or not netfront_finds(&h, hdr) or (count == 1 and not h.sized):
         return OFFLOAD_SEGMENT
+    if count > 1 and (h.protocol != PROTO_TCP or caps & tso_caps(&h) != tso_caps(&h)):
+        return OFFLOAD_SEGMENT
+    if not h.sized or h.jumbo:
+        return OFFLOAD_SPLIT
+    length[0] = h.end
+    if count == 1:
+        return blank_to_netif(&h, caps, out)
     out.csum_blank = out.data_validated = 1
     out.gso_type = GSO_TYPE_TCPV4 if h.version == 4 else GSO_TYPE_TCPV6
     out.gso_size = hdr.gso_size
     return OFFLOAD_PASS
 
 
-cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr, uint32_t caps,
+cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr, uint32_t caps,
                      netif_offload *out) noexcept nogil:
     cdef headers_t h
-    cdef bint parsed
     cdef bint blank = hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-    cdef uint8_t gso_type = hdr.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
-    cdef uint32_t count
-    if blank and <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > length:
+    if blank and <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > length[0]:
         out.data_validated = 0
         return OFFLOAD_DROP
-    if not blank and gso_type == VIRTIO_NET_HDR_GSO_NONE:
+    if hdr.gso_type & ~VIRTIO_NET_HDR_GSO_ECN != VIRTIO_NET_HDR_GSO_NONE:
+        out.data_validated = 0
+        return gso_to_netif(frame, have, length, hdr, caps, out)
+    if length[0] > MAX_FRAME:
+        out.data_validated = 0
+        return OFFLOAD_DROP
+    if not blank:
         return OFFLOAD_PASS
     out.data_validated = 0
-    parsed = parse(frame, have, length, &h) == 0
-    if gso_type != VIRTIO_NET_HDR_GSO_NONE:
-        count = segments_of(&h, gso_type, hdr.gso_size) if parsed else 0
-        if count == 0:
-            return OFFLOAD_DROP
-        if count > 1 or not exact(&h, length) or not netfront_finds(&h, hdr):
-            return gso_to_netif(&h, length, hdr, caps, out)
-    if not (parsed and exact(&h, length) and netfront_finds(&h, hdr) and caps & csum_cap(&h)):
+    if parse(frame, have, length[0], &h) or not exact(&h, length[0]) or not netfront_finds(&h, hdr):
         return OFFLOAD_COMPLETE
-    out.csum_blank = out.data_validated = 1
-    return OFFLOAD_PASS
+    return blank_to_netif(&h, caps, out)
 
 
 # --- for tests and tools
@@ -123,6 +147,7 @@ DROP = OFFLOAD_DROP
 PASS = OFFLOAD_PASS
 COMPLETE = OFFLOAD_COMPLETE
 SEGMENT = OFFLOAD_SEGMENT
+SPLIT = OFFLOAD_SPLIT
 
 
 cdef virtio_net_hdr header_of(header) except *:
@@ -145,7 +170,8 @@ cdef uint8_t *copy_of(const uint8_t *data, size_t size) except NULL:
 
 def to_virtio(bytearray frame, *, bint csum_blank=False, bint data_validated=False, uint8_t gso_type=0,
               uint16_t gso_size=0, uint32_t caps=0, have=None):
-    """netif_to_virtio: (verdict, virtio header's six numbers, fixed up). May write the frame's checksum field."""
+    """netif_to_virtio: (verdict, virtio header's six numbers, fixed up). May write the frame's checksum field, and
+    shorten the frame."""
     cdef uint32_t length = len(frame)
     cdef uint32_t present = length if have is None else min(<uint32_t>have, length)
     cdef uint8_t *copy = copy_of(frame, present)
@@ -154,24 +180,25 @@ def to_virtio(bytearray frame, *, bint csum_blank=False, bint data_validated=Fal
     cdef uint8_t fixed_up
     src.csum_blank, src.data_validated, src.gso_type, src.gso_size = csum_blank, data_validated, gso_type, gso_size
     with nogil:
-        verdict = netif_to_virtio(copy, present, length, &src, caps, &hdr, &fixed_up)
+        verdict = netif_to_virtio(copy, present, &length, &src, caps, &hdr, &fixed_up)
     frame[:present] = copy[:present]
+    del frame[length:]
     free(copy)
     header = (hdr.flags, hdr.gso_type, hdr.hdr_len, hdr.gso_size, hdr.csum_start, hdr.csum_offset)
     return verdict, header, bool(fixed_up)
 
 
 def to_netif(bytes frame, header, *, uint32_t caps=0, have=None):
-    """virtio_to_netif: (verdict, (csum_blank, data_validated, gso_type, gso_size))."""
+    """virtio_to_netif: (verdict, (csum_blank, data_validated, gso_type, gso_size), bytes of the frame that pass)."""
     cdef uint32_t length = len(frame)
     cdef uint32_t present = length if have is None else min(<uint32_t>have, length)
     cdef virtio_net_hdr hdr = header_of(header)
     cdef uint8_t *copy = copy_of(frame, present)
     cdef netif_offload out
     with nogil:
-        verdict = virtio_to_netif(copy, present, length, &hdr, caps, &out)
+        verdict = virtio_to_netif(copy, present, &length, &hdr, caps, &out)
     free(copy)
-    return verdict, (bool(out.csum_blank), bool(out.data_validated), out.gso_type, out.gso_size)
+    return verdict, (bool(out.csum_blank), bool(out.data_validated), out.gso_type, out.gso_size), length
 
 
 def complete(bytearray frame, header):
@@ -185,19 +212,27 @@ def complete(bytearray frame, header):
     free(copy)
 
 
-def segment(bytes frame, header):
-    """segments_begin and segments_next: the frames that a GSO frame is cut into; none if it cannot be cut."""
+def split(bytes frame, header, *, bint whole=True):
+    """segments_begin and segments_next: the frames that a GSO frame is cut into, each with its flags as to_netif gives
+    them; none if it cannot be cut."""
     cdef uint32_t length = len(frame)
     cdef uint32_t size
     cdef virtio_net_hdr hdr = header_of(header)
     cdef segments_t it
+    cdef netif_offload meta
     cdef uint8_t *copy = copy_of(frame, length)
     cdef uint8_t *out = NULL
     segments = []
-    if segments_begin(&it, copy, length, &hdr) == 0:
+    if segments_begin(&it, copy, length, &hdr, whole) == 0:
         out = room(it.largest)
-        while size := segments_next(&it, copy, out, it.largest):
-            segments.append(out[:size])
+        while size := segments_next(&it, copy, out, it.largest, &meta):
+            flags = bool(meta.csum_blank), bool(meta.data_validated), meta.gso_type, meta.gso_size
+            segments.append((out[:size], flags))
     free(out)
     free(copy)
     return segments
+
+
+def segment(bytes frame, header):
+    """The frames that a GSO frame is cut into for receivers that take no GSO."""
+    return [piece for piece, _ in split(frame, header, whole=False)]

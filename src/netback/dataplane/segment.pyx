@@ -3,11 +3,13 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from netback.dataplane.abi cimport VIRTIO_NET_HDR_GSO_ECN, virtio_net_hdr
-from netback.dataplane.checksum cimport checksum, half_t, put_sum, sum_bytes, swap16
+from netback.dataplane.abi cimport GSO_TYPE_TCPV4, GSO_TYPE_TCPV6, VIRTIO_NET_HDR_GSO_ECN, virtio_net_hdr
+from netback.dataplane.checksum cimport checksum, fold, half_t, put_sum, sum_bytes, swap16
 from netback.dataplane.headers cimport (
-    PROTO_FRAGMENT, PROTO_UDP, TCP_CHECK, UDP_CHECK, get16, get32, headers_t, parse, pseudo_sum, put16, put32,
+    IPV6_HEAD, PACKET_IN_TUNNEL, PROTO_FRAGMENT, PROTO_UDP, TCP_CHECK, UDP_CHECK, get16, get32, headers_t, parse_gso,
+    pseudo_sum, put16, put32,
 )
+from netback.dataplane.offload cimport netif_offload
 
 cdef enum:
     FRAGMENT_HEAD = 8
@@ -16,70 +18,114 @@ cdef enum:
     IP_MORE_FRAGMENTS = 0x2000
 
 
-cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length,
-                        const virtio_net_hdr *hdr) noexcept nogil:
-    cdef headers_t h
+cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length, const virtio_net_hdr *hdr,
+                        bint whole) noexcept nogil:
+    cdef headers_t outer, h
     cdef uint8_t gso_type = hdr.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
-    memset(it, 0, sizeof(segments_t))
-    if parse(frame, length, length, &h):
+    cdef int place = parse_gso(frame, length, length, hdr, &outer, &h)
+    if place < 0:
         return -1
-    it.count = segments_of(&h, gso_type, hdr.gso_size)
+    memset(it, 0, sizeof(segments_t))
+    it.count = segments_of(&outer, &h, gso_type, hdr.gso_size)
     if it.count == 0:
         return -1
     it.kind = <uint8_t>kind_of(&h, gso_type)
     if it.count == 1 and it.kind == KIND_FRAGMENTS:
         it.kind = KIND_UDP              # fits as it is, no fragment needed
-    place(it, &h, frame, hdr.gso_size)
+    set_positions(it, &h, frame)
+    if place == PACKET_IN_TUNNEL:
+        set_tunnel(it, &outer, frame)
+    set_sizes(it, hdr.gso_size, whole)
+    if it.kind == KIND_FRAGMENTS:
+        set_fragments(it, frame)
+    it.largest = it.head + it.inserted + min(<uint32_t>it.size, it.end - it.at)
     return 0
 
 
-cdef void place(segments_t *it, const headers_t *h, const uint8_t *frame, uint16_t size) noexcept nogil:
+cdef void set_positions(segments_t *it, const headers_t *h, const uint8_t *frame) noexcept nogil:
     it.version = h.version
+    it.left_out = h.jumbo
     it.l3 = <uint16_t>h.l3
-    it.l4 = <uint16_t>h.l4
+    it.l4 = <uint16_t>h.l4 - h.jumbo
+    it.head = <uint16_t>h.payload - h.jumbo
     it.next_header = <uint16_t>h.next_header
+    it.at = h.payload
     it.end = h.end
     it.pseudo = pseudo_sum(frame, h)
     it.id = get16(frame + h.l3 + 4) if h.version == 4 else 0
     it.seq = get32(frame + h.l4 + 4)
-    it.head = <uint16_t>h.payload
-    it.size = size
-    if it.kind == KIND_FRAGMENTS:
-        place_fragments(it, frame)
-    it.at = it.head
-    it.inserted = FRAGMENT_HEAD if it.kind == KIND_FRAGMENTS and it.version == 6 else 0
-    it.largest = it.head + it.inserted + min(<uint32_t>it.size, it.end - it.at)
 
 
-cdef void place_fragments(segments_t *it, const uint8_t *frame) noexcept nogil:
-    """The whole datagram's checksum goes into the first fragment. The identification of IPv6 fragments is drawn from
-    the datagram's bytes: other datagrams get other ones, and fragments of equal datagrams may be mixed."""
+cdef void set_tunnel(segments_t *it, const headers_t *outer, const uint8_t *frame) noexcept nogil:
+    """A UDP checksum of zero means that the tunnel has none; Linux leaves another value where it wants one."""
+    it.outer_version = outer.version
+    it.outer_l3 = <uint16_t>outer.l3
+    it.outer_l4 = <uint16_t>outer.l4
+    it.outer_id = get16(frame + outer.l3 + 4) if outer.version == 4 else 0
+    it.outer_udp = outer.protocol == PROTO_UDP
+    it.outer_summed = it.outer_udp and get16(frame + outer.l4 + UDP_CHECK) != 0
+    it.outer_pseudo = pseudo_sum(frame, outer)
+
+
+cdef void set_sizes(segments_t *it, uint16_t gso_size, bint whole) noexcept nogil:
+    """As many segments in one as a netif frame has room for, where the receiver cuts them itself."""
+    cdef uint32_t together = (MAX_NETIF_FRAME - it.head) // gso_size if whole else 0
+    it.size = gso_size
+    it.id_step = 1
+    if together:
+        it.gso_size = gso_size
+        it.size = <uint16_t>(together * gso_size)
+        it.id_step = <uint16_t>together
+        it.count = max(<uint32_t>1, (it.end - it.at + it.size - 1) // it.size)
+
+
+cdef void set_fragments(segments_t *it, const uint8_t *frame) noexcept nogil:
+    """Fragments begin with the UDP header; the whole datagram's checksum goes into the first. The identification of
+    IPv6 fragments is drawn from the datagram's bytes: equal datagrams share it, so their fragments may be mixed."""
     cdef uint64_t total = sum_bytes(frame + it.l4, it.end - it.l4)
     cdef uint16_t blank = (<const half_t *>(frame + it.l4 + UDP_CHECK))[0]
     it.seq = <uint32_t>((it.pseudo + total) * 0x9E3779B97F4A7C15u >> 32)
     total += it.pseudo + swap16(it.end - it.l4) + (0xFFFF - blank)
     it.datagram_sum = checksum(total, True)
     it.head = it.l4
+    it.at = it.l4
     it.size &= ~7u
+    it.id_step = 0
+    it.inserted = FRAGMENT_HEAD if it.version == 6 else 0
 
 
-cdef inline void write_ipv4(const segments_t *it, uint8_t *ip, uint32_t length) noexcept nogil:
-    """Identifications count up, as Linux has it; fragments share one, and lose DF."""
-    cdef uint32_t offset = it.at - it.l4
+# --- one segment
+
+cdef inline void copy_headers(const segments_t *it, const uint8_t *frame, uint8_t *out) noexcept nogil:
+    cdef uint32_t first = it.l3 + IPV6_HEAD if it.left_out else it.head
+    memcpy(out, frame, first)
+    if it.left_out:
+        memcpy(out + first, frame + first + it.left_out, it.head - first)
+        out[it.l3 + 6] = frame[first]       # the header that is left out announced the next one
+
+
+cdef inline void write_ip(uint8_t *ip, uint32_t head, uint8_t version, uint32_t length, uint32_t id) noexcept nogil:
+    """The length of a packet whose IP header has `head` bytes; IPv4: identification and checksum."""
+    if version == 6:
+        put16(ip + 4, length - IPV6_HEAD)
+        return
     put16(ip + 2, length)
-    if it.kind == KIND_FRAGMENTS:
-        put16(ip + 6, offset // 8 | (IP_MORE_FRAGMENTS if it.index + 1 < it.count else 0))
-    else:
-        put16(ip + 4, it.id + it.index)
+    put16(ip + 4, id)
     put_sum(ip + 10, 0)
-    put_sum(ip + 10, checksum(sum_bytes(ip, it.l4 - it.l3), False))
+    put_sum(ip + 10, checksum(sum_bytes(ip, head), False))
 
 
-cdef inline void write_fragment_header(const segments_t *it, uint8_t *out) noexcept nogil:
+cdef inline void write_fragment(const segments_t *it, uint8_t *out) noexcept nogil:
+    """What names a fragment's place: in the IPv4 header, which loses DF, or in a header of its own."""
+    cdef uint32_t offset = it.at - it.l4
+    cdef bint more = it.index + 1 < it.count
+    if it.version == 4:
+        put16(out + it.l3 + 6, offset // 8 | (IP_MORE_FRAGMENTS if more else 0))
+        return
     out[it.next_header] = PROTO_FRAGMENT
     out[it.l4] = PROTO_UDP
     out[it.l4 + 1] = 0
-    put16(out + it.l4 + 2, (it.at - it.l4) | (1 if it.index + 1 < it.count else 0))
+    put16(out + it.l4 + 2, offset | more)
     put32(out + it.l4 + 4, it.seq)
 
 
@@ -93,32 +139,64 @@ cdef inline void write_tcp(const segments_t *it, uint8_t *tcp) noexcept nogil:
 
 
 cdef inline void write_transport(const segments_t *it, uint8_t *l4, uint32_t length) noexcept nogil:
+    """A frame whose checksum stays blank has the pseudo header's sum in its place."""
     cdef uint32_t check = TCP_CHECK if it.kind == KIND_TCP else UDP_CHECK
+    cdef uint64_t pseudo = it.pseudo + swap16(length)
     if it.kind == KIND_TCP:
         write_tcp(it, l4)
     else:
         put16(l4 + 4, length)
+    if it.gso_size:
+        put_sum(l4 + check, fold(pseudo))
+        return
     put_sum(l4 + check, 0)
-    put_sum(l4 + check, checksum(it.pseudo + swap16(length) + sum_bytes(l4, length), it.kind == KIND_UDP))
+    put_sum(l4 + check, checksum(pseudo + sum_bytes(l4, length), it.kind == KIND_UDP))
 
 
-cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity) noexcept nogil:
+cdef inline void write_tunnel(const segments_t *it, uint8_t *out, uint32_t length) noexcept nogil:
+    """The headers outside a tunnel. What has a right checksum sums up to the complement of its pseudo header's sum, so
+    the outer checksum needs no second look at the payload. All positions are even."""
+    cdef uint8_t *udp = out + it.outer_l4
+    cdef uint32_t size = length - it.outer_l4
+    cdef uint64_t total
+    write_ip(out + it.outer_l3, it.outer_l4 - it.outer_l3, it.outer_version, length - it.outer_l3,
+             it.outer_id + it.index)
+    if it.outer_udp:
+        put16(udp + 4, size)
+    if it.outer_summed:
+        put_sum(udp + UDP_CHECK, 0)
+        total = it.outer_pseudo + swap16(size) + sum_bytes(udp, it.l4 - it.outer_l4)
+        total += 0xFFFF - fold(it.pseudo + swap16(length - it.l4))
+        put_sum(udp + UDP_CHECK, checksum(total, True))
+
+
+cdef inline void describe(const segments_t *it, uint32_t payload, netif_offload *meta) noexcept nogil:
+    memset(meta, 0, sizeof(netif_offload))
+    meta.csum_blank = meta.data_validated = it.gso_size != 0
+    if it.gso_size and payload > it.gso_size:
+        meta.gso_type = GSO_TYPE_TCPV4 if it.version == 4 else GSO_TYPE_TCPV6
+        meta.gso_size = it.gso_size
+
+
+cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity,
+                            netif_offload *meta) noexcept nogil:
     cdef uint32_t body = it.head + it.inserted
     cdef uint32_t take = min(<uint32_t>it.size, it.end - it.at)
+    cdef uint32_t length = body + take
     if it.index >= it.count or capacity < it.largest:
         return 0
-    memcpy(out, frame, it.head)
+    copy_headers(it, frame, out)
     memcpy(out + body, frame + it.at, take)
-    if it.version == 4:
-        write_ipv4(it, out + it.l3, body + take - it.l3)
-    else:
-        put16(out + it.l3 + 4, body + take - it.l3 - 40)
-    if it.inserted:
-        write_fragment_header(it, out)
+    if it.kind == KIND_FRAGMENTS:
+        write_fragment(it, out)
+    write_ip(out + it.l3, it.l4 - it.l3, it.version, length - it.l3, it.id + it.index * it.id_step)
     if it.kind != KIND_FRAGMENTS:
-        write_transport(it, out + it.l4, body + take - it.l4)
+        write_transport(it, out + it.l4, length - it.l4)
     elif it.index == 0:
         put_sum(out + body + UDP_CHECK, it.datagram_sum)
+    if it.outer_version:
+        write_tunnel(it, out, length)
+    describe(it, take, meta)
     it.at += take
     it.index += 1
-    return body + take
+    return length

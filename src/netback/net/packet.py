@@ -101,7 +101,7 @@ class PacketNetwork:
         return link_mtu(self.name)
 
     def offloads(self, caps: int) -> None:
-        """There is no way to ask: what the guest cannot take is completed and cut by us."""
+        """AF_PACKET has no such setting: the data plane completes and cuts what the guest cannot take."""
 
     def carrier(self, on: bool) -> None:
         """The link is not ours."""

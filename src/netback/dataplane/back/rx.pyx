@@ -23,7 +23,9 @@ from netback.dataplane.arena cimport name_local
 from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.checksum cimport complete_checksum
-from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, netif_offload, virtio_to_netif
+from netback.dataplane.offload cimport (
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, netif_offload, virtio_to_netif,
+)
 from netback.dataplane.segment cimport segments_begin, segments_next
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VNET_HDR, frame_t, peer_recv, vnet_header,
@@ -163,8 +165,8 @@ cdef void write_down(
         record(ws, &queue.link, &entry, data, length)
 
 
-cdef inline uint32_t slots_of(back_queue *queue, uint32_t length, netif_offload *said) noexcept nogil:
-    return (queue.rx_offset + length + PAGE_SIZE - 1) // PAGE_SIZE + (said.gso_type != GSO_TYPE_NONE)
+cdef inline uint32_t slots_of(back_queue *queue, uint32_t length, bint gso) noexcept nogil:
+    return (queue.rx_offset + length + PAGE_SIZE - 1) // PAGE_SIZE + gso
 
 
 cdef void hold(back_queue *queue, frame_t *frames, uint32_t count) noexcept nogil:
@@ -182,19 +184,18 @@ cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst, fram
     """Stage segments of a frame that is being cut while slots and memory last: 0 where it is done with, else the slots
     that the next one needs.
     """
-    cdef netif_offload plain
+    cdef netif_offload meta
     cdef uint32_t length, needed
-    memset(&plain, 0, sizeof(plain))
     while queue.cut.index < queue.cut.count:
-        needed = slots_of(queue, queue.cut.largest, &plain)
+        needed = slots_of(queue, queue.cut.largest, queue.cut.gso_size != 0)
         if burst.used + needed > burst.room:
             return needed
         if ws.cuts_used + queue.cut.largest > CUT_BYTES:
             return 1             # memory of this burst, not the guest's slots: the next burst goes on
-        length = segments_next(&queue.cut, frame.data, ws.cuts + ws.cuts_used, CUT_BYTES - ws.cuts_used)
+        length = segments_next(&queue.cut, frame.data, ws.cuts + ws.cuts_used, CUT_BYTES - ws.cuts_used, &meta)
         if length == 0:
             break
-        stage(queue, ws, burst, ws.cuts + ws.cuts_used, length, &plain)
+        stage(queue, ws, burst, ws.cuts + ws.cuts_used, length, &meta)
         ws.cuts_used += (length + 63) & ~<uint32_t>63
     queue.cutting = False
     queue.link.counters[RX_SEGMENTED] += 1
@@ -204,7 +205,7 @@ cdef uint32_t place_cut(back_queue *queue, workspace_t *ws, burst_t *burst, fram
 cdef uint32_t place_whole(
         back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, netif_offload *said) noexcept nogil:
     """Stage a frame that goes as it is: 0 where it is done with, else the slots that it needs."""
-    cdef uint32_t needed = slots_of(queue, frame.length, said)
+    cdef uint32_t needed = slots_of(queue, frame.length, said.gso_type != GSO_TYPE_NONE)
     if needed > RING_SLOTS or (needed > 1 and not queue.sg):
         queue.link.counters[RX_TOO_BIG] += 1
         return 0
@@ -214,9 +215,10 @@ cdef uint32_t place_whole(
     return 0
 
 
-cdef uint32_t start_cut(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
-    """Begin to cut a frame; queue.cut is the place in it."""
-    if segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0:
+cdef uint32_t start_cut(
+        back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, bint whole) noexcept nogil:
+    """Begin to cut a frame; queue.cut is the place in it. `whole`: into GSO frames."""
+    if segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame), whole) < 0:
         queue.link.counters[RX_DROPPED] += 1
         return 0
     if queue.cut.largest + queue.rx_offset > PAGE_SIZE and not queue.sg:
@@ -236,9 +238,9 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
     if frame.length < MIN_FRAME:
         queue.link.counters[RX_DROPPED] += 1
         return 0
-    verdict = virtio_to_netif(frame.data, frame.length, frame.length, vnet_header(frame), queue.caps, &said)
-    if verdict == OFFLOAD_SEGMENT:
-        return start_cut(queue, ws, burst, frame)
+    verdict = virtio_to_netif(frame.data, frame.length, &frame.length, vnet_header(frame), queue.caps, &said)
+    if verdict == OFFLOAD_SEGMENT or verdict == OFFLOAD_SPLIT:
+        return start_cut(queue, ws, burst, frame, verdict == OFFLOAD_SPLIT and queue.rx_most >= FULL_FRAME_SLOTS)
     if verdict == OFFLOAD_DROP:
         queue.link.counters[RX_DROPPED] += 1
         return 0
@@ -249,7 +251,7 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
         queue.link.counters[RX_COMPLETED] += 1
     needed = place_whole(queue, ws, burst, frame, &said)
     if needed > queue.rx_most and said.gso_type != GSO_TYPE_NONE:
-        return start_cut(queue, ws, burst, frame)    # this guest never posts so many: it would wait for ever
+        return start_cut(queue, ws, burst, frame, False)     # this guest never posts so many: it would wait for ever
     return needed
 
 

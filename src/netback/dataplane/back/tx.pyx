@@ -177,7 +177,7 @@ cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexc
     said.gso_type = chain.gso_type
     said.gso_size = chain.gso_size
     verdict = netif_to_virtio(
-        frame.data, frame.length, frame.length, &said, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
+        frame.data, frame.length, &frame.length, &said, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
     )
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, vnet_header(frame))

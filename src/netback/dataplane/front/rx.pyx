@@ -176,7 +176,7 @@ cdef uint32_t gather(front_queue *queue, workspace_t *ws, chain_t *chain, uint8_
 cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain,
                    uint32_t skip) noexcept nogil:
     """A frame's bytes from `skip` on, where they lie."""
-    cdef uint32_t i, passed
+    cdef uint32_t i, passed, size, rest = chain.length - skip
     cdef rx_response *slot
     for i in range(chain.slots):
         if 0 < i <= chain.extras:
@@ -184,9 +184,11 @@ cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t
         slot = response(ws, chain.segment + i)
         passed = min(skip, <uint32_t>slot.status)
         skip -= passed
-        if slot.status > <int>passed:
+        size = min(<uint32_t>slot.status - passed, rest)
+        rest -= size
+        if size:
             out.vectors[out.used].iov_base = page_of(queue, chain.segment + i) + slot.offset + passed
-            out.vectors[out.used].iov_len = slot.status - passed
+            out.vectors[out.used].iov_len = size
             out.used += 1
 
 
@@ -248,11 +250,12 @@ cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *h
     head.length = 0
     if said.csum_blank or said.gso_type != GSO_TYPE_NONE:
         head.length = gather(queue, ws, chain, head.data, HEADERS_MAX)
-    verdict = netif_to_virtio(head.data, head.length, chain.length, &said, caps, hdr, &fixed_up)
+    verdict = netif_to_virtio(head.data, head.length, &chain.length, &said, caps, hdr, &fixed_up)
     if verdict == OFFLOAD_COMPLETE or verdict == OFFLOAD_SEGMENT:
         # Judged anew, as a whole: the backend may have changed its pages since.
         head.length = gather(queue, ws, chain, head.data, FRAME_BYTES)
-        verdict = netif_to_virtio(head.data, head.length, head.length, &said, caps, hdr, &fixed_up)
+        verdict = netif_to_virtio(head.data, head.length, &head.length, &said, caps, hdr, &fixed_up)
+        chain.length = head.length
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(head.data, head.length, hdr)
         memset(hdr, 0, VNET_HDR)

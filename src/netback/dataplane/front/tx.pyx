@@ -23,9 +23,9 @@ from netback.dataplane.abi cimport (
 from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, virtio_to_netif,
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, netif_offload, virtio_to_netif,
 )
-from netback.dataplane.segment cimport segments_begin, segments_next
+from netback.dataplane.segment cimport MAX_NETIF_FRAME, segments_begin, segments_next
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t,
     recv_into,
@@ -41,7 +41,6 @@ from netback.dataplane.sockets cimport AUX_BYTES, MSG_TRUNC, iovec, mmsghdr, rea
 
 cdef enum:
     MIN_FRAME = 14
-    MAX_FRAME = 0xFFFF           # what the first request's size can say
     FRAME_PAGES = 16             # of the longest frame, and what is read right into pages
     FIRST_BYTES = PAGE_SIZE - FRAME_HEADROOM             # of a frame that was read into its first page
     FULL_FRAME_SLOTS = FRAME_PAGES + 1                   # ... and the GSO extra
@@ -162,8 +161,8 @@ cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, 
 
 # --- frames in private memory: the long way
 
-cdef inline uint32_t slots_of(uint32_t length, netif_offload *said) noexcept nogil:
-    return (length + PAGE_SIZE - 1) // PAGE_SIZE + (said.gso_type != GSO_TYPE_NONE)
+cdef inline uint32_t slots_of(uint32_t length, bint gso) noexcept nogil:
+    return (length + PAGE_SIZE - 1) // PAGE_SIZE + gso
 
 
 cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
@@ -189,17 +188,16 @@ cdef void hold(front_queue *queue, frame_t *frame) noexcept nogil:
 
 cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
     """Segments of the frame at `data` to the ring: 0 where it is done with, else the slots that the next one needs."""
-    cdef netif_offload plain
-    cdef uint32_t length, needed
-    memset(&plain, 0, sizeof(plain))
-    needed = slots_of(queue.cut.largest, &plain)
+    cdef netif_offload meta
+    cdef uint32_t length
+    cdef uint32_t needed = slots_of(queue.cut.largest, queue.cut.gso_size != 0)
     while queue.cut.index < queue.cut.count:
         if room(queue) < needed:
             return needed
-        length = segments_next(&queue.cut, data, ws.cuts, CUT_BYTES)
+        length = segments_next(&queue.cut, data, ws.cuts, CUT_BYTES, &meta)
         if length == 0:
             break
-        copy_frame(queue, ws.cuts, length, &plain)
+        copy_frame(queue, ws.cuts, length, &meta)
     queue.cutting = False
     queue.link.counters[TX_SEGMENTED] += 1
     return 0
@@ -207,16 +205,14 @@ cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data
 
 cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexcept nogil:
     """Whether the backend can ever take it whole."""
-    return length <= MAX_FRAME and slots <= queue.tx_slots and (length <= PAGE_SIZE or queue.sg)
+    return length <= MAX_NETIF_FRAME and slots <= queue.tx_slots and (length <= PAGE_SIZE or queue.sg)
 
 
-cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Begin to cut a frame; the cut goes on later where not all its segments have room."""
-    cdef netif_offload plain
+cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame, bint whole) noexcept nogil:
+    """Begin to cut a frame; the cut goes on later where not all its segments have room. `whole`: into GSO frames."""
     queue.tx_cuts = BURST_FRAMES
-    memset(&plain, 0, sizeof(plain))
-    if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame)) < 0
-            or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, &plain))):
+    if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame), whole) < 0
+            or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, queue.cut.gso_size != 0))):
         queue.link.counters[TX_DROPPED] += 1
         return 0
     queue.cutting = True
@@ -228,15 +224,17 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
     cdef netif_offload said
     cdef virtio_net_hdr *hdr = vnet_header(frame)
     cdef uint32_t needed
-    cdef int verdict = virtio_to_netif(frame.data, frame.length, frame.length, hdr, queue.caps, &said)
+    cdef int verdict = virtio_to_netif(frame.data, frame.length, &frame.length, hdr, queue.caps, &said)
+    if verdict == OFFLOAD_SPLIT:
+        return start_cut(queue, ws, frame, queue.sg and queue.tx_slots >= FULL_FRAME_SLOTS)
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, hdr)
         memset(hdr, 0, VNET_HDR)
         memset(&said, 0, sizeof(said))
         queue.link.counters[TX_COMPLETED] += 1
-    needed = slots_of(frame.length, &said)
+    needed = slots_of(frame.length, said.gso_type != GSO_TYPE_NONE)
     if verdict == OFFLOAD_SEGMENT or (said.gso_type != GSO_TYPE_NONE and not fits(queue, frame.length, needed)):
-        return start_cut(queue, ws, frame)
+        return start_cut(queue, ws, frame, False)
     if verdict == OFFLOAD_DROP or frame.length < MIN_FRAME or not fits(queue, frame.length, needed):
         queue.link.counters[TX_DROPPED] += 1
         return 0
@@ -295,13 +293,14 @@ cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcep
 
 cdef inline bint goes_as_it_is(front_queue *queue, scattered_t *read, uint32_t offset,
                                netif_offload *said) noexcept nogil:
-    """Whether a frame can go from the pages that it lies in, and its flags."""
+    """Whether a frame can go from the pages that it lies in, and its flags. Pages of padding are free again."""
     cdef frame_t *frame = &read.frame
     cdef uint32_t have = min(frame.length, PAGE_SIZE - offset)
-    if offset + frame.length > read.held * PAGE_SIZE or frame.length > MAX_FRAME:
+    if offset + frame.length > read.held * PAGE_SIZE or frame.length > MAX_NETIF_FRAME:
         return False
-    if virtio_to_netif(frame.data, have, frame.length, vnet_header(frame), queue.caps, said) != OFFLOAD_PASS:
+    if virtio_to_netif(frame.data, have, &frame.length, vnet_header(frame), queue.caps, said) != OFFLOAD_PASS:
         return False
+    give_pages(queue, read, (offset + frame.length + PAGE_SIZE - 1) // PAGE_SIZE)
     return slots(queue) >= read.held + (said.gso_type != GSO_TYPE_NONE)
 
 
