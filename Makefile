@@ -28,7 +28,7 @@ help:
 demo: build
 	@$(BIN)/netback demo $(ARGS)
 
-test: build lint types
+test: build lint types $(VENV)/.plots
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.tools

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbered frames that fill one direction of a vif, and the witness at its other end.
+"""Numbered frames through one direction of a vif, and their check at the other end.
 
-Each frame's bytes follow from its flow and its number, so that a wrong byte, or one of another guest, shows.
+Each frame's bytes follow from its flow and its number, so a wrong byte, or one of another guest, is found.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ HELD = 1
 _NUMBER = struct.Struct(">QQ")
 _PLAIN_AT, _TCP4_AT, _TCP6_AT = 10 + 14, 10 + 14 + 40, 10 + 14 + 60
 _AT = {b"\x88\xb5": _PLAIN_AT, b"\x08\x00": _TCP4_AT, b"\x86\xdd": _TCP6_AT}
-"""Where the number is in a message, by its EtherType."""
+"""The offset of the number in a message, by its EtherType."""
 _MOST = 70000
 _TURN = 16
-"""Frames sent or received before others have the loop."""
+"""Frames sent or received in one callback of the loop."""
 
 
 def templates(rng: random.Random, config: FrontConfig) -> list[bytes]:
-    """Messages of every kind and size that this guest takes whole: one slot and many, blank checksums, TCP to segment.
+    """Messages of every kind and size that this guest takes unsegmented: one slot and many, blank checksums, GSO.
 
-    What has to be cut for it is left out: then a kill, or a full ring, could also cost a part of a frame.
+    Frames that the backend segments are left out: a kill or a full ring could lose a part of one.
     """
     most = 65535 if config.sg else 4000
     sizes = [
@@ -62,8 +62,8 @@ def templates(rng: random.Random, config: FrontConfig) -> list[bytes]:
 class Flow:
     """One direction of one vif, from a socket to a socket.
 
-    `repeats`: after a kill the frames of one burst may come again, none is lost (TX). Else they may be lost, and none
-    comes again (RX).
+    `repeats`: a kill may repeat the frames of one burst and loses none (TX). Otherwise it may lose them
+    and repeats none (RX).
     """
 
     def __init__(
@@ -83,24 +83,24 @@ class Flow:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(receiver, self._guarded(self._receive))
 
-    # ---- what a test does
+    # ---- for tests
 
     def run(self, running: bool = True) -> None:
-        """Send as fast as the vif takes it, or no more."""
+        """Send as fast as the vif takes frames, or stop."""
         if running:
             self._loop.add_writer(self._sender, self._guarded(self._send_some))
         else:
             self._loop.remove_writer(self._sender)
 
     def read(self, reading: bool) -> None:
-        """Take what arrives, or leave it where it is."""
+        """Read what arrives, or leave it in the socket."""
         if reading:
             self._loop.add_reader(self._receiver, self._guarded(self._receive))
         else:
             self._loop.remove_reader(self._receiver)
 
     def send(self, count: int) -> None:
-        """Just so many: they must have room."""
+        """Send exactly so many frames; the socket must have room."""
         for _ in range(count):
             self._sender.send(self.message(self._sent))
             self._sent += 1
@@ -110,15 +110,15 @@ class Flow:
         return self._sent
 
     async def arrived(self, count: int, seconds: float) -> None:
-        """Until so many came in all; AssertionError where the vif stands still, or gave a wrong one."""
+        """Wait until so many have come in total; AssertionError after so many seconds, or for a wrong frame."""
         try:
             async with asyncio.timeout(seconds):
                 await self._until(lambda: self.received >= count)
         except TimeoutError:
-            raise AssertionError(f"{self}: it stands still") from None
+            raise AssertionError(f"{self}: no progress") from None
 
     async def caught_up(self, seconds: float) -> None:
-        """Until the last frame that was sent came."""
+        """Wait for the last frame that was sent."""
         try:
             async with asyncio.timeout(seconds):
                 await self._until(lambda: self._next == self._sent)
@@ -132,12 +132,12 @@ class Flow:
             self.check()
 
     def check(self) -> None:
-        """AssertionError where something wrong came."""
+        """AssertionError if a wrong frame has come."""
         if self._failure is not None:
             raise self._failure
 
     def killed(self) -> None:
-        """A backend is about to be killed: a burst more may be lost, or come again."""
+        """Allow one more burst to be lost or repeated: a backend is about to be killed."""
         self.kills += 1
 
     def close(self) -> None:
@@ -152,13 +152,13 @@ class Flow:
     # ---- frames
 
     def message(self, number: int) -> bytes:
-        """The frame of that number, led by its virtio_net_hdr."""
+        """The frame with that number, led by its virtio_net_hdr."""
         template = self._templates[number % len(self._templates)]
         at = _AT[template[22:24]]
         return template[:at] + _NUMBER.pack(self._flow, number) + template[at + _NUMBER.size :]
 
     def _guarded(self, call: Callable[[], None]) -> Callable[[], None]:
-        """What goes wrong in a callback is the flow's end, and whoever waits for it hears of it."""
+        """A callback whose error ends the flow and is raised to the waiting test."""
 
         def guarded() -> None:
             try:
@@ -195,7 +195,7 @@ class Flow:
         self.received += 1
 
     def _whole(self, message: bytes, number: int) -> None:
-        """As it was sent, or the first of the segments that it was cut to."""
+        """Check a message against the frame that was sent, or the first of its segments."""
         self._jumps += bool(self._rest)
         self._rest = []
         wanted = self.message(number)
@@ -215,8 +215,8 @@ class Flow:
             assert skipped < 0, f"{self}: {skipped} frames are lost before frame {number}"
         else:
             self.lost += skipped
-            assert skipped > 0, f"{self}: frame {number} comes again"
-        assert self._jumps <= self.kills, f"{self}: frame {number} out of turn, without a kill"
+            assert skipped > 0, f"{self}: frame {number} is repeated"
+        assert self._jumps <= self.kills, f"{self}: frame {number} out of order, without a kill"
         assert abs(skipped) <= BURST + HELD or self.lost + self.repeated <= self.kills * (BURST + HELD), str(
             self
         )

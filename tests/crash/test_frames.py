@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends killed at seeded random moments under load in both directions: what guests and hosts get all the same."""
+"""Backends killed at seeded random moments under load in both directions."""
 
 import asyncio
 import random
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from netback.frontend import FrontConfig
-from tests.crash.scene import Scene, scene
+from tests.crash.topology import Topology, topology
 
 pytestmark = pytest.mark.timeout(300)
 KILLS = 60
 PAUSE = 0.06
-"""Seconds: from start to kill, so that some die in the midst of taking up the rings and most under load."""
+"""The longest time from start to kill in seconds: some backends die while they attach to the rings, most under load."""
 STEPS = 300
-"""Kill points, among which some lives have their end: a kill from outside rarely hits the middle of a burst."""
+"""Kill points, where some backends die: SIGKILL from outside rarely hits the middle of a burst."""
 
 AGREEMENTS = {
     "all that Linux takes": (FrontConfig(), FrontConfig()),
@@ -24,34 +24,34 @@ AGREEMENTS = {
 }
 
 
-async def die(made: Scene, rng: random.Random) -> None:
-    """One life, of some length."""
+async def die(made: Topology, rng: random.Random) -> None:
+    """Start a backend and kill it, at a kill point or after some time."""
     if rng.random() < 0.4:
-        made.lives.start(after=rng.randint(1, STEPS))
-        await made.lives.end()
+        made.backends.start(after=rng.randint(1, STEPS))
+        await made.backends.end()
         return
-    made.lives.start()
+    made.backends.start()
     if rng.random() < 0.6:
         await made.goes_on()
     await asyncio.sleep(rng.uniform(0, PAUSE))
-    await made.lives.kill()
+    await made.backends.kill()
 
 
 @pytest.mark.parametrize("agreement", AGREEMENTS)
 async def test_two_guests_under_load(xen: Path, agreement: str) -> None:
-    """Every byte is its own guest's and right; a kill costs RX a burst, repeats a burst of TX, and stops nothing.
+    """Each guest gets its own bytes only; a kill loses at most a burst of RX, or repeats one of TX.
 
     Seen to fail: without the journal, with a journal completed on rings that it does not match, with rsp_prod stored
     before the bodies, TX answered before it is sent, no notification at attach, the network drained at adoption.
     """
     rng = random.Random(agreement)
-    async with scene(xen, AGREEMENTS[agreement]) as made:
+    async with topology(xen, AGREEMENTS[agreement]) as made:
         for flow in made.flows:
             flow.run()
-        await made.lives.kill()
-        while made.lives.kills < KILLS:
+        await made.backends.kill()
+        while made.backends.kills < KILLS:
             await die(made, rng)
             made.check()
-        made.lives.start()
+        made.backends.start()
         await made.goes_on()
         await made.stop_sending()

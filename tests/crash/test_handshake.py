@@ -1,36 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends killed while a guest closes and connects anew: whoever comes next goes on from what stands in the store."""
+"""Backends killed while a guest closes and connects again: the next one goes on from the states in the store."""
 
 import asyncio
 import random
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState as State
-from tests.crash.lives import SECONDS
-from tests.crash.scene import Scene, scene
+from tests.crash.respawn import SECONDS
+from tests.crash.topology import Topology, topology
 
 RELOADS = 10
 DEATHS = 4
 LIFE = 0.08
-"""Seconds at most: about what a backend takes to do its part."""
+"""The longest time to a kill in seconds: about what a backend takes for its part of the handshake."""
 WALK = {
     "frontend": [State.CLOSING, State.CLOSED, State.INITIALISING, State.CONNECTED],
     "backend": [State.CLOSING, State.CLOSED, State.INIT_WAIT, State.CONNECTED],
 }
 
 
-async def die_young(made: Scene, rng: random.Random) -> None:
-    """One backend after the other; the last one lives."""
+async def die_young(made: Topology, rng: random.Random) -> None:
+    """One backend after the other; the last one stays."""
     for _ in range(DEATHS):
         await asyncio.sleep(rng.uniform(0, LIFE))
-        await made.lives.kill()
-        made.lives.start()
+        await made.backends.kill()
+        made.backends.start()
 
 
 async def test_a_guest_that_reloads(xen: Path) -> None:
-    """Either end walks through its states once and in order, however many backends it takes; then frames flow."""
+    """Each end takes its states once and in order, however many backends it takes; then frames flow."""
     rng = random.Random(3)
-    async with scene(xen) as made:
+    async with topology(xen) as made:
         (vif,) = made.vifs
         for _ in range(RELOADS):
             dying = asyncio.create_task(die_young(made, rng))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One backend at a time: a second is refused while the first lives, and takes over while the first dies."""
+"""One backend at a time: a second is refused while the first runs, and takes over while the first dies."""
 
 import random
 from contextlib import ExitStack
@@ -14,15 +14,15 @@ from netback.net.tap import TapNetwork
 from netback.platforms.emulated import EmulatedDomain, EmulatedEventChannels, EmulatedPlatform
 from netback.vif.queue import bind_port
 from tests.cli.test_commands import run
-from tests.crash.scene import scene
+from tests.crash.topology import topology
 from tests.net.namespace import new_network
 
 REPLACED = 20
 
 
 async def test_a_second_backend_is_refused_in_one_line(xen: Path) -> None:
-    """And the first one's guests do not notice. Seen to fail: no lock."""
-    async with scene(xen) as made:
+    """The first one's guests notice nothing. Seen to fail: no lock."""
+    async with topology(xen) as made:
         for flow in made.flows:
             flow.run()
         code, out, err = await run("run", "--dir", xen)
@@ -34,21 +34,21 @@ async def test_a_second_backend_is_refused_in_one_line(xen: Path) -> None:
 
 
 async def test_a_new_one_while_the_old_one_dies(xen: Path) -> None:
-    """Lock and ports may be the old one's still, for a moment."""
+    """For a moment the old one still holds its lock and ports."""
     rng = random.Random(4)
-    async with scene(xen, (FrontConfig(), FrontConfig())) as made:
+    async with topology(xen, (FrontConfig(), FrontConfig())) as made:
         for flow in made.flows:
             flow.run()
         for _ in range(REPLACED):
             await made.goes_on(rng.randrange(30))
-            made.lives.replace()
+            made.backends.replace()
             made.check()
         await made.goes_on()
         await made.stop_sending()
 
 
 class DyingHolder:
-    """A guest's port is a predecessor's still, until the first try for it was refused."""
+    """A predecessor holds the guest's port until the first attempt to bind it has failed."""
 
     def __init__(self, events: EmulatedEventChannels, holder: EmulatedEventChannels) -> None:
         self.native, self._events, self._holder = events.native, events, holder

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux's own TCP, in two network namespaces: a transfer each way outlives one backend after the other.
+"""Linux's own TCP in two network namespaces: a transfer each way goes on through one backend after the other.
 
-The host's end is a tap, so each new backend also adopts that, and gets it while its killed holder may still be dying.
+The host's end is a tap, which each new backend adopts while the killed one may still hold it.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ import pytest
 
 from netback.frontend import Frontend
 from netback.net.tap import TapNetwork
-from tests.crash.lives import SECONDS, Lives, launcher
-from tests.crash.scene import attach
+from tests.crash.respawn import SECONDS, Respawner, launcher
+from tests.crash.topology import attach
 from tests.net.namespace import ip, new_network
 
 pytestmark = pytest.mark.timeout(300)
@@ -27,11 +27,11 @@ TAP = "host0"
 CHUNK = 1 << 16
 PROGRESS = 4 * CHUNK
 PAUSE = 0.1
-"""Seconds until a kill, once traffic goes on after the last one."""
+"""The longest time in seconds from new traffic to the next kill."""
 
 
 class Transfer:
-    """Bytes of no pattern over one connection, and their digests at both ends."""
+    """Random bytes over one connection, and their digests at both ends."""
 
     def __init__(self, source: socket.socket, sink: socket.socket, seed: int) -> None:
         self.received = 0
@@ -59,7 +59,7 @@ class Transfer:
             self._news.set()
 
     async def goes_on(self) -> None:
-        """Until more of it came."""
+        """Wait for PROGRESS more bytes."""
         target = self.received + PROGRESS
         async with asyncio.timeout(SECONDS):
             while self.received < target:
@@ -67,7 +67,7 @@ class Transfer:
                 await self._news.wait()
 
     async def intact(self) -> bool:
-        """Send no more: whether all of it came, as it was sent."""
+        """Stop sending: whether every byte arrived unchanged."""
         self._stop = True
         async with asyncio.timeout(SECONDS):
             await asyncio.gather(*self._tasks)
@@ -81,17 +81,17 @@ class Transfer:
 
 
 def tcp_socket() -> socket.socket:
-    """Of the present namespace, wherever it is used."""
+    """A socket of the present namespace; it stays in it wherever it is used."""
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     made.setblocking(False)
     return made
 
 
 @asynccontextmanager
-async def two_stacks(xen: Path) -> AsyncIterator[tuple[Lives, socket.socket, socket.socket]]:
-    """A guest's stack and a host's, joined by a vif: a socket of the one, and one of the other that listens.
+async def two_stacks(xen: Path) -> AsyncIterator[tuple[Respawner, socket.socket, socket.socket]]:
+    """A guest's stack and a host's, joined by a vif: a client socket in the first, a listener in the second.
 
-    Either namespace lives as long as its sockets, the tap and the backends in it.
+    Each namespace lasts as long as its sockets, its tap and its backends.
     """
     with new_network():
         guest_net, client = TapNetwork("guest0"), tcp_socket()
@@ -105,36 +105,36 @@ async def two_stacks(xen: Path) -> AsyncIterator[tuple[Lives, socket.socket, soc
         listener = tcp_socket()
         listener.bind((HOST, 0))
         listener.listen()
-        with launcher(xen, net=f"tap:{TAP}") as lives:
-            lives.start()
+        with launcher(xen, net=f"tap:{TAP}") as backends:
+            backends.start()
             async with Frontend(xen, guest_net) as frontend:
                 await attach(xen, frontend.guest.domid, f"tap:{TAP}")
                 async with asyncio.timeout(SECONDS):
                     await frontend.connected()
                 with listener:
-                    yield lives, client, listener
+                    yield backends, client, listener
                 assert frontend.broken is None
         guest_net.remove()
 
 
 async def test_transfers_both_ways(xen: Path) -> None:
-    """Seen to fail: rings that are not drained at attach, or taken up elsewhere than at rsp_prod."""
+    """Seen to fail: rings that are not drained at attach, or attached elsewhere than at rsp_prod."""
     rng = random.Random(7)
-    async with two_stacks(xen) as (lives, client, listener):
+    async with two_stacks(xen) as (backends, client, listener):
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(SECONDS):
             await loop.sock_connect(client, listener.getsockname())
             server, _ = await loop.sock_accept(listener)
         with server:
             transfers = Transfer(client, server, 1), Transfer(server, client, 2)
-            while lives.kills < KILLS:
+            while backends.kills < KILLS:
                 await asyncio.gather(*(transfer.goes_on() for transfer in transfers))
                 await asyncio.sleep(rng.uniform(0, PAUSE))
                 if rng.random() < 0.5:
-                    lives.replace()
+                    backends.replace()
                 else:
-                    await lives.kill()
-                    lives.start()
+                    await backends.kill()
+                    backends.start()
             for transfer in transfers:
                 await transfer.goes_on()
             assert await asyncio.gather(*(transfer.intact() for transfer in transfers)) == [True, True]

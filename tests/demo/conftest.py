@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .running import Place, new_place
+from .harness import Place, new_place
 
 
 @pytest.fixture

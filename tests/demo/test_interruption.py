@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from .running import Place, finish, new_place, wait_until
+from .harness import HANG_SECONDS, Place, finish, new_place, wait_until
 
 SEED = 0xDE30
 INSTANTS = 20
-LATEST = 2.5
-"""Seconds after its first trace: about when a short demo ends on an idle machine."""
+LATEST = 2.0
+"""Seconds after its first trace, in which each variant's transfers alone take longer."""
 EARLY = 4
-"""How many of the instants are counted from the start of Python instead, when there is no trace yet."""
+"""So many of the instants are counted from the start of Python instead, when there is no trace yet."""
 AT_ONCE = 4
 VARIANTS = (
     ("--tier", "taps"),
@@ -33,22 +33,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def namespaces() -> set[str]:
-    """Every mounted namespace: those that outlive processes."""
+    """Every mounted namespace; only those outlive their processes."""
     return {line for line in Path("/proc/self/mounts").read_text().splitlines() if line.startswith("nsfs ")}
 
 
 def interrupt(
     instant: float, early: bool, words: tuple[str, ...], number: signal.Signals
 ) -> tuple[int, list[str]]:
-    """A demo that gets a signal at an instant: how it ended, and what it left."""
+    """Send a signal to a demo at an instant: its exit code, and what it left behind."""
     with new_place() as place:
-        process = place.start(*words)
+        process = place.start(*words, seconds=LATEST)
         assert early or wait_until(lambda: any(place.tmp.iterdir()))
         try:
             process.wait(timeout=instant)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANG_SECONDS)
         interrupted = process.returncode == 128 + number
         assert early or not interrupted or "everything is removed" in err
         assert not interrupted or "Traceback" not in err
@@ -56,7 +56,7 @@ def interrupt(
 
 
 def test_twenty_instants() -> None:
-    """A signal during the first imports ends Python as it likes: there is nothing to remove yet."""
+    """A signal during the first imports ends Python before the demo handles it; there is nothing to remove yet."""
     choose = random.Random(SEED)
     instants = [choose.uniform(0, 1 if number < EARLY else LATEST) for number in range(INSTANTS)]
     early = [number < EARLY for number in range(INSTANTS)]
@@ -66,7 +66,7 @@ def test_twenty_instants() -> None:
     assert [(instant, left) for instant, (_, left) in zip(instants, ended, strict=True) if left] == []
     assert namespaces() == before
     codes = [code for code, _ in ended]
-    assert sum(code > 128 for code in codes) >= INSTANTS // 2, codes
+    assert all(codes), "a demo ended before its signal"
 
 
 def test_a_second_signal_does_not_disturb_the_first(place: Place) -> None:
@@ -82,7 +82,7 @@ def test_a_second_signal_does_not_disturb_the_first(place: Place) -> None:
 
 @pytest.mark.parametrize("tier", ["taps", "veth", "python"])
 def test_no_process_outlives_a_killed_parent(place: Place, tier: str) -> None:
-    """kill -9 leaves nobody who could remove a directory; processes and what they hold go all the same."""
+    """After kill -9 no process is left to remove the directory; the kernel ends the others and removes their links."""
     process = place.start("--tier", tier)
     assert wait_until(lambda: place.child("netfront") is not None)
     os.kill(process.pid, signal.SIGKILL)

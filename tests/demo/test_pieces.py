@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's smaller parts by themselves."""
+"""The demo's smaller parts alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from netback.demo.payload import PIECE, Payload, Tally
-from netback.demo.processes import Child, DemoError
+from netback.demo.child import Child, DemoError
 from netback.demo.report import Crossing, Ping
+from netback.demo.stacks import PIECE, Payload, Tally
 
-from .running import wait_until
+from .harness import wait_until
 
 
 def pour(payload: Payload, tally: Tally) -> None:
@@ -79,11 +79,11 @@ async def test_a_child_that_fails_without_a_word_is_quoted(tmp_path: Path) -> No
 
 
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
-    """Even one that is stopped and could not notice."""
+    """A stopped one, too, which could not notice anything itself."""
     parent = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from netback.demo.processes import Child
+from netback.demo.child import Child
 async def main():
     child = Child("xen", {"directory": sys.argv[1] + "/xen"}, log=Path(sys.argv[1], "log"))
     await child.ready()

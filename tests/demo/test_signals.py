@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals at the two instants that matter: while things are undone, and after the last thing that can be cancelled."""
+"""Signals while work is undone, and after the last step that can be cancelled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def hear(number: int) -> None:
+def signal_self(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
@@ -30,10 +30,10 @@ def test_a_signal_while_things_are_undone_does_not_stop_that() -> None:
 
     async def work() -> None:
         try:
-            hear(signal.SIGTERM)
+            signal_self(signal.SIGTERM)
             await asyncio.sleep(60)
         finally:
-            hear(signal.SIGINT)
+            signal_self(signal.SIGINT)
             for step in range(3):
                 await asyncio.sleep(0)
                 undone.append(step)
@@ -52,14 +52,14 @@ def test_a_signal_after_the_last_step_is_seen_by_check() -> None:
 
     assert interruption.run(work()) == "done"
     interruption.check()
-    hear(signal.SIGHUP)
+    signal_self(signal.SIGHUP)
     with pytest.raises(Interrupted, match="SIGHUP"):
         interruption.check()
 
 
 def test_after_a_signal_nothing_begins() -> None:
     interruption = Interruption()
-    hear(signal.SIGINT)
+    signal_self(signal.SIGINT)
     begun = []
 
     async def work() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each tier end to end, and which one is taken: as root, as nobody, and where no namespace may be made."""
+"""Each tier end to end, and which one is taken: as root, unprivileged, and where no namespace may be made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .running import Place, finish, run
+from .harness import HANG_SECONDS, Place, finish, run
 
 STATES = [
     ("Initialising", "Initialising"),
@@ -21,7 +21,7 @@ MTU_FRAME = 1514
 
 
 def check_everything(data: dict[str, Any]) -> None:
-    """What a whole demo says."""
+    """Check the results of a whole demo."""
     steps = data["timeline"]
     check_handshake([(step["backend"], step["frontend"]) for step in steps])
     assert [step["milliseconds"] for step in steps] == sorted(step["milliseconds"] for step in steps)
@@ -35,18 +35,17 @@ def check_everything(data: dict[str, Any]) -> None:
         check_flow(flow)
     assert data["lost_flags"] is None
     assert data["restart"] is None
-    assert data["seconds"] < 40
 
 
 def check_handshake(steps: list[tuple[str, str]]) -> None:
-    """In order; on a busy machine a watch may come too late to see a state that lasts a millisecond."""
+    """The states are in order; on a busy machine a watch event may come after a state that lasts a millisecond."""
     first = steps[: steps.index(STATES[-1]) + 1]
     assert len(first) >= 2
     assert first == [state for state in STATES if state in first]
 
 
 def check_flow(flow: dict[str, Any]) -> None:
-    """The ring carried what TCP says that it transferred, in frames as large as was agreed."""
+    """The ring carried frames as large as the guest had agreed to."""
     crossing, per = flow["crossing"], flow["per_notification"]
     assert flow["gbit_s"] > 0
     assert flow["tool"] == "built in"
@@ -63,7 +62,7 @@ def check_flow(flow: dict[str, Any]) -> None:
 
 
 def tshark(path: str, *words: str) -> list[str]:
-    """What tshark reads back, a line for each frame."""
+    """tshark's output, a line for each frame."""
     command = ["tshark", "-r", path, *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
@@ -79,7 +78,7 @@ def test_tier_as_root(place: Place, tier: str) -> None:
 
 
 def check_capture(place: Place, capture: dict[str, Any]) -> None:
-    """A foreign reader sees all frames, both protocols, both rings, and each frame's story."""
+    """tshark reads every frame, both protocols, both rings, and a comment for each frame."""
     assert capture["path"] == str(place.cwd / "netback-demo.pcapng")
     fields = ("-e", "frame.protocols", "-e", "frame.interface_name", "-e", "frame.comment")
     lines = tshark(capture["path"], "-T", "fields", *fields)
@@ -130,9 +129,9 @@ def test_errors_are_json_as_well(place: Place) -> None:
 
 
 def test_a_directory_that_cannot_be_written(place: Place) -> None:
-    """The capture goes elsewhere, and the output says where."""
+    """The capture is written elsewhere, and the output names the place."""
     process = place.start("--tier", "python", user="nobody", cwd=Path("/proc"))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, err
     (capture,) = place.tmp.glob("*/netback-demo.pcapng")
     assert str(capture) in out

@@ -1,78 +1,185 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process of the demo, from its start to its end: it takes its place, plays its role and answers calls.
+"""A process of the demo and its parent's end of it: lines of JSON on a socketpair.
 
-A call is a line of JSON on an inherited socket, and so is its answer. Knows how a role is asked, not what roles do.
-Its end is its parent's end too: the kernel sees to that.
+`Child` starts `python -m netback.demo.child ROLE SOCKET PARENT ORDERS`, which enters its namespaces, makes the role's
+object and calls its methods on request. The kernel kills the process when its parent ends.
 """
 
 import asyncio
 import json
+import os
+import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from importlib import import_module
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from netback.demo import namespaces
 from netback.errors import NetbackError
+from netback.process import die_with
 
 ROLES = {
-    "xen": ("netback.demo.roles", "Xen"),
-    "backend": ("netback.demo.roles", "Backend"),
-    "netfront": ("netback.demo.roles", "Netfront"),
-    "stack": ("netback.demo.stack", "KernelStack"),
-    "plain stack": ("netback.demo.plain_stack", "PlainStack"),
+    "xen": "netback.demo.processes:xen",
+    "backend": "netback.demo.processes:backend",
+    "netfront": "netback.demo.processes:netfront",
+    "kernel stack": "netback.demo.stacks:kernel_stack",
+    "python stack": "netback.demo.stacks:python_stack",
 }
-"""Each role: the module and the class, which is an async context manager and whose methods are what can be called."""
+"""What makes each role: an asynchronous context manager; the methods of the object that it yields are the calls."""
+SOURCE = Path(__file__).resolve().parents[2]
 
-Role = AbstractAsyncContextManager[Any]
+
+class DemoError(NetbackError):
+    """A step of the demo failed."""
+
+
+# ---- the parent's end
+
+
+class Child:
+    """A process with a role. `place` are arguments of `enter`, `fds` descriptors that it inherits."""
+
+    def __init__(
+        self,
+        role: str,
+        arguments: Mapping[str, object],
+        *,
+        log: Path,
+        place: Mapping[str, object] | None = None,
+        fds: Sequence[int] = (),
+    ) -> None:
+        self.role = role
+        self._log = log
+        ours, theirs = socket.socketpair()
+        orders = json.dumps({"place": place or {}, "with": arguments})
+        path = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with theirs, log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "netback.demo.child",
+                    role,
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    orders,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                pass_fds=(theirs.fileno(), *fds),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"},
+                start_new_session=True,  # Ctrl-C signals the parent alone, which ends its children
+            )
+        self._numbers = count()
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._following = asyncio.ensure_future(self._follow(ours))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ready(self) -> None:
+        """Wait until the role's object is entered; DemoError says why it was not."""
+        await asyncio.shield(self._ready)
+
+    async def call(self, method: str, **arguments: object) -> Any:
+        """Call a method of the role: its result. DemoError carries its error, or the end of the process."""
+        await self.ready()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        number = next(self._numbers)
+        self._answers[number] = answer
+        self._writer.write(_line(id=number, call=method, **{"with": arguments}))
+        return await answer
+
+    def kill(self) -> None:
+        """End the process and those that it started. Repeated calls do nothing."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+        self._following.cancel()
+
+    async def _follow(self, channel: socket.socket) -> None:
+        reader, self._writer = await asyncio.open_unix_connection(sock=channel)
+        try:
+            while message := await reader.readline():
+                self._receive(json.loads(message))
+        except ConnectionError:
+            pass
+        finally:
+            self._writer.close()
+            self._fail(DemoError(f"{self.role}: the process ended unexpectedly{self._last_line()}"))
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        if "ready" in message:
+            self._ready.set_result(None)
+        elif "id" not in message:
+            self._fail(DemoError(message["error"]))
+        elif (answer := self._answers.pop(message["id"])) and not answer.done():
+            if "error" in message:
+                answer.set_exception(DemoError(message["error"]))
+            else:
+                answer.set_result(message["result"])
+
+    def _fail(self, error: DemoError) -> None:
+        """Fail every waiting call."""
+        for future in (self._ready, *self._answers.values()):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # asyncio logs an exception that no caller retrieves
+        self._answers.clear()
+
+    def _last_line(self) -> str:
+        with suppress(OSError):
+            if text := self._log.read_text(errors="replace").strip():
+                return f" ({text.splitlines()[-1]})"
+        return ""
+
+
+# ---- the process
 
 
 def main() -> None:
-    """`python -m netback.demo.child ROLE SOCKET PARENT {"place": ..., "with": ...}`."""
-    role, connection, parent, told = sys.argv[1:]
-    namespaces.die_with(int(parent))
-    orders = json.loads(told)
-    module, name = ROLES[role]
-    with socket.socket(fileno=int(connection)) as channel:
+    """Enter the place, then answer calls until the parent closes its end."""
+    role, fd, parent, text = sys.argv[1:]
+    die_with(int(parent))()
+    orders = json.loads(text)
+    module, name = ROLES[role].split(":")
+    with socket.socket(fileno=int(fd)) as channel:
         try:
-            take_place(**orders["place"])
-            asyncio.run(play(lambda: getattr(import_module(module), name)(**orders["with"]), channel))
+            namespaces.enter(**orders["place"])
+            asyncio.run(_serve(module, name, orders["with"], channel))
         except (NetbackError, OSError) as error:
-            channel.sendall(line(error=str(error)))
+            channel.sendall(_line(error=str(error)))
 
 
-def take_place(new: bool = False, of: int = 0, user: bool = False) -> None:
-    """Into namespaces of our own, or into those of the process `of`, or stay."""
-    if new:
-        namespaces.enter_new(user)
-        namespaces.quiet_ipv6()
-    elif of:
-        namespaces.join(of, user)
-
-
-def line(**message: object) -> bytes:
-    """A message as it is sent."""
-    return json.dumps(message).encode() + b"\n"
-
-
-async def play(make: Callable[[], Role], channel: socket.socket) -> None:
-    """Say that we are ready, then answer until nobody is there to ask."""
+async def _serve(module: str, name: str, arguments: Mapping[str, Any], channel: socket.socket) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=channel.dup())
-    async with make() as role, asyncio.TaskGroup() as calls:
-        writer.write(line(ready=True))
-        while asked := await reader.readline():
-            calls.create_task(answer(role, json.loads(asked), writer))
+    role: AbstractAsyncContextManager[Any] = getattr(import_module(module), name)(**arguments)
+    async with role as entered, asyncio.TaskGroup() as calls:
+        writer.write(_line(ready=True))
+        while message := await reader.readline():
+            calls.create_task(_answer(entered, json.loads(message), writer))
 
 
-async def answer(role: Any, asked: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
-    """One call. What a role says on purpose, or the kernel, is an answer as well."""
+async def _answer(role: Any, message: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+    """Make one call; an error that netback or the kernel raised is its answer."""
     try:
-        result = await getattr(role, asked["call"])(**asked["with"])
-        writer.write(line(id=asked["id"], result=result))
+        result = await getattr(role, message["call"])(**message["with"])
+        writer.write(_line(id=message["id"], result=result))
     except (NetbackError, OSError, TimeoutError) as error:
-        writer.write(line(id=asked["id"], error=str(error) or type(error).__name__))
+        writer.write(_line(id=message["id"], error=str(error) or type(error).__name__))
+
+
+def _line(**message: object) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 if __name__ == "__main__":

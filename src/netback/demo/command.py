@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback demo`: its words, where its files are, and how it ends. What it does is in story.py."""
+"""`netback demo`: its options, its files and its exit codes."""
 
 import json as json_text
 import os
@@ -16,13 +16,13 @@ from rich.console import Console
 
 from netback.demo.interruption import Interrupted, Interruption
 from netback.demo.report import CaptureFile, Report
-from netback.demo.show import Silent, Terminal
-from netback.demo.story import CAPTURE, Break, Options, Story
+from netback.demo.run import CAPTURE, Break, Options, Run
 from netback.demo.tiers import Tier
+from netback.demo.ui import Terminal, Ui
 from netback.errors import ConfigError, NetbackError
 
 SECONDS = 20.0
-SECONDS_LEAST = 4.0
+MIN_SECONDS = 4.0
 
 
 def demo(
@@ -39,7 +39,7 @@ def demo(
         bool, typer.Option("--json", help="The same as JSON, and nothing else on stdout.")
     ] = False,
     seconds: Annotated[
-        float, typer.Option(min=SECONDS_LEAST, help="How long it may take altogether.")
+        float, typer.Option(min=MIN_SECONDS, help="How long it may take altogether.")
     ] = SECONDS,
 ) -> None:
     """Frames over Xen's rings, end to end, without Xen: a guest and a host, with a TCP/IP stack each.
@@ -50,7 +50,7 @@ def demo(
     interruption = Interruption()
     terminal = Terminal(Console())
     try:
-        report = run(Options(tier, broken, seconds), Silent() if json else terminal, interruption)
+        report = run(Options(tier, broken, seconds), Ui() if json else terminal, interruption)
     except Interrupted as interrupted:
         fail(json, f"interrupted by {interrupted}: everything is removed", interrupted.code)
     except (NetbackError, OSError) as error:
@@ -61,25 +61,25 @@ def demo(
         print(json_text.dumps(report.as_data(), indent=2))
         return
     if report.capture:
-        terminal.tell(report.capture)
+        terminal.show(report.capture)
     terminal.next(commands)
 
 
-def run(options: Options, show: Silent | Terminal, interruption: Interruption) -> Report:
-    """One demo, in a directory of its own; its capture stays, and that is the last thing to happen."""
+def run(options: Options, ui: Ui, interruption: Interruption) -> Report:
+    """Run one demo in a directory of its own, and keep its capture as the last step."""
     with runtime_directory() as directory:
-        story = Story(options, show, directory)
-        report = interruption.run(story.tell())
+        demo = Run(options, ui, directory)
+        report = interruption.run(demo.run())
         interruption.check()
         if report.capture:
-            path = keep(story.capture_path)
+            path = keep(demo.capture_path)
             report.capture = CaptureFile(str(path), report.capture.frames)
     return report
 
 
 @contextmanager
 def runtime_directory() -> Iterator[Path]:
-    """Sockets, journals and logs of one demo."""
+    """A directory for the sockets, journals and logs of one demo."""
     directory = Path(tempfile.mkdtemp(prefix="netback-demo-"))
     try:
         yield directory
@@ -88,7 +88,7 @@ def runtime_directory() -> Iterator[Path]:
 
 
 def keep(capture: Path) -> Path:
-    """Into the working directory; where that cannot be written, into a new one for temporary files."""
+    """Copy the capture into the working directory, or into a new temporary one where that is not writable."""
     here = Path.cwd() / CAPTURE
     if not os.access(here.parent, os.W_OK | os.X_OK):
         here = Path(tempfile.mkdtemp(prefix="netback-demo-capture-")) / CAPTURE
@@ -102,7 +102,7 @@ def keep(capture: Path) -> Path:
 
 
 def next_commands(report: Report) -> list[tuple[str, str]]:
-    """What to do next, and what for; only what exists."""
+    """Commands to try next, and what each is for; only those that are installed."""
     commands = []
     if report.capture and shutil.which("tshark"):
         commands.append(
@@ -119,7 +119,7 @@ def next_commands(report: Report) -> list[tuple[str, str]]:
 
 
 def fail(json: bool, reason: str, code: int) -> NoReturn:
-    """One line, or one object."""
+    """Print the reason as one line, and as one object with `--json`; end with `code`."""
     if json:
         print(json_text.dumps({"error": reason}))
     print(f"netback demo: {reason}", file=sys.stderr)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that end a demo: whenever one comes, what was begun is undone first. Knows signals, not what is undone."""
+"""Signals that end a demo: the work in progress is undone first, whenever the signal comes."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """A signal came; `code` is what the shell expects then."""
+    """A signal came; `code` is the exit code that a shell expects then."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -21,21 +21,21 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Catches the signals from now on: between two lines of code it only takes a note, or cancels what runs."""
+    """Handles SIGNALS from now on: the first one cancels the work that `run` does, or is kept for `check`."""
 
     def __init__(self) -> None:
         self._number = 0
         self._cancel: Callable[[], object] = lambda: None
         for number in SIGNALS:
-            signal.signal(number, self._hear)
+            signal.signal(number, self._handle)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came."""
+        """Raise Interrupted if a signal has come."""
         if self._number:
             raise Interrupted(self._number)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which is cancelled by a signal; then Interrupted."""
+        """The result of `work`; Interrupted once a signal has cancelled it."""
         try:
             return asyncio.run(self._cancellable(work))
         except asyncio.CancelledError:
@@ -53,7 +53,7 @@ class Interruption:
             raise asyncio.CancelledError
         return await work
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         first, self._number = not self._number, self._number or number
         if first:
             self._cancel()

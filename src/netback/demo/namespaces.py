@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces without names, and processes that do not outlive their parent.
-
-A namespace made here is held by nothing but processes: with the last one it is gone, and its links with it. Knows the
-kernel's calls; what is done inside a namespace it does not know.
-"""
+"""Network and user namespaces without names: the kernel removes one, and its links, with the last process in it."""
 
 import ctypes
 import errno
 import os
-import signal
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,57 +11,31 @@ from netback.errors import PlatformError
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(name: str, *arguments: int) -> None:
-    """A call of libc that says 0 or sets errno."""
-    if getattr(_libc, name)(*arguments):
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+def enter(new: bool = False, of: int = 0, user: bool = False) -> None:
+    """Enter a `new` network namespace, or that of the process `of`, or stay in the present one.
 
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill us when our parent ends, however it ends; for a child that is single-threaded still."""
-    _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dying_with_us() -> Callable[[], None]:
-    """What a child of ours shall do before it becomes another program."""
-    parent = os.getpid()
-    return lambda: die_with(parent)
-
-
-def enter_new(user: bool) -> None:
-    """A network namespace of our own; in a user namespace of our own, where we are root, if `user`.
-
-    PlatformError says which of them the kernel refused.
+    With `user` it belongs to a user namespace of the same kind, in which this process is root. PlatformError says which
+    of them the kernel refuses to make.
     """
+    if new:
+        if user:
+            _make_user_namespace()
+        _unshare("network", CLONE_NEWNET)
+        _disable_ipv6()
+    elif of:
+        for name in ("user", "net") if user else ("net",):
+            with Path(f"/proc/{of}/ns/{name}").open() as file:
+                _call("setns", file.fileno(), 0)
+
+
+def _make_user_namespace() -> None:
+    """This user and group become root in it (user_namespaces(7))."""
     uid, gid = os.geteuid(), os.getegid()
-    if user:
-        _try("user namespaces are refused here", CLONE_NEWUSER)
-        _map(uid, gid)
-    _try("network namespaces are refused here", CLONE_NEWNET)
-
-
-def _try(complaint: str, flags: int) -> None:
-    try:
-        _call("unshare", flags)
-    except OSError as error:
-        raise PlatformError(f"{complaint} ({_why(error)})") from error
-
-
-def _why(error: OSError) -> str:
-    """As a person would say it: what is full is no disk."""
-    return "their limit is reached" if error.errno == errno.ENOSPC else os.strerror(error.errno or 0)
-
-
-def _map(uid: int, gid: int) -> None:
-    """Our own user and group become root, as far as this namespace goes."""
+    _unshare("user", CLONE_NEWUSER)
     try:
         with suppress(FileNotFoundError):  # before Linux 3.19
             Path("/proc/self/setgroups").write_text("deny")
@@ -77,19 +45,23 @@ def _map(uid: int, gid: int) -> None:
         raise PlatformError(f"user namespaces are refused here (uid_map: {error.strerror})") from error
 
 
-def join(pid: int, user: bool) -> None:
-    """Enter the namespaces that a process holds."""
-    names = ["user", "net"] if user else ["net"]
-    for name in names:
-        fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _call("setns", fd, 0)
-        finally:
-            os.close(fd)
+def _unshare(kind: str, flags: int) -> None:
+    try:
+        _call("unshare", flags)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC  # of namespaces, not of a disk
+        why = "their limit is reached" if full else os.strerror(error.errno or 0)
+        raise PlatformError(f"{kind} namespaces are refused here ({why})") from error
 
 
-def quiet_ipv6() -> None:
-    """No autoconfiguration on the links of this namespace: its frames would be counted among ours."""
+def _call(name: str, *arguments: int) -> None:
+    if getattr(_libc, name)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def _disable_ipv6() -> None:
+    """Without it the kernel's own neighbour discovery adds to the frames that the demo counts."""
     for scope in ("default", "all"):
         with suppress(OSError):
             Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that only a demo needs: a socket that somebody else made, and a cable that loses checksum flags.
-
-Each keeps the Protocol of net/base.py. Knows descriptors and virtio_net_hdr, neither rings nor stacks.
-"""
+"""Networks (net/base.py) of the demo and of tests: an inherited socket, and a cable that loses checksum flags."""
 
 import asyncio
 import socket
@@ -16,9 +13,13 @@ from netback.net.base import Network
 from netback.net.buffers import drain
 from netback.net.python import PythonNetwork
 
+INHERITED = "inherited:"
+"""Prefix of the spec of an InheritedNetwork; the rest is the descriptor's number."""
+BURST = 64
+
 
 class InheritedNetwork:
-    """One end of a socketpair that came with this process; frames are led by their virtio_net_hdr."""
+    """One end of a socketpair that this process inherited; frames are led by their virtio_net_hdr."""
 
     name = "stack"
     mtu = None
@@ -29,10 +30,10 @@ class InheritedNetwork:
         self.peers = (Peer("socket", fd, vnet_hdr=True, caps=EVERYTHING, owner=self._socket),)
 
     def offloads(self, caps: int) -> None:
-        """What the ring's other end cannot take is completed and cut by us."""
+        """The data plane completes and segments what the ring's side cannot take."""
 
     def carrier(self, on: bool) -> None:
-        """There is no link to show it."""
+        """A socket has no carrier."""
 
     def drain(self) -> int:
         return drain(self._socket)
@@ -48,9 +49,9 @@ class InheritedNetwork:
 
 
 class LossyCable:
-    """Between a stack's network and its ring, in plain Python: once `losing`, what the stack sends has no flags.
+    """Joins a stack's network to a ring; while `losing`, it clears the virtio_net_hdr of the stack's frames.
 
-    A stack leaves checksums to its link and says so in the virtio_net_hdr. Without that word nobody completes them.
+    A stack leaves its checksums to the link and marks that in the header. Without the mark no one completes them.
     """
 
     mtu = None
@@ -61,11 +62,8 @@ class LossyCable:
         self._far = network
         self._pair = PythonNetwork(vnet_hdr=True)
         self.peers = self._pair.peers
-        self._near = Peer("socket", self._pair.socket.fileno(), vnet_hdr=True)
-        self._ways = (
-            _Way(self._far.peers[0], self._near, self._lose),
-            _Way(self._near, self._far.peers[0], lambda frame: frame),
-        )
+        far, near = network.peers[0], Peer("socket", self._pair.socket.fileno(), vnet_hdr=True)
+        self._ways = (_Way(far, near, self._lose), _Way(near, far, lambda frame: frame))
 
     def _lose(self, frame: bytes) -> bytes:
         return bytes(virtio_net.HEADER.size) + frame[virtio_net.HEADER.size :] if self.losing else frame
@@ -94,7 +92,7 @@ class LossyCable:
 
 
 class _Way:
-    """Frames one way; while the far end is full they wait, and no more are read."""
+    """Moves frames one way; while the sink is full it reads no more."""
 
     def __init__(self, source: Peer, sink: Peer, change: Callable[[bytes], bytes]) -> None:
         self._source, self._sink, self._change = source, sink, change
@@ -106,8 +104,8 @@ class _Way:
         if not self._waiting:
             self._waiting.extend(map(self._change, self._source.recv()))
         while self._waiting:
-            done, _ = self._sink.send(list(self._waiting)[:64])
-            for _ in range(done):
+            sent, _ = self._sink.send(list(self._waiting)[:BURST])
+            for _ in range(sent):
                 self._waiting.popleft()
             if self._sink.blocked:
                 self._loop.remove_reader(self._source.fd)

@@ -1,140 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of a demo, as their parent has them: started, asked, killed; none is left behind.
+"""The processes around the rings: emulated Xen, the backend and the guest's netfront. A user runs each by a command."""
 
-Knows processes and how they are asked (child.py is the other end), not what they do.
-"""
-
-import asyncio
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from itertools import count
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from netback.demo.child import line
+from netback import daemon
+from netback.demo.networks import INHERITED, InheritedNetwork, LossyCable
 from netback.errors import NetbackError
-
-PACKAGES = Path(__file__).resolve().parents[2]
-"""Where a child finds what we are."""
-
-
-class DemoError(NetbackError):
-    """Something of the demo cannot be or did not happen."""
-
-
-class Child:
-    """A process that plays a role. Starting is one uninterruptible step, and so is its end."""
-
-    def __init__(
-        self,
-        role: str,
-        arguments: Mapping[str, object],
-        *,
-        log: Path,
-        place: Mapping[str, object] | None = None,
-        fds: Sequence[int] = (),
-    ) -> None:
-        self.role = role
-        self._log = log
-        ours, theirs = socket.socketpair()
-        orders = json.dumps({"place": place or {}, "with": arguments})
-        with theirs, log.open("ab") as sink:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "netback.demo.child",
-                    role,
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    orders,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                pass_fds=(theirs.fileno(), *fds),
-                env={**os.environ, "PYTHONPATH": _path(), "PYTHONSAFEPATH": "1"},
-                start_new_session=True,  # a Ctrl-C is for us: we end them
-            )
-        self._numbers = count()
-        self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._following = asyncio.ensure_future(self._follow(ours))
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def ready(self) -> None:
-        """Until it plays its role; DemoError says why it cannot."""
-        await asyncio.shield(self._ready)
-
-    async def call(self, method: str, **arguments: object) -> Any:
-        """Have it do something: what it says; DemoError where it says that it cannot, or is gone."""
-        await self.ready()
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        number = next(self._numbers)
-        self._answers[number] = answer
-        self._writer.write(line(id=number, call=method, **{"with": arguments}))
-        return await answer
-
-    def kill(self) -> None:
-        """End it and what it started: any number of times."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
-        self._following.cancel()
-
-    async def _follow(self, channel: socket.socket) -> None:
-        reader, self._writer = await asyncio.open_unix_connection(sock=channel)
-        try:
-            while said := await reader.readline():
-                self._hear(json.loads(said))
-        except ConnectionError:
-            pass
-        finally:
-            self._writer.close()
-            self._fail(DemoError(f"{self.role}: the process ended unexpectedly{self._last_words()}"))
-
-    def _hear(self, said: dict[str, Any]) -> None:
-        if "ready" in said:
-            self._ready.set_result(None)
-        elif "id" not in said:
-            self._fail(DemoError(said["error"]))
-        else:
-            _settle(self._answers.pop(said["id"]), said)
-
-    def _fail(self, error: DemoError) -> None:
-        """Whoever waits, waits in vain."""
-        for future in (self._ready, *self._answers.values()):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # nobody need wait for it
-        self._answers.clear()
-
-    def _last_words(self) -> str:
-        with suppress(OSError):
-            if words := self._log.read_text(errors="replace").strip():
-                return f" ({words.splitlines()[-1]})"
-        return ""
+from netback.frontend import FrontConfig, Frontend
+from netback.net.base import Network
+from netback.net.spec import open_network, parse_spec
+from netback.observe.pcapng import Capture
+from netback.platforms.emulated import EmulatedPlatform, Emulator
+from netback.xenbus.names import DeviceName
 
 
-def _path() -> str:
-    return os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
+def open_net(spec: str) -> Network:
+    """The network of a spec string, or of an inherited descriptor."""
+    if spec.startswith(INHERITED):
+        return InheritedNetwork(int(spec.removeprefix(INHERITED)))
+    return open_network(parse_spec(spec), name="guest")
 
 
-def _settle(answer: asyncio.Future[Any], said: Mapping[str, Any]) -> None:
-    """Give an answer to who asked, if he still waits."""
-    if answer.done():
-        return
-    if "error" in said:
-        answer.set_exception(DemoError(said["error"]))
-    else:
-        answer.set_result(said["result"])
+@asynccontextmanager
+async def xen(directory: str) -> AsyncIterator[Emulator]:
+    """`netback emulate`."""
+    async with Emulator(Path(directory)) as emulator:
+        yield emulator
+
+
+@asynccontextmanager
+async def backend(directory: str, net: str) -> AsyncIterator["Backend"]:
+    """`netback run`: it knows the directory and this configuration only."""
+    networks = {net: open_net(net)} if net.startswith(INHERITED) else {}
+    config = daemon.BackendConfig(Path(directory) / "backend", net=net, networks=networks)
+    with EmulatedPlatform(Path(directory)) as platform:
+        async with daemon.Backend(platform, config) as running:
+            yield Backend(running)
+
+
+@asynccontextmanager
+async def netfront(directory: str, net: str, domid: int, cable: bool) -> AsyncIterator["Netfront"]:
+    """`netback guest`; with `cable` its frames pass a LossyCable."""
+    network = open_net(net)
+    lossy = LossyCable(network) if cable else None
+    try:
+        async with Frontend(Path(directory), lossy or network, domid=domid, name="guest") as frontend:
+            yield Netfront(frontend, lossy)
+    finally:
+        (lossy or network).remove()
+
+
+class Backend:
+    """What the demo asks of the backend."""
+
+    def __init__(self, running: daemon.Backend) -> None:
+        self._backend = running
+
+    def _device(self) -> DeviceName:
+        for name in self._backend.devices:
+            return name
+        raise NetbackError("the backend has no device")
+
+    async def counters(self) -> dict[str, int]:
+        """The counters of the device's queue."""
+        vif = self._backend.devices[self._device()].vif
+        return vif.counters if vif else {}
+
+    async def begin_capture(self, path: str) -> None:
+        """Write every frame to a pcapng file from now on."""
+        self._file = Path(path).open("wb")  # noqa: SIM115, ASYNC230 (closed in end_capture)
+        self._capture = Capture(self._file)
+        await self._backend.capture(self._device(), self._capture.sink(str(self._device())))
+
+    async def end_capture(self) -> int:
+        """Close the file: the number of frames in it."""
+        await self._backend.capture(self._device(), None)
+        self._file.close()
+        if self._capture.error:
+            raise self._capture.error
+        return self._capture.frames
+
+
+class Netfront:
+    """What the demo asks of the netfront."""
+
+    def __init__(self, frontend: Frontend, cable: LossyCable | None) -> None:
+        self._frontend = frontend
+        self._cable = cable
+
+    async def connected(self) -> None:
+        """Wait until frames flow."""
+        await self._frontend.connected()
+
+    async def segmentation(self, on: bool) -> None:
+        """Close and connect again as a guest that takes and sends GSO frames, or none."""
+        self._frontend.config = FrontConfig(gso4=on, gso6=on)
+        await self._frontend.reload()
+        await self._frontend.connected()
+
+    async def counters(self) -> dict[str, int]:
+        """The counters of the guest's queue."""
+        return self._frontend.queue.counters if self._frontend.queue else {}
+
+    async def lose_flags(self) -> None:
+        """Have the cable clear the checksum flags of the guest's frames from now on."""
+        assert self._cable is not None
+        self._cable.losing = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a demo found out, as values. The same ones are shown and written as JSON."""
+"""The results of a demo as values; ui.py shows them, and `--json` prints them."""
 
 import statistics
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The tier that was taken, and why."""
+    """The tier of this demo, and why it was taken."""
 
     tier: str
     means: str
@@ -18,7 +18,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Both ends' states from a moment on."""
+    """The states of both ends, and when that pair began."""
 
     milliseconds: float
     backend: str
@@ -58,17 +58,17 @@ class Crossing:
     @property
     def per_notification(self) -> tuple[float, float, float]:
         """Frames, slots, bytes."""
-        told = max(self.notifications, 1)
-        return self.frames / told, self.slots / told, self.bytes / told
+        notifications = max(self.notifications, 1)
+        return self.frames / notifications, self.slots / notifications, self.bytes / notifications
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A TCP transfer: how fast, and what it was on the ring."""
+    """A TCP transfer: its throughput, and what crossed the ring."""
 
     direction: str
     segmentation: bool
-    """Whether the ring carried frames that a later link cuts, of up to 64 KiB."""
+    """Whether the ring carried GSO frames of up to 64 KiB."""
     tool: str
     gbit_s: float
     crossing: Crossing
@@ -81,7 +81,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class CaptureFile:
-    """Where the frames of the last phase are."""
+    """The pcapng file of the last phase."""
 
     path: str
     frames: int
@@ -89,19 +89,19 @@ class CaptureFile:
 
 @dataclass(frozen=True, slots=True)
 class LostFlags:
-    """What becomes of a connection when nobody knows that its checksums are blank."""
+    """A guest before and after its checksum flags are lost."""
 
     ping_before: Ping
     gbit_s_before: float
     ping_after: Ping
     tcp_after: str
     checksum_errors: int
-    """Segments that the host's stack threw away."""
+    """Segments that the host's stack dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """A transfer that went on over a kill."""
+    """A transfer during which the backend was killed."""
 
     direction: str
     bytes: int
@@ -110,22 +110,27 @@ class Survivor:
     sha256: str
     intact: bool
 
+    @classmethod
+    def of(cls, direction: str, sent: dict[str, Any], received: dict[str, Any]) -> Self:
+        intact = all(sent[key] == received[key] for key in ("bytes", "digest"))
+        return cls(direction, received["bytes"], received["silence"] * 1000, received["digest"], intact)
+
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """A backend that was killed, and what the guest's connections had of it."""
+    """A backend that was killed, and the guest's connections meanwhile."""
 
     killed_pid: int
     new_pid: int
     down_ms: float
-    """From the kill until the new process served the rings."""
+    """From the kill until the new process serves the rings."""
     states: tuple[str, str]
     transfers: tuple[Survivor, ...]
 
 
 @dataclass(slots=True)
 class Report:
-    """Everything."""
+    """Everything that a demo found out."""
 
     chosen: Chosen | None = None
     timeline: list[Step] = field(default_factory=list)
@@ -138,5 +143,5 @@ class Report:
     next: list[str] = field(default_factory=list)
 
     def as_data(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """For JSON."""
         return {**asdict(self), "throughput": [flow.as_data() for flow in self.throughput]}

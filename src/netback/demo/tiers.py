@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a demo can be made of on this machine. The best that works is taken, and found by trying it.
-
-Knows which stacks a tier has and how its rings' ends reach them; starts them, and nothing else.
-"""
+"""The tiers: what the demo's two stacks are. The best tier that can be made on this machine is taken."""
 
 import os
 import socket
@@ -12,18 +9,18 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from netback.demo.links import TUN, Plug
-from netback.demo.processes import Child, DemoError
-from netback.demo.roles import INHERITED
+from netback.demo.child import Child, DemoError
+from netback.demo.networks import INHERITED
+from netback.demo.stacks import Plug
 from netback.errors import ConfigError
+from netback.net.tap import DEVICE
 
-DOMID = 1
-HOST_ADDRESS, GUEST_ADDRESS = "10.99.0.1", "10.99.0.2"
-HOST_MAC, GUEST_MAC = "00:16:3e:99:00:01", "00:16:3e:99:00:02"
+HOST = Plug("host0", "vif1.0", "10.99.0.1", "00:16:3e:99:00:01")
+GUEST = Plug("eth0", "xn0", "10.99.0.2", "00:16:3e:99:00:02")
 
 
 class Tier(StrEnum):
-    """From the one that shows most."""
+    """The best one first."""
 
     TAPS = "taps"
     VETH = "veth"
@@ -31,33 +28,41 @@ class Tier(StrEnum):
 
     @property
     def means(self) -> str:
-        """What the stacks are."""
-        return _MEANING[self]
+        """The stacks, in words."""
+        return _WORDS[self][0]
 
 
-_MEANING = {
-    Tier.TAPS: "Linux's own stacks in two network namespaces, each behind a tap",
-    Tier.VETH: "Linux's own stacks in two network namespaces, each behind a veth pair and a packet socket",
-    Tier.PYTHON: "two stacks in plain Python",
+_WORDS = {
+    Tier.TAPS: (
+        "Linux's own stacks in two network namespaces, each behind a tap",
+        f"root, and {DEVICE} is there",
+    ),
+    Tier.VETH: (
+        "Linux's own stacks in two network namespaces, each behind a veth pair and a packet socket",
+        "namespaces are allowed",
+    ),
+    Tier.PYTHON: ("two stacks in plain Python", "works everywhere"),
 }
+"""What the stacks are, and what the tier needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One end of the demo: its stack, and how a process that serves rings is joined to it."""
+    """One end of the demo: its stack, and how the process that serves its end of the rings reaches it.
+
+    `net` is that process's network, `place` the namespaces and `fds` the descriptors that it needs for it.
+    """
 
     stack: Child
     address: str
     net: str
-    """The network, as the ring's end is told."""
     place: dict[str, object]
-    """Where the ring's end has to run."""
     fds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Two stacks with nothing between them yet."""
+    """Two stacks without a path between them."""
 
     tier: Tier
     reason: str
@@ -65,80 +70,54 @@ class Stage:
     guest: Side
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """What one side's things are called."""
-
-    role: str
-    link: str
-    wire: str
-    address: str
-    mac: str
-
-
-HOST = _Names("host", "host0", "vif1.0", HOST_ADDRESS, HOST_MAC)
-GUEST = _Names("guest", "eth0", "xn0", GUEST_ADDRESS, GUEST_MAC)
-
-
-def _kernel_side(names: _Names, directory: Path, undo: ExitStack, *, tap: bool) -> Side:
-    """A namespace, and in it a link with an address."""
+def _kernel_side(plug: Plug, log: Path, undo: ExitStack, kind: str) -> Side:
+    """A namespace with a link; a tap's one link is both the stack's and the ring's."""
     user = os.geteuid() != 0
-    link = names.wire if tap and names is HOST else names.link
-    wire = link if tap else names.wire
-    stack = Child(
-        "stack",
-        {"kind": "tap" if tap else "veth", "plug": asdict(Plug(link, wire, names.address, names.mac))},
-        log=directory / f"{names.role}.log",
-        place={"new": True, "user": user},
-    )
+    if kind == "tap":
+        name = plug.wire if plug is HOST else plug.link
+        plug = Plug(name, name, plug.address, plug.mac)
+    arguments = {"kind": kind, "plug": asdict(plug)}
+    stack = Child("kernel stack", arguments, log=log, place={"new": True, "user": user})
     undo.callback(stack.kill)
-    net = f"tap:{wire}" if tap else f"packet:{wire}"
-    return Side(stack, names.address, net, {"of": stack.pid, "user": user})
+    net = f"{'tap' if kind == 'tap' else 'packet'}:{plug.wire}"
+    return Side(stack, plug.address, net, {"of": stack.pid, "user": user})
 
 
-def _plain_side(names: _Names, directory: Path, undo: ExitStack) -> Side:
-    """A process that holds one end of a socketpair; the other end stays open here, whoever serves the ring."""
+def _python_side(plug: Plug, log: Path, undo: ExitStack) -> Side:
+    """A process with one end of a socketpair; the other end stays open here for each process that serves the rings."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     undo.callback(ours.close)
     with theirs:
-        stack = Child(
-            "plain stack",
-            {"fd": theirs.fileno(), "address": names.address, "mac": names.mac},
-            log=directory / f"{names.role}.log",
-            fds=(theirs.fileno(),),
-        )
+        arguments = {"fd": theirs.fileno(), "address": plug.address, "mac": plug.mac}
+        stack = Child("python stack", arguments, log=log, fds=(theirs.fileno(),))
     undo.callback(stack.kill)
-    return Side(stack, names.address, f"{INHERITED}{ours.fileno()}", {}, (ours.fileno(),))
+    return Side(stack, plug.address, f"{INHERITED}{ours.fileno()}", {}, (ours.fileno(),))
 
 
-MAKERS: dict[Tier, Callable[[_Names, Path, ExitStack], Side]] = {
-    Tier.TAPS: lambda names, directory, undo: _kernel_side(names, directory, undo, tap=True),
-    Tier.VETH: lambda names, directory, undo: _kernel_side(names, directory, undo, tap=False),
-    Tier.PYTHON: _plain_side,
+MAKERS: dict[Tier, Callable[[Plug, Path, ExitStack], Side]] = {
+    Tier.TAPS: lambda plug, log, undo: _kernel_side(plug, log, undo, "tap"),
+    Tier.VETH: lambda plug, log, undo: _kernel_side(plug, log, undo, "veth"),
+    Tier.PYTHON: _python_side,
 }
 
 
 async def make_stage(tier: Tier, reason: str, directory: Path, undo: ExitStack) -> Stage:
-    """Both stacks; DemoError where this tier cannot be here."""
-    if tier is Tier.TAPS and (fault := _taps_fault()):
-        raise DemoError(fault)
+    """Start both stacks; DemoError where this tier cannot be made here."""
+    if tier is Tier.TAPS and os.geteuid() != 0:
+        raise DemoError("not root")
+    if tier is Tier.TAPS and not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise DemoError(f"no {DEVICE}")
     with ExitStack() as made:
-        host, guest = (MAKERS[tier](names, directory, made) for names in (HOST, GUEST))
+        host = MAKERS[tier](HOST, directory / "host.log", made)
+        guest = MAKERS[tier](GUEST, directory / "guest.log", made)
         await host.stack.ready()
         await guest.stack.ready()
         undo.push(made.pop_all())
     return Stage(tier, reason, host, guest)
 
 
-def _taps_fault() -> str:
-    """What keeps taps from being, if it is known beforehand."""
-    if os.geteuid() != 0:
-        return "not root"
-    return "" if os.access(TUN, os.R_OK | os.W_OK) else f"no {TUN}"
-
-
 async def choose(forced: Tier | None, directory: Path, undo: ExitStack) -> Stage:
-    """The forced tier, or the best that works. ConfigError where the forced one does not."""
+    """The forced tier, else the best that can be made. ConfigError where the forced one cannot."""
     if forced:
         try:
             return await make_stage(forced, "as asked for", directory, undo)
@@ -147,16 +126,7 @@ async def choose(forced: Tier | None, directory: Path, undo: ExitStack) -> Stage
     faults: list[str] = []
     for tier in Tier:
         try:
-            return await make_stage(tier, _reason(tier, faults), directory, undo)
+            return await make_stage(tier, "; ".join([_WORDS[tier][1], *faults]), directory, undo)
         except DemoError as error:
             faults.append(f"no {tier}: {error}")
     raise DemoError("; ".join(faults))
-
-
-def _reason(tier: Tier, faults: list[str]) -> str:
-    can = {
-        Tier.TAPS: f"root, and {TUN} is there",
-        Tier.VETH: "namespaces are allowed",
-        Tier.PYTHON: "works everywhere",
-    }
-    return "; ".join([can[tier], *faults])

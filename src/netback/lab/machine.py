@@ -2,10 +2,8 @@
 """QEMU with Xen and dom0 in it, and commands in dom0. Does not deal with guests or netback."""
 
 import asyncio
-import ctypes
 import json
 import os
-import signal
 import subprocess
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ from typing import Any, Self
 
 from netback.errors import ConfigError, NetbackError
 from netback.lab.image import Image
+from netback.process import die_with
 
 BOOT_SECONDS = 300.0
 _TRIAL_SECONDS = 20.0
 ACCELERATORS = ("kvm", "tcg")
 _TAIL = 30
-_PR_SET_PDEATHSIG = 1
 
 
 class LabError(NetbackError):
@@ -80,11 +78,6 @@ def _accel(accel: str) -> list[str]:
     if accel == "kvm":
         return ["-M", "q35", "-accel", "kvm", "-cpu", "host"]
     return ["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+svm,+npt"]
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill the machine when this process ends (PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Machine:
@@ -201,7 +194,7 @@ class Machine:
                     stderr=said,
                     limit=1 << 26,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=die_with(os.getpid()),
                 )
         except FileNotFoundError as error:
             raise ConfigError("the lab needs qemu-system-x86: apt install qemu-system-x86") from error

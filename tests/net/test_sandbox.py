@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stack in plain Python: two of them on a link that loses, repeats and completes what a real one would."""
+"""Two hosts of net/sandbox on a link that loses, repeats, completes and segments frames as a real one does."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from netback.abi import virtio_net
 from netback.dataplane import offload
-from netback.demo.tcpip import RESEND_SECONDS, Connection, Host
+from netback.net.sandbox.tcpip import RESEND_SECONDS, Connection, Host
 
 A, B = "10.0.0.1", "10.0.0.2"
 Change = Callable[[bytes], list[bytes]]
 
 
 class Wire:
-    """Two hosts; each frame goes through `change`, which says what arrives of it."""
+    """Two hosts; `change` returns what arrives of a frame."""
 
     def __init__(self, change: Change = lambda frame: [frame]) -> None:
         self.frames: deque[tuple[Host, bytes]] = deque()
@@ -36,7 +36,7 @@ class Wire:
         self.frames.extend((to, arrived) for arrived in self.change(frame))
 
     def run(self, condition: Callable[[], bool], rounds: int = 2000) -> bool:
-        """Deliver, and let time pass when nothing moves any more, until it is true."""
+        """Deliver frames, and advance the time when none is left, until `condition` holds."""
         for _ in range(rounds):
             while self.frames:
                 to, frame = self.frames.popleft()
@@ -50,7 +50,7 @@ class Wire:
         return False
 
     def open(self) -> tuple[Connection, Connection, list[bytes]]:
-        """A connection from a to b, and what b gets of it."""
+        """A connection from a to b, and the pieces that b has received."""
         port, incoming = self.b.listen()
         got: list[bytes] = []
         incoming.on_data = got.append
@@ -58,14 +58,14 @@ class Wire:
 
 
 def feed(connection: Connection, data: bytes, piece: int = 100_000) -> None:
-    """Have a connection send this, and end."""
+    """Have a connection send the data, and end."""
     pieces = deque(data[at : at + piece] for at in range(0, len(data), piece))
     connection.on_room = lambda: pieces.popleft() if pieces else b""
     connection.pump()
 
 
 def complete(message: bytes) -> list[bytes]:
-    """As a link without any offload: cut, completed, and without a word about it."""
+    """A link without any offload: the frame segmented and completed, its header blank."""
     header = virtio_net.HEADER.unpack_from(message)
     frame = message[virtio_net.HEADER.size :]
     plain = bytes(virtio_net.HEADER.size)
@@ -133,8 +133,8 @@ def test_without_flags_ping_lives_and_tcp_dies() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 1 << 32))
-def test_nonsense_is_not_heard(tail: bytes, seed: int) -> None:
-    """Whatever comes raises nothing; half of it looks like something for us."""
+def test_malformed_frames_are_ignored(tail: bytes, seed: int) -> None:
+    """No frame raises an error, not even one that is addressed to the host."""
     wire = Wire()
     chance = random.Random(seed)
     head = bytes(10) + bytes.fromhex("020000000001 020000000002")

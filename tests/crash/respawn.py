@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One backend after the other on the same directory, each killed by SIGKILL: the test's side of launcher.py."""
+"""One backend after the other in the same directory, each killed by SIGKILL: the test's end of launcher.py."""
 
 import asyncio
 import json
@@ -15,20 +15,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 40.0
-"""How long a test waits for what must happen; the machine may sleep for seconds."""
-SLOW_BURIAL = "another process holds it"
-"""Said of a tap, which is then tried again: no fault on a machine that sleeps while a backend dies."""
+"""A test that waits longer for an event fails: a bound for hangs, far beyond what a busy machine takes."""
+STILL_HELD = "another process holds it"
+"""Part of a message about a tap that the killed backend still holds; the new one tries again, so it is no fault."""
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait for what is in a shared page or another process, where nobody tells of it."""
+    """Wait for a condition in a shared page or another process, which sends no event."""
     async with asyncio.timeout(SECONDS):
         while not true():  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.002)
 
 
-class Lives:
-    """At most one backend lives. `kills` counts those that did, and `on_kill` is told before each."""
+class Respawner:
+    """Starts backends, one at a time. `kills` counts the killed ones; `on_kill` is called before each kill."""
 
     def __init__(self, orders: socket.socket, log: Path, fds: Sequence[int], net: str | None) -> None:
         self.kills = 0
@@ -40,7 +40,7 @@ class Lives:
         self._pidfd = -1
 
     def start(self, *, workers: int | None = None, after: int = 0) -> None:
-        """A new one, from nothing but the directory and the configuration; `after`: see arm_kill."""
+        """Start a backend from the directory and the configuration alone; `after`: see arm_kill."""
         assert self._pidfd < 0
         order = {"fds": self._fds, "net": self._net, "workers": workers, "after": after}
         self._orders.send(json.dumps(order).encode())
@@ -49,27 +49,27 @@ class Lives:
             self._killed()
 
     async def kill(self) -> None:
-        """SIGKILL, and wait for the end: what comes next starts right after it."""
+        """Send SIGKILL and wait for the end of the process."""
         assert not self.dead, f"the backend ended by itself:\n{self._log.read_text()}"
         self._killed()
         signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         await self.end()
 
     async def end(self) -> None:
-        """Wait for a death that was ordered."""
+        """Wait for the end of a backend that has a kill point."""
         loop, dead = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._pidfd, dead.set)
         try:
             await asyncio.wait_for(dead.wait(), SECONDS)
         except TimeoutError:
-            raise AssertionError("it lives: nothing moves that would bring it to its kill point") from None
+            raise AssertionError("the backend does not reach its kill point: no frames move") from None
         finally:
             loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
 
     def replace(self) -> None:
-        """SIGKILL, and a new one at once: the old one may still be dying, and hold what the new one needs."""
+        """Send SIGKILL and start another at once: the old one may still hold its lock, ports and tap."""
         assert not self.dead, f"the backend ended by itself:\n{self._log.read_text()}"
         self._killed()
         signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -79,24 +79,24 @@ class Lives:
 
     @property
     def dead(self) -> bool:
-        """Whether the one that was started last has ended."""
+        """Whether the last started backend has ended."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     def _killed(self) -> None:
         self.kills += 1
-        for tell in self.on_kill:
-            tell()
+        for call in self.on_kill:
+            call()
 
     def check(self) -> None:
-        """None of them had anything to complain about: no vif failed, nothing was unexpected."""
-        said = [line for line in self._log.read_text().splitlines() if SLOW_BURIAL not in line]
+        """No backend logged a warning, an error or a traceback."""
+        lines = [line for line in self._log.read_text().splitlines() if STILL_HELD not in line]
         for word in ("Traceback", "WARNING", "ERROR"):
-            assert not any(word in line for line in said), said
+            assert not any(word in line for line in lines), lines
 
     def close(self) -> None:
-        """The last one dies as well."""
+        """Kill the last backend."""
         if self._pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -104,7 +104,7 @@ class Lives:
 
 
 @contextmanager
-def launcher(directory: Path, fds: Sequence[int] = (), net: str | None = None) -> Iterator[Lives]:
+def launcher(directory: Path, fds: Sequence[int] = (), net: str | None = None) -> Iterator[Respawner]:
     """Backends for domain 0 of the emulated Xen in `directory`, in this thread's network namespace."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     log = directory / "backends.log"
@@ -119,11 +119,11 @@ def launcher(directory: Path, fds: Sequence[int] = (), net: str | None = None) -
                 stderr=sink,
                 pass_fds=(theirs.fileno(), *fds),
             )
-        lives = Lives(ours, log, fds, net)
+        backends = Respawner(ours, log, fds, net)
         try:
-            yield lives
+            yield backends
         finally:
-            lives.close()
+            backends.close()
             ours.close()
             process.wait()
-    lives.check()
+    backends.check()

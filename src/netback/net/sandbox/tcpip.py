@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ARP, ICMP echo and TCP over IPv4 on one link, each frame led by its virtio_net_hdr: enough for two of them to talk.
+"""ARP, ICMP echo and TCP over IPv4 on one link: enough for two such hosts. Frames are led by their virtio_net_hdr.
 
-As stacks do, it leaves TCP checksums, and cutting into segments where it may, to the link, and says so in the header.
-Pure: frames and the time come in, frames go out. It has no congestion control, since a ring loses nothing but what a
-restart loses: what is not acknowledged for a while is sent again, all of it.
+Like a kernel's stack it leaves TCP checksums and, where `segmentation` allows it, segmentation to the link, and marks
+both in the header. It does no I/O: frames and the time are arguments. It has no congestion control, because a ring
+loses frames only at a restart: everything that is not acknowledged within RESEND_SECONDS is sent again.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ L4 = L2 + L3
 TCP_CSUM_AT = 16
 MSS = 1500 - L3 - TCP.size
 SEGMENTS = 44
-"""MSS times this, and headers, are less than 64 KiB."""
+"""MSS times this plus the headers stays below 64 KiB."""
 WINDOW_SHIFT = 7
 WINDOW = 0xFFFF << WINDOW_SHIFT
 IN_FLIGHT = 1 << 19
@@ -46,7 +46,7 @@ HALF = 1 << 31
 
 
 class Flag(IntFlag):
-    """Of TCP."""
+    """Flags of a TCP header (RFC 9293)."""
 
     FIN = 1
     SYN = 2
@@ -56,7 +56,7 @@ class Flag(IntFlag):
 
 
 def folded(data: bytes) -> int:
-    """RFC 1071's sum: 16-bit words added with their carries are the number itself modulo 65535."""
+    """RFC 1071's sum: 16-bit words added with end-around carry equal the whole number modulo 65535."""
     return int.from_bytes(data + b"\0" * (len(data) & 1), "big") % 0xFFFF
 
 
@@ -71,7 +71,11 @@ def echo(kind: int, number: int, sequence: int, payload: bytes) -> bytes:
 
 
 class Host:
-    """One address: who it knows, what it awaits, its connections."""
+    """One IPv4 address: its neighbours, its outstanding echo requests and its connections.
+
+    `send` takes a frame. `segmentation` says whether frames may be longer than the link's MTU; `checksum_errors` counts
+    TCP segments dropped for a wrong checksum.
+    """
 
     def __init__(self, address: str, mac: str, send: Callable[[bytes], None]) -> None:
         self.segmentation = True
@@ -86,7 +90,7 @@ class Host:
         self._listening: dict[int, Connection] = {}
         self._numbers, self._ports = count(1), count(40000)
 
-    # ---- what one can ask for
+    # ---- requests
 
     def echo(self, address: str, back: Callable[[], object]) -> None:
         """Send an echo request; `back` is called when its reply comes."""
@@ -95,24 +99,25 @@ class Host:
         self.send(socket.inet_aton(address), ICMP_PROTOCOL, echo(ECHO_REQUEST, 1, number, bytes(56)))
 
     def listen(self) -> tuple[int, "Connection"]:
-        """A port, and the connection that its first caller gets."""
+        """A new port, and the connection that its first caller joins."""
         port = next(self._ports)
         self._listening[port] = Connection(self, port)
         return port, self._listening[port]
 
     def connect(self, address: str, port: int) -> "Connection":
+        """A connection whose SYN has been sent."""
         connection = Connection(self, next(self._ports))
         self._join(connection, socket.inet_aton(address), port)
         connection.open()
         return connection
 
     def tick(self, now: float) -> None:
-        """Time passed."""
+        """Send again what has not been acknowledged in time; `now` is in seconds."""
         for connection in self._connections.values():
             connection.tick(now)
 
     def flush(self) -> None:
-        """A burst of frames came: say once what of it was received."""
+        """Acknowledge a received burst once per connection."""
         for connection in self._connections.values():
             connection.acknowledge()
 
@@ -123,7 +128,7 @@ class Host:
     # ---- out
 
     def send(self, to: bytes, protocol: int, segment: bytes, header: bytes = PLAIN) -> None:
-        """A datagram, now or when it is known where to."""
+        """Send a datagram, after ARP where the neighbour is unknown."""
         neighbour = self._neighbours.get(to)
         if neighbour is None:
             self._unsent.setdefault(to, []).append((header, protocol, segment))
@@ -134,7 +139,7 @@ class Host:
         self._send(header + ETHERNET.pack(neighbour, self._mac, TYPE_IPV4) + ip + segment)
 
     def send_tcp(self, to: bytes, head: bytes, payload: bytes) -> None:
-        """A segment whose checksum is left to the link, and more than one segment, too."""
+        """Send TCP with a blank checksum; a payload above MSS carries GSO."""
         pseudo = folded(PSEUDO.pack(self._address, to, 0, TCP_PROTOCOL, len(head) + len(payload)))
         segment = head[:TCP_CSUM_AT] + pseudo.to_bytes(2, "big") + head[TCP_CSUM_AT + 2 :] + payload
         large = len(payload) > MSS
@@ -149,19 +154,19 @@ class Host:
     # ---- in
 
     def receive(self, message: bytes) -> None:
-        """A frame. One that is not for us, or is cut short, is not heard."""
+        """Handle a frame; a truncated one, or one for another host, is ignored."""
         header = virtio_net.HEADER.unpack_from(message)
         frame = message[virtio_net.HEADER.size :]
         if len(frame) < L4 or frame[:6] not in (self._mac, BROADCAST):
             return
         kind = int.from_bytes(frame[12:14], "big")
         if kind == TYPE_ARP and len(frame) >= L2 + ARP.size:
-            self._hear_arp(frame)
+            self._receive_arp(frame)
         elif kind == TYPE_IPV4 and frame[L2] == 0x45 and frame[L2 + 16 : L4] == self._address:
             end = L2 + int.from_bytes(frame[L2 + 2 : L2 + 4], "big")
-            self._hear_datagram(header[0], frame[L2 + 12 : L2 + 16], frame[L2 + 9], frame[L4:end])
+            self._receive_datagram(header[0], frame[L2 + 12 : L2 + 16], frame[L2 + 9], frame[L4:end])
 
-    def _hear_arp(self, frame: bytes) -> None:
+    def _receive_arp(self, frame: bytes) -> None:
         _, _, _, _, operation, mac, address, _, target = ARP.unpack_from(frame, L2)
         if target != self._address:
             return
@@ -171,50 +176,53 @@ class Host:
         for header, protocol, segment in self._unsent.pop(address, []):
             self.send(address, protocol, segment, header)
 
-    def _hear_datagram(self, flags: int, source: bytes, protocol: int, segment: bytes) -> None:
+    def _receive_datagram(self, flags: int, source: bytes, protocol: int, segment: bytes) -> None:
         if protocol == ICMP_PROTOCOL and len(segment) >= ECHO.size and checksum(segment) in (0, 0xFFFF):
-            self._hear_echo(source, segment)
+            self._receive_echo(source, segment)
         elif protocol == TCP_PROTOCOL and len(segment) >= TCP.size:
-            if flags & (virtio_net.F_NEEDS_CSUM | virtio_net.F_DATA_VALID) or self._right(source, segment):
-                self._hear_tcp(source, segment)
+            if flags & (virtio_net.F_NEEDS_CSUM | virtio_net.F_DATA_VALID) or self._has_right_sum(
+                source, segment
+            ):
+                self._receive_tcp(source, segment)
             else:
                 self.checksum_errors += 1
 
-    def _right(self, source: bytes, segment: bytes) -> bool:
+    def _has_right_sum(self, source: bytes, segment: bytes) -> bool:
         pseudo = PSEUDO.pack(source, self._address, 0, TCP_PROTOCOL, len(segment))
         return checksum(pseudo + segment) in (0, 0xFFFF)
 
-    def _hear_echo(self, source: bytes, segment: bytes) -> None:
+    def _receive_echo(self, source: bytes, segment: bytes) -> None:
         kind, _, _, number, sequence = ECHO.unpack_from(segment)
         if kind == ECHO_REQUEST:
             self.send(source, ICMP_PROTOCOL, echo(ECHO_REPLY, number, sequence, segment[ECHO.size :]))
         elif kind == ECHO_REPLY and sequence in self._echoes:
             self._echoes.pop(sequence)()
 
-    def _hear_tcp(self, source: bytes, segment: bytes) -> None:
+    def _receive_tcp(self, source: bytes, segment: bytes) -> None:
         far, port, sequence, acknowledged, offset, flags, window, _, _ = TCP.unpack_from(segment)
         connection = self._connections.get((source, far, port))
         if connection is None and flags & Flag.SYN and port in self._listening:
             connection = self._listening.pop(port)
             self._join(connection, source, far)
         if connection is not None:
-            connection.hear(Flag(flags), sequence, acknowledged, window, segment[(offset >> 4) * 4 :])
+            connection.receive(Flag(flags), sequence, acknowledged, window, segment[(offset >> 4) * 4 :])
 
 
 class Connection:
-    """One end of a TCP connection; bytes go one way: either it has `on_data` or `on_room`.
+    """One end of a TCP connection that carries data one way: it has either `on_data` or `on_room`.
 
-    Sequence numbers are kept modulo 2**32, as they are on the wire.
+    `changed` is set whenever `established`, `received_all` or `sent_all` may have changed. Sequence numbers are kept
+    modulo 2**32, as on the wire.
     """
 
     def __init__(self, host: Host, port: int) -> None:
         self.port = port
         self.far = (b"", 0)
         self.established = self.received_all = self.sent_all = False
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
         self.on_data: Callable[[bytes], None] = lambda data: None
         self.on_room: Callable[[], bytes] | None = None
-        """Gives what to send next; nothing at the end."""
+        """Returns the next bytes to send, none at the end."""
         self._host = host
         self._next = self._oldest = 0
         self._expected = 0
@@ -225,13 +233,13 @@ class Connection:
         self._since: float | None = None
 
     def open(self) -> None:
-        """Be the one who calls."""
+        """Send SYN."""
         self._put(Flag.SYN, b"", SYN_OPTIONS)
 
     # ---- out
 
     def pump(self) -> None:
-        """Send what the far end has room for."""
+        """Send as much as the far end's window allows."""
         while self.on_room and not self._ended and self._in_flight < min(self._window, IN_FLIGHT):
             if not self._rest:
                 self._rest = self.on_room()
@@ -248,7 +256,7 @@ class Connection:
         return (self._next - self._oldest) % WORD
 
     def _put(self, flags: Flag, payload: bytes = b"", options: bytes = b"") -> None:
-        """Send something that is to be acknowledged."""
+        """Send a segment, and keep it until it is acknowledged."""
         self._unacknowledged.append((self._next, flags, payload or options))
         self._emit(self._next, flags, payload or options)
         self._next = (self._next + len(payload) + bool(flags & (Flag.SYN | Flag.FIN))) % WORD
@@ -262,12 +270,12 @@ class Connection:
         self._owes = False
 
     def acknowledge(self) -> None:
-        """Say what was received, if that was not said."""
+        """Send an ACK where one is owed."""
         if self._owes:
             self._emit(self._next, Flag.ACK, b"")
 
     def tick(self, now: float) -> None:
-        """Send again what nobody acknowledged for a while."""
+        """Send every unacknowledged segment again after RESEND_SECONDS without progress."""
         if not self._unacknowledged:
             self._since = None
         elif self._since is None:
@@ -279,17 +287,17 @@ class Connection:
 
     # ---- in
 
-    def hear(self, flags: Flag, sequence: int, acknowledged: int, window: int, payload: bytes) -> None:
-        """A segment for this connection."""
+    def receive(self, flags: Flag, sequence: int, acknowledged: int, window: int, payload: bytes) -> None:
+        """Handle a segment of this connection."""
         if flags & Flag.SYN:
-            self._hear_syn(flags, sequence)
+            self._receive_syn(flags, sequence)
         if flags & Flag.ACK:
-            self._hear_ack(acknowledged, window if flags & Flag.SYN else window << WINDOW_SHIFT)
+            self._receive_ack(acknowledged, window if flags & Flag.SYN else window << WINDOW_SHIFT)
         if payload or flags & Flag.FIN:
-            self._hear_data(flags, sequence, payload)
+            self._receive_data(flags, sequence, payload)
         self.pump()
 
-    def _hear_syn(self, flags: Flag, sequence: int) -> None:
+    def _receive_syn(self, flags: Flag, sequence: int) -> None:
         self._owes = True
         if self._synchronised:  # a repeated one
             return
@@ -298,7 +306,7 @@ class Connection:
         if not flags & Flag.ACK and not self._unacknowledged:
             self._put(Flag.SYN | Flag.ACK, b"", SYN_OPTIONS)
 
-    def _hear_ack(self, acknowledged: int, window: int) -> None:
+    def _receive_ack(self, acknowledged: int, window: int) -> None:
         if (acknowledged - self._oldest) % WORD >= HALF:
             return
         self._window = window
@@ -309,16 +317,16 @@ class Connection:
             self._unacknowledged.popleft()
         self.established = True
         self.sent_all = self._ended and not self._unacknowledged
-        self.news.set()
+        self.changed.set()
 
     def _end_of(self, sent: tuple[int, Flag, bytes]) -> int:
-        """How far its end lies beyond what is acknowledged."""
+        """Bytes from the oldest unacknowledged sequence number to the segment's end; signed."""
         sequence, flags, payload = sent
         length = 1 if flags & Flag.SYN else len(payload) + bool(flags & Flag.FIN)
         return (sequence + length - self._oldest + HALF) % WORD - HALF
 
-    def _hear_data(self, flags: Flag, sequence: int, payload: bytes) -> None:
-        """In order, each byte once; what comes too early is sent again anyway."""
+    def _receive_data(self, flags: Flag, sequence: int, payload: bytes) -> None:
+        """Deliver data in order, each byte once; the sender repeats what came too early."""
         known = (self._expected - sequence) % WORD
         self._owes = True
         if known >= HALF or known > len(payload) or self.received_all:
@@ -327,4 +335,4 @@ class Connection:
             self.on_data(payload[known:])
         self.received_all = bool(flags & Flag.FIN)
         self._expected = (sequence + len(payload) + self.received_all) % WORD
-        self.news.set()
+        self.changed.set()

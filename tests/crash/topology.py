@@ -17,17 +17,17 @@ from netback.vif.features import DeviceType
 from netback.xenbus.attach import attach as attach_nic
 from netback.xenstore.aio import Store
 from tests.crash.launcher import INHERITED
-from tests.crash.lives import SECONDS, Lives, launcher, until
 from tests.crash.load import Flow
+from tests.crash.respawn import SECONDS, Respawner, launcher, until
 
 LINUX = FrontConfig()
 KINDS: tuple[DeviceType, ...] = ("vif", "qnic")
-"""Of the first guest's device, the second's, and so on: frames begin at another offset."""
+"""Guests get these kinds in turn."""
 
 
 @dataclass
 class GuestVif:
-    """A guest's vif, and what goes through it each way."""
+    """A guest's vif, and the flow through it in each direction."""
 
     frontend: Frontend
     tx: Flow
@@ -35,14 +35,14 @@ class GuestVif:
     states: list[tuple[str, XenbusState]]
 
     def is_bound(self) -> bool:
-        """Whether a backend is at the other end of its port."""
+        """Whether a backend has bound the guest's port."""
         assert self.frontend.rings is not None
         status = self.frontend.guest.domain.events.status(self.frontend.rings.port)
         return status is PortState.INTERDOMAIN
 
     @property
     def blocked(self) -> tuple[bool, bool]:
-        """As its queue has it: the guest takes no more, slots lack."""
+        """Whether each direction of the guest's queue waits: for its network, for slots."""
         assert self.frontend.queue is not None
         return self.frontend.queue.blocked
 
@@ -57,19 +57,19 @@ class GuestVif:
         return ring["rsp_prod"] == ring["req_prod"]
 
     def check(self) -> None:
-        """Nothing wrong was received, no response was wrong, no state was left."""
+        """No wrong frame, no wrong response, no change of a state."""
         self.tx.check()
         self.rx.check()
         assert self.frontend.broken is None, self.frontend.broken
-        assert self.states == [], "a state was left"
+        assert self.states == [], "a state changed"
 
 
 @dataclass
-class Scene:
-    """Guests and their backend's lives."""
+class Topology:
+    """Guests and their backend's backends."""
 
     directory: Path
-    lives: Lives
+    backends: Respawner
     vifs: list[GuestVif] = field(default_factory=list)
 
     @property
@@ -81,17 +81,17 @@ class Scene:
             vif.check()
 
     async def goes_on(self, frames: int = 20) -> None:
-        """Until so many more frames came each way: no vif stands still."""
+        """Wait until so many more frames have come each way through every vif."""
         targets = [(flow, flow.received + frames) for flow in self.flows]
         await asyncio.gather(*(flow.arrived(target, SECONDS) for flow, target in targets))
 
     async def adopted(self) -> None:
-        """Until a backend has every guest's port: from then on nothing is between them but rings."""
+        """Wait until a backend has bound every guest's port."""
         for vif in self.vifs:
             await until(vif.is_bound)
 
     async def stop_sending(self) -> None:
-        """No more load, and what is under way arrives: the last frame of each flow is on its way without a kill."""
+        """Stop the load, and wait for one last frame of each flow."""
         for flow in self.flows:
             flow.run(False)
         for flow in self.flows:
@@ -100,7 +100,7 @@ class Scene:
 
 
 def host_socket() -> tuple[socket.socket, socket.socket]:
-    """A host's end, and the one that backends inherit."""
+    """The host's end, and the end that backends inherit."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         end.setblocking(False)
@@ -109,27 +109,27 @@ def host_socket() -> tuple[socket.socket, socket.socket]:
 
 
 async def attach(directory: Path, domid: int, net: str, kind: DeviceType = "vif") -> None:
-    """The operator gives a guest its device."""
+    """Write a device's nodes as an operator does."""
     async with await Store.connect(directory / "xenstored.sock") as store:
         await attach_nic(store, domid, net, kind=kind)
 
 
 @asynccontextmanager
-async def scene(directory: Path, configs: Sequence[FrontConfig] = (LINUX,)) -> AsyncIterator[Scene]:
-    """A connected guest for each config, and a backend that has never been killed yet."""
+async def topology(directory: Path, configs: Sequence[FrontConfig] = (LINUX,)) -> AsyncIterator[Topology]:
+    """A connected guest for each config, and a first backend."""
     async with AsyncExitStack() as undo:
         hosts = [host_socket() for _ in configs]
         for end in (end for pair in hosts for end in pair):
             undo.enter_context(end)
-        lives = undo.enter_context(launcher(directory, [near.fileno() for _, near in hosts]))
-        made = Scene(directory, lives)
-        lives.start()
+        backends = undo.enter_context(launcher(directory, [near.fileno() for _, near in hosts]))
+        made = Topology(directory, backends)
+        backends.start()
         for number, (config, (far, near)) in enumerate(zip(configs, hosts, strict=True)):
             made.vifs.append(
                 await _connect(directory, config, number, far, f"{INHERITED}{near.fileno()}", undo)
             )
         for flow in made.flows:
-            lives.on_kill.append(flow.killed)
+            backends.on_kill.append(flow.killed)
             undo.callback(flow.close)
         yield made
         made.check()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Becomes nobody, then a command: netback is where nobody can read it, and user namespaces are perhaps switched off.
+"""Runs a command as the user nobody, with netback where that user can read it, and perhaps without user namespaces.
 
-Run as root: nobody.py STAGE yes|no SOURCE LIBRARY COMMAND... STAGE is a directory that nobody may search; `no` switches
-user namespaces off for the command. Mounts and limits are in namespaces of this process: nothing has to be undone.
+Run as root: unprivileged.py STAGE yes|no SOURCE LIBRARY COMMAND... Every user may search the directory STAGE; `no`
+forbids user namespaces to the command. Mounts and limits are in namespaces of this process: nothing has to be undone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def check(result: int) -> None:
 
 
 def show(stage: Path, *trees: str) -> str:
-    """Mount trees below the stage, since nobody may not pass the directories above them: their paths."""
+    """Mount trees below the stage, because the user may not search the directories above them: their paths."""
     check(libc.unshare(CLONE_NEWNS))
     check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
     places = []
@@ -38,7 +38,7 @@ def show(stage: Path, *trees: str) -> str:
 
 
 def forbid_user_namespaces() -> None:
-    """In a user namespace of our own, in which everybody is who he is, none may be made."""
+    """Enter a user namespace with every id unchanged, in which none may be made (max_user_namespaces)."""
     ready, go = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:

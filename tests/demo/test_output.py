@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees: everything that was found out, and only commands that exist."""
+"""The output on a terminal: every result, and only commands that exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer.main
 from netback.cli.app import app
 from netback.demo.command import demo
 
-from .running import Place, run
+from .harness import Place, run
 
 HEADINGS = ("xenbus", "ping", "TCP", "capture", "next")
 
@@ -39,13 +39,13 @@ def test_next_commands_exist(place: Place) -> None:
     assert {program for program, *_ in commands} == names
     for program, *words in commands:
         if program == "netback":
-            check_words(words)
+            check_command(words)
         else:
             assert shutil.which(program)
 
 
-def check_words(words: list[str]) -> None:
-    """A command of ours takes these words."""
+def check_command(words: list[str]) -> None:
+    """One of netback's commands takes these words."""
     assert words[0] in getattr(typer.main.get_command(app), "commands")  # noqa: B009 (of whichever Click)
     if words[0] == "demo":
         shown = typer.Typer()
@@ -53,7 +53,7 @@ def check_words(words: list[str]) -> None:
         typer.main.get_command(shown).make_context("demo", words[1:])
 
 
-def test_what_is_asked_wrong(place: Place) -> None:
+def test_wrong_options_are_named(place: Place) -> None:
     for words in (["--tier", "moon"], ["--break", "moon"], ["--seconds", "1"]):
         ended = run(place, *words)
         assert ended.code == 2

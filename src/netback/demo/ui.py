@@ -1,23 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a demo looks on a terminal, or that it does not while JSON is wanted.
-
-Knows results and Rich. Progress is seen only where somebody can see it.
-"""
+"""Shows a demo's results, and its progress where the console is a terminal. `Ui` itself shows nothing, for `--json`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress as Live
+from rich.progress import ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 
 from netback.demo.report import CaptureFile, Chosen, Flow, LostFlags, Ping, Restart, Step
@@ -26,37 +16,43 @@ STATE_WIDTH = 14
 ARROWS = {"guest to host": "guest → host", "host to guest": "host → guest"}
 
 
-class Silent:
-    """Nobody looks on."""
+class Progress:
+    """A phase in progress; `say` shows a short text beside its title."""
 
     def say(self, text: str) -> None: ...
 
-    def phase(self, title: str, seconds: float = 0.0) -> AbstractContextManager["Silent"]:
-        return nullcontext(self)
 
-    def tell(self, result: object) -> None: ...
+class Ui:
+    """Where a run reports its phases and results."""
+
+    def phase(self, title: str, seconds: float = 0.0) -> AbstractContextManager[Progress]:
+        """A phase begins; it takes about so many seconds where that is known."""
+        return nullcontext(Progress())
+
+    def show(self, result: object) -> None:
+        """A value of report.py is known."""
 
 
 class _Clock(ProgressColumn):
-    """How much of the expected time is over."""
+    """The elapsed part of the expected time."""
 
     def render(self, task: Task) -> ProgressBar:
         return ProgressBar(task.total, min(task.elapsed or 0.0, task.total or 0.0), width=30)
 
 
-class _Phase:
-    """A line with a spinner, and a bar where it is known how long."""
+class _Line(Progress):
+    """A line with a spinner, and a bar where the time is known."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
+    def __init__(self, live: Live, task: TaskID) -> None:
+        self._live = live
         self._task = task
 
     def say(self, text: str) -> None:
-        self._progress.update(self._task, said=text)
+        self._live.update(self._task, said=text)
 
 
-class Terminal:
-    """Lines for a person."""
+class Terminal(Ui):
+    """Prints a heading for each kind of result, and lines under it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -72,25 +68,25 @@ class Terminal:
             Restart: self._restart,
         }
 
-    def phase(self, title: str, seconds: float = 0.0) -> AbstractContextManager["_Phase | Silent"]:
-        return self._moving(title, seconds) if self._console.is_terminal else nullcontext(Silent())
+    def phase(self, title: str, seconds: float = 0.0) -> AbstractContextManager[Progress]:
+        return self._live(title, seconds) if self._console.is_terminal else super().phase(title)
 
     @contextmanager
-    def _moving(self, title: str, seconds: float) -> Iterator[_Phase]:
+    def _live(self, title: str, seconds: float) -> Iterator[Progress]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             *([_Clock()] if seconds else []),
             TextColumn("{task.fields[said]}"),
         )
-        with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as progress:
-            task = progress.add_task(title, total=seconds or None, said="")
-            yield _Phase(progress, task)
+        with Live(*columns, TimeElapsedColumn(), console=self._console, transient=True) as live:
+            yield _Line(live, live.add_task(title, total=seconds or None, said=""))
 
-    def tell(self, result: object) -> None:
+    def show(self, result: object) -> None:
         self._renderers[type(result)](result)
 
     def next(self, commands: list[tuple[str, str]]) -> None:
+        """Commands to try next, and what each is for."""
         self._head("next")
         width = max(len(command) for command, _ in commands)
         for command, why in commands:
@@ -110,7 +106,7 @@ class Terminal:
         )
 
     def _step(self, step: Step) -> None:
-        """The first handshake; later ones would tear what else is shown apart."""
+        """Show the first handshake only: later ones come in the middle of other results."""
         if self._handshaken:
             return
         if self._heading != "xenbus":
