@@ -28,6 +28,7 @@ from netback.platforms.emulated.hypervisor import Hypervisor
 from netback.platforms.emulated.protocol import (
     DOMID_ANY,
     FDS_MAX,
+    MAX_PAGES,
     MAX_PORTS,
     PAGE_SIZE,
     REPLY_SIZE,
@@ -100,7 +101,15 @@ def hello(rng: random.Random) -> Hello:
 
 
 def greeting(rng: random.Random, at: int) -> Say:
-    kinds = [("memory",)] * 8 + [(), ("unsealed",), ("pipe",), ("null",), ("memory", "pipe"), ("pipe",) * 3]
+    kinds = [("memory",)] * 8 + [
+        (),
+        ("unsealed",),
+        ("vast",),
+        ("pipe",),
+        ("null",),
+        ("memory", "pipe"),
+        ("pipe",) * 3,
+    ]
     data = hello(rng).pack()
     return Say(at, data if rng.random() < 0.95 else data[: rng.randrange(len(data))], rng.choice(kinds))
 
@@ -163,7 +172,9 @@ class Client:
             os.close(outward)
             return inward
         fd = os.memfd_create("fuzz", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-        os.ftruncate(fd, PAGES * PAGE_SIZE)
+        os.ftruncate(fd, (2 * MAX_PAGES if kind == "vast" else PAGES) * PAGE_SIZE)
+        if kind == "vast":
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         if kind == "memory":
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             self.release()

@@ -37,6 +37,7 @@
 #define EXEN_VERSION 1u
 #define EXEN_PAGE 4096u
 #define EXEN_PORTS 4096u
+#define EXEN_MAX_PAGES (1u << 22) /* of one memory: 16 GiB; of all together 16 times as much */
 #define EXEN_MAX_GRANT_PAGES 64u
 #define EXEN_DOMID_ANY 0xFFFFFFFFu
 #define EXEN_FIRST_GREF 8u /* the first ones are the toolstack's, as on Xen */

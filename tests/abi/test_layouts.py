@@ -14,7 +14,7 @@ from struct import Struct
 import pytest
 
 import netback
-from netback.abi import grant_table, netif, ring, virtio_net, xs_wire
+from netback.abi import grant_table, netif, ring, virtio_net, xen, xs_wire
 from netback.abi.xenbus import XenbusState
 
 PXD = (Path(netback.__file__).parent / "dataplane" / "abi.pxd").read_text()
@@ -86,7 +86,7 @@ CONSTANTS: Mapping[str, int] = {
     "XENSTORE_PAYLOAD_MAX": xs_wire.PAYLOAD_MAX,
     "XENSTORE_ABS_PATH_MAX": xs_wire.ABS_PATH_MAX,
     "XENSTORE_REL_PATH_MAX": xs_wire.REL_PATH_MAX,
-    "DOMID_FIRST_RESERVED": xs_wire.DOMID_FIRST_RESERVED,
+    "DOMID_FIRST_RESERVED": xen.DOMID_FIRST_RESERVED,
     "VIRTIO_NET_HDR_F_NEEDS_CSUM": virtio_net.F_NEEDS_CSUM,
     "VIRTIO_NET_HDR_F_DATA_VALID": virtio_net.F_DATA_VALID,
     "VIRTIO_NET_HDR_GSO_NONE": virtio_net.GSO_NONE,

@@ -90,7 +90,7 @@ class HandBackend:
     async def _state_at(self, path: str, wanted: tuple[XenbusState, ...]) -> XenbusState:
         async with await self.store.watch(path) as watch:
             async for _ in watch:
-                state = XenbusState(int(await self.store.read_or(path, "0") or 0))
+                state = XenbusState.parse(await self.store.read_or(path))
                 if state in wanted:
                     return state
         raise AssertionError("the store is gone")

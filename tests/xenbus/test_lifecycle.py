@@ -45,7 +45,7 @@ def states(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def state_of(backend: Backend, name: DeviceName) -> State:
-    return State(int(await backend.store.read(f"{name.backend}/state")))
+    return State.parse(await backend.store.read(f"{name.backend}/state"))
 
 
 @pytest.mark.parametrize("kind", ["vif", "qnic"])

@@ -59,6 +59,3 @@ HEADER = Struct("<IIII")
 PAYLOAD_MAX = 4096  # violating this ends the connection
 ABS_PATH_MAX = 3072  # violating these two gets an error back
 REL_PATH_MAX = 2048
-
-# Domids from here on are special (xen.h, DOMID_FIRST_RESERVED): none of them names a domain.
-DOMID_FIRST_RESERVED = 0x7FF0

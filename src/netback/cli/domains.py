@@ -4,8 +4,9 @@
 import asyncio
 from contextlib import suppress
 
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.errors import ConfigError
-from netback.xenbus.names import DOMID_FIRST_RESERVED, decimal, home
+from netback.xenbus.names import decimal, home
 from netback.xenstore.aio import Store, StoreError
 
 _JOIN_SECONDS = 3.0

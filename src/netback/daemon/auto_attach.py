@@ -9,11 +9,12 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.daemon.config import DeviceRule
 from netback.errors import NetbackError
 from netback.vif.features import make_mac
 from netback.xenbus.attach import attach
-from netback.xenbus.names import DOMID_FIRST_RESERVED, DeviceName, decimal, home
+from netback.xenbus.names import DeviceName, decimal, home
 from netback.xenstore.aio import Store, StoreError
 
 log = logging.getLogger("netback.daemon.auto_attach")

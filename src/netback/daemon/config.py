@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 import msgspec
 from msgspec import Meta
 
-from netback.abi.xs_wire import DOMID_FIRST_RESERVED
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer

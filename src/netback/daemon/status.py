@@ -10,11 +10,12 @@ from collections.abc import Iterable
 
 import msgspec
 
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import printable
 from netback.vif.features import OPTIONAL, DeviceType
 from netback.xenbus.device import Device
-from netback.xenbus.names import DEVICE_TYPES, DOMID_FIRST_RESERVED, DeviceName, backends, decimal
+from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal
 from netback.xenstore.aio import Store, StoreError
 
 _HIDDEN = "-"

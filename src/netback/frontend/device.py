@@ -197,7 +197,7 @@ class Frontend:
             if error.errno == Errno.EIO:
                 raise
             text = ""
-        return next((state for state in XenbusState if str(state.value) == text), XenbusState.UNKNOWN)
+        return XenbusState.parse(text)
 
     async def _set_state(self, state: XenbusState) -> None:
         await self.store.write(f"{self.path}/state", str(state.value))

@@ -127,7 +127,7 @@ class Script:
                 text = await self.guest.store.read_or(path, "0") or "0"
                 if text in {str(state.value) for state in wanted}:
                     break
-        return XenbusState(int(text))
+        return XenbusState.parse(text)
 
     # ---- rings
 

@@ -9,12 +9,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, PlatformError
 from netback.vif.features import DeviceType, Limits, make_mac, offer, parse_mac
 from netback.xenbus.names import (
     DEVICE_TYPES,
-    DOMID_FIRST_RESERVED,
     DeviceName,
     backends,
     decimal,

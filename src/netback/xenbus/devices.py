@@ -9,6 +9,7 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.errors import printable
 from netback.observe.trace import LogBudget
 from netback.vif.features import DeviceType
@@ -17,7 +18,6 @@ from netback.xenbus.device import Device
 from netback.xenbus.frontends import Frontends
 from netback.xenbus.names import (
     DEVICE_TYPES,
-    DOMID_FIRST_RESERVED,
     DeviceName,
     backends,
     decimal,

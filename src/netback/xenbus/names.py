@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from netback.abi.xs_wire import DOMID_FIRST_RESERVED as DOMID_FIRST_RESERVED
 from netback.errors import ConfigError
 from netback.vif.features import DeviceType
 from netback.xenstore.aio import Store, StoreError

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from netback.abi.xs_wire import DOMID_FIRST_RESERVED, Errno
+from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.abi.xs_wire import Errno
 from netback.xenstore.errors import Refused
 from netback.xenstore.quota import PRIVILEGED, Quota
 

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from netback.abi.xs_wire import DOMID_FIRST_RESERVED, PAYLOAD_MAX, Errno, Op
+from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.abi.xs_wire import PAYLOAD_MAX, Errno, Op
 from netback.xenstore import paths
 from netback.xenstore.connection import Connection
 from netback.xenstore.errors import Refused

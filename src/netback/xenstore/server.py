@@ -13,7 +13,8 @@ b'value'
 from collections import deque
 from collections.abc import Callable
 
-from netback.abi.xs_wire import DOMID_FIRST_RESERVED, PAYLOAD_MAX, Errno
+from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.abi.xs_wire import PAYLOAD_MAX, Errno
 from netback.xenstore import paths
 from netback.xenstore.connection import Connection
 from netback.xenstore.errors import Refused

@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from netback.abi.xs_wire import ABS_PATH_MAX, DOMID_FIRST_RESERVED, HEADER, PAYLOAD_MAX, REL_PATH_MAX, Op
+from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.abi.xs_wire import ABS_PATH_MAX, HEADER, PAYLOAD_MAX, REL_PATH_MAX, Op
 from netback.lab.inside.store_requests import Draw
 from netback.xenstore.errors import Refused
 from netback.xenstore.paths import canonical

@@ -42,6 +42,7 @@ class Handle:
     def __init__(self, directory: Path, hello: Hello, pages: int) -> None:
         self._directory = directory
         self._lock = threading.Lock()
+        hello.check()
         with contextlib.ExitStack() as undo:
             memfd = create_memfd(hello.name.decode() or "handle", pages)
             with os.fdopen(memfd, "rb"):  # once joined, the mappings hold it

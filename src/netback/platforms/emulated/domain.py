@@ -67,7 +67,7 @@ class EmulatedDomain:
         """
         wanted = DOMID_ANY if domid is None else domid
         total = grant_pages + 1 + pages
-        hello = Hello(domid=wanted, grant_pages=grant_pages, name=name.encode())
+        hello = Hello(domid=wanted, grant_pages=grant_pages, name=name.encode("utf-8", "surrogateescape"))
         return cls(Handle(directory, hello, total), directory, total)
 
     def __enter__(self) -> Self:

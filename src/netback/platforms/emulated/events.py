@@ -72,10 +72,10 @@ class EmulatedEventChannels:
         """
         try:
             reply, fds = self._handle.request(Op.PEER, number=port)
+            with self._lock:
+                remote = self._learn(port, reply, *fds)
         except PlatformError:
             return None
-        with self._lock:
-            remote = self._learn(port, reply, *fds)
         return remote.page.address, remote.eventfd, reply.number
 
     def _learn(self, port: int, reply: Reply, memfd: int, eventfd: int) -> _Remote:
@@ -86,9 +86,13 @@ class EmulatedEventChannels:
             return known
         self._forget(port)
         try:
-            remote = self._remotes[port] = _Remote(reply.handle, Mapping(memfd, reply.page, 1), eventfd)
+            page = Mapping(memfd, reply.page, 1)
+        except PlatformError:
+            os.close(eventfd)
+            raise
         finally:
             os.close(memfd)
+        remote = self._remotes[port] = _Remote(reply.handle, page, eventfd)
         return remote
 
     def _forget(self, port: int) -> None:

@@ -7,23 +7,20 @@ Knows descriptors only to hand them on. It does not know sockets or the store: w
 
 import errno
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from netback.abi.grant_table import GrantFlag, GrantStatus
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.errors import PlatformError
 from netback.platforms.emulated.memory import EventPage, GrantRefused, GrantTable, Mapping, sealed_pages
 from netback.platforms.emulated.protocol import (
     DOMID_ANY,
-    DOMID_FIRST_RESERVED,
-    MAGIC,
     MAP_READONLY,
-    MAX_GRANT_PAGES,
     MAX_PORTS,
+    MAX_TOTAL_PAGES,
     PAGE_SIZE,
-    VERSION,
     Hello,
     HelloFlag,
     Op,
@@ -31,8 +28,6 @@ from netback.platforms.emulated.protocol import (
     Reply,
     Request,
 )
-
-_NAME = re.compile(rb"[A-Za-z0-9._+-]{0,39}")
 
 MAX_MAPS = 65536
 """Of a handle, as Xen bounds a domain's."""
@@ -51,14 +46,19 @@ class Memory:
             raise PlatformError("the memory has no room for its event page", "EINVAL")
         try:
             self._mapping = Mapping(fd, 0, grant_pages + 1)
-        except OSError as error:
-            raise PlatformError(f"the memory cannot be mapped: {error}", "EINVAL") from error
+        except PlatformError as error:
+            raise PlatformError(str(error), "EINVAL") from error
         self.fd = fd
         self.grants = GrantTable.of(self._mapping.words, grant_pages)
         self.events = EventPage(self._mapping.words, grant_pages * PAGE_SIZE)
 
-    def close(self) -> None:
+    def unmap(self) -> None:
+        """Undo the mapping; the memfd stays its sender's."""
         self._mapping.close()
+
+    def close(self) -> None:
+        """Give the memfd back, too."""
+        self.unmap()
         os.close(self.fd)
 
 
@@ -126,6 +126,7 @@ class Hypervisor:
         self._began = began
         self._ended = ended
         self._used = {0}
+        self._pages = 0
         self._last_handle = 0
         self._serve: dict[int, Callable[[Handle, Request], Answer]] = {
             Op.ALLOC_UNBOUND: self._alloc_unbound,
@@ -145,10 +146,10 @@ class Hypervisor:
 
         The memfd is taken over where this succeeds.
         """
-        _check_hello(hello)
+        hello.check()
         attach = bool(hello.flags & HelloFlag.ATTACH)
         domid = self._existing(hello.domid).domid if attach else self._new_domid(hello.domid)
-        memory = Memory(memfd, hello.grant_pages)
+        memory = self._bounded(Memory(memfd, hello.grant_pages))
         handle = self._open(self.domains[domid] if attach else Domain(domid), memory)
         if not attach:
             self._begin(handle, hello.name.decode() or f"guest-{domid}")
@@ -175,9 +176,25 @@ class Hypervisor:
             raise PlatformError(f"no request {request.op}", "ENOSYS")
         return serve(handle, request)
 
+    def _bounded(self, memory: Memory) -> Memory:
+        """The memory itself; PlatformError ENOMEM where all handles together would have too many pages."""
+        if self._pages + memory.pages > MAX_TOTAL_PAGES:
+            memory.unmap()
+            free = MAX_TOTAL_PAGES - self._pages
+            raise PlatformError(
+                f"a memory of {memory.pages} pages: {free} are left of {MAX_TOTAL_PAGES} for all domains",
+                "ENOMEM",
+            )
+        return memory
+
     def _open(self, domain: Domain, memory: Memory) -> Handle:
+        try:
+            eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            memory.unmap()
+            raise
         self._last_handle += 1
-        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pages += memory.pages
         handle = Handle(self._last_handle, domain, memory, eventfd)
         domain.handles.add(handle)
         return handle
@@ -209,6 +226,7 @@ class Hypervisor:
             self._free(port)
         for number in tuple(handle.maps):
             self._unpin(handle.maps.pop(number))
+        self._pages -= handle.memory.pages
         handle.memory.close()
         os.close(handle.eventfd)
 
@@ -343,20 +361,6 @@ def _ring(eventfd: int) -> None:
     os.set_blocking(eventfd, False)
     with suppress(BlockingIOError):  # a full counter is readable anyway
         os.eventfd_write(eventfd, 1)
-
-
-def _check_hello(hello: Hello) -> None:
-    if hello.magic != MAGIC:
-        raise PlatformError("the hello's magic is wrong", "EPROTO")
-    if hello.version != VERSION:
-        raise PlatformError(f"version {hello.version}: this speaks {VERSION}", "EPROTO")
-    if hello.flags not in (HelloFlag.MAKE, HelloFlag.ATTACH) or hello.reserved:
-        raise PlatformError(f"unknown flags {hello.flags:#x} or reserved {hello.reserved:#x}", "EINVAL")
-    least = 0 if hello.flags & HelloFlag.ATTACH else 1
-    if not least <= hello.grant_pages <= MAX_GRANT_PAGES:
-        raise PlatformError(f"{hello.grant_pages} pages of grants: {least} to {MAX_GRANT_PAGES}", "EINVAL")
-    if not _NAME.fullmatch(hello.name):
-        raise PlatformError("the name is not of [A-Za-z0-9._+-], 39 at most", "EINVAL")
 
 
 def _own(handle: Handle, number: int) -> Port:

@@ -2,10 +2,11 @@
 """A domain's memory: a sealed memfd, its grant table and its event page, and mappings of them.
 
 Knows where things lie (pages [0, grant_pages) the v1 grant table, then the event page, then the domain's
-own) and how two processes may touch them at once. It does not know who may ask for what: that is the
+own) and how two processes may touch them at once. Does not know which domain may ask for what: that is the
 hypervisor's.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -15,7 +16,7 @@ from typing import Self
 from netback.abi.grant_table import ENTRY, TYPE_MASK, GrantFlag, GrantStatus
 from netback.dataplane.shared_words import SharedWords
 from netback.errors import PlatformError
-from netback.platforms.emulated.protocol import MAX_PORTS, PAGE_SIZE
+from netback.platforms.emulated.protocol import MAX_PAGES, MAX_PORTS, PAGE_SIZE
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MASK_OFFSET = MAX_PORTS // 8
@@ -24,9 +25,12 @@ _PINNED = GrantFlag.READING | GrantFlag.WRITING
 
 GRANTS_PER_PAGE = PAGE_SIZE // ENTRY.size
 
+_PIN_TRIES = 5
+"""Of an entry that its owner keeps changing; Xen, too, gives up then ("shared grant entry is unstable")."""
+
 
 class GrantRefused(PlatformError):
-    """The grant table says no; `status` is what Xen's hypercall would give."""
+    """The grant table does not permit it; `status` is the GNTST_* that Xen's hypercall gives."""
 
     def __init__(self, status: GrantStatus, what: str) -> None:
         super().__init__(f"{what}: GNTST_{status.name.lower()}", "EINVAL")
@@ -34,7 +38,11 @@ class GrantRefused(PlatformError):
 
 
 def create_memfd(name: str, pages: int) -> int:
-    """A new memory whose size can never change, which is what makes it safe for others to map."""
+    """A new memory of `pages` pages, sealed against a change of size so that others can map it.
+
+    PlatformError EFBIG beyond MAX_PAGES.
+    """
+    _check_pages(pages)
     fd = os.memfd_create(f"netback-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, pages * PAGE_SIZE)
@@ -48,7 +56,8 @@ def create_memfd(name: str, pages: int) -> int:
 def sealed_pages(fd: int) -> int:
     """The size of another process's memfd, in pages.
 
-    PlatformError where mapping it could kill us by SIGBUS (rules 3).
+    PlatformError where it is not sealed, no multiple of a page, of huge pages (EPERM, EINVAL), or larger than MAX_PAGES
+    (EFBIG). docs/decisions.md, Mapped memory of other processes.
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -56,21 +65,30 @@ def sealed_pages(fd: int) -> int:
         raise PlatformError("the memory is not a memfd", "EINVAL") from error
     if seals & _SEALS != _SEALS:
         raise PlatformError("the memory is not sealed against a change of size", "EPERM")
-    # Huge pages are another file system's: a hole punched there may find no page to fill it, which is a
-    # SIGBUS too.
+    # Huge pages lie in another file system, where filling a punched hole may fail: a SIGBUS, too.
     if os.fstatvfs(fd).f_bsize != PAGE_SIZE:
         raise PlatformError("the memory is not of ordinary pages", "EINVAL")
     size = os.fstat(fd).st_size
     if size % PAGE_SIZE:
         raise PlatformError("the memory's size is not a multiple of a page", "EINVAL")
+    _check_pages(size // PAGE_SIZE)
     return size // PAGE_SIZE
 
 
+def _check_pages(pages: int) -> None:
+    if pages > MAX_PAGES:
+        raise PlatformError(f"a memory of {pages} pages, {MAX_PAGES} at most", "EFBIG")
+
+
 class Mapping:
-    """Pages of a memfd, mapped to be read and written until `close`."""
+    """Pages of a memfd, mapped to be read and written until `close`. PlatformError where the kernel refuses."""
 
     def __init__(self, fd: int, first: int, pages: int) -> None:
-        self._map = mmap.mmap(fd, pages * PAGE_SIZE, offset=first * PAGE_SIZE)
+        try:
+            self._map = mmap.mmap(fd, pages * PAGE_SIZE, offset=first * PAGE_SIZE)
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "ENOMEM")
+            raise PlatformError(f"cannot map {pages} pages of a memory: {error.strerror}", name) from error
         self.words = SharedWords(self._map)
         self.address = self.words.address
 
@@ -95,11 +113,11 @@ class EventPage:
     offset: int
 
     def set_pending(self, port: int) -> None:
-        """Make a port pending; its owner is to be woken."""
+        """Make a port pending; the caller wakes its owner."""
         self.words.set64(*self._bit(port))
 
     def clear(self, port: int) -> None:
-        """A port that begins anew: neither pending nor masked."""
+        """Reset a new port: neither pending nor masked."""
         word, bit = self._bit(port)
         self.words.clear64(word, bit)
         self.words.clear64(word + _MASK_OFFSET, bit)
@@ -116,7 +134,7 @@ class EventPage:
 class GrantTable:
     """Version 1 entries at the start of mapped words.
 
-    An entry changes by one atomic store, so nobody sees half of it.
+    An entry changes by one atomic store, so no reader sees half of it.
     """
 
     words: SharedWords
@@ -132,11 +150,11 @@ class GrantTable:
         self.words.store64(gref * ENTRY.size, int.from_bytes(ENTRY.pack(flags, domid, frame), "little"))
 
     def pinned(self, gref: int) -> bool:
-        """Whether somebody has the grant mapped."""
+        """Whether the grant is mapped."""
         return bool(self.words.load64(gref * ENTRY.size) & _PINNED)
 
     def clear(self, gref: int) -> bool:
-        """Revoke; False, and nothing done, while somebody has it mapped."""
+        """Revoke; False, and nothing done, while it is mapped."""
         while not (entry := self.words.load64(gref * ENTRY.size)) & _PINNED:
             if self.words.exchange64(gref * ENTRY.size, entry, 0):
                 return True
@@ -148,15 +166,20 @@ class GrantTable:
             self.words.store64(gref * ENTRY.size, 0)
 
     def pin(self, gref: int, domid: int, readonly: bool) -> int:
-        """Mark the grant as in use by `domid` and give its frame; GrantRefused as Xen's mapping is."""
+        """Mark the grant as in use by `domid`: its frame.
+
+        GrantRefused as Xen's mapping: BAD_GNTREF beyond the table, else GENERAL_ERROR, also where the entry changes at
+        each of a few tries.
+        """
         if gref >= self.entries:
             raise GrantRefused(GrantStatus.BAD_GNTREF, f"gref {gref}")
         pins = GrantFlag.READING if readonly else _PINNED
-        while True:
+        for _ in range(_PIN_TRIES):
             entry = self.words.load64(gref * ENTRY.size)
             frame = self._permitted(gref, entry, domid, readonly)
             if self.words.exchange64(gref * ENTRY.size, entry, entry | pins):
                 return frame
+        raise GrantRefused(GrantStatus.GENERAL_ERROR, f"gref {gref} changes all the time")
 
     def unpin(self, gref: int, pins: GrantFlag) -> None:
         """Undo marks of `pin`."""

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages between a domain and the emulated hypervisor; include/netback/emulated_xen.h is the same in C.
+"""The messages between a domain and the emulated hypervisor; include/netback/emulated_xen.h has them in C.
 
-Knows layouts and numbers, no sockets. docs/emulated-xen.md tells what each request does.
+Knows layouts and numbers, no sockets. docs/emulated-xen.md says what each request does.
 """
 
 import enum
+import re
 import struct
 from dataclasses import dataclass
 from typing import Self
+
+from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.errors import PlatformError
 
 MAGIC = 0x4E455845
 """The bytes "EXEN"."""
@@ -17,16 +21,21 @@ STORE_SOCKET = "xenstored.sock"
 HYPERVISOR_SOCKET = "hypervisor.sock"
 
 PAGE_SIZE = 4096
+MAX_PAGES = 1 << 22
+"""Of one handle's memory: 16 GiB. A backend maps a whole guest, so a joiner's claim takes address space of others."""
+MAX_TOTAL_PAGES = 1 << 26
+"""Of the memory of all handles together: 256 GiB."""
 MAX_GRANT_PAGES = 64
 MAX_PORTS = 4096
 """Of a domain; port 0 is never valid."""
 
 DOMID_ANY = 0xFFFFFFFF
-DOMID_FIRST_RESERVED = 0x7FF0
 
 NAME_BYTES = 40
+"""Of a hello's name, with its NUL."""
+_NAME = re.compile(rb"[A-Za-z0-9._+-]{0,%d}" % (NAME_BYTES - 1))
 FDS_MAX = 2
-"""The most that one message carries."""
+"""Descriptors in one message at most."""
 
 _HELLO = struct.Struct(f"<6I{NAME_BYTES}s")
 _REQUEST = struct.Struct("<4I")
@@ -38,12 +47,12 @@ REPLY_SIZE = _REPLY.size
 
 
 class HelloFlag(enum.IntFlag):
-    """How to join."""
+    """What a hello asks for."""
 
     MAKE = 0
-    """A domain, which ends with its connection."""
+    """A new domain, which ends with its connection."""
     ATTACH = 1
-    """To a domain that exists."""
+    """A further handle of a domain that exists."""
 
 
 class Op(enum.IntEnum):
@@ -60,7 +69,7 @@ class Op(enum.IntEnum):
 
 
 class PortState(enum.IntEnum):
-    """EVTCHNSTAT_*, as far as they can occur."""
+    """EVTCHNSTAT_* of event_channel.h, those that occur here."""
 
     CLOSED = 0
     UNBOUND = 1
@@ -83,7 +92,28 @@ class Hello:
     name: bytes = b""
     reserved: int = 0
 
+    def check(self) -> None:
+        """PlatformError names the field that is out of its bounds. Both ends check a hello before they use it."""
+        if self.magic != MAGIC:
+            raise PlatformError(f"a hello with magic {self.magic:#x}, not {MAGIC:#x}", "EPROTO")
+        if self.version != VERSION:
+            raise PlatformError(f"a hello of version {self.version}, not {VERSION}", "EPROTO")
+        if self.flags not in (HelloFlag.MAKE, HelloFlag.ATTACH) or self.reserved:
+            raise PlatformError(
+                f"a hello with unknown flags {self.flags:#x} or reserved {self.reserved:#x}", "EINVAL"
+            )
+        if self.domid != DOMID_ANY and not 0 <= self.domid < DOMID_FIRST_RESERVED:
+            raise PlatformError(f"domid {self.domid}: 0 to {DOMID_FIRST_RESERVED - 1}", "EINVAL")
+        minimum = 0 if self.flags & HelloFlag.ATTACH else 1
+        if not minimum <= self.grant_pages <= MAX_GRANT_PAGES:
+            raise PlatformError(
+                f"{self.grant_pages} pages of grants: {minimum} to {MAX_GRANT_PAGES}", "EINVAL"
+            )
+        if not _NAME.fullmatch(self.name):
+            raise PlatformError(f"name {self.name!r}: at most {NAME_BYTES - 1} of [A-Za-z0-9._+-]", "EINVAL")
+
     def pack(self) -> bytes:
+        """The message; the fields must pass `check`."""
         return _HELLO.pack(
             self.magic, self.version, self.flags, self.domid, self.grant_pages, self.reserved, self.name
         )
@@ -113,7 +143,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`result` is 0 or a negative errno; what the other fields say depends on the request."""
+    """`result` is 0 or a negative errno; the meaning of the other fields depends on the request."""
 
     result: int = 0
     status: int = 0
@@ -123,9 +153,9 @@ class Reply:
     """A port or a grant handle."""
     grant_pages: int = 0
     page: int = 0
-    """Of the memfd beside it: the event page, or the granted frame."""
+    """A page of the memfd beside it: the event page, or the granted frame."""
     handle: int = 0
-    """Which handle is at the far side: equal numbers are the same event page."""
+    """The handle at the far side: equal numbers are the same event page."""
 
     def pack(self) -> bytes:
         return _REPLY.pack(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves the emulated hypervisor on a SOCK_SEQPACKET socket: messages and descriptors in and out.
 
-Knows sockets and who is at which; what a request does is the hypervisor's. What a client does wrong ends its
-connection alone.
+Knows sockets and the handle behind each; what a request does is the hypervisor's. A client's fault ends its connection
+alone.
 """
 
 import array
@@ -10,11 +10,11 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Iterable
 
 from netback.directory import Directory
 from netback.errors import PlatformError
+from netback.observe.trace import LogBudget
 from netback.platforms.emulated.hypervisor import Handle, Hypervisor, refusal
 from netback.platforms.emulated.protocol import (
     FDS_MAX,
@@ -32,22 +32,6 @@ _RETRY_SECONDS = 0.1
 _FD_SPACE = socket.CMSG_SPACE((FDS_MAX + 1) * 4)
 
 
-class _LogBudget:
-    """At most `lines` log lines in `seconds`: who talks nonsense must not fill the disk."""
-
-    def __init__(self, lines: int = 10, seconds: float = 10.0) -> None:
-        self._lines, self._seconds = lines, seconds
-        self._since, self._spent = 0.0, 0
-
-    def warn(self, text: str, *arguments: object) -> None:
-        now = time.monotonic()
-        if now - self._since > self._seconds:
-            self._since, self._spent = now, 0
-        self._spent += 1
-        if self._spent <= self._lines:
-            log.warning(text, *arguments)
-
-
 def close_all(fds: Iterable[int]) -> None:
     """Close descriptors."""
     for fd in fds:
@@ -57,7 +41,7 @@ def close_all(fds: Iterable[int]) -> None:
 def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """One message of at most `size` bytes, b"" at the end, and its descriptors.
 
-    One byte more tells a message that is too long.
+    `size` + 1 bytes are read, so that a longer message shows.
     """
     data, ancillary, _flags, _address = sock.recvmsg(size + 1, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
@@ -76,7 +60,14 @@ class _Client:
         self._server = server
 
     def readable(self) -> None:
-        """Serve one message; asyncio calls again where there are more."""
+        """Serve one message; asyncio calls again while there are more. Any error ends this connection alone."""
+        try:
+            self._receive()
+        except Exception as error:
+            self._server.complain(f"ended a connection: unexpected: {error!r}", exc_info=True)
+            self._server.drop(self)
+
+    def _receive(self) -> None:
         expected = REQUEST_SIZE if self.handle else HELLO_SIZE
         try:
             data, fds = receive(self.sock, expected)
@@ -91,10 +82,7 @@ class _Client:
         self._serve(data, fds, expected)
 
     def _serve(self, data: bytes, fds: list[int], expected: int) -> None:
-        """A refused request is answered.
-
-        A hello or a message out of shape ends the connection, after its answer.
-        """
+        """Answer; a refused hello or a malformed message also ends the connection."""
         try:
             if len(data) != expected:
                 raise PlatformError(f"a message of {len(data)} bytes, not {expected}", "EMSGSIZE")
@@ -109,9 +97,9 @@ class _Client:
     def _hello(self, hello: Hello, fds: list[int]) -> None:
         if len(fds) != 1:
             raise PlatformError(f"a hello with {len(fds)} descriptors, not 1", "EBADF")
-        self.handle, reply, store = self._server.join(self, hello, fds.pop())
+        handle, reply, store = self._server.join(self, hello, fds.pop())
         with store:
-            self._send(reply, (self.handle.eventfd, store.fileno()))
+            self._send(reply, (handle.eventfd, store.fileno()))
 
     def _request(self, handle: Handle, request: Request, fds: list[int]) -> None:
         if fds:
@@ -123,12 +111,12 @@ class _Client:
         self._send(reply, passed)
 
     def _refuse(self, error: PlatformError) -> None:
-        self._server.budget.warn("ended a connection: %s", error)
+        self._server.complain(f"ended a connection: {error}")
         self._send(refusal(error))
         self._server.drop(self)
 
     def _send(self, reply: Reply, fds: Iterable[int] = ()) -> None:
-        """One who does not read its replies, or is gone, is dropped."""
+        """Send a reply, or drop a client that is gone or does not read its replies."""
         passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self.sock.sendmsg([reply.pack()], passed)
@@ -146,7 +134,7 @@ class HypervisorServer:
         directory: Directory,
     ) -> None:
         self.hypervisor = hypervisor
-        self.budget = _LogBudget()
+        self._budget = LogBudget()
         self._attach = attach
         self._clients: dict[Handle | None, _Client] = {}
         self._all: set[_Client] = set()
@@ -162,9 +150,9 @@ class HypervisorServer:
             self.drop(client)
 
     def join(self, client: _Client, hello: Hello, memfd: int) -> tuple[Handle, Reply, socket.socket]:
-        """Let a client in: its handle, and the store connection to send to it.
+        """Join a client: its handle, the reply and the store connection to send with it.
 
-        The memfd is taken over, whatever comes.
+        The memfd is taken over, also where this raises PlatformError.
         """
         try:
             handle, reply = self.hypervisor.join(hello, memfd)
@@ -172,14 +160,18 @@ class HypervisorServer:
             os.close(memfd)
             raise error if isinstance(error, PlatformError) else _exhausted(error) from error
         self._clients[handle] = client
+        client.handle = handle
         try:
             return handle, reply, self._attach(handle.domain.domid)
         except OSError as error:
-            client.handle = handle
             raise _exhausted(error) from error
 
+    def complain(self, text: str, *, exc_info: bool = False) -> None:
+        """Log a line within the budget of all clients together."""
+        self._budget.warn(log, text, exc_info=exc_info)
+
     def drop(self, client: _Client) -> None:
-        """End a connection and what depends on it. May be called again."""
+        """End a connection, its handle, and its domain with all handles where it owns that. May be called again."""
         if client not in self._all:
             return
         self._all.discard(client)
@@ -199,8 +191,8 @@ class HypervisorServer:
             sock, _ = self._listening.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # out of descriptors: the socket stays readable, so look away for a moment
-            self.budget.warn("cannot accept: %s", error)
+        except OSError as error:  # no descriptor is left, and the socket stays readable: retry later
+            self.complain(f"cannot accept: {error}")
             self._loop.remove_reader(self._listening)
             self._loop.call_later(_RETRY_SECONDS, self._listen)
             return

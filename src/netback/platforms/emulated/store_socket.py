@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries bytes between sockets and the store's server core. It does not know what the bytes say."""
+"""Carries bytes between sockets and the store's server core. Does not know their meaning."""
 
 import asyncio
+import logging
 import socket
 from typing import cast
 
+from netback.observe.trace import LogBudget
 from netback.xenstore.connection import Connection
 from netback.xenstore.server import Server
 
-# What is taken from a client at a time. A few hundred requests: whoever sends more waits its turn.
+log = logging.getLogger("netback.emulated")
+
 _READ_BYTES = 16384
+"""Of one client at a time, a few hundred requests: then the other clients have their turn."""
 _BACKLOG = 1024
+_budget = LogBudget()
 
 
 class _Carrier(asyncio.BufferedProtocol):
-    """One client's socket. asyncio's flow control is the core's: who does not read is not served."""
+    """One client's socket. asyncio's flow control is the core's: a client that does not read is not served."""
 
     _transport: asyncio.Transport
     _connection: Connection
@@ -32,7 +37,11 @@ class _Carrier(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._connection.receive(bytes(self._buffer[:nbytes]))
+        try:
+            self._connection.receive(bytes(self._buffer[:nbytes]))
+        except Exception as error:  # this client's alone
+            _budget.warn(log, f"ended a store connection: unexpected: {error!r}", exc_info=True)
+            self._transport.abort()
 
     def pause_writing(self) -> None:
         self._connection.pause()
