@@ -35,7 +35,7 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/netback
-	$(BIN)/codespell --ignore-words-list=sring,passt --skip='*.so,*.pcapng,.venv,build,.git' .
+	$(BIN)/codespell
 
 types: $(VENV)/.tools
 	$(BIN)/mypy

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: `python -m fuzz`. Knows arguments and how a result is printed."""
+"""The command `python -m fuzz`: its arguments and its printed result."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import secrets
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,15 +16,15 @@ from fuzz.targets import TARGETS, Target
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m fuzz", description="Random and hostile input, until time is up."
+        prog="python -m fuzz", description="Random and hostile input for some seconds."
     )
-    parser.add_argument("--seconds", type=float, default=60, help="how long (60)")
-    parser.add_argument("--target", action="append", choices=TARGETS, help="only this one; may be repeated")
-    parser.add_argument("--seed", type=int, default=secrets.randbits(40), help="where to begin (random)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
+    parser.add_argument("--seconds", type=float, default=60, help="duration (60)")
     parser.add_argument(
-        "--replay", type=Path, metavar="FILE", help="play one kept input, and show what it does"
+        "--target", action="append", choices=TARGETS, help="this target only; may be repeated"
     )
+    parser.add_argument("--seed", type=int, default=secrets.randbits(40), help="the first seed (random)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one for each core)")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="play the case of a kept file again")
     return parser.parse_args()
 
 
@@ -37,14 +38,14 @@ def report(score: campaign.Score, targets: list[Target], seed: int) -> None:
         )
     print(f"{'total':<12}{sum(tally.operations for tally in score.tallies.values()):>14,}  (seed {seed})")
     for path in score.failures:
-        print(f"kept: {path}\n      python -m fuzz --replay {path}")
+        print(f"kept: {path}\n      {shlex.join([sys.executable, '-m', 'fuzz', '--replay', str(path)])}")
 
 
 def main() -> int:
     options = arguments()
     if options.replay:
         target, case = kept.load(options.replay)
-        print(f"{target.name}: {target.play(case):,} operations, and all is well")
+        print(f"{target.name}: {target.play(case):,} operations, the invariant holds")
         return 0
     targets = [TARGETS[name] for name in options.target or TARGETS]
     score = campaign.run(targets, options.seconds, options.seed, options.jobs)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays targets in turns, in several processes, until time is up. Knows processes and clocks, no target's insides.
+"""Plays all targets in turns, in several processes, for some seconds.
 
-A process that dies or hangs is a finding as well: each notes in shared memory what it is about to play.
+A process that dies or hangs is a finding, too: each process writes to shared memory which case it plays next.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from fuzz.targets import TARGETS, Target
 TURN_SECONDS = 0.25
 HANG_SECONDS = 60.0
 STRIDE = 1 << 40
-"""Between the seeds of two processes: none plays what another did."""
-KEPT_MOST = 5
-"""Of one target and process: the rest is told by a number."""
-SHRINK_MOST = 300
+"""The distance between the seeds of two processes, so that no case is played twice."""
+MAX_KEPT = 5
+"""Files for one target and process; further failures are only counted."""
+MAX_SHRINK = 300
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one target did."""
+    """The counts of one target."""
 
     operations: int = 0
     cases: int = 0
@@ -49,7 +49,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Score:
-    """What all of them did, and the files of what failed."""
+    """The counts of all targets, and the files of failing cases."""
 
     tallies: dict[str, Tally]
     failures: list[Path] = field(default_factory=list)
@@ -65,20 +65,20 @@ class Score:
 
 
 def trouble(target: Target, case: Any) -> str:
-    """What a case breaks; "" where all is well."""
+    """Play a case: the traceback of its failure, or ""."""
     try:
         target.play(case)
-    except Exception:  # whatever comes out of a target is a finding
+    except Exception:  # any exception of a target is a finding
         return traceback.format_exc()
     return ""
 
 
 def shrunk(target: Target, case: Any) -> Any:
-    """The case with as few operations as still fail, where it has operations: halves go first, single ones last."""
+    """The case with the fewest operations that still fail; halves are removed first, single operations last."""
     size, tries = len(getattr(case, "ops", ())) // 2, 0
-    while size and tries < SHRINK_MOST:
+    while size and tries < MAX_SHRINK:
         at = 0
-        while at < len(case.ops) and tries < SHRINK_MOST:
+        while at < len(case.ops) and tries < MAX_SHRINK:
             shorter = replace(case, ops=case.ops[:at] + case.ops[at + size :])
             tries += 1
             if trouble(target, shorter):
@@ -90,14 +90,14 @@ def shrunk(target: Target, case: Any) -> Any:
 
 
 def play(target: Target, seed: int, tally: Tally, directory: Path = kept.FAILURES) -> Path | None:
-    """One case; where it fails, the file that it is kept in."""
+    """Play one case; where it fails, shrink and keep it: its file."""
     began, case = time.monotonic(), target.case(seed)
     tally.cases += 1
     try:
         tally.operations += target.play(case)
     except Exception:
         tally.failures += 1
-        if tally.failures > KEPT_MOST:
+        if tally.failures > MAX_KEPT:
             return None
         return kept.save(target, seed, shrunk(target, case), traceback.format_exc(), directory)
     finally:
@@ -106,7 +106,7 @@ def play(target: Target, seed: int, tally: Tally, directory: Path = kept.FAILURE
 
 
 def _work(names: list[str], seconds: float, seed: int, note: Any, out: Connection) -> None:
-    """A process: a turn for each target, again and again. `note`: the target's place, the seed, the clock's second."""
+    """Play each target in turn for some seconds. `note` holds the target's index, the seed, and the time in seconds."""
     faulthandler.enable()
     targets = [TARGETS[name] for name in names]
     score, end = Score.of(targets), time.monotonic() + seconds
@@ -130,8 +130,8 @@ class _Job:
     def hangs(self) -> bool:
         return self.note[2] > 0 and time.monotonic() - self.note[2] > HANG_SECONDS
 
-    def last_words(self, targets: Sequence[Target]) -> Score:
-        """Of a process that died: what it was at."""
+    def last_case(self, targets: Sequence[Target]) -> Score:
+        """The score of a process that died: the case that it was playing."""
         place, seed = self.note[0], self.note[1]
         score, target = Score.of(targets), targets[place]
         score.tallies[target.name].failures += 1
@@ -149,7 +149,7 @@ def _start(names: list[str], seconds: float, seed: int) -> _Job:
 
 
 def run(targets: Sequence[Target], seconds: float, seed: int, jobs: int) -> Score:
-    """Everything, until time is up."""
+    """Play the targets in `jobs` processes: their score."""
     score, names = Score.of(targets), [target.name for target in targets]
     running = [_start(names, seconds, seed + STRIDE * number) for number in range(jobs)]
     while running:
@@ -168,6 +168,6 @@ def _end(job: _Job, targets: Sequence[Target]) -> Score:
         found: Score = job.out.recv()
     except EOFError:
         job.process.join()
-        return job.last_words(targets)
+        return job.last_case(targets)
     job.process.join()
     return found

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each fuzz target for a fixed number of cases; and that what fails is found, made small, kept and replayed."""
+"""Each fuzz target for a fixed number of cases; a failing case is found, made small, kept and replayed."""
 
 from __future__ import annotations
 
 import random
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import campaign, kept
+from fuzz.__main__ import report
 from fuzz.targets import TARGETS, Target
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +74,7 @@ def test_a_failure_is_counted_kept_and_made_small(tmp_path: Path) -> None:
     assert kept.parse(text.splitlines()[-1], SEVENS) == Numbers((7,))
 
 
-def test_what_holds_is_only_counted(tmp_path: Path) -> None:
+def test_a_case_that_holds_is_only_counted(tmp_path: Path) -> None:
     tally = campaign.Tally()
     harmless = replace(SEVENS, make=lambda rng: Numbers((rng.randrange(7),)))
     assert campaign.play(harmless, random.getrandbits(20), tally, tmp_path) is None
@@ -91,9 +93,12 @@ def test_the_command_counts(tmp_path: Path) -> None:
     assert counts[-1] == sum(counts[:-1]) > 0
 
 
-def test_the_command_replays(tmp_path: Path) -> None:
+def test_the_reported_command_replays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = TARGETS["store"]
-    path = kept.save(target, 3, target.case(3), "nothing", tmp_path)
-    result = fuzz("--replay", str(path))
+    score = campaign.Score.of([target])
+    score.failures.append(kept.save(target, 3, target.case(3), "nothing", tmp_path))
+    report(score, [target], 3)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("store: ")
