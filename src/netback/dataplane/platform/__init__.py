@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels and grants, per burst: one table of functions each, filled by emulated Xen and by real Xen."""
+"""The platform's verbs for a burst: events and grant copies, a table of functions for each platform."""

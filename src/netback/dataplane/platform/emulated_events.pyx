@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Event channels on emulated Xen: pending and mask bits in shared pages, an eventfd to sleep on.
 
-Knows ports, nothing of what they are for. Semantics are those of /dev/xen/evtchn: a take masks what it gives,
-and only an unmask after the work lets the port fire again (XSA-332). Notifying needs no third process.
+Knows ports, nothing of what they are for. Semantics are those of /dev/xen/evtchn: a take masks the ports that it
+returns, and only an unmask after the work lets a port fire again (XSA-332). A notify needs no third process.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -27,21 +27,21 @@ cdef extern from *:
 
 
 cdef enum:
-    EVENT_PORTS = TAKE_PORTS     # ports of a handle; 0 is never valid
+    EVENT_PORTS = TAKE_PORTS     # ports of one handle; 0 is never valid
     EVENT_WORDS = EVENT_PORTS // 64
 
 
 cdef struct event_page:          # include/netback/emulated_xen.h
     uint64_t pending[EVENT_WORDS]
     uint64_t mask[EVENT_WORDS]
-    uint32_t generation          # moves whenever the far side of one of our ports does
+    uint32_t generation          # changes whenever the far side of one of this handle's ports does
 
 
 cdef struct remote_port:
     event_page *page             # NULL: unbound
     int eventfd
     uint32_t port
-    uint32_t generation          # ours, when this was learnt
+    uint32_t generation          # of this handle's page when the far side was looked up
 
 
 cdef struct emulated_events:     # `seam` is first: an events_t * of this platform is an emulated_events *
@@ -53,7 +53,7 @@ cdef struct emulated_events:     # `seam` is first: an events_t * of this platfo
 
 cdef inline void ring_bell(int fd) noexcept nogil:
     cdef uint64_t one = 1
-    write(fd, &one, sizeof(one))     # can fail only where the counter is full, and then the fd is readable anyway
+    write(fd, &one, sizeof(one))     # fails only where the counter is full, and then the descriptor is readable
 
 
 cdef int take(events_t *seam, uint32_t *ports) noexcept nogil:
@@ -88,12 +88,12 @@ cdef void unmask(events_t *seam, const uint32_t *ports, int count) noexcept nogi
 
 
 cdef void learn_remote(emulated_events *events, uint32_t port) noexcept with gil:
-    """Ask the platform who is at the far side now; nobody there is a normal state."""
+    """Ask the platform for the far side of a port; an unbound port is a normal state."""
     cdef remote_port *remote = &events.remotes[port % EVENT_PORTS]
     cdef uint32_t generation = load_acquire(&events.page.generation)
     try:
         found = (<object>events.resolve)(port)
-    except Exception:                # the hypervisor is gone: nobody to notify
+    except Exception:                # the emulator is gone, and with it every far side
         found = None
     remote.page = NULL
     if found is not None:
@@ -104,12 +104,12 @@ cdef void learn_remote(emulated_events *events, uint32_t port) noexcept with gil
 
 
 cdef void notify(events_t *seam, uint32_t port) noexcept nogil:
-    """Make the far side's port pending and, unless masked or pending already, wake who sleeps on it."""
+    """Make the far side's port pending; unless it was pending or is masked, wake its owner."""
     cdef emulated_events *events = <emulated_events *>seam
     cdef remote_port *remote = &events.remotes[port % EVENT_PORTS]
     cdef uint32_t word
     cdef uint64_t bit
-    # the ring's index before the generation: a bind between them marks the port pending itself
+    # The ring's index was stored before this read of the generation: a bind in between marks the port pending itself.
     full_fence()
     if remote.generation != load_acquire(&events.page.generation):
         learn_remote(events, port)
@@ -124,8 +124,9 @@ cdef void notify(events_t *seam, uint32_t port) noexcept nogil:
 cdef class EmulatedEvents(Events):
     """One handle of event channels.
 
-    `eventfd` and the page at `page_address` belong to the caller and outlive this. `resolve(port)` tells the far side's
-    (page address, eventfd, remote port) or None where it is unbound; it is called from the worker's thread, and rarely.
+    `eventfd` and the page at `page_address` belong to the caller and outlive this object. `resolve(port)` returns the
+    far side's (page address, eventfd, remote port), or None where the port is unbound; the worker's thread calls it,
+    once after each change of a far side.
     """
 
     cdef emulated_events own
@@ -144,12 +145,12 @@ cdef class EmulatedEvents(Events):
         self.own.page = <event_page *>page_address
         self.resolve = resolve
         self.own.resolve = <void *>resolve
-        for port in range(<uint32_t>EVENT_PORTS):      # never learnt: no generation that the page can hold now
+        for port in range(<uint32_t>EVENT_PORTS):      # each port is looked up at its first notify
             self.forget(port)
 
     def __dealloc__(self):
         free(self.own.remotes)
 
     cpdef void forget(self, uint32_t port) noexcept:
-        """The port was bound anew or closed by ourselves: learn its far side again at the next notify."""
+        """Look up the far side again at the next notify: this process has bound or closed the port."""
         self.own.remotes[port % EVENT_PORTS].generation = load_acquire(&self.own.page.generation) - 1

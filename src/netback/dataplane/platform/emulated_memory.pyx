@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grant copies on emulated Xen: the checks that the hypervisor makes, then one memcpy a segment.
 
-Knows grant tables and pages, nothing of rings or frames. Each segment is judged by itself: a bad one gets its
-GNTST status and shares no fate with its neighbours (rules 3).
+Knows grant tables and pages, nothing of rings or frames. Each segment is checked alone: a bad one gets its GNTST status
+and leaves the others as they are (docs/decisions.md, Grant copies).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
@@ -20,7 +20,7 @@ from netback.dataplane.platform.memory cimport GuestMemory, memory_t
 
 cdef extern from *:
     """
-    /* One read of the whole entry: a guest that changes it meanwhile gets the old or the new one, never a mix
+    /* One read of the whole entry: while a guest changes it, this yields the old or the new one, never a mix
        (XSA-155). */
     static inline uint64_t read_once64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE); }
     """
@@ -32,12 +32,12 @@ cdef struct emulated_memory:     # `seam` is first: a memory_t * of this platfor
     uint8_t *base                # the guest's memfd, mapped here; its first pages are its grant table
     uint32_t pages
     uint32_t grants              # entries of the grant table
-    uint16_t local_domid         # who copies
+    uint16_t local_domid         # the domain that copies
 
 
 cdef inline int granted_page(
         emulated_memory *memory, foreign_buffer *at, uint16_t length, bint writing, uint8_t **page) noexcept nogil:
-    """The page behind a grant if this domain may use it so; else the status that Xen gives."""
+    """Set *page to the page behind a grant if this domain may use it so; return the status that Xen would."""
     cdef unsigned long long raw
     cdef grant_entry *entry = <grant_entry *>&raw
     if <uint32_t>at.offset + length > PAGE_SIZE:
@@ -78,10 +78,11 @@ cdef void copy(memory_t *memory, copy_segment *segments, int count) noexcept nog
 
 
 cdef class EmulatedMemory(GuestMemory):
-    """A domain's memory as another domain may reach it: by checked copies alone.
+    """A domain's memory as another domain may reach it: by checked copies.
 
-    `fd` is its memfd (borrowed), whose first `grant_pages` pages are its v1 grant table. It must be
-    sealed against a change of size: a truncation under our mapping would be a SIGBUS (rules 3).
+    `fd` is the domain's memfd, borrowed for the call; its first `grant_pages` pages are its v1 grant table. Raises
+    PlatformError EPERM unless the memfd is sealed against a change of size (memfd_create(2): a truncation under a
+    mapping is a SIGBUS), EINVAL for an impossible size, ENOMEM where it cannot be mapped.
     """
 
     cdef emulated_memory own
@@ -112,15 +113,17 @@ cdef class EmulatedMemory(GuestMemory):
 
     @property
     def address(self) -> int:
-        """Where page 0 is mapped."""
+        """The address where page 0 is mapped."""
         return <size_t>self.own.base
 
     @property
     def pages(self) -> int:
+        """The memory's size in pages of 4096 bytes."""
         return self.own.pages
 
     def page_address(self, uint32_t frame) -> int:
-        """Where a frame that the hypervisor mapped for us lies."""
+        """The address of a frame that the hypervisor mapped for this process. Raises PlatformError EINVAL beyond the
+        memory's end."""
         if frame >= self.own.pages:
             raise PlatformError(f"frame {frame} of domain {self.own.seam.domid} is out of range", "EINVAL")
         return <size_t>(self.own.base + <size_t>frame * PAGE_SIZE)

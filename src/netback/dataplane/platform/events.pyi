@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 class Events:
-    """What every handle of event channels can."""
+    """A handle of event channels, with the semantics of /dev/xen/evtchn."""
 
     @property
     def fd(self) -> int: ...

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One handle of event channels, whichever platform's. Knows verbs, not how they are done."""
+"""The Python face of a handle of event channels. Knows the verbs, not how a platform does them."""
 from libc.stdint cimport uint32_t
 
 
 cdef class Events:
-    """What every handle can: the behaviour of /dev/xen/evtchn. EmulatedEvents and XenEvents are the ones to make."""
+    """A handle of event channels, with the semantics of /dev/xen/evtchn. Make an EmulatedEvents or a XenEvents."""
 
     @property
     def fd(self) -> int:
-        """Readable when a port is pending."""
+        """Readable when an unmasked port is pending."""
         return self.events.fd
 
     def take(self) -> list[int]:
-        """The pending ports, now masked."""
+        """The pending ports, at most 4096; each is masked now."""
         cdef uint32_t ports[TAKE_PORTS]
         cdef int count = events_take(self.events, ports)
         return [ports[i] for i in range(count)]
 
     def unmask(self, uint32_t port) -> None:
+        """Let a port fire again; it fires at once if it became pending while masked."""
         events_unmask(self.events, &port, 1)
 
     def notify(self, uint32_t port) -> None:
+        """Send an event to the far side of a port; nothing happens where the port is unbound."""
         events_notify(self.events, port)

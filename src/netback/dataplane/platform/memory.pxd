@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The platform's copy verb: what guest_tx and guest_rx move frames with."""
+"""The platform's copy verb, by which a backend moves frames from and to a guest's granted pages."""
 from libc.stdint cimport uint16_t
 from netback.dataplane.abi cimport copy_segment
 
 
-cdef struct memory_t:            # the first member of each platform's own
-    uint16_t domid               # whose memory it is
+cdef struct memory_t:            # the first member of each platform's structure
+    uint16_t domid               # the domain whose memory it is
     void (*copy)(memory_t *, copy_segment *segments, int count) noexcept nogil
 
 
 cdef inline void grant_copy(memory_t *memory, copy_segment *segments, int count) noexcept nogil:
-    """Copy every segment between granted pages and local memory, leaving a GNTST status in each.
+    """Copy every segment between granted pages and local memory, and set its GNTST status.
 
-    Each is judged by itself: a bad one shares no fate with its neighbours (rules 3).
+    A bad segment fails alone (docs/decisions.md, Grant copies). Bytes count only where their segment's status is OKAY.
     """
     memory.copy(memory, segments, count)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels of a real Xen: /dev/xen/evtchn, whose ports are masked when they are read and unmasked when they are
-written back.
+"""Event channels of a real Xen: /dev/xen/evtchn, which masks a port when it is read and unmasks it when it is written
+back.
 
 Knows ports, nothing of what they are for.
 """
@@ -17,22 +17,22 @@ cdef enum:
 
 
 cdef int take(events_t *events, uint32_t *ports) noexcept nogil:
-    """Linux's buffer grows with the ports that are bound (4.7 and later), so that it cannot overflow."""
+    """Linux's buffer grows with the number of bound ports (4.7 and later), so it cannot overflow."""
     cdef ssize_t got = read(events.fd, ports, TAKE_PORTS * sizeof(uint32_t))
     return <int>(<size_t>got // sizeof(uint32_t)) if got > 0 else 0
 
 
 cdef void unmask(events_t *events, const uint32_t *ports, int count) noexcept nogil:
-    """One write for all; Linux skips those that this handle has not bound."""
+    """One write for all ports; Linux skips those that this handle has not bound."""
     write(events.fd, ports, count * sizeof(uint32_t))
 
 
 cdef void notify(events_t *events, uint32_t port) noexcept nogil:
-    ioctl(events.fd, IOCTL_EVTCHN_NOTIFY, &port)     # fails only where the port is not ours any more: nobody to tell
+    ioctl(events.fd, IOCTL_EVTCHN_NOTIFY, &port)     # fails only where this handle has lost the port
 
 
 cdef class XenEvents(Events):
-    """One handle of event channels: `fd` is an open /dev/xen/evtchn that does not block; it belongs to the caller."""
+    """One handle of event channels. `fd` is an open, non-blocking /dev/xen/evtchn that the caller keeps open."""
 
     cdef events_t own
 

@@ -2,7 +2,8 @@
 """Grant copies of a real Xen: one IOCTL_GNTDEV_GRANT_COPY for a burst.
 
 Knows segments, nothing of rings or frames. Linux refuses a whole call for one malformed segment, and writes OKAY before
-it copies; so a malformed one never reaches it, every status begins as an error, and none counts where the call failed.
+it copies: so a malformed segment never reaches it, every status begins as an error, and no status counts where the call
+failed (docs/decisions.md, Grant copies).
 """
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint16_t, uint32_t
@@ -17,6 +18,7 @@ cdef extern from "sys/ioctl.h" nogil:
 
 cdef enum:
     IOCTL_GNTDEV_GRANT_COPY = 0x00104708     # xen/gntdev.h: _IOC(_IOC_NONE, 'G', 8, 16)
+    MAX_ATTEMPTS = 8
 
 
 cdef struct grant_copy_call:     # struct ioctl_gntdev_grant_copy
@@ -30,7 +32,7 @@ cdef struct xen_memory:          # `seam` is first: a memory_t * of this platfor
 
 
 cdef inline bint well_formed(copy_segment *segment) noexcept nogil:
-    """An end at least is a granted page, and nothing goes beyond that page."""
+    """At least one end is a granted page, and the segment stays within that page."""
     if segment.flags & GNTCOPY_source_gref and <uint32_t>segment.source.foreign.offset + segment.len > PAGE_SIZE:
         return False
     if segment.flags & GNTCOPY_dest_gref and <uint32_t>segment.dest.foreign.offset + segment.len > PAGE_SIZE:
@@ -39,16 +41,19 @@ cdef inline bint well_formed(copy_segment *segment) noexcept nogil:
 
 
 cdef int call(xen_memory *memory, copy_segment *segments, int count) noexcept nogil:
+    """One ioctl, tried again a few times where a signal interrupts it: 0, or -1."""
     cdef grant_copy_call argument
-    cdef int i, failed
+    cdef int i, _attempt
     argument.count = count
     argument.segments = segments
-    while True:
+    for _attempt in range(MAX_ATTEMPTS):
         for i in range(count):
             segments[i].status = GNTST_general_error
-        failed = ioctl(memory.gntdev, IOCTL_GNTDEV_GRANT_COPY, &argument)
-        if failed == 0 or errno != EINTR:
-            return failed
+        if ioctl(memory.gntdev, IOCTL_GNTDEV_GRANT_COPY, &argument) == 0:
+            return 0
+        if errno != EINTR:
+            return -1
+    return -1
 
 
 cdef void copy(memory_t *seam, copy_segment *segments, int count) noexcept nogil:
@@ -59,7 +64,7 @@ cdef void copy(memory_t *seam, copy_segment *segments, int count) noexcept nogil
         whole &= well_formed(&segments[i])
     if whole and call(memory, segments, count) == 0:
         return
-    for i in range(count):           # rules 3: a bad one takes nobody with it
+    for i in range(count):           # one by one: a bad segment fails alone
         if not well_formed(&segments[i]):
             segments[i].status = GNTST_bad_copy_arg
         elif call(memory, &segments[i], 1) != 0:
@@ -67,7 +72,7 @@ cdef void copy(memory_t *seam, copy_segment *segments, int count) noexcept nogil
 
 
 cdef class XenMemory(GuestMemory):
-    """The memory of `domid` by way of `gntdev`, an open /dev/xen/gntdev of the caller's, which outlives this."""
+    """The memory of `domid` through `gntdev`, an open /dev/xen/gntdev that the caller keeps open."""
 
     cdef xen_memory own
 
