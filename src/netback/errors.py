@@ -14,6 +14,10 @@ class PeerError(NetbackError):
     """The network behind a vif is missing or refused: carrier off, tried again."""
 
 
+class GoneError(PeerError):
+    """The link or the far end is not there: nothing to try before it is back."""
+
+
 class PlatformError(NetbackError):
     """The hypervisor or the store refused. `errno` is the symbolic name (`"EINVAL"`), empty where there is none."""
 

@@ -5,6 +5,8 @@ A subclass gives the fixture `site`: an open network whose link is up, with carr
 """
 
 import select
+import socket
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -201,3 +203,16 @@ class LinkNetwork:
         assert site.network.name == name
         site.network.carrier(False)
         site.network.remove()
+
+    def test_is_unchanged_while_its_link_is_there(self, site: Site) -> None:
+        assert site.network.check() is False
+        ip(f"link set {site.network.name} name other0")
+        assert site.network.check() is False
+        assert site.network.follows == {socket.if_nametoindex("other0")}
+        site.network.close()
+        assert site.network.check() is False
+
+    def test_shows_any_name_in_printable_characters(self, site: Site) -> None:
+        subprocess.run(["ip", "link", "set", site.network.name, "name", b"a\x1b\xff\xc3\xbc"], check=True)
+        assert site.network.name == r"a\x1b\udcff\xfc"
+        assert site.network.mtu == 1500

@@ -17,10 +17,10 @@ PATIENCE = 10_000
 """Milliseconds after which a frame that did not come is a failure."""
 
 
-def await_readable(fd: int) -> None:
-    """Wait until something is there to be read."""
+def await_readable(fd: int, event: int = select.POLLIN) -> None:
+    """Wait until something is there to be read, or for another event of poll(2)."""
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
+    poll.register(fd, event)
     assert poll.poll(PATIENCE), "no frame came"
 
 

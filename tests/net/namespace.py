@@ -33,6 +33,42 @@ def new_network() -> Iterator[None]:
         os.close(home)
 
 
+@contextlib.contextmanager
+def other_network() -> Iterator[int]:
+    """One more network namespace, which lives as long as the process whose id this gives."""
+    with subprocess.Popen(
+        ["unshare", "-n", "sh", "-c", f"echo 1 > {QUIET}; echo ready; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            yield holder.pid
+        finally:
+            holder.stdin.close()
+
+
+def send_to(link: str, pid: int) -> None:
+    """Move a link to the namespace of a process."""
+    ip(f"link set {link} netns {pid}")
+
+
+def bring_back(link: str, pid: int) -> None:
+    """Move it from there to the present namespace, and take it up."""
+    inside(pid, f"ip link set {link} netns {os.getpid()}")
+    ip(f"link set {link} up")
+
+
+def inside(pid: int, words: str) -> str:
+    """Run a program in the namespace of a process."""
+    return subprocess.run(
+        ["nsenter", "-t", str(pid), "-n", *words.split()], check=True, capture_output=True, text=True
+    ).stdout
+
+
 def ip(words: str) -> str:
     """Run ip(8) in the present namespace."""
     return subprocess.run(["ip", *words.split()], check=True, capture_output=True, text=True).stdout

@@ -10,14 +10,14 @@ import pytest
 
 from netback.abi import virtio_net
 from netback.abi.virtio_net import HEADER
-from netback.errors import ConfigError
+from netback.errors import ConfigError, GoneError
 from netback.net.packet import PacketNetwork
 
 from ..dataplane.offload_frames import C_TAG, build, with_pseudo
 from ..offload_oracle import TCP
 from .contract import FillableNetwork, FrameNetwork, LinkNetwork, OffloadNetwork, Site, frame, receive
 from .far import PLAIN, FarLink, await_readable
-from .namespace import await_up, ip, new_network, tc, veth
+from .namespace import await_up, bring_back, ip, new_network, other_network, send_to, tc, veth
 
 
 @pytest.fixture
@@ -120,9 +120,68 @@ def test_inside_a_user_namespace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("link", "words"),
-    [("none0", "no link of that name"), ("lo", "not an Ethernet link")],
+    ("link", "error", "words"),
+    [
+        ("none0", GoneError, "packet:none0: no link of that name"),
+        ("lo", ConfigError, "packet:lo: not an Ethernet link"),
+        ("a-name-of-20-letters", ConfigError, "packet: link name 'a-name-of-20-letters' is longer than 15"),
+    ],
 )
-def test_links_that_cannot_be(link: str, words: str) -> None:
-    with new_network(), pytest.raises(ConfigError, match=f"packet:{link}: .*{words}"):
+def test_links_that_cannot_be(link: str, error: type[Exception], words: str) -> None:
+    with new_network(), pytest.raises(error, match=words):
         PacketNetwork(link)
+
+
+@pytest.mark.parametrize("goes", ["removed", "moved"])
+def test_a_link_that_goes_and_comes_back(site: Site, goes: str) -> None:
+    """The same descriptor hears it again, in promiscuous mode, and takes frames for it."""
+    fd = site.network.peers[0].fd
+    with other_network() as other:
+        if goes == "removed":
+            ip("link del eth1")
+        else:
+            send_to("eth1", other)
+        with pytest.raises(GoneError, match="packet:eth1: no link of that name"):
+            site.network.check()
+        assert site.network.follows == {"eth1"}
+        assert site.network.mtu is None
+        assert site.network.name == "eth1"
+        if goes == "removed":
+            veth("eth1", "far1")
+        else:
+            bring_back("eth1", other)
+            await_up("eth1", "far1")
+    assert site.network.check() is True
+    assert site.network.check() is False
+    assert site.network.peers[0].fd == fd
+    far = FarLink("far1")
+    site.network.drain()
+    message = PLAIN + b"\x02\0\0\0\0\x77" + frame(1)[16:]
+    far.send(message)
+    assert receive(site.network, 1) == [message]
+    assert site.network.peers[0].send([frame(2)]) == (1, 0)
+    assert far.recv() == frame(2)
+    far.close()
+
+
+def test_another_kind_of_link_comes_in_its_place(site: Site) -> None:
+    """It is not heard, and the next one is."""
+    ip("link del eth1")
+    ip("tuntap add eth1 mode tun")
+    with pytest.raises(ConfigError, match="packet:eth1: not an Ethernet link"):
+        site.network.check()
+    assert site.network.mtu is None
+    ip("link del eth1")
+    veth("eth1", "far1")
+    assert site.network.check() is True
+    assert site.network.mtu == 1500
+
+
+def test_changes_nothing_of_its_link(site: Site) -> None:
+    before = ip("-d link show eth1")
+    ip("link set eth1 mtu 9000")
+    site.network.limit_mtu(True)
+    site.network.set_address("00:16:3e:00:00:01")
+    assert site.network.mtu == 9000
+    ip("link set eth1 mtu 1500")
+    assert ip("-d link show eth1") == before

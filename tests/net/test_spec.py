@@ -52,9 +52,9 @@ def test_good_ones(text: str, spec: PeerSpec) -> None:
         ("tap:vif%d", "has the character '%'"),
         ("tap:vif\n", r"has the character '\\n'"),
         ("tap:vif\0", r"has the character '\\x00'"),
-        ("tap:brücke", "has the character 'ü'"),
-        ("packet:.", "'.' is no name for a link"),
-        ("packet:..", "'..' is no name for a link"),
+        ("tap:brücke", "has the character '\\\\xfc'"),
+        ("packet:.", "'.' cannot be the name of a link"),
+        ("packet:..", "'..' cannot be the name of a link"),
     ],
 )
 def test_bad_ones(text: str, words: str) -> None:

@@ -17,15 +17,15 @@ import pytest
 
 from netback.abi.virtio_net import F_NEEDS_CSUM, HEADER
 from netback.dataplane.caps import EVERYTHING, Can
-from netback.errors import ConfigError, PeerError
+from netback.errors import ConfigError, GoneError, PeerError
 from netback.net import tap
 from netback.net.tap import TapNetwork
 
 from ..dataplane.offload_frames import build
 from ..offload_oracle import TCP
 from .contract import FrameNetwork, LinkNetwork, OffloadNetwork, Site, asks, big_tcp, fill, frame, receive
-from .far import FarLink
-from .namespace import await_up, ip, new_network, tc, veth
+from .far import FarLink, await_readable
+from .namespace import await_up, bring_back, inside, ip, new_network, other_network, send_to, tc, veth
 
 TUNSETSNDBUF = 0x400454D4
 
@@ -57,10 +57,9 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
         with pytest.raises(OSError, match="bad state"):
             site.network.peers[0].recv()
         assert site.network.peers[0].closed
-        assert site.network.drops() == {}
+        assert site.network.drops() == {"rx_overflow": 0}
         site.network.carrier(True)
-        with pytest.raises(PeerError, match=r"tap:vif1.0: the tap is gone"):
-            site.network.offloads(0)
+        site.network.offloads(0)
 
     @pytest.mark.parametrize(
         ("caps", "whole"),
@@ -202,11 +201,262 @@ def test_a_tap_that_is_held_is_asked_for_again_while_its_holder_dies(monkeypatch
     assert holder_left.is_set()
     assert len(waited) == 3
     waited.clear()
-    with pytest.raises(PeerError, match=r"tap:vif1.0: another process holds it"):
+    with pytest.raises(
+        PeerError, match=r"tap:vif1.0: another process holds it \(EBUSY\); stop it or choose another name"
+    ):
         TapNetwork("vif1.0")
     assert 3 < len(waited) <= 10
     assert sum(waited) < 1
     second.remove()
+
+
+NAMES = ["vif1.0", "vif100.0", "vif12345.10", "fifteen-letters"]
+
+
+@pytest.mark.parametrize("renamed", ["", "web", "lan-web-server1"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("end", ["closed", "held"])
+def test_its_own_tap_is_found_again_under_any_name(name: str, renamed: str, end: str) -> None:
+    """Alternative names have up to 127 letters; if_nametoindex and the ioctls know 15."""
+    first = TapNetwork(name)
+    index = socket.if_nametoindex(name)
+    if renamed:
+        ip(f"link set {name} name {renamed}")
+    held = os.dup(first.peers[0].fd) if end == "held" else None
+    first.close()
+    second = TapNetwork(name, held)
+    assert second.peers[0].fd == (held if held is not None else second.peers[0].fd)
+    assert second.name == renamed or name
+    assert socket.if_nametoindex(second.name) == index
+    second.remove()
+    assert links() == {"lo"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tap_whose_device_is_gone_is_found_and_removed(name: str) -> None:
+    for renamed in ("", "web"):
+        TapNetwork(name).close()
+        if renamed:
+            ip(f"link set {name} name {renamed}")
+        tap.remove_made(name)
+        assert links() == {"lo"}
+        held = os.dup((network := TapNetwork(name)).peers[0].fd)
+        network.close()
+        tap.discard(held)
+        assert links() == {"lo"}
+
+
+def test_a_held_descriptor_of_another_tap_is_closed() -> None:
+    other = TapNetwork("other0")
+    held = os.dup(other.peers[0].fd)
+    other.close()
+    network = TapNetwork("vif1.0", held)
+    assert network.name == "vif1.0"
+    assert links() == {"lo", "vif1.0"}  # netback had made it for the same device
+    network.remove()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a-name-of-20-letters",
+        "vif10.2147483640",
+        "vif%d",
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a b",
+        "a:b",
+        "br\u00fccke",
+        "a\nb",
+        "a\0b",
+    ],
+)
+def test_a_name_that_no_link_can_have(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^tap: .*name") as caught:
+        TapNetwork(name)
+    assert str(caught.value).isprintable()
+    assert str(caught.value).isascii()
+    assert links() == {"lo"}
+
+
+def links() -> set[str]:
+    """The names of all links here."""
+    return {name for _, name in socket.if_nameindex()}
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["made by netback", "adopted"])
+def test_a_tap_that_is_removed_is_joined_again(made: bool) -> None:
+    """By the same descriptor, with offloads, carrier, address and format as before."""
+    if not made:
+        ip("tuntap add vif1.0 mode tap")
+    network = TapNetwork("vif1.0")
+    network.offloads(EVERYTHING)
+    network.carrier(True)
+    fd = network.peers[0].fd
+    ip("link set vif1.0 up")
+    assert network.check() is False
+    ip("link del vif1.0")
+    if not made:
+        with pytest.raises(
+            GoneError, match=r"tap:vif1.0: the link is gone; it is used again when it is back"
+        ):
+            network.check()
+        assert "vif1.0" in network.follows
+        ip("tuntap add vif1.0 mode tap")
+    assert network.check() is True
+    assert network.check() is False
+    assert network.peers[0].fd == fd
+    assert network.follows == {socket.if_nametoindex("vif1.0")}
+    ip("link set vif1.0 up")
+    await_up("vif1.0")
+    assert (tap.ADDRESS in ip("link show vif1.0")) is made
+    far = FarLink("vif1.0")
+    far.send(big_tcp(4))
+    assert receive(network, 1)[0][10:] == big_tcp(4)[10:]
+    assert network.peers[0].send([frame(1)]) == (1, 0)
+    assert far.recv() == frame(1)
+    far.close()
+    network.remove()
+    assert ("vif1.0" in links()) is not made
+
+
+def test_another_link_takes_the_name_of_a_removed_tap(site: Site) -> None:
+    ip("link del vif1.0")
+    veth("vif1.0", "far1")
+    with pytest.raises(ConfigError, match=r"tap:vif1.0: a link of that name exists and is not a tap"):
+        site.network.check()
+    assert "vif1.0" in site.network.follows
+    ip("link del vif1.0")
+    assert site.network.check() is True
+
+
+def test_a_tap_in_another_namespace_is_still_served(site: Site) -> None:
+    with other_network() as other:
+        send_to("vif1.0", other)
+        ip("tuntap add vif1.0 mode tap")  # another one, which is not mistaken for it
+        with pytest.raises(
+            GoneError, match=r"tap:vif1.0: the link is in another network namespace; frames pass"
+        ):
+            site.network.check()
+        assert site.network.mtu is None
+        assert site.network.follows >= {"vif1.0"}
+        inside(other, "ip link set vif1.0 up")
+        assert site.network.peers[0].send([frame(1)]) == (1, 0)
+        ip("link del vif1.0")
+        bring_back("vif1.0", other)
+        assert site.network.check() is False
+        assert site.network.mtu == 1500
+        await_up("vif1.0")
+        far = FarLink("vif1.0")
+        site.network.drain()
+        far.send(frame(2))
+        assert receive(site.network, 1) == [frame(2)]
+        far.close()
+
+
+def test_a_namespace_ends_with_its_tap(site: Site) -> None:
+    with other_network() as other:
+        send_to("vif1.0", other)
+    await_readable(site.network.peers[0].fd, select.POLLERR)
+    assert site.network.check() is True
+    assert "vif1.0" in links()
+
+
+def test_counts_go_on_when_the_tap_is_another_one(site: Site) -> None:
+    for expected in (6, 12):
+        ip("link set vif1.0 txqueuelen 10 up")
+        await_up("vif1.0")
+        far = FarLink("vif1.0")
+        for n in range(16):
+            far.send(frame(n))
+        far.close()
+        assert site.network.drops() == {"rx_overflow": expected}
+        ip("link del vif1.0")
+        assert site.network.drops() == {"rx_overflow": expected}
+        assert site.network.check() is True
+
+
+def test_a_tap_that_netback_makes_has_the_address_of_a_vif() -> None:
+    """A bridge takes the lowest address of its ports for its own, so it keeps the one that it has."""
+    ip("link add br0 type bridge")
+    ip("link add up0 type veth peer name up1")
+    ip("link set up0 address 9e:00:00:00:00:01 master br0")
+    network = TapNetwork("vif1.0")
+    assert "fe:ff:ff:ff:ff:ff" in ip("link show vif1.0")
+    ip("link set vif1.0 master br0")
+    assert "9e:00:00:00:00:01" in ip("link show br0")
+    network.remove()
+
+
+def test_a_guest_s_tap_has_the_address_of_its_vif() -> None:
+    network = TapNetwork("eth0")
+    network.set_address("00:16:3e:12:34:56")
+    assert "00:16:3e:12:34:56" in ip("link show eth0")
+    ip("link del eth0")
+    network.check()
+    assert "00:16:3e:12:34:56" in ip("link show eth0")
+    network.close()
+    ip("link set eth0 address 02:00:00:00:00:01")
+    TapNetwork("eth0").close()
+    assert "02:00:00:00:00:01" in ip("link show eth0"), "an address of the operator's stays"
+
+
+def test_an_address_that_somebody_chose_stays() -> None:
+    ip("tuntap add tap0 mode tap")
+    ip("link set tap0 address 02:00:00:00:00:01")
+    network = TapNetwork("tap0")
+    network.set_address("00:16:3e:12:34:56")
+    assert "02:00:00:00:00:01" in ip("link show tap0")
+    network.remove()
+
+
+@pytest.mark.parametrize("end", ["lives", "dies"])
+@pytest.mark.parametrize("made", [True, False], ids=["made by netback", "adopted"])
+def test_the_mtu_is_lowered_and_set_back(made: bool, end: str) -> None:
+    if not made:
+        ip("tuntap add vif1.0 mode tap")
+    network = TapNetwork("vif1.0")
+    ip("link set vif1.0 mtu 9000")
+    network.limit_mtu(True)
+    assert network.mtu == 1500
+    network.limit_mtu(True)
+    ip("link set vif1.0 mtu 4000")
+    network.check()
+    assert network.mtu == 1500
+    if end == "dies":
+        network.close()
+        network = TapNetwork("vif1.0")
+        network.limit_mtu(True)
+    ip("link set vif1.0 name other0")
+    network.limit_mtu(False)
+    assert network.mtu == 4000
+    network.limit_mtu(False)
+    assert network.mtu == 4000
+    assert "netback.mtu" not in ip("link show other0")
+    network.remove()
+
+
+def test_an_mtu_that_was_changed_meanwhile_stays() -> None:
+    network = TapNetwork("vif1.0")
+    ip("link set vif1.0 mtu 9000")
+    network.limit_mtu(True)
+    ip("link set vif1.0 mtu 1400")
+    network.limit_mtu(True)
+    network.limit_mtu(False)
+    assert network.mtu == 1400
+    network.remove()
+
+
+def test_a_tap_of_others_has_its_mtu_again_at_the_end() -> None:
+    ip("tuntap add tap0 mode tap")
+    ip("link set tap0 mtu 9000")
+    network = TapNetwork("tap0")
+    network.limit_mtu(True)
+    network.remove()
+    assert "mtu 9000" in ip("link show tap0")
+    assert "altname" not in ip("link show tap0")
 
 
 def test_what_is_no_tap_is_refused() -> None:

@@ -178,9 +178,11 @@ class Guest:
 
 
 @asynccontextmanager
-async def join(directory: Path, *, index: int = 0, backend: int = 0) -> AsyncIterator[Guest]:
+async def join(
+    directory: Path, *, index: int = 0, backend: int = 0, domid: int | None = None
+) -> AsyncIterator[Guest]:
     """A guest that lives as long as the context."""
-    with EmulatedDomain.join(directory, pages=64, grant_pages=1) as domain:
+    with EmulatedDomain.join(directory, domid=domid, pages=64, grant_pages=1) as domain:
         store = await domain.open_store()
         try:
             yield Guest(domain, store, index, backend)

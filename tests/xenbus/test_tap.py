@@ -14,7 +14,7 @@ from netback.net.python import PythonNetwork
 from netback.xenstore.aio import Store
 from tests.net.namespace import ip, new_network, veth
 from tests.vif.guest import FRAME, Guest, join, serving, until, until_state
-from tests.xenbus.toolstack import add, gone, take_away
+from tests.xenbus.toolstack import add, gone, passing, take_away
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ async def test_the_tap_is_there_before_init_wait(backend: Backend, guest: Guest)
     assert not carrier(name.link)
     await guest.connect()
     assert await guest.answer(guest.send(FRAME)) == 0
-    assert carrier(name.link)
+    await passing(backend, lambda: carrier(name.link))
     assert links()[name.link]["stats64"]["rx"]["packets"] == 1
     await guest.set_state(State.CLOSED)
     await until_state(guest.store, name.backend, State.CLOSED)

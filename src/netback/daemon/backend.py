@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.directory import Directory
 from netback.errors import ConfigError, NetbackError
 from netback.net.base import FdStore, Network, NetworkFactory
+from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
@@ -105,7 +106,8 @@ class Backend:
             self._auto_attach = AutoAttach(
                 self.store, self.platform.domid, self.config.net, self.config.rules
             )
-            self._devices = Devices(self._context())
+            links = undo.enter_context(closing(LinkMonitor()))
+            self._devices = Devices(self._context(links))
             self._running = asyncio.create_task(self._run())
             undo.push_async_callback(self._stop)
             await self._first_look()
@@ -205,7 +207,7 @@ class Backend:
         """Every device that this backend serves, with what only it knows: network, counters, ring indices."""
         return [describe(device) for device in self.devices.values()]
 
-    def _context(self) -> Context:
+    def _context(self, links: LinkMonitor) -> Context:
         return Context(
             store=self.store,
             platform=self.platform,
@@ -216,6 +218,7 @@ class Backend:
             net_for=self._auto_attach.net_for,
             fd_store=self._fd_store,
             networks=ObjectNetworks(self.config.networks),
+            links=links,
         )
 
     async def _run(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.peer import Peer
-from netback.net.base import Network
+from netback.net.base import Linkless, Network
 from netback.net.buffers import drain
 from netback.net.python import PythonNetwork
 
@@ -18,11 +18,10 @@ INHERITED = "inherited:"
 BURST = 64
 
 
-class InheritedNetwork:
+class InheritedNetwork(Linkless):
     """One end of a socketpair that this process inherited; frames are led by their virtio_net_hdr."""
 
     name = "stack"
-    mtu = None
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -31,9 +30,6 @@ class InheritedNetwork:
 
     def offloads(self, caps: int) -> None:
         """The data plane completes and segments what the ring's side cannot take."""
-
-    def carrier(self, on: bool) -> None:
-        """A socket has no carrier."""
 
     def drain(self) -> int:
         return drain(self._socket)
@@ -48,13 +44,11 @@ class InheritedNetwork:
         self.close()
 
 
-class LossyCable:
+class LossyCable(Linkless):
     """Joins a stack's network to a ring; while `losing`, it clears the virtio_net_hdr of the stack's frames.
 
     A stack leaves its checksums to the link and marks that in the header. Without the mark no one completes them.
     """
-
-    mtu = None
 
     def __init__(self, network: Network) -> None:
         self.losing = False

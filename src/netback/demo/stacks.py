@@ -16,16 +16,18 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from netback.errors import NetbackError, PlatformError
+from netback.net.link_names import pack_link_name
 from netback.net.sandbox.stack import Stack
 from netback.net.sandbox.tcpip import ECHO, ECHO_REPLY, ECHO_REQUEST, echo
-from netback.net.tap import DEVICE, rtnetlink
+from netback.net.tap import DEVICE
 from netback.process import die_with
 
 PING_SECONDS = 1.0
@@ -209,7 +211,7 @@ class KernelStack:
     async def segmentation(self, on: bool) -> None:
         """Whether the stack sends GSO frames, as `ethtool -K LINK tso on|off` sets it."""
         value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STSO, on))
-        request = struct.pack("16sP16x", self._link.encode(), ctypes.addressof(value))
+        request = pack_link_name(self._link) + struct.pack("P16x", ctypes.addressof(value))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             fcntl.ioctl(sock, SIOCETHTOOL, request)
 
@@ -280,6 +282,22 @@ def make_link(plug: Plug, **attributes: object) -> None:
         rtnetlink(make)
     except (NetlinkError, OSError) as error:
         raise PlatformError(f"cannot make a {attributes['kind']} link ({error})") from error
+
+
+def rtnetlink(call: Callable[[Any], None]) -> None:
+    """Make `call(ip)` with an rtnetlink socket of pyroute2.
+
+    In a thread, since pyroute2 runs an event loop to answer and the caller's loop runs already; a new thread is in this
+    thread's network namespace.
+    """
+    from pyroute2 import IPRoute
+
+    def run() -> None:
+        with IPRoute() as ip:
+            call(ip)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run).result()
 
 
 def ping(address: str, times: int, gap: float) -> list[float | None]:

@@ -10,39 +10,92 @@ from typing import Protocol
 
 from netback.dataplane.peers.peer import Peer
 
+ETH_DATA_LEN = 1500
+"""linux/if_ether.h: the MTU, in bytes, of a link that nobody changed."""
+
 
 class Network(Protocol):
-    """The network of one vif, or of one guest. Everything here is for control code; frames go through `peers`."""
+    """The network of one vif, or of one guest. Everything here is for control code; frames go through `peers`.
+
+    What a method tells the link is remembered, and told again to a link that comes back. No method blocks for longer
+    than one request to the kernel.
+    """
 
     @property
     def name(self) -> str:
-        """The link's present name, or what this is where there is no link."""
+        """The link's present name, printable ASCII; what this is where there is no link."""
 
     @property
     def mtu(self) -> int | None:
-        """The link's; None where there is no link."""
+        """The link's, in bytes; None where there is no link in this network namespace."""
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """One for each queue, in the order of the queues."""
+        """One for each queue, in the order of the queues; the same objects for the network's whole life."""
+
+    @property
+    def follows(self) -> frozenset[int | str]:
+        """The links whose changes concern this network, by index or name; empty where none does."""
+
+    def check(self) -> bool:
+        """Look at the link, and join it again where it was removed and is back.
+
+        True: the peers were joined again, so the workers that serve them must look at their descriptors. GoneError says
+        what is missing; any other PeerError, ConfigError or OSError says why the link that is there cannot be used now.
+        """
 
     def offloads(self, caps: int) -> None:
-        """Say what the ring's side takes (Can): a tap then gives no more than that."""
+        """Say which offloads the ring's side takes, as bits of dataplane.caps.Can: a tap then gives no others.
+
+        A network that cannot be asked for less (a packet socket, a Python object) does nothing: the native side
+        completes checksums, and cuts what is to be segmented, wherever this guest needs it. Never raises: a link that
+        is gone is told when it is back.
+        """
 
     def carrier(self, on: bool) -> None:
-        """Show the link's users whether somebody is at the other end."""
+        """Show the link's users whether a guest is connected. Taps only; never raises."""
+
+    def limit_mtu(self, limited: bool) -> None:
+        """Keep a tap's MTU at 1500 bytes or less while its guest has no feature-sg, as Linux's backend does.
+
+        False sets the earlier MTU again, unless it was changed meanwhile. Links of others (packet) stay as they are, as
+        does a tap that this process may not change: compare `mtu` afterwards. Never raises.
+        """
+
+    def set_address(self, address: str) -> None:
+        """Give a tap that netback made this address, as "00:16:3e:12:34:56": the guest's end has its vif's address."""
 
     def drain(self) -> int:
-        """Throw away frames that waited since before the guest connected: how many."""
+        """Throw away frames that waited since before the guest connected, 65536 at most: how many."""
 
     def drops(self) -> dict[str, int]:
-        """Frames that the network itself lost on their way to us, by cause; counts only grow."""
+        """Frames that the network itself lost on their way to the guest, by cause; counts only grow."""
 
     def close(self) -> None:
         """Close descriptors; any number of times. A link stays as it is."""
 
     def remove(self) -> None:
-        """Close, and remove what netback itself had made."""
+        """Close, and remove what netback itself had made; the MTU of a tap that stays is set back."""
+
+
+class Linkless:
+    """What every network answers that is no link of this host."""
+
+    mtu: int | None = None
+    follows: frozenset[int | str] = frozenset()
+
+    def check(self) -> bool:
+        """Nothing can go and come back."""
+        return False
+
+    def carrier(self, on: bool) -> None:
+        """There is no link to show it."""
+
+    def limit_mtu(self, limited: bool) -> None:
+        """There is no link to change."""
+
+    def set_address(self, address: str) -> None:
+        """There is no link to change."""
 
 
 NetworkFactory = Callable[[str], Network]

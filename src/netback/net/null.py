@@ -3,22 +3,19 @@
 
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.peer import Peer
+from netback.net.base import Linkless
 
 
-class NullNetwork:
+class NullNetwork(Linkless):
     """Nothing at the other end, and always room for more."""
 
     name = "null"
-    mtu = None
 
     def __init__(self) -> None:
         self.peers = (Peer("null", caps=EVERYTHING),)
 
     def offloads(self, caps: int) -> None:
         """Nothing ever comes from here."""
-
-    def carrier(self, on: bool) -> None:
-        """There is no link to show it."""
 
     def drain(self) -> int:
         """Nothing waits."""

@@ -4,15 +4,15 @@
 Knows AF_PACKET's options; that a VLAN tag comes aside and what GSO may arrive is the native side's business.
 """
 
-import errno
 import socket
 import struct
 
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.peer import Peer
-from netback.errors import ConfigError
+from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.buffers import BURSTS, drain, make_room
-from netback.net.mtu import link_mtu
+from netback.net.link_names import link_name_fault, show_link_name
+from netback.net.rtnetlink import ARPHRD_ETHER, get_link
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP = 1
@@ -22,7 +22,6 @@ PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23
 PACKET_MR_PROMISC = 1
 ETH_P_ALL = 3
-ARPHRD_ETHER = 1
 
 OPTIONS = (PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, PACKET_AUXDATA)
 """Not PACKET_QDISC_BYPASS: on a veth it gains 1 to 2 %, and the operator's shaping would not count."""
@@ -49,31 +48,43 @@ def open_socket(link: str) -> socket.socket:
     return sock
 
 
-def bind(sock: socket.socket, link: str) -> int:
-    """Hear everything on the link: its index."""
+def bind(sock: socket.socket, name: str) -> int:
+    """Hear everything on the link: its index. A socket whose link was removed may be bound again."""
+    link = get_link(name)
+    if link is None:
+        raise GoneError(
+            f"packet:{name}: no link of that name in this network namespace; it is used when it is there"
+        )
+    if link.type != ARPHRD_ETHER:
+        raise ConfigError(f"packet:{name}: not an Ethernet link")
     try:
-        index = socket.if_nametoindex(link)
-        sock.bind((link, ETH_P_ALL))
+        sock.bind((link.name, ETH_P_ALL))
+        member = MEMBERSHIP.pack(link.index, PACKET_MR_PROMISC, 0, b"")
+        sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, member)
+        sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ERROR
+        )  # ENETDOWN of a link that is not up yet, or of the last one
     except OSError as error:
-        raise ConfigError(
-            f"packet:{link}: there is no link of that name in this network namespace"
-        ) from error
-    if sock.getsockname()[3] != ARPHRD_ETHER:
-        raise ConfigError(f"packet:{link}: not an Ethernet link")
-    sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, MEMBERSHIP.pack(index, PACKET_MR_PROMISC, 0, b""))
-    return index
+        raise PeerError(f"packet:{name}: cannot hear the link ({error.strerror})") from error
+    return link.index
 
 
 class PacketNetwork:
-    """Every frame on a link that somebody else made, keeps up and removes; followed by its index if it is renamed."""
+    """Every frame on a link that somebody else made, keeps up and removes; followed by its index if it is renamed.
+
+    The kernel unbinds the socket when the link is removed or leaves this network namespace; `check` binds it to the
+    next link that has the name of the spec. ConfigError: this cannot be opened. GoneError: there is no such link.
+    """
 
     def __init__(self, link: str) -> None:
-        self._link = link
+        if fault := link_name_fault(link):
+            raise ConfigError(f"packet: {fault}")
+        self._link = self._name = link
         self._lost = 0
         self._socket = open_socket(link)
         try:
             self._index = bind(self._socket, link)
-        except ConfigError:
+        except (ConfigError, PeerError):
             self._socket.close()
             raise
         peer = Peer(
@@ -86,19 +97,47 @@ class PacketNetwork:
         )
         self.peers = (peer,)
 
+    # ---- the link
+
+    @property
+    def _bound(self) -> str:
+        """The present name of the link that the socket is bound to; empty where it is unbound or closed."""
+        if self._socket.fileno() < 0:
+            return ""
+        try:
+            return str(self._socket.getsockname()[0])
+        except UnicodeDecodeError:  # Python's, of a name that is not UTF-8
+            return socket.if_indextoname(self._index)
+
     @property
     def name(self) -> str:
         """The link's present name; the last one once it is gone."""
-        try:
-            self._link = socket.if_indextoname(self._index)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-        return self._link
+        self._name = self._bound or self._name
+        return show_link_name(self._name)
 
     @property
     def mtu(self) -> int | None:
-        return link_mtu(self.name)
+        link = get_link(self._bound) if self._bound else None
+        return link.mtu if link else None
+
+    @property
+    def follows(self) -> frozenset[int | str]:
+        return frozenset({self._index} if self._bound else {self._link})
+
+    def check(self) -> bool:
+        """See that the socket is bound; bind it again to a link that is back. The socket stays the same one."""
+        if self._bound or self._socket.fileno() < 0:
+            return False
+        self._index = bind(self._socket, self._link)
+        return True
+
+    def limit_mtu(self, limited: bool) -> None:
+        """The link is not netback's to change."""
+
+    def set_address(self, address: str) -> None:
+        """The link is not netback's to change."""
+
+    # ---- frames
 
     def offloads(self, caps: int) -> None:
         """AF_PACKET has no such setting: the data plane completes and cuts what the guest cannot take."""

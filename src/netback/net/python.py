@@ -3,25 +3,26 @@
 
 import asyncio
 import socket
+from contextlib import suppress
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.peer import Peer
+from netback.errors import GoneError
+from netback.net.base import Linkless
 from netback.net.buffers import BURSTS, drain, make_room
 
 FRAME_MOST = 65536 + 512
 """FRAME_BYTES of dataplane/peers/peer.pxd."""
 
 
-class PythonNetwork:
+class PythonNetwork(Linkless):
     """Any Python object's way to a vif: `await recv()` what the guest sent, `await send(frame)` what it shall receive.
 
     Plain Ethernet frames, complete in themselves; with `vnet_hdr` each is led by its virtio_net_hdr (10 bytes,
     abi.virtio_net.HEADER), may be 64 KiB and ask for checksums and segmentation. `socket` is non-blocking, for those
     who bring their own loop.
     """
-
-    mtu = None
 
     def __init__(self, name: str = "python", *, vnet_hdr: bool = False) -> None:
         self.name = name
@@ -47,11 +48,15 @@ class PythonNetwork:
             raise ValueError("an empty message would end the connection")
         await asyncio.get_running_loop().sock_sendall(self.socket, frame)
 
+    def check(self) -> bool:
+        """See that your end is open."""
+        with suppress(BlockingIOError):
+            if self._near.fileno() >= 0 and not self._near.recv(1, socket.MSG_PEEK):
+                raise GoneError(f"{self.name}: its far end is closed")
+        return False
+
     def offloads(self, caps: int) -> None:
         """Whatever you send, we complete and cut what the guest cannot take."""
-
-    def carrier(self, on: bool) -> None:
-        """There is no link to show it."""
 
     def drain(self) -> int:
         """Throw away what you sent before the guest connected."""

@@ -2,22 +2,16 @@
 """Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Knows how each is written, and which network it opens."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from netback.errors import ConfigError
 from netback.net.base import Network
+from netback.net.link_names import link_name_fault
 from netback.net.null import NullNetwork
 from netback.net.packet import PacketNetwork
 from netback.net.tap import TapNetwork
-
-LINK_NAME_MOST = 15
-"""IFNAMSIZ without its final zero byte."""
-
-BAD_CHARACTER = re.compile(r"[^!-~]|[/:%]")
-"""The kernel takes no slash, colon or blank, and makes a pattern of a percent sign; the rest would garble a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +43,6 @@ class PeerSpec:
         return f"{self.kind}:{self.link}" if self.link else self.kind
 
 
-def link_name_fault(link: str) -> str | None:
-    """What keeps a link from having this name."""
-    if len(link) > LINK_NAME_MOST:
-        return f"link name {link!r} is longer than {LINK_NAME_MOST} characters"
-    if bad := BAD_CHARACTER.search(link):
-        return f"link name {link!r} has the character {bad.group()!r}"
-    if link in (".", ".."):
-        return f"{link!r} is no name for a link"
-    return None
-
-
 def spec_fault(kind: str, colon: str, link: str) -> str | None:
     """What is wrong with a spec, in words."""
     if kind not in KINDS:
@@ -69,7 +52,7 @@ def spec_fault(kind: str, colon: str, link: str) -> str | None:
         return f"{kind} takes no link: write {known.example!r}"
     if (colon or known.link == "must") and not link:
         return f"it names no link: write for example {known.example!r}"
-    return link_name_fault(link)
+    return link_name_fault(link) if link else None
 
 
 def parse_spec(text: str) -> PeerSpec:

@@ -1,38 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tap: created, or adopted where it exists; it outlives us, so that a restart finds it where the bridge has it.
+"""A tap: made, or adopted where it exists; it outlives netback, so that a restart finds it where the bridge has it.
 
-Knows /dev/net/tun and, for names and statistics, rtnetlink. One queue (no IFF_MULTI_QUEUE): the kernel then answers
-EBUSY while another process holds the tap, where a second queue would silently take a share of the frames. The flag is
-fixed when a tap is made; a tap that somebody made with it is adopted with it.
+Knows /dev/net/tun. One queue (no IFF_MULTI_QUEUE): the kernel then answers EBUSY while another process holds the tap,
+where a second queue would silently take a share of the frames. The flag is fixed when a tap is made; a tap that
+somebody else made with it is adopted with it.
+
+What netback must know of a tap after a kill stands on the tap itself, as alternative names (ip-link(8)): that netback
+made it, and the MTU that it had before netback lowered it. They follow the tap through renames and network namespaces
+and vanish with it, which a file beside the journals would not.
 """
 
 import enum
 import errno
 import fcntl
 import os
-import socket
 import struct
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING, Can
 from netback.dataplane.peers.peer import Peer
-from netback.errors import ConfigError, PeerError
+from netback.errors import ConfigError, GoneError, PeerError
+from netback.net.base import ETH_DATA_LEN
 from netback.net.buffers import DRAIN_MOST, HEAD
-from netback.net.mtu import link_mtu
+from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
+from netback.net.rtnetlink import ARPHRD_ETHER, Link, add_altname, get_link, remove_altname, set_mtu
 
-T = TypeVar("T")
 Argument = TypeVar("Argument", int, bytes)
 
 DEVICE = "/dev/net/tun"
+OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 
 class Tun(enum.IntEnum):
-    """linux/if_tun.h: the ioctls."""
+    """linux/if_tun.h and linux/sockios.h: the ioctls of a tap's descriptor."""
 
     SETIFF = 0x400454CA
     SETPERSIST = 0x400454CB
@@ -40,6 +43,9 @@ class Tun(enum.IntEnum):
     GETIFF = 0x800454D2
     SETVNETHDRSZ = 0x400454D8
     SETCARRIER = 0x400454E2
+    GETDEVNETNS = 0x54E3
+    SETADDRESS = 0x8924
+    """SIOCSIFHWADDR."""
 
 
 class Flag(enum.IntFlag):
@@ -52,102 +58,29 @@ class Flag(enum.IntFlag):
     EXCL = 0x8000
 
 
-class Link(enum.IntEnum):
-    """linux/rtnetlink.h, linux/if_link.h and linux/netlink.h: what `mark` says."""
-
-    NEWLINKPROP = 108
-    PROP_LIST = 52 | 1 << 15
-    """Nested."""
-    ALT_IFNAME = 53
-    REQUEST = 1
-    ACK = 4
-
-
-NETLINK = struct.Struct("=IHHII")
-"""struct nlmsghdr: length, type, flags, sequence number, port."""
-IFINFO = struct.Struct("=BxHiII")
-"""struct ifinfomsg: family, type, index, flags, changed flags."""
-ATTRIBUTE = struct.Struct("=HH")
-ERROR = struct.Struct("=i")
-"""The head of struct nlmsgerr: a negative errno, or 0."""
-
-IFREQ = struct.Struct("16sH22x")
+IFREQ_FLAGS = struct.Struct("H22x")
+"""The flags of a struct ifreq, after the name."""
+IFREQ_ADDRESS = struct.Struct("H6s16x")
+"""The address of a struct ifreq: struct sockaddr."""
+IFREQ_SIZE = 40
 INT = struct.Struct("i")
 FORMAT = Flag.TAP | Flag.NO_PI | Flag.VNET_HDR
 
 OFFLOADS = ((Can.CSUM4 | Can.CSUM6, 0x01), (Can.TSO4, 0x02), (Can.TSO6, 0x04))
-"""What each TUN_F_* needs of the receiver: any of these. One checksum flag covers IPv4 and IPv6, the native side
-completes what this guest cannot take. Never TUN_F_TSO_ECN nor TUN_F_USO*: netif cannot say either (rules 5)."""
+"""What each TUN_F_* needs of the receiver: any of these. One checksum flag covers IPv4 and IPv6; the native side
+completes what this guest cannot take. Never TUN_F_TSO_ECN nor TUN_F_USO*: netif.h has no GSO type for either."""
 
 BUSY_WAITS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-"""Seconds between tries while another process holds the tap: a killed predecessor lets go once the kernel buried it."""
+"""Seconds between tries while another process holds the tap: a killed process closes its own a little later."""
 
-MARK = "netback-{}"
-"""The alternative name (up to 127 characters) of a tap that we made: it survives us and every rename."""
+ADDRESS = "fe:ff:ff:ff:ff:ff"
+"""The address of a tap that netback makes, as Linux's backend gives it to its vifs: the highest one, so that a bridge
+never takes it for its own, and the one that guests and scripts expect of the other end."""
 
-
-def ifreq(name: str, flags: int) -> bytes:
-    """struct ifreq."""
-    return IFREQ.pack(name.encode(), flags)
-
-
-def rtnetlink(call: Callable[[Any], T]) -> T:
-    """Make `call(ip)` with an rtnetlink socket.
-
-    In a thread of its own, since pyroute2 runs an event loop to answer and the caller's loop runs already; in this
-    thread's network namespace, which a new thread inherits. Imported here: that takes a quarter of a second, and what
-    guests wait for does without.
-    """
-    from pyroute2 import IPRoute
-
-    def run() -> T:
-        with IPRoute() as ip:
-            return call(ip)
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(run).result()
-
-
-def get_link(**which: str) -> Any | None:
-    """The link of this `ifname` or `altname`."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    with suppress(NetlinkError):
-        return next(iter(rtnetlink(lambda ip: ip.link("get", **which))), None)
-    return None
-
-
-def find_marked(name: str) -> str | None:
-    """The present name of the tap that netback once made as `name`.
-
-    The kernel finds a link by its alternative names, too: so a restart needs no rtnetlink, whose import would be most
-    of what a guest waits for.
-    """
-    try:
-        return socket.if_indextoname(socket.if_nametoindex(MARK.format(name)))
-    except OSError:
-        return None
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """struct nlattr and its value, padded."""
-    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def mark(name: str) -> None:
-    """Say on the link itself that we made it.
-
-    The one message is written here: the toolstack gives a backend ten seconds to make the first tap, and on a slow host
-    the import of pyroute2 alone takes longer.
-    """
-    alias = attribute(Link.ALT_IFNAME, MARK.format(name).encode() + b"\0")
-    body = IFINFO.pack(0, 0, socket.if_nametoindex(name), 0, 0) + attribute(Link.PROP_LIST, alias)
-    head = NETLINK.pack(NETLINK.size + len(body), Link.NEWLINKPROP, Link.REQUEST | Link.ACK, 0, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
-        sock.send(head + body)
-        fault = -ERROR.unpack_from(sock.recv(NETLINK.size + ERROR.size), NETLINK.size)[0]
-    if fault:
-        raise OSError(fault, f"cannot mark {name}: {os.strerror(fault)}")
+MADE = "netback-{}"
+"""The alternative name of a tap that netback made under this name."""
+KEPT_MTU = "netback.mtu."
+"""... of a tap whose MTU netback lowered: followed by the earlier MTU, a dot and the name."""
 
 
 def open_device(link: str) -> int:
@@ -160,28 +93,46 @@ def open_device(link: str) -> int:
         raise ConfigError(f"tap:{link}: no permission to open {DEVICE}: be root, or use packet") from error
 
 
+def find_made(link: str) -> Link | None:
+    """The tap that netback once made as `link`, whatever its name is now."""
+    name = MADE.format(link)
+    found = get_link(name)
+    return found if found is not None and name in found.altnames else None
+
+
 def try_join(fd: int, link: str, flags: Flag) -> int:
     """Join the descriptor to a tap: 0, or the errno."""
     try:
-        fcntl.ioctl(fd, Tun.SETIFF, ifreq(link, flags))
+        fcntl.ioctl(fd, Tun.SETIFF, pack_link_name(link) + IFREQ_FLAGS.pack(flags))
     except OSError as error:
         return error.errno or errno.EIO
     return 0
 
 
 def create(fd: int, link: str) -> bool:
-    """Make the tap: False where the name is taken."""
+    """Make the tap, and write on it that netback made it: False where the name is taken."""
     fault = try_join(fd, link, FORMAT | Flag.EXCL)
+    if fault == errno.EBUSY:
+        return False
     if fault == errno.EPERM:
         raise ConfigError(f"tap:{link}: no permission to make a tap: CAP_NET_ADMIN is needed")
-    if fault not in (0, errno.EBUSY):
-        raise ConfigError(f"tap:{link}: cannot make it: {os.strerror(fault)}")
-    return fault == 0
+    if fault:
+        raise ConfigError(f"tap:{link}: cannot make it ({os.strerror(fault)})")
+    made = get_link(joined_to(fd) or link)
+    if made is None:
+        raise PeerError(f"tap:{link}: it was removed while netback made it")
+    try:
+        add_altname(made.index, MADE.format(link))
+    except OSError as error:
+        raise OSError(
+            error.errno, f"tap:{link}: cannot mark it as made by netback: {error.strerror}"
+        ) from error
+    return True
 
 
-def adopt(fd: int, link: str) -> None:
+def adopt(fd: int, link: str, waits: tuple[float, ...]) -> None:
     """Join the tap that has this name, as its maker chose: with one queue or as one of many."""
-    for wait in (*BUSY_WAITS, None):
+    for wait in (*waits, None):
         fault = try_join(fd, link, FORMAT)
         if fault == errno.EINVAL:
             fault = try_join(fd, link, FORMAT | Flag.MULTI_QUEUE)
@@ -189,76 +140,179 @@ def adopt(fd: int, link: str) -> None:
             break
         time.sleep(wait)
     if fault == errno.EBUSY:
-        raise PeerError(f"tap:{link}: another process holds it")
+        raise PeerError(f"tap:{link}: another process holds it (EBUSY); stop it or choose another name")
     if fault == errno.EPERM:
         raise ConfigError(f"tap:{link}: no permission to open this tap: be its owner, or have CAP_NET_ADMIN")
     if fault:
         raise ConfigError(f"tap:{link}: a link of that name exists and is not a tap ({os.strerror(fault)})")
 
 
-def join(fd: int, link: str) -> bool:
-    """Create or adopt: whether netback made this tap, now or in an earlier life."""
-    if marked := find_marked(link):
-        adopt(fd, marked)
-        return True
-    if create(fd, link):
-        mark(link)
-        return True
-    adopt(fd, link)
-    return False
-
-
 def joined_to(fd: int) -> str | None:
-    """The present name of the tap that a descriptor is joined to, if it still is."""
+    """The present name of the tap that a descriptor is joined to, in whatever namespace; None where it is gone."""
     try:
-        name: bytes = IFREQ.unpack(fcntl.ioctl(fd, Tun.GETIFF, ifreq("", 0)))[0]
-    except (OSError, ValueError):  # EBADFD: somebody removed the tap; ValueError: we have closed it
+        return unpack_link_name(fcntl.ioctl(fd, Tun.GETIFF, bytes(IFREQ_SIZE)))
+    except (OSError, ValueError):  # EBADFD: the tap was removed; ValueError: the descriptor is closed
         return None
-    return name.rstrip(b"\0").decode()
+
+
+def is_here(fd: int) -> bool:
+    """Whether the tap lies in this thread's network namespace; True where the kernel does not tell."""
+    try:
+        namespace = fcntl.ioctl(fd, Tun.GETDEVNETNS)
+    except (OSError, ValueError):  # EPERM: no CAP_NET_ADMIN there; EINVAL: Linux before 5.2
+        return True
+    try:
+        return os.fstat(namespace).st_ino == os.stat(OWN_NAMESPACE).st_ino  # noqa: PTH116 (a magic link)
+    finally:
+        os.close(namespace)
+
+
+def find_joined(fd: int) -> Link | None:
+    """The tap that a descriptor is joined to, where it lies in this network namespace."""
+    name = joined_to(fd)
+    return get_link(name) if name is not None and is_here(fd) else None
 
 
 def is_joined(fd: int, link: str) -> bool:
     """Whether a descriptor is joined to this tap, or to the one that netback once made as `link`."""
-    present = joined_to(fd)
-    return present is not None and present in (link, find_marked(link))
+    found = find_joined(fd)
+    return joined_to(fd) == link if found is None else bool(found.names & {link, MADE.format(link)})
 
 
 def discard(fd: int) -> None:
     """Close the descriptor of a device that is gone; the tap goes with it, if netback made that."""
-    present = joined_to(fd)
-    link = present and get_link(ifname=present)
-    names = link and link.get_attr("IFLA_PROP_LIST")
-    if names and any(name.startswith(MARK.format("")) for name in names.get_attrs("IFLA_ALT_IFNAME")):
+    found = find_joined(fd)
+    if found is not None and any(name.startswith(MADE.format("")) for name in found.altnames):
         with suppress(OSError):
             fcntl.ioctl(fd, Tun.SETPERSIST, 0)
     os.close(fd)
 
 
-class TapNetwork:
-    """A tap of the kernel. Whoever renames it or takes it down, its descriptor stays joined to it.
+def kept_mtu(link: Link) -> tuple[str, int] | None:
+    """The alternative name that keeps a tap's earlier MTU, and that MTU."""
+    for name in link.altnames:
+        number = name.removeprefix(KEPT_MTU).partition(".")[0]
+        if name.startswith(KEPT_MTU) and number.isdecimal():
+            return name, int(number)
+    return None
 
-    `held` is the descriptor of an earlier process that somebody kept: if it is still this tap's, its carrier and the
-    frames that wait in it are left as they are.
+
+def lower_mtu(link: Link, name: str) -> None:
+    """Set 1500 where the MTU is larger. The larger one is kept first, so that a kill in between loses nothing."""
+    if link.mtu <= ETH_DATA_LEN:
+        return
+    if kept := kept_mtu(link):
+        remove_altname(link.index, kept[0])
+    add_altname(link.index, f"{KEPT_MTU}{link.mtu}.{name}")
+    set_mtu(link.index, ETH_DATA_LEN)
+
+
+def restore_mtu(link: Link) -> None:
+    """Set the MTU that `lower_mtu` kept, unless somebody changed it since."""
+    if kept := kept_mtu(link):
+        if link.mtu == ETH_DATA_LEN:
+            set_mtu(link.index, kept[1])
+        remove_altname(link.index, kept[0])
+
+
+class TapNetwork:
+    """A tap of the kernel. Its descriptor stays joined to it when it is renamed, taken down or moved elsewhere.
+
+    `held` is the descriptor of an earlier process that a descriptor store kept: if it is still this tap's, its carrier
+    and the frames that wait in it are left as they are. ConfigError: no tap can be opened under this name. PeerError:
+    another process holds it.
     """
 
     def __init__(self, link: str, held: int | None = None) -> None:
         if held is not None and not is_joined(held, link):
             discard(held)
             held = None
-        self._link = link
+        if fault := link_name_fault(link):
+            raise ConfigError(f"tap: {fault}")
+        self._link = self._name = link
+        self._caps = 0
+        self._carrier = self._limited = False
+        self._address = ADDRESS
+        self._dropped = self._dropped_before = 0
         self._fd = open_device(link) if held is None else held
         try:
-            self._made = join(self._fd, link) if held is None else find_marked(link) is not None
-            self._tell(Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
-            if self._made:
-                self._tell(Tun.SETPERSIST, 1)
             if held is None:
-                self.offloads(0)
-                self.carrier(False)
+                self._join(BUSY_WAITS)
+            else:
+                self._made = find_made(link) is not None
+                self._set_format()
         except BaseException:
             self.close()
             raise
         self.peers = (Peer("tap", self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self),)
+
+    # ---- the link
+
+    @property
+    def name(self) -> str:
+        """The link's present name; the last one once it is gone or the descriptor is closed."""
+        self._name = joined_to(self._fd) or self._name
+        return show_link_name(self._name)
+
+    @property
+    def mtu(self) -> int | None:
+        link = find_joined(self._fd)
+        return link.mtu if link else None
+
+    @property
+    def follows(self) -> frozenset[int | str]:
+        link = find_joined(self._fd)
+        return (
+            frozenset({link.index}) if link else frozenset({self._link, self._name, MADE.format(self._link)})
+        )
+
+    def check(self) -> bool:
+        """See that the descriptor is joined; join it again to a tap that was removed and is back.
+
+        A tap of netback's own making is made again at once. The descriptor stays the same one.
+        """
+        if self._fd < 0:
+            return False
+        if joined_to(self._fd) is None:
+            self._rejoin()
+            return True
+        if find_joined(self._fd) is None:
+            raise GoneError(f"tap:{self._link}: the link is in another network namespace; frames pass there")
+        if self._limited:
+            self.limit_mtu(True)
+        return False
+
+    def _rejoin(self) -> None:
+        if not self._made and get_link(self._link) is None:
+            raise GoneError(f"tap:{self._link}: the link is gone; it is used again when it is back")
+        self._dropped_before += self._dropped
+        self._dropped = 0
+        self._join(())
+        if self._limited:
+            self.limit_mtu(True)
+
+    def _join(self, waits: tuple[float, ...]) -> None:
+        """Make the tap or adopt it, and give it all that this network was told."""
+        if found := find_made(self._link):
+            adopt(self._fd, found.name, waits)
+            self._made = True
+        elif create(self._fd, self._link):
+            self._made = True
+            self._write_address()
+        else:
+            adopt(self._fd, self._link, waits)
+            self._made = False
+        self._set_format()
+        self.offloads(self._caps)
+        self._tell(
+            Tun.SETCARRIER, INT.pack(False)
+        )  # a tap begins with carrier, but its users are told of changes
+        self.carrier(self._carrier)
+
+    def _set_format(self) -> None:
+        self._tell(Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
+        if self._made:
+            self._tell(Tun.SETPERSIST, 1)
 
     def _tell(self, request: Tun, argument: Argument) -> Argument:
         try:
@@ -266,44 +320,65 @@ class TapNetwork:
         except (
             OSError,
             ValueError,
-        ) as error:  # EBADFD: somebody removed the tap; ValueError: we have closed it
-            raise PeerError(f"tap:{self._link}: the tap is gone ({error})") from error
+        ) as error:  # EBADFD: the tap was removed; ValueError: the descriptor is closed
+            raise PeerError(f"tap:{self._link}: the link is gone ({error})") from error
 
-    @property
-    def name(self) -> str:
-        """The link's present name; the last one once it is gone or we have closed it."""
-        self._link = joined_to(self._fd) or self._link
-        return self._link
-
-    @property
-    def mtu(self) -> int | None:
-        return link_mtu(self.name)
+    # ---- what the vif tells it; all of it is told again to a tap that comes back
 
     def offloads(self, caps: int) -> None:
         """Have the kernel complete and cut what the guest cannot take; it offers no segmentation without checksums."""
+        self._caps = caps
         wanted = 0
         if caps & OFFLOADS[0][0]:
             wanted = sum(flag for needs, flag in OFFLOADS if caps & needs)
-        self._tell(Tun.SETOFFLOAD, wanted)
+        with suppress(PeerError):
+            self._tell(Tun.SETOFFLOAD, wanted)
 
     def carrier(self, on: bool) -> None:
-        """As a cable: bridges and routes see whether a guest is connected. A tap that is gone shows nobody."""
+        """As a cable: bridges and routes see whether a guest is connected."""
+        self._carrier = on
         with suppress(PeerError):
             self._tell(Tun.SETCARRIER, INT.pack(on))
+
+    def limit_mtu(self, limited: bool) -> None:
+        """Lower the MTU to 1500, or set the earlier one again. A tap that the kernel lets only others change stays."""
+        self._limited = limited
+        link = find_joined(self._fd)
+        with suppress(OSError):
+            if link is not None and limited:
+                lower_mtu(link, self._link)
+            elif link is not None:
+                restore_mtu(link)
+
+    def set_address(self, address: str) -> None:
+        """Give a tap that netback made this address, as aa:bb:cc:dd:ee:ff."""
+        self._address = address
+        if self._made:
+            with suppress(PeerError):
+                self._write_address()
+
+    def _write_address(self) -> None:
+        octets = bytes.fromhex(self._address.replace(":", ""))
+        self._tell(Tun.SETADDRESS, pack_link_name(self._link) + IFREQ_ADDRESS.pack(ARPHRD_ETHER, octets))
+
+    # ---- frames that wait, frames that were lost
 
     def drain(self) -> int:
         """Throw away what waits in the tap's queue."""
         count = 0
         with suppress(OSError):
             while count < DRAIN_MOST:
-                os.read(self._fd, HEAD)  # what is not read of a frame is thrown away
+                os.read(self._fd, HEAD)  # the kernel discards the rest of the frame
                 count += 1
         return count
 
     def drops(self) -> dict[str, int]:
         """What found the tap's queue full, the guest being slow or absent: counted since the link was made."""
-        link = get_link(ifname=self.name)
-        return {"rx_overflow": int(link.get_attr("IFLA_STATS64")["tx_dropped"])} if link else {}
+        if link := find_joined(self._fd):
+            self._dropped = link.tx_dropped
+        return {"rx_overflow": self._dropped_before + self._dropped}
+
+    # ---- ends
 
     def close(self) -> None:
         """Let go of the tap: it stays, without carrier."""
@@ -312,14 +387,16 @@ class TapNetwork:
             self._fd = -1
 
     def remove(self) -> None:
-        """Let go of the tap and, if netback made it, have it vanish."""
+        """Let go of the tap: one that netback made vanishes, another one has the MTU again that it had."""
         with suppress(PeerError):
             if self._made:
                 self._tell(Tun.SETPERSIST, 0)
+            else:
+                self.limit_mtu(False)
         self.close()
 
 
 def remove_made(link: str) -> None:
     """Have the tap vanish that netback made as `link` in an earlier life, if there is one."""
-    if find_marked(link):
+    if find_made(link):
         TapNetwork(link).remove()

@@ -2,10 +2,11 @@
 """What all devices of one backend share. Knows no device."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from netback.net.base import FdStore
+from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
@@ -32,3 +33,7 @@ class Context:
     """Holds the descriptors of taps while no backend runs."""
     networks: ObjectNetworks
     """Networks that are Python objects, by the spec that names them."""
+    links: LinkMonitor
+    """Tells of changes to links."""
+    taps: dict[int | str, str] = field(default_factory=dict)
+    """The device that uses each tap, by the tap's index and by the name that its spec gives."""

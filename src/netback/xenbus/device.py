@@ -14,7 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState as State
-from netback.errors import ConfigError, GuestError, NetbackError, PeerError, PlatformError, printable
+from netback.errors import (
+    ConfigError,
+    GoneError,
+    GuestError,
+    NetbackError,
+    PeerError,
+    PlatformError,
+    printable,
+)
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, VifConfig, agree
 from netback.vif.queue import BindError
@@ -118,12 +126,16 @@ class Device:
         """Act once; an error is the device's, and has it tried again."""
         try:
             await self._settle()
+            await self._nic.check()
         except StoreGone:
             raise
         except ServedElsewhere as error:
             self._note(str(error))
             self._backoff.fail()
-        except ConfigError as error:  # it stays until a node, or the configuration, changes
+        except (
+            ConfigError,
+            GoneError,
+        ) as error:  # it stays until a node, the configuration or a link changes
             await self._report(str(error), failed=True)
         except (NetbackError, OSError) as error:
             await self._report(_reason(error), failed=True)
@@ -259,6 +271,7 @@ class Device:
         frontend = self._reader.frontend
         values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in KEYS))
         config = agree(dict(zip(KEYS, values, strict=True)), self.name.kind)
+        self._nic.limit_mtu(not config.sg)
         await self.vif.connect(config, adopt=adopt)
         self.config = config
         for queue in config.queues:

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's NIC: the network behind it, opened and tried again, and the vif on it.
+"""A device's NIC: the network behind it, opened and followed, and the vif on it.
 
-Knows specs, links and the descriptor store; it decides no state.
+A network has three conditions. *Missing*: it could not be opened, so the device offers nothing yet. *Joined*: frames
+pass. *Gone*: its link was removed while the device was offered or connected. Rings and states then stay as they are,
+the guest's frames are counted as refused, and the same descriptor is joined to the link when that is back.
+
+A change of the link that the network follows (rtnetlink) or a worker's notice has the device look again, at once. Knows
+specs, links and the descriptor store; it decides no state.
 """
 
 import asyncio
@@ -11,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from netback.dataplane.notices import Notice
-from netback.errors import ConfigError, NetbackError, printable
-from netback.net.base import Network
-from netback.net.mtu import ETH_DATA_LEN
+from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
+from netback.net.base import ETH_DATA_LEN, Network
+from netback.net.rtnetlink import get_link
 from netback.net.spec import open_network, parse_spec
-from netback.net.tap import remove_made
+from netback.net.tap import find_made, remove_made
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
 from netback.vif.vif import Vif
@@ -26,14 +31,19 @@ from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
 
+_REJOIN_SECONDS = 1.0
+"""The least time from one join to the next: a link that is removed over and over must not keep the loop busy."""
+_BLIND_SECONDS = 5.0
+"""How often to look for a link that is gone where no rtnetlink tells of its return."""
 _FAULTS = (NetbackError, OSError)
 
 
 class Nic:
     """The network and the vif of one device.
 
-    `wake` has the device read its facts again: the vif broke. It is called in the event loop's thread. What `open`
-    raises is tried again by the device.
+    `wake` has the device read its facts again: the vif broke, or a link changed. It is called in the event loop's
+    thread. The device tries again what `open` and `check` raise, but for ConfigError and GoneError: `wake` follows when
+    those may have ended.
     """
 
     def __init__(
@@ -42,6 +52,11 @@ class Nic:
         self.vif: Vif | None = None
         self._name, self._context, self._budget, self._wake = name, context, budget, wake
         self._loop = asyncio.get_running_loop()
+        self._later: asyncio.TimerHandle | None = None
+        self._joined_at = 0.0
+        self._unchecked = True
+        self._seen: tuple[str, int | None] | None = None
+        """The link's name and MTU at the last check; None where that failed."""
         self._mtu: int | None = ETH_DATA_LEN  # the frontend's default where nothing was written
 
     @property
@@ -55,7 +70,7 @@ class Nic:
         """Open the network and make the vif: all that must stand before the frontend may know of the device.
 
         `running`: both ends are connected, so a held tap's carrier stays as it is. NetbackError: the network cannot be
-        opened; ConfigError where trying again will not help.
+        opened; ConfigError and GoneError where trying again will not help.
         """
         name, store = self._name, self._context.store
         mac = await read_mac(store, name)
@@ -63,7 +78,8 @@ class Nic:
         try:
             network = await self._open(spec, await self._link())
         except _FAULTS as error:
-            kind = ConfigError if isinstance(error, ConfigError) else NetbackError
+            self._look_blindly(error)
+            kind = next((kind for kind in (ConfigError, GoneError) if isinstance(error, kind)), NetbackError)
             raise kind(f"realization of net device {name.index} failed: {error}") from error
         if not running:
             network.carrier(False)
@@ -87,10 +103,6 @@ class Nic:
             )
         self._context.tracer.hit("xen_netdev_realize", name, info, network.name)
 
-    def _on_notice(self, notice: Notice) -> None:
-        if notice is Notice.BROKEN:
-            self._wake()
-
     async def _link(self) -> str:
         """The name of a tap whose spec names none. A script renames it to `vifname`, and fails if that exists."""
         vifname, script = await asyncio.gather(
@@ -103,7 +115,11 @@ class Nic:
         if spec in self._context.networks:
             return self._context.networks.open(spec, str(self._name))
         peer, device = parse_spec(spec), str(self._name)
-        if peer.kind != "tap":
+        link = peer.link or link
+        self._context.links.follow(self._on_link, {link})
+        if peer.kind == "tap":
+            self._claim_tap(link)
+        else:
             self._context.fd_store.forget(device)
         held = self._context.fd_store.take(device)
         opening = asyncio.ensure_future(asyncio.to_thread(open_network, peer, name=link, held=held))
@@ -114,10 +130,103 @@ class Nic:
                 (await opening).close()
             raise
         if peer.kind == "tap":
-            self._context.fd_store.keep(device, [peer.fd for peer in network.peers])
+            self._keep(network)
         return network
 
+    def _claim_tap(self, link: str) -> None:
+        """Each tap serves one device: a second queue on it would take a share of the first one's frames."""
+        found = find_made(link) or get_link(link)
+        keys: set[int | str] = {link} if found is None else {link, found.index}
+        for key in keys:
+            user = self._context.taps.get(key, str(self._name))
+            if user != str(self._name):
+                raise PeerError(f"tap:{link}: {user} uses it (EBUSY); choose another name")
+        self._context.taps.update(dict.fromkeys(keys, str(self._name)))
+
+    def _keep(self, network: Network) -> None:
+        """Have the tap's descriptors held, and its index known as used. Again for a tap that was made again: systemd
+        drops a descriptor whose tap was removed, since it reports EPOLLERR (FDPOLL= in sd_notify(3)).
+        """
+        self._context.fd_store.keep(str(self._name), [peer.fd for peer in network.peers])
+        self._context.taps.update(dict.fromkeys(network.follows, str(self._name)))
+
+    def _release_link(self) -> None:
+        """Follow no link, and let other devices have the tap."""
+        self._stop_looking()
+        self._context.links.follow(self._on_link, ())
+        taps = self._context.taps
+        for key in [key for key, user in taps.items() if user == str(self._name)]:
+            del taps[key]
+
     # ---- while it is open
+
+    def _on_link(self) -> None:
+        """A link that this network follows has changed: wake the device unless all is as it was."""
+        if self.vif is None or self._seen is None or self._seen != _seen(self.vif.network):
+            self._look()
+
+    def _on_notice(self, notice: Notice) -> None:
+        """A worker found the network gone or back, or the guest's rings broken."""
+        if notice is not Notice.STALLED:
+            self._look()
+
+    def _look(self) -> None:
+        self._unchecked = True
+        self._wake()
+
+    def _look_in(self, seconds: float) -> None:
+        self._stop_looking()
+        self._later = self._loop.call_later(seconds, self._look)
+
+    def _look_blindly(self, error: Exception) -> None:
+        if isinstance(error, GoneError) and not self._context.links.works:
+            self._look_in(_BLIND_SECONDS)
+
+    def _stop_looking(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+
+    async def check(self) -> None:
+        """Look at the network after a change, and join it again where its link is back.
+
+        GoneError: the link is missing. Any other NetbackError or OSError: it is there and cannot be used now.
+        """
+        if self.vif is None or not self._unchecked:
+            return
+        network, self._seen = self.vif.network, None
+        wait = self._joined_at + _REJOIN_SECONDS - self._loop.time()
+        if wait > 0 and network.mtu is None:
+            self._look_in(wait)
+            return
+        try:
+            joined = network.check()
+        except _FAULTS as error:
+            self._look_blindly(error)
+            raise
+        finally:
+            self._context.links.follow(self._on_link, network.follows)
+        self._unchecked = False
+        self._seen = _seen(network)
+        if joined:
+            self._joined_at = self._loop.time()
+            self._keep(network)
+            await self.vif.refresh()
+            self._budget.warn(
+                log, f"{self._name}: {network.name} was removed and is joined again: frames pass"
+            )
+
+    def limit_mtu(self, limited: bool) -> None:
+        """Keep a tap's MTU at 1500 or less for a guest without feature-sg; warn where it cannot be changed."""
+        if self.vif is None:
+            return
+        network = self.vif.network
+        network.limit_mtu(limited)
+        mtu = network.mtu or 0
+        if limited and mtu > ETH_DATA_LEN:
+            text = f"{self._name}: {network.name}: its MTU is {mtu}, but this guest takes no frame of more than a page"
+            self._budget.warn(
+                log, f"{text} (no feature-sg): set it to {ETH_DATA_LEN}, or longer frames are dropped"
+            )
 
     async def publish_mtu(self, frontend: str) -> None:
         """Write the link's MTU to the frontend's `mtu` when it changed.
@@ -153,6 +262,7 @@ class Nic:
 
     async def close(self) -> None:
         """Close everything in this process and change nothing outside."""
+        self._release_link()
         if (vif := self.vif) is not None:
             self.vif = None
             try:
@@ -162,6 +272,7 @@ class Nic:
 
     async def remove(self) -> None:
         """The device is gone: so are its journal, its held descriptor and a link that netback made."""
+        self._release_link()
         self._context.fd_store.forget(str(self._name))
         remove_journals(self.journal)
         if (vif := self.vif) is None:
@@ -192,3 +303,8 @@ class Nic:
             network.remove() if gone else network.close()
         except _FAULTS as error:
             log.warning("%s: network %s: %s", self._name, network.name, error)
+
+
+def _seen(network: Network) -> tuple[str, int | None]:
+    """What of a link a device tells others of."""
+    return network.name, network.mtu

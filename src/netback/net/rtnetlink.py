@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few rtnetlink messages that a network needs: find a link, set its MTU, add and remove alternative names.
+
+Written out here instead of taken from pyroute2: its import takes a quarter of a second, and a toolstack waits for the
+first tap. Each request opens a socket of its own, in the network namespace of its thread (rtnetlink(7)).
+"""
+
+import enum
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+from netback.net.link_names import MAX_LINK_NAME, unpack_link_name
+
+
+class Message(enum.IntEnum):
+    """linux/netlink.h and linux/rtnetlink.h: types of messages."""
+
+    ERROR = 2
+    NEWLINK = 16
+    DELLINK = 17
+    GETLINK = 18
+    SETLINK = 19
+    NEWLINKPROP = 108
+    DELLINKPROP = 109
+
+
+class Attribute(enum.IntEnum):
+    """linux/if_link.h: IFLA_*."""
+
+    IFNAME = 3
+    MTU = 4
+    STATS64 = 23
+    PROP_LIST = 52
+    ALT_IFNAME = 53
+
+
+ARPHRD_ETHER = 1
+"""linux/if_arp.h."""
+REQUEST, ACK = 1, 4
+NESTED = 1 << 15
+"""NLA_F_NESTED."""
+GROUP_LINK = 1
+"""RTMGRP_LINK: the multicast group of changes to links."""
+
+HEADER = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port."""
+IFINFO = struct.Struct("=BxHiII")
+"""struct ifinfomsg: family, type, index, flags, mask of changed flags."""
+ATTRIBUTE = struct.Struct("=HH")
+"""struct nlattr: length, type."""
+INT = struct.Struct("=i")
+MTU = struct.Struct("=I")
+TX_DROPPED = struct.Struct("=56xQ")
+"""struct rtnl_link_stats64 up to tx_dropped."""
+
+RECEIVE = 1 << 16
+"""Bytes: more than any message about one link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link as a message describes it."""
+
+    index: int
+    name: str
+    type: int = 0
+    """linux/if_arp.h: ARPHRD_*."""
+    altnames: tuple[str, ...] = ()
+    mtu: int = 0
+    tx_dropped: int = 0
+    """Frames that found the link's queue full, since it was made; 0 in messages without statistics."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name by which the kernel finds it."""
+        return frozenset((self.name, *self.altnames))
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Read the body of NEWLINK or DELLINK."""
+        _, kind, index, _, _ = IFINFO.unpack_from(body)
+        found = dict(attributes(body[IFINFO.size :]))
+        alternatives = attributes(found.get(Attribute.PROP_LIST, b""))
+        return cls(
+            index,
+            unpack_link_name(found.get(Attribute.IFNAME, b"")),
+            kind,
+            tuple(
+                unpack_link_name(value) for number, value in alternatives if number == Attribute.ALT_IFNAME
+            ),
+            MTU.unpack(found[Attribute.MTU])[0] if Attribute.MTU in found else 0,
+            TX_DROPPED.unpack_from(found[Attribute.STATS64])[0] if Attribute.STATS64 in found else 0,
+        )
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """struct nlattr and its value, padded to four bytes."""
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The type, without its flags, and the value of each attribute."""
+    while len(data) >= ATTRIBUTE.size:
+        length, kind = ATTRIBUTE.unpack_from(data)
+        if not ATTRIBUTE.size <= length <= len(data):
+            return
+        yield kind & ~NESTED, data[ATTRIBUTE.size : length]
+        data = data[length + -length % 4 :]
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The type and the body of each message of a datagram."""
+    while len(data) >= HEADER.size:
+        length, kind, _, _, _ = HEADER.unpack_from(data)
+        if not HEADER.size <= length <= len(data):
+            return
+        yield kind, data[HEADER.size : length]
+        data = data[length + -length % 4 :]
+
+
+def request(kind: Message, flags: int, index: int, *parts: bytes) -> bytes:
+    """Send one request about the link `index` (0: the attributes name it); the body of the answer. OSError: refused."""
+    body = IFINFO.pack(0, 0, index, 0, 0) + b"".join(parts)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        sock.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, 0, 0) + body)
+        answer_kind, answer = next(messages(sock.recv(RECEIVE)))
+    fault = -INT.unpack_from(answer)[0] if answer_kind == Message.ERROR else 0
+    if fault:
+        raise OSError(fault, os.strerror(fault))
+    return answer
+
+
+def get_link(name: str) -> Link | None:
+    """The link that has this name or alternative name, of up to 127 bytes; None where there is none.
+
+    IFLA_IFNAME, if_nametoindex and every ioctl take 15 bytes, so only IFLA_ALT_IFNAME finds a longer name.
+    """
+    kind = Attribute.IFNAME if len(name) <= MAX_LINK_NAME else Attribute.ALT_IFNAME
+    with suppress(OSError):  # ENODEV; EINVAL from a kernel before 5.5, which knows no alternative names
+        return Link.parse(request(Message.GETLINK, 0, 0, attribute(kind, os.fsencode(name) + b"\0")))
+    return None
+
+
+def set_mtu(index: int, mtu: int) -> None:
+    """Set a link's MTU, in bytes. OSError: refused."""
+    request(Message.SETLINK, ACK, index, attribute(Attribute.MTU, MTU.pack(mtu)))
+
+
+def add_altname(index: int, name: str) -> None:
+    """Give a link one more name, of up to 127 bytes. OSError EEXIST: a link of this namespace has it."""
+    _change_altname(Message.NEWLINKPROP, index, name)
+
+
+def remove_altname(index: int, name: str) -> None:
+    """Take an alternative name away. OSError: the link does not have it."""
+    _change_altname(Message.DELLINKPROP, index, name)
+
+
+def _change_altname(kind: Message, index: int, name: str) -> None:
+    entry = attribute(Attribute.ALT_IFNAME, os.fsencode(name) + b"\0")
+    request(kind, ACK, index, attribute(Attribute.PROP_LIST | NESTED, entry))
