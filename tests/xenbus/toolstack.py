@@ -22,6 +22,7 @@ async def add(
     *,
     kind: DeviceType = "vif",
     number: str = "0",
+    backend: int = 0,
     told: bool = True,
     **changes: str | None,
 ) -> DeviceName:
@@ -29,8 +30,8 @@ async def add(
 
     `told`: whether the frontend's side has the MAC address, too.
     """
-    name = DeviceName(kind, 0, domid, number)
-    backend: dict[str, str | None] = {
+    name = DeviceName(kind, backend, domid, number)
+    ours: dict[str, str | None] = {
         "frontend": name.frontend,
         "frontend-id": str(domid),
         "online": "1",
@@ -38,11 +39,13 @@ async def add(
         "mac": MAC,
         "net": "python:lan",
     }
-    backend |= {key.replace("_", "-"): value for key, value in changes.items()}
-    frontend = {"backend": name.backend, "backend-id": "0", "state": "1"} | ({"mac": MAC} if told else {})
+    ours |= {key.replace("_", "-"): value for key, value in changes.items()}
+    frontend = {"backend": name.backend, "backend-id": str(backend), "state": "1"} | (
+        {"mac": MAC} if told else {}
+    )
 
     async def body(tx: int) -> None:
-        await write_device(store, name, frontend, {k: v for k, v in backend.items() if v is not None}, tx)
+        await write_device(store, name, frontend, {k: v for k, v in ours.items() if v is not None}, tx)
 
     await store.transact(body)
     return name

@@ -11,8 +11,8 @@ from collections.abc import Callable
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Delays before a device that failed is tried again; the last one repeats."""
 
-FREE_ROUNDS = 128
-"""Rounds that a device may do at once. A guest that reloads its driver causes about twelve."""
+FREE_ROUNDS = 64
+"""Rounds that a device may do at once. A guest that reloads its driver causes about nine."""
 FREE_ROUNDS_PER_SECOND = 4.0
 """How fast it regains them."""
 LANE_SECONDS = 0.01
