@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house's floors: an import only goes down, and the lower floors know no clock, socket or thread."""
+"""The floors of ARCHITECTURE.md: an import only goes down and in no circle; the lower floors do no I/O."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,9 @@ def floor(module: str) -> int:
 
 
 def modules() -> list[tuple[str, Path]]:
-    """Every module of the package, native ones included."""
+    """Every module of the package with its file, native ones included. A .pyx and its .pxd are one module."""
     found = []
-    for path in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.pyx")]):
+    for path in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.pyx"), *SOURCE.rglob("*.pxd")]):
         parts = path.relative_to(SOURCE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         if name not in PACKAGES:
@@ -65,10 +66,10 @@ def modules() -> list[tuple[str, Path]]:
 
 
 def imported(name: str, path: Path) -> Iterator[str]:
-    """Modules that one imports, wherever in it."""
+    """Modules that a file imports or cimports, at its top, in a function or for type checking."""
     text = path.read_text()
-    if path.suffix == ".pyx":
-        for match in re.finditer(r"^(?:from (\S+) c?import|c?import (\S+))", text, re.MULTILINE):
+    if path.suffix in (".pyx", ".pxd"):
+        for match in re.finditer(r"^\s*(?:from (\S+) c?import|c?import (\S+))", text, re.MULTILINE):
             yield match.group(1) or match.group(2)
         return
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -83,8 +84,85 @@ def imported(name: str, path: Path) -> Iterator[str]:
                 yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
+def graph() -> dict[str, set[str]]:
+    """What each module imports of the package. `from package import module` is an import of the module alone.
+
+    A .pxd is a header, a node of its own: a cimport of a structure or an inline function depends on the header, a
+    cimport of any other function or of a class is an import of the module, too.
+    """
+    known = {name for name, _ in modules()}
+    edges: dict[str, set[str]] = {}
+    for name, path in modules():
+        if path.suffix == ".py":
+            found = {
+                other for node in ast.walk(ast.parse(path.read_text())) for other in python_edges(node, known)
+            }
+            edges.setdefault(name, set()).update((found & known) - {name})
+        else:
+            here = name + ".pxd" * (path.suffix == ".pxd")
+            edges.setdefault(here, set()).update(set(native_edges(path.read_text(), known)) - {name})
+    return edges
+
+
+def python_edges(node: ast.AST, known: set[str]) -> Iterator[str]:
+    """The modules that a statement imports. The package has no relative imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        assert not node.level
+        assert node.module
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            yield inner if inner in known else node.module
+
+
+def native_edges(text: str, known: set[str]) -> Iterator[str]:
+    """The headers and modules that a .pyx or .pxd imports and cimports."""
+    for source, names in re.findall(r"^\s*from (\S+) import (.*)", text, re.MULTILINE):
+        yield from (
+            name for name in (source, *(f"{source}.{leaf}" for leaf in names.split(", "))) if name in known
+        )
+    for source, names in re.findall(r"^\s*from (\S+) cimport (\([^)]*\)|.*)", text, re.MULTILINE):
+        header = SOURCE.joinpath(*source.split(".")).with_suffix(".pxd")
+        if source not in known or not header.exists():
+            continue
+        yield f"{source}.pxd"
+        if any(needs_the_module(header.read_text(), name) for name in re.findall(r"\w+", names)):
+            yield source
+
+
+def needs_the_module(header: str, name: str) -> bool:
+    """Whether a header declares `name` as a class or as a function that the module defines."""
+    function = rf"^cp?def (?!inline |extern |struct |enum |union |packed |class )[^=\n]*\b{name}\("
+    return re.search(rf"{function}|^cdef class {name}\b", header, re.MULTILINE) is not None
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """The modules of a circle in the order of their imports, first and last the same; none where there is no circle."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    """Not even one that a function's own import or TYPE_CHECKING hides."""
+    found = circle(graph())
+    assert not found, "a circle of imports: " + " -> ".join(found)
+
+
+def test_a_circle_is_named() -> None:
+    """The check itself."""
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) in (
+        ["a", "b", "c", "a"],
+        ["b", "c", "a", "b"],
+        ["c", "a", "b", "c"],
+    )
+
+
 @pytest.mark.parametrize(
-    ("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else value.suffix
 )
 def test_imports_only_go_down(name: str, path: Path) -> None:
     """A module imports from its own floor or from those below."""

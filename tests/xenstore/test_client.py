@@ -7,8 +7,19 @@ from hypothesis import strategies as st
 
 from netback.abi.xs_wire import PAYLOAD_MAX, Op
 from netback.errors import PlatformError
-from netback.xenstore.client import Answer, Client, Entry, Event, directory_part, joined, to_bytes, to_text
-from netback.xenstore.wire import Packet, Parser, WireError
+from netback.xenstore.client import (
+    Answer,
+    Client,
+    Entry,
+    Event,
+    directory_part,
+    joined,
+    to_bytes,
+    to_text,
+    transaction_id,
+)
+from netback.xenstore.errors import StoreProtocolError
+from netback.xenstore.wire import Packet, Parser
 
 
 def test_answers_are_matched_in_any_order_and_events_between_them() -> None:
@@ -57,10 +68,10 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("packet", NONSENSE[:3] + NONSENSE[4:])
-def test_nonsense_is_a_wire_error(packet: Packet) -> None:
+def test_nonsense_is_a_protocol_error(packet: Packet) -> None:
     client = Client()
     client.request(Op.READ, b"/a\0")
-    with pytest.raises(WireError):
+    with pytest.raises(StoreProtocolError):
         client.receive(packet.encode())
 
 
@@ -72,13 +83,13 @@ def test_an_error_without_a_name_is_eio() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=80), max_size=6))
-def test_any_bytes_give_results_or_a_wire_error(chunks: list[bytes]) -> None:
+def test_any_bytes_give_results_or_a_protocol_error(chunks: list[bytes]) -> None:
     client = Client()
     client.request(Op.WATCH, b"/a\0t\0")
     try:
         for chunk in chunks:
             client.receive(chunk)
-    except WireError:
+    except StoreProtocolError:
         return
 
 
@@ -102,9 +113,19 @@ def test_parts_of_a_directory(payload: bytes, entry: Entry) -> None:
     assert directory_part(payload) == entry
 
 
-def test_a_part_without_a_generation_is_a_wire_error() -> None:
-    with pytest.raises(WireError):
+def test_a_part_without_a_generation_is_a_protocol_error() -> None:
+    with pytest.raises(StoreProtocolError):
         directory_part(b"7")
+
+
+@pytest.mark.parametrize("payload", [b"", b"0\0", b"x\0", b"-1\0", b"4294967296\0", b"9" * 5000, b"\xc2\xb2"])
+def test_a_transaction_s_id_that_is_none(payload: bytes) -> None:
+    with pytest.raises(StoreProtocolError, match="a transaction with the id"):
+        transaction_id(payload)
+
+
+def test_a_transaction_s_id() -> None:
+    assert transaction_id(b"4294967295\0") == 2**32 - 1
 
 
 @settings(deadline=None)

@@ -13,6 +13,7 @@ from netback.lab.inside import store_diff as alike
 from netback.lab.inside.store_diff import Ask, Line, Until
 from netback.platforms.emulated.store_socket import attach_store
 from netback.xenstore import requests
+from netback.xenstore.connection import Connection
 from netback.xenstore.server import Server
 from netback.xenstore.wire import joined
 
@@ -98,9 +99,24 @@ def test_a_lost_event_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def lose(line: Line, packet: object) -> None:
         take(line, packet)  # type: ignore[arg-type]
-        line.told = {one for one in line.told if b"/out" not in one[0]}
+        line.told = [one for one in line.told if b"/out" not in one[0]]
 
     monkeypatch.setattr(Line, "_take", lose)
+    assert list(alike.play(steps, side, alike.own(side))) != honest
+
+
+def test_another_order_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that sends a watch's first event before the reply to WATCH."""
+    side = alike.dom0()
+    steps = alike.make(1, side)
+    honest = list(alike.play(steps, side, alike.own(side)))
+    watch = Connection.watch
+
+    def hasty(connection: Connection, path: bytes, token: bytes, relative: bool) -> None:
+        watch(connection, path, token, relative)
+        connection._fire_new()
+
+    monkeypatch.setattr(Connection, "watch", hasty)
     assert list(alike.play(steps, side, alike.own(side))) != honest
 
 

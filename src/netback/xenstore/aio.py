@@ -21,8 +21,18 @@ from typing import Protocol, Self, TypeVar
 
 from netback.abi.xs_wire import HEADER, PAYLOAD_MAX, Errno, Op
 from netback.errors import PlatformError
-from netback.xenstore.client import Answer, Client, Event, directory_part, joined, strings, to_bytes, to_text
-from netback.xenstore.wire import WireError
+from netback.xenstore.client import (
+    Answer,
+    Client,
+    Event,
+    directory_part,
+    joined,
+    strings,
+    to_bytes,
+    to_text,
+    transaction_id,
+)
+from netback.xenstore.errors import StoreProtocolError
 
 T = TypeVar("T")
 
@@ -316,7 +326,7 @@ class Store:
         """Start a transaction; one that starts after its caller was cancelled is ended."""
         starting = self._post(Op.TRANSACTION_START, "", b"\0", None)
         try:
-            return _number(await asyncio.shield(starting))
+            return transaction_id(await asyncio.shield(starting))
         except asyncio.CancelledError:
             starting.add_done_callback(self._end_started)
             raise
@@ -327,7 +337,7 @@ class Store:
 
     def _end_started(self, starting: asyncio.Future[bytes]) -> None:
         if not starting.cancelled() and starting.exception() is None:
-            self._end(_number(starting.result()))
+            self._end(transaction_id(starting.result()))
 
     def _end(self, tx: int) -> None:
         self._undo(Op.TRANSACTION_END, "abort", b"F\0", tx)
@@ -362,7 +372,7 @@ class Store:
             self._write()
         except BlockingIOError:
             return
-        except (OSError, WireError) as error:
+        except (OSError, StoreProtocolError) as error:
             self._fail(str(error))
 
     def _read(self) -> bytes:
@@ -492,10 +502,6 @@ class Watch:
     def fail(self, error: StoreError) -> None:
         self._error = error
         self._news.set()
-
-
-def _number(payload: bytes) -> int:
-    return int(payload.rstrip(b"\0"))
 
 
 def _ignore(done: asyncio.Future[bytes]) -> None:

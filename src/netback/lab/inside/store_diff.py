@@ -5,8 +5,9 @@
     python3 -m netback.lab.inside.store_diff /dev/xen/xenbus --seeds 1-8             in a guest, with its own
 
 A list follows from its seed. It uses only nodes of its own and domids that no domain has, so it can run on the store of
-a live host. Transaction ids, the order of children and the number of equal events are not part of the protocol
-(xenstore.txt) and are not compared. Any other difference is listed in DIFFERENCES or is a fault.
+a live host. Transaction ids and the order of children are not part of the protocol (xenstore.txt) and are not compared.
+The order of replies and events is, but not through Linux's device, which hands them over in two ways. Any other
+difference is listed in DIFFERENCES or is a fault.
 """
 
 import argparse
@@ -38,6 +39,8 @@ _MAX_FAULTS = 20
 """Faults that are printed; the first ones cause the others."""
 _NO_TRANSACTION = 2**32 - 1
 _SETTLED = b"settled"
+_REPLY = (b"a", b"reply")
+"""Stands between events: their order is compared, and which come before a reply and which behind it."""
 
 
 # --- a list
@@ -268,7 +271,8 @@ class Line:
         self._send, self._receive, self.close = send, receive, close
         self._parser = Parser()
         self._last = 0
-        self.told: set[tuple[bytes, bytes]] = set()
+        self.told: list[tuple[bytes, bytes]] = []
+        """Path and token of each event since `settle`, in order, and _REPLY for each reply."""
         self.transactions: list[int] = []
 
     def ask(self, op: int, payload: bytes, tx: int = 0) -> str:
@@ -284,20 +288,24 @@ class Line:
             return CLOSED
         except OSError as error:  # Linux's refusal on /dev/xen/xenbus of requests that it handles itself
             return errno.errorcode.get(error.errno or 0, str(error))
+        self.told.append(_REPLY)
         if packet.type == Op.TRANSACTION_START:
             self.transactions.append(int(packet.payload[:-1]))
         return plain(op, packet)
 
-    def settle(self, place: bytes) -> list[str]:
-        """All events so far; an event that this method causes marks the end, on every kind of connection."""
+    def settle(self, place: bytes, ordered: bool = True) -> list[str]:
+        """All events and replies so far, or sorted events; an event that this method causes marks their end."""
         mine = place, _SETTLED
-        self.told.discard(mine)
+        told = [one for one in self.told if one != mine]
+        self.told = []
         self.ask(Op.WRITE, place + b"\0")
         while mine not in self.told:
             self._take(self._next())
-        told = sorted(one for one in self.told if _SETTLED not in one[0])
-        self.told.clear()
-        return [f"{_short(path)} {_short(token)}" for path, token in told]
+        told += [one for one in self.told if one not in (mine, _REPLY)]
+        self.told = []
+        if not ordered:
+            told = sorted(set(told) - {_REPLY})
+        return [f"{_short(path)} {_short(token)}" for path, token in told if _SETTLED not in path]
 
     def transaction(self, tx: int) -> int:
         """The transaction id that a step refers to."""
@@ -315,7 +323,7 @@ class Line:
 
     def _take(self, packet: Packet) -> None:
         path, token = strings(packet.payload)[:2]
-        self.told.add((path, token))
+        self.told.append((path, token))
 
 
 def plain(op: int, packet: Packet) -> str:
@@ -359,7 +367,8 @@ def play(steps: Iterable[Step], side: Side, connect: Callable[[], Line]) -> Iter
                 line = lines[number]
                 yield line.ask(op, payload, line.transaction(tx))
             case Events():
-                told = [line.settle(place) for line, place in zip(lines, settling, strict=True)]
+                ordered = not side.through_linux  # Linux hands over replies and events in two ways
+                told = [line.settle(place, ordered) for line, place in zip(lines, settling, strict=True)]
                 yield "; ".join(", ".join(one) for one in told)
             case Until(op, payload, most):
                 yield _until(lines[0], op, payload, most)
