@@ -42,7 +42,7 @@ def die_with(parent: int) -> Callable[[], None]:
 
 @contextmanager
 def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `stop` in the running loop; the former handlers stand again at the end of the context.
+    """The first SIGINT or SIGTERM calls `stop` in the running loop, more are ignored; the end restores the handlers.
 
     Only the main thread gets signals: in any other, nothing changes. Not by the loop's own add_signal_handler, whose
     removal leaves a moment in which SIGINT raises KeyboardInterrupt.
@@ -52,8 +52,14 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
         return
     loop = asyncio.get_running_loop()
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(_number: int, _frame: object) -> None:
+        for number in former:
+            signal.signal(number, signal.SIG_IGN)
+        loop.call_soon_threadsafe(stop)
+
     for number in former:
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+        signal.signal(number, end)
     try:
         yield
     finally:
