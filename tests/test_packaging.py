@@ -1,34 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unit as systemd reads it."""
 
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from netback.daemon.systemd.unit import UNIT, is_hidden, unit
+from netback.daemon.systemd.unit import UNIT, hidden, lookup, needed, quote, unit
+
+NAMES = (
+    "plain",
+    "my tools 50%",
+    "%n %h %%",
+    "$HOME ${PATH} $$",
+    'it\'s "quoted"',
+    "back\\slash\\x41\\n",
+    "semi;colon # & | * ? [a] {b}",
+    "tab\tand\nline",
+    "gäst €",
+    "-dash @at !bang",
+    "'",
+)
+
+WORD = r""""((?:[^"\\]|\\.)*)"|'([^']*)'|(\S+)"""
 
 
-def test_systemd_understands_every_line(tmp_path: Path) -> None:
-    path = tmp_path / "netback.service"
-    text = unit("/bin/true")
+def verify(directory: Path, text: str) -> tuple[int, str]:
+    """systemd's verdict on a unit: 0 where it can start; and what it says of this unit."""
+    path = directory / "netback.service"
     path.write_text(text.replace("FileDescriptorStorePreserve=yes\n", ""))  # systemd 252 does not know it yet
     seen = subprocess.run(
         ["systemd-analyze", "verify", "--recursive-errors=no", str(path)],
         capture_output=True,
         text=True,
         check=False,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
     )
     about_ours = [line for line in seen.stderr.splitlines() if "netback.service" in line]
-    assert (seen.returncode, about_ours) == (0, []), seen.stderr
+    return seen.returncode, "\n".join(about_ours)
+
+
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    assert verify(tmp_path, unit("/bin/true")) == (0, "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_systemd_finds_a_program_wherever_it_is(tmp_path: Path, name: str) -> None:
+    """It looks for exactly this file, and says so where it is missing; in an argument it does not look."""
+    program = tmp_path / name / "netback"
+    program.parent.mkdir()
+    text = unit(str(program))
+    assert verify(tmp_path, text)[0] != 0 or "/bin/sh" in text
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert verify(tmp_path, text) == (0, "")
+    assert "\n[Service]\n" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_program_runs(tmp_path: Path, name: str) -> None:
+    """With words and escapes as systemd.service(5) has them, and "%%" for a percent sign."""
+    program = tmp_path / name / "netback"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s " "$@"\n')
+    program.chmod(0o755)
+    (line,) = [line for line in unit(str(program)).splitlines() if line.startswith("ExecStart=")]
+    words = [
+        re.sub(r"\\(x[0-9a-f]{2}|.)", unescape, (double or single or plain).replace("%%", "%"))
+        for double, single, plain in re.findall(WORD, line.partition("=")[2])
+    ]
+    words[0] = words[0].removeprefix(":")
+    seen = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert seen.stdout == "run --platform xen "
+
+
+def unescape(match: re.Match[str]) -> str:
+    code = match.group(1)
+    return chr(int(code[1:], 16)) if len(code) > 1 else code
+
+
+def test_a_plain_path_stays_as_it_is() -> None:
+    assert quote("/opt/netback-0.1/bin/netback") == "/opt/netback-0.1/bin/netback"
+    assert quote("/opt/a $b/50%") == '":/opt/a $b/50%%"'
 
 
 @pytest.mark.parametrize(
-    ("program", "hidden"),
-    [("/root/venv/bin/netback", True), ("/home/x/netback", True), ("/opt/netback/bin/netback", False)],
+    ("program", "directory", "setting"),
+    [
+        ("/root/venv/bin/netback", "/root", "ProtectHome=yes"),
+        ("/home/x/netback", "/home", "ProtectHome=yes"),
+        ("/run/user/1000/netback", "/run/user", "ProtectHome=yes"),
+        ("/tmp/netback", "/tmp", "PrivateTmp=yes"),
+        ("/var/tmp/netback", "/var/tmp", "PrivateTmp=yes"),
+        ("/opt/../tmp/netback", "/tmp", "PrivateTmp=yes"),
+    ],
 )
-def test_what_the_unit_cannot_see(program: str, hidden: bool) -> None:
-    assert is_hidden(program) is hidden
+def test_what_the_unit_cannot_see(program: str, directory: str, setting: str) -> None:
+    assert hidden(["/usr/bin/env", program]) == {Path(directory): (Path(program), setting)}
+
+
+def test_what_the_unit_can_see() -> None:
+    assert hidden(["/opt/netback/bin/netback", "/usr/bin/python3", "/rooter", "/tmpfs"]) == {}
+
+
+def test_a_lookup_goes_by_every_link(tmp_path: Path) -> None:
+    """As of uv, whose virtual environments lead to a Python in a home by way of two links."""
+    base, venv = tmp_path / "base", tmp_path / "venv"
+    (base / "bin").mkdir(parents=True)
+    (base / "bin" / "python3.13").touch()
+    (base / "bin" / "python3").symlink_to("python3.13")
+    venv.mkdir()
+    (venv / "python").symlink_to("../base/./bin/python3")
+    visited = list(lookup(venv / "python"))
+    for path in (venv / "python", base / "bin" / "python3", base / "bin" / "python3.13"):
+        assert path in visited
+    (venv / "loop").symlink_to("loop")
+    assert len(list(lookup(venv / "loop"))) < 100
+
+
+def test_what_the_service_needs(tmp_path: Path) -> None:
+    program = tmp_path / "netback"
+    program.write_text("#!/opt/odd/python -I\n")
+    found = list(needed(str(program)))
+    assert {str(program), "/opt/odd/python", sys.executable, sys.base_prefix} <= set(found)
+    assert any(path.endswith("msgspec/__init__.py") for path in found)
 
 
 def test_it_may_do_little() -> None:

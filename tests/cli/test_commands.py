@@ -52,7 +52,12 @@ def test_version_is_the_package_s() -> None:
         (("attach", "1", "--net", "packet"), 2, "network 'packet': it names no link"),
         (("attach", "77", "--net", "null"), 2, "there is no domain 77"),
         (("attach", "nobody", "--net", "null"), 2, "no domain is named 'nobody'"),
-        (("attach", "0", "--net", "null", "--mac", "1:2"), 2, "failed to parse MAC address: '1:2'"),
+        (("attach", "0", "--net", "null"), 2, "domain 0 is the backend's own"),
+        (
+            ("attach", "0", "--net", "null", "--force", "--mac", "1:2"),
+            2,
+            "failed to parse MAC address: '1:2'",
+        ),
         (("detach", "0"), 2, "domain 0 has no such device"),
     ],
 )
@@ -73,6 +78,13 @@ async def test_no_xen_here(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     code, _, err = await run(*arguments, "--dir", tmp_path / "none")
     assert (code, err.count("\n")) == (os.EX_TEMPFAIL, 1)
     assert str(tmp_path / "none") in err
+
+
+async def test_domain_0_gets_a_device_where_it_is_asked_for(xen: Path) -> None:
+    """The kernel of a backend's own domain would take the device: not by a slip of the finger."""
+    assert (await run("attach", "0", "--net", "null", "--dir", xen))[0] == 2
+    assert (await run("list", "--json", "--dir", xen))[1] == "[]\n"
+    assert (await run("attach", "0", "--net", "null", "--force", "--dir", xen))[:2] == (0, "vif0.0\n")
 
 
 async def test_print_env(tmp_path: Path) -> None:

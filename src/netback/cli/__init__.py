@@ -18,9 +18,9 @@ def main() -> None:
     ends_well = sys.argv[1:2] and sys.argv[1] in _SERVICES
     for number in _SIGNALS:
         signal.signal(number, _end if ends_well else signal.SIG_DFL)
-    from netback.cli.app import run_command
+    from netback.cli import app
 
-    code = run_command()
+    code = app.main()
     if ends_well:  # the interpreter's own end puts the default back, but not in place of SIG_IGN
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)

@@ -51,7 +51,7 @@ app.command(
 app.add_typer(lab.app)
 
 
-def run_command() -> int:
+def main() -> int:
     """Run the command of sys.argv: its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

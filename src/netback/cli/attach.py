@@ -8,7 +8,7 @@ import typer
 
 from netback.cli.options import SPEC_HELP, Directory, Domain, Platform, TypeName
 from netback.cli.target import Target
-from netback.errors import printable
+from netback.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from netback.vif.features import DeviceType
@@ -21,16 +21,19 @@ def attach(
     mac: Annotated[str | None, typer.Option(help="MAC address.  [default: random, of Xen's range]")] = None,
     kind: Annotated[TypeName, typer.Option("--type", help="Device type.")] = TypeName.VIF,
     index: Annotated[int, typer.Option(min=-1, help="Device index; -1 chooses one.")] = -1,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where the domain is the backend's own, as domain 0 is.")
+    ] = False,
     platform: Platform = None,
     directory: Directory = None,
 ) -> None:
-    """Give a guest a network device. A backend that runs connects it; one started later does so, too."""
+    """Give a guest a network device. A running backend connects it; one that is started later does as well."""
     target = Target.choose(platform, directory)
-    typer.echo(asyncio.run(_attach(target, domain, net, kind.value, mac, index)))
+    typer.echo(asyncio.run(_attach(target, domain, net, kind.value, mac, index, force)))
 
 
 async def _attach(
-    target: Target, domain: str, net: str, kind: "DeviceType", mac: str | None, index: int
+    target: Target, domain: str, net: str, kind: "DeviceType", mac: str | None, index: int, force: bool
 ) -> "DeviceName":
     from netback.cli.domains import await_domain, own_domid
     from netback.daemon.backend import first_index
@@ -41,6 +44,10 @@ async def _attach(
     async with await target.open_store() as store:
         domid = await await_domain(store, domain)
         backend = await own_domid(store)
+        if domid == backend and not force:
+            raise ConfigError(
+                f"domain {domid} is the backend's own, whose kernel would take the device; --force attaches it"
+            )
         return await attach_device(
             store,
             domid,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback unit`: the files by which a system runs netback."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def unit(
 ) -> None:
     """Print a systemd unit that runs this netback: for /etc/systemd/system/netback.service."""
     from netback.daemon.systemd import unit as service
+    from netback.errors import printable
 
     if modprobe:
         typer.echo(service.KEEP_KERNEL_OUT.read_text(), nl=False)
@@ -26,5 +28,11 @@ def unit(
     own = Path(sys.argv[0]).absolute()
     program = str(own) if own.name == "netback" else shutil.which("netback") or "/usr/bin/netback"
     typer.echo(service.unit(program), nl=False)
-    if service.is_hidden(program):
-        typer.echo(f"netback: the unit may not see {program}: install netback outside of homes", err=True)
+    if not os.access(program, os.X_OK):
+        typer.echo(f"netback: there is no program {printable(program)}: install netback first", err=True)
+    for directory, (path, setting) in service.hidden(service.needed(program)).items():
+        typer.echo(
+            f"netback: the unit may not see {printable(str(path))}: its {setting} hides {directory};"
+            " install netback and its Python elsewhere, as in /opt",
+            err=True,
+        )
