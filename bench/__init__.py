@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks: how fast frames cross the rings, beside what the same work costs without them.
+"""Benchmarks: how fast frames cross the rings, beside baselines that do the same work without rings.
 
-Knows netback, not the other way round.
+The package imports netback; netback does not import it.
 """

@@ -21,15 +21,17 @@ PARTS = ("rings", "endtoend", "idle", "store")
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part alone; may be given again")
-    parser.add_argument("--quick", action="store_true", help="few and short rounds: to see that all runs")
-    parser.add_argument("--rounds", type=int, help="rounds of every contender (5; --quick 1)")
-    parser.add_argument("--seconds", type=float, help="of each measurement (2; --quick 1)")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part alone; may be repeated")
+    parser.add_argument(
+        "--quick", action="store_true", help="few and short rounds: shows that every part runs"
+    )
+    parser.add_argument("--rounds", type=int, help="rounds of every backend (5; --quick 1)")
+    parser.add_argument("--seconds", type=float, help="duration of each measurement (2; --quick 1)")
     return parser.parse_args()
 
 
 def interrupted(number: int, frame: FrameType | None) -> None:
-    """Ended from outside: leave through every context, so that nothing of ours stays."""
+    """Leave through every context, so that no process and no namespace of the bench stays."""
     sys.exit(128 + number)
 
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Preloaded, it counts what a process asks of glibc's heap. Knows how often, not what for. */
+/* Preloaded, it counts a process's calls of malloc, calloc and realloc. */
 #include <stddef.h>
 #include <stdint.h>
 

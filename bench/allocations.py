@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the heap is asked for memory while frames go: never, in the steady state.
+"""Counts heap allocations while frames cross a ring: none, in the steady state.
 
-Run as a module, in a process of its own with allocations.c preloaded, it prints one number a shape and way.
+Run as a module in a process with allocations.c preloaded, it prints one number for each shape and direction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PART = "allocations"
 
 
 def per_frame(ring: Ring) -> float:
-    """Calls of malloc, calloc and realloc a frame, those of this loop included."""
+    """Calls of malloc, calloc and realloc for each frame, including those of this loop."""
     count = ctypes.CDLL(None).allocations
     count.restype = ctypes.c_uint64
     for fill in range(WARM + FILLS):

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP, UDP and ping between two namespaces, through netback and through the relays by turns.
-
-Knows iperf3 and ping, nothing of who moves the frames.
-"""
+"""TCP, UDP and ping between two namespaces by iperf3 and ping(8), through each backend in turn."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from .contenders import CONTENDERS
+from .backends import BACKENDS
 from .report import Row
 from .topology import GUEST_ADDRESS, Namespace, Topology, await_line, running, topology
 
@@ -44,7 +41,7 @@ def iperf_server(where: Namespace) -> Iterator[None]:
 
 
 def iperf(at: Topology, seconds: float, *options: str) -> dict[str, float]:
-    """What the receiver got, by the server's own account."""
+    """The receiver's result, from the server's report."""
     words = ("iperf3", "-c", GUEST_ADDRESS, "-J", "-t", str(seconds), *options)
     with iperf_server(at.guest):
         answer = json.loads(at.host.run(*words, check=False, timeout=seconds + 30))
@@ -68,11 +65,11 @@ def udp(length: int, way: tuple[str, ...]) -> Callable[[Topology, float], float]
 
 
 def ping(at: Topology, seconds: float) -> float:
-    """Mean round trip of a flood, in µs."""
-    said = at.host.run("ping", "-f", "-q", "-c", str(int(2500 * seconds)), GUEST_ADDRESS)
-    found = re.search(r"= [\d.]+/([\d.]+)/", said)
+    """The mean round trip of a flood ping in µs."""
+    output = at.host.run("ping", "-f", "-q", "-c", str(int(2500 * seconds)), GUEST_ADDRESS)
+    found = re.search(r"= [\d.]+/([\d.]+)/", output)
     if found is None:
-        raise RuntimeError(f"ping: {said}")
+        raise RuntimeError(f"ping: {output}")
     return float(found.group(1)) * 1e3
 
 
@@ -97,14 +94,14 @@ def judge(measure: Measure, samples: dict[str, list[float]]) -> Row:
 
 
 def measure(rounds: int, seconds: float, progress: Progress, only: tuple[str, ...] = ()) -> list[Row]:
-    """Rounds of every contender in turn, each running all measures."""
-    contenders = {name: each for name, each in CONTENDERS.items() if not only or name in only}
+    """Rounds of every backend in turn; each runs all measurements."""
+    backends = {name: each for name, each in BACKENDS.items() if not only or name in only}
     samples: dict[str, dict[str, list[float]]] = {each.name: {} for each in MEASURES}
-    task = progress.add_task("end to end", total=rounds * len(contenders) * len(MEASURES))
+    task = progress.add_task("end to end", total=rounds * len(backends) * len(MEASURES))
     with tempfile.TemporaryDirectory(prefix="nbb") as directory, topology(Path(directory)) as at:
         for _ in range(rounds):
-            for name, contender in contenders.items():
-                with contender(at):
+            for name, backend in backends.items():
+                with backend(at):
                     for each in MEASURES:
                         progress.update(task, description=f"end to end: {name}, {each.name}")
                         samples[each.name].setdefault(name, []).append(each.of(at, seconds))

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The floor under the rings: the copies of a burst, and nothing else. Knows addresses and lengths. */
+/* The baseline of the rings: the bare copies of a burst. */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -18,7 +18,7 @@ static uint64_t now(void)
     return (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
 }
 
-/* Make all copies in order: the nanoseconds that it took. */
+/* Make all copies in order; return the nanoseconds they took. */
 uint64_t copy_all(const struct copy *copies, size_t count)
 {
     uint64_t start = now();

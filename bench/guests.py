@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many quiet guests in one process: `guests.py DIRECTORY FIRST_DOMID COUNT`.
+"""Many idle guests in one process: `guests.py DIRECTORY FIRST_DOMID COUNT`.
 
-Says `connected` when all are, and stays.
+It prints `connected` once all of them are, and keeps running.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hundred connected vifs cost that have nothing to do: wake-ups, memory, and the throughput of one that has.
+"""What a hundred idle connected vifs cost: wake-ups, memory, and the throughput of one busy vif beside them.
 
-Looks at the backend from outside, through /proc.
+Wake-ups and memory are read from /proc.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from .contenders import DOMID, Netback, netback
+from .backends import DOMID, Netback, netback
 from .endtoend import TO_GUEST, tcp
 from .report import Row
 from .topology import Topology, await_line, running, topology
@@ -26,7 +26,7 @@ VIFS = 100
 KIB_EACH = 256
 UNCHANGED = 0.9
 SETTLE = 1.0
-"""Seconds until the last of them has seen that it is connected."""
+"""The longest wait until the last vif is connected."""
 GUESTS = Path(__file__).with_name("guests.py")
 
 
@@ -39,14 +39,14 @@ def idle_guests(at: Netback) -> Iterator[None]:
 
 
 def pss(pid: int) -> float:
-    """Memory of a process, its share of what is shared included, in KiB."""
+    """The proportional set size of a process in KiB (proc(5), smaps_rollup)."""
     found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     assert found is not None
     return float(found.group(1))
 
 
 def switches(pid: int) -> int:
-    """How often threads of a process were switched in, since it began."""
+    """Context switches of all threads of a process since its start."""
     counts = 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
         said = (thread / "status").read_text()
@@ -55,14 +55,14 @@ def switches(pid: int) -> int:
 
 
 def wakes(pid: int, seconds: float) -> float:
-    """Switches a second."""
+    """Context switches a second."""
     before = switches(pid)
     time.sleep(seconds)
     return (switches(pid) - before) / seconds
 
 
 def round_of(at: Topology, seconds: float, samples: dict[str, list[float]]) -> None:
-    """One backend alone, then with idle vifs beside."""
+    """Measure one backend alone, then with idle vifs."""
     throughput = tcp(TO_GUEST)
     with netback(at) as ours:
         samples["alone"].append(throughput(at, seconds))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds this folder's C files with the system's compiler. Knows files, nothing of what they measure."""
+"""Builds the C files of this directory with the system's compiler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLAGS = ("-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror")
 
 
 def build(source: str, *flags: str) -> Path:
-    """The compiled file of one source, made anew where it is older."""
+    """The compiled file of a source, built again where it is older."""
     made = OUT / Path(source).stem
     if not made.exists() or made.stat().st_mtime < (HERE / source).stat().st_mtime:
         OUT.mkdir(exist_ok=True)

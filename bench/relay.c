@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The baselines that netback is measured beside: a relay of frames between two links, without rings and grants.
+ * The baselines of the bench: a relay of frames between two links, without rings and grants.
  *
  *   relay one A B CPU_A CPU_B   one process reads each link and writes the other
- *   relay two A B CPU_A CPU_B   one process per link; frames change hands in slots of shared memory, which is
- *                               netback's work (two processes, frames through memory both can reach) without Xen's protocol
+ *   relay two A B CPU_A CPU_B   one process per link; frames pass through slots of shared memory: netback's work
+ *                               (two processes, frames through memory that both reach) without Xen's protocol
  *
- * Both have what netback's own peers have: AF_PACKET with PACKET_VNET_HDR, batches of recvmmsg and sendmmsg, big socket
- * buffers, promiscuous mode, nothing of one's own sending heard, POLLOUT after EAGAIN. A frame is read by the kernel straight
- * into the slot that the other process writes it from: no copy but the kernel's two. A bell rings only where somebody sleeps.
- * It knows links and frames, nothing of what is in them.
+ * Both use what netback's packet peer uses: AF_PACKET with PACKET_VNET_HDR, batches of recvmmsg and sendmmsg, large socket
+ * buffers, promiscuous mode, PACKET_IGNORE_OUTGOING, POLLOUT after EAGAIN. The kernel reads a frame directly into the slot
+ * that the other process writes from: there is no copy but the kernel's two. An eventfd is written only if the other sleeps.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -114,7 +113,7 @@ static void lay_out(struct mmsghdr *messages, struct iovec *vectors, int count)
     }
 }
 
-/* Write frames in order: how many are done with (a frame that the link refuses is lost, as on a wire). */
+/* Write frames in order; return how many are finished (a frame that the link refuses is lost, as on a wire). */
 static int send_frames(int fd, struct iovec *vectors, int count, int *full)
 {
     struct mmsghdr messages[BURST];
@@ -134,7 +133,7 @@ static int send_frames(int fd, struct iovec *vectors, int count, int *full)
     return done;
 }
 
-/* Read up to `count` frames, a vector each, whose length becomes the frame's. */
+/* Read up to `count` frames, one vector each; set its length to the frame's. */
 static int receive_frames(int fd, struct iovec *vectors, int count)
 {
     struct mmsghdr messages[BURST];
@@ -203,7 +202,7 @@ static uint32_t waiting(struct ring *ring)
     return __atomic_load_n(&ring->produced, __ATOMIC_ACQUIRE) - __atomic_load_n(&ring->consumed, __ATOMIC_ACQUIRE);
 }
 
-/* Ring the other side's bell if it sleeps for this. The index was published before; the sleeper looks once more after its flag. */
+/* Wake the other side if it sleeps. The index is published before; the sleeper reads it again after it set its flag. */
 static void wake(struct side *side, uint32_t wants)
 {
     uint64_t one = 1;

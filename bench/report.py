@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured: rows of samples with their targets, as a table, as JSON and as a picture.
-
-Knows numbers and names, nothing of how they were won.
-"""
+"""Measured samples with their targets, as tables, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One quantity, measured of one or more contenders by turns."""
+    """One quantity, measured for one or more backends in turn."""
 
     part: str
     name: str
@@ -31,20 +28,20 @@ class Row:
     met: bool | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
-    def median(self, contender: str) -> float:
-        return median(self.samples[contender])
+    def median(self, backend: str) -> float:
+        return median(self.samples[backend])
 
     def judged(self, target: str, met: bool, notes: dict[str, float] | None = None) -> Row:
-        """The same with its target, and what follows from the medians."""
+        """This row with its target, and the values that the target is compared with."""
         return replace(self, target=target, met=met, notes=notes or {})
 
     def ratio(self, ours: str, theirs: str) -> float:
-        """Median of the rounds' own ratios: what disturbs a round disturbs both that ran in it."""
+        """The median of each round's ratio: a disturbance in a round affects both of its samples."""
         return median(a / b for a, b in zip(self.samples[ours], self.samples[theirs], strict=True))
 
     @property
     def medians(self) -> dict[str, float]:
-        return {contender: median(values) for contender, values in self.samples.items()}
+        return {backend: median(values) for backend, values in self.samples.items()}
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -60,7 +57,7 @@ class Row:
 
 
 def short(value: float) -> str:
-    """A number with three or four digits that say something."""
+    """A number with three or four significant digits."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 100 else f"{value:.3g}"
@@ -71,7 +68,7 @@ def verdict(met: bool | None) -> str:
 
 
 def show(rows: Iterable[Row], console: Console) -> None:
-    """One table a part: contenders side by side, then what follows from them."""
+    """Print a table for each part: the backends' medians, then target and verdict."""
     parts: dict[str, list[Row]] = {}
     for row in rows:
         parts.setdefault(row.part, []).append(row)
@@ -80,16 +77,16 @@ def show(rows: Iterable[Row], console: Console) -> None:
 
 
 def table_of(part: str, rows: list[Row]) -> Table:
-    contenders = list(dict.fromkeys(contender for row in rows for contender in row.samples))
+    backends = list(dict.fromkeys(backend for row in rows for backend in row.samples))
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     table = Table(title=f"{part} (medians)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in [*contenders, *notes]:
+    for name in [*backends, *notes]:
         table.add_column(name, justify="right")
     table.add_column("target")
     table.add_column("")
     for row in rows:
-        values = [short(row.median(name)) if name in row.samples else "" for name in contenders]
+        values = [short(row.median(name)) if name in row.samples else "" for name in backends]
         values += [short(row.notes[name]) if name in row.notes else "" for name in notes]
         table.add_row(f"{row.name}, {row.unit}", *values, row.target, verdict(row.met))
     return table
@@ -106,7 +103,7 @@ def write_json(rows: list[Row], path: Path) -> None:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Bars a row, one small plot each: units differ too much to share an axis. matplotlib is slow to import."""
+    """Draw a bar chart for each row, since units differ. matplotlib is imported here because its import is slow."""
     import matplotlib
 
     matplotlib.use("Agg")

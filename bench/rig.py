@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One backend queue and a guest's memory in this process, with rings that are refilled in one go and no hypervisor.
+"""A backend queue and a guest's memory in this process, with rings that are refilled in one copy, and no hypervisor.
 
-The guest's side is bytes made beforehand and copied into place, so that whoever measures pays for the backend alone.
-Knows rings and grants, nothing of clocks.
+The guest's requests are prepared in advance, so that a measurement contains the backend's work alone.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ REQ_PROD, RSP_PROD, RSP_EVENT = 0, 8, 12
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What all frames of a measurement look like."""
+    """The size and form of every frame of a measurement."""
 
     length: int
     gso: bool
@@ -58,17 +57,17 @@ class Shape:
 
     @property
     def frames(self) -> int:
-        """As many as a ring holds."""
+        """Frames that a ring holds."""
         return SLOTS // self.slots
 
     @property
     def page_of_slot(self) -> list[int | None]:
-        """Which data page each slot of a full ring uses; an extra uses none, though one was posted for it."""
+        """The data page of each slot of a full ring; an extra uses none, though one was posted for it."""
         extras = {frame * self.slots + 1 for frame in range(self.frames) if self.gso}
         return [None if slot in extras else slot for slot in range(self.frames * self.slots)]
 
     def frame(self) -> bytes:
-        """TCP over IPv4 with a checksum left blank, as Linux sends it."""
+        """TCP over IPv4 with a blank checksum, as Linux sends it."""
         total = self.length - 14
         ethernet = bytes.fromhex("00163e000002 00163e000001 0800")
         ip = struct.pack(
@@ -90,7 +89,7 @@ SHAPES = {
 
 
 def tx_frame(shape: Shape, first: int) -> bytes:
-    """One frame's requests; the first one's size is the frame's."""
+    """A frame's requests; the first one holds the size of the frame."""
     flags = (
         netif.TxFlag.CSUM_BLANK | netif.TxFlag.DATA_VALIDATED | (netif.TxFlag.EXTRA_INFO if shape.gso else 0)
     )
@@ -118,7 +117,7 @@ def rx_requests(shape: Shape) -> bytes:
 
 
 def guest_memory() -> tuple[mmap.mmap, EmulatedMemory]:
-    """A guest's memory with every data page granted: its own view of it, and the backend's."""
+    """A guest's memory with every data page granted, as the guest and as the backend map it."""
     fd = os.memfd_create("bench", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, PAGES * PAGE)
@@ -163,7 +162,7 @@ class Ring:
         )  # fmt: skip
 
     def fill(self) -> None:
-        """Post a ring full of requests, and ask for one event when all are answered."""
+        """Post a full ring of requests; set rsp_event to the last response."""
         base = RING_PAGE * PAGE
         (produced,) = WORD.unpack_from(self.own, base + REQ_PROD)
         at = produced % SLOTS
@@ -176,7 +175,7 @@ class Ring:
         WORD.pack_into(self.own, base + REQ_PROD, end)
 
     def check(self) -> None:
-        """That every request was answered, and every frame went."""
+        """RuntimeError unless every request has its response and every frame was moved."""
         produced, answered = (
             WORD.unpack_from(self.own, RING_PAGE * PAGE + at)[0] for at in (REQ_PROD, RSP_PROD)
         )
@@ -188,7 +187,7 @@ class Ring:
             raise RuntimeError(f"the ring stands at {answered} of {produced}: {self.queue.broken}, {counted}")
 
     def copies(self, private: int) -> list[tuple[int, int, int]]:
-        """(to, from, length) of each copy that a full ring asks for: TX to private memory, RX from one frame there."""
+        """(to, from, length) of each copy of a full ring: TX into private memory, RX from one frame there."""
         made = []
         used = 0
         pages = [page for page in self.shape.page_of_slot if page is not None]
@@ -202,6 +201,6 @@ class Ring:
         return made
 
     def next_place(self, frame: int, used: int) -> int:
-        """Where a burst puts its next frame: on cache lines of its own; back at the start once the burst is full."""
+        """The offset of a burst's next frame, on its own cache lines; 0 again after a full burst."""
         used += (self.shape.length + 127) & ~63
         return used if used < BURST_BYTES and (frame + 1) % BURST_FRAMES else 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rings alone: what a frame costs the backend on one core with a peer that costs nothing, beside the copies alone.
+"""What a frame costs the backend on one core with a null peer, beside the bare copies of floor.c.
 
-Both are measured by turns on the same pages, a ring full of frames each time; nothing is subtracted from either.
+Both are measured in turn on the same pages, a full ring each time; nothing is subtracted from either.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Copy(ctypes.Structure):
 
 
 class Floor:
-    """The copies that a ring full of frames asks for, and nothing else."""
+    """The bare copies of a full ring."""
 
     def __init__(self, ring: Ring) -> None:
         library = ctypes.CDLL(str(build("floor.c", "-shared", "-fPIC")))
@@ -53,7 +53,7 @@ class Floor:
 
 
 def drain(ring: Ring) -> int:
-    """Nanoseconds until the backend has answered a full ring."""
+    """Nanoseconds until the backend has written every response of a full ring."""
     step, queue = ring.worker.step, ring.queue
     ring.fill()
     start = perf_counter_ns()
@@ -72,7 +72,7 @@ class Case:
     copies: list[float]
 
     def sample(self) -> None:
-        """Medians of FILLS ring fulls each, by turns, in nanoseconds a frame."""
+        """Medians of FILLS full rings each, in turn, in nanoseconds a frame."""
         frames = self.ring.shape.frames
         pairs = [(drain(self.ring), self.floor.run()) for _ in range(FILLS)]
         self.ours.append(median(ours for ours, _ in pairs) / frames)

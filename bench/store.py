@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The emulated store on one core: pipelined requests, and many watches on one path.
 
-The client sends bytes made beforehand and only counts what comes back, so that the store is what is measured.
+The client sends prepared bytes and only counts messages, so that the store's work dominates.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ REQUEST: dict[str, Callable[[int], bytes]] = {
 
 
 class Client:
-    """A connection that talks bytes."""
+    """A connection for prepared bytes."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -60,7 +60,7 @@ class Client:
         self._socket.close()
 
     def exchange(self, requests: bytes, replies: int, kind: int | None = None) -> None:
-        """Send all while taking what comes, until so many messages (of one type, if asked) are here."""
+        """Send the bytes and receive until so many messages (of one type where given) have come."""
         left = memoryview(requests)
         while replies > 0:
             readable, writable, _ = select.select([self._socket], [self._socket] if left else [], [], 10)
@@ -74,12 +74,12 @@ class Client:
     def _take(self, kind: int | None) -> int:
         data = self._socket.recv(1 << 20)
         if not data:
-            raise RuntimeError("the store hung up")
+            raise RuntimeError("the store closed the connection")
         self._parser.feed(data)
         taken = 0
         while (packet := self._parser.next_packet()) is not None:
             if packet.type == Op.ERROR:
-                raise RuntimeError(f"the store says {packet.payload!r}")
+                raise RuntimeError(f"the store answers {packet.payload!r}")
             taken += kind is None or packet.type == kind
         return taken
 
@@ -94,14 +94,14 @@ def client(path: Path) -> Iterator[Client]:
 
 
 def rate(on: Client, requests: bytes) -> float:
-    """Requests a second, thousands."""
+    """Thousands of requests a second."""
     start = time.perf_counter()
     on.exchange(requests, REQUESTS)
     return REQUESTS / (time.perf_counter() - start) / 1e3
 
 
 def firing(watcher: Client, writer: Client) -> float:
-    """From one write to the last of its events, in ms."""
+    """Milliseconds from a write to the last of its events."""
     start = time.perf_counter()
     writer.exchange(encoded(Op.WRITE, 1, joined(f"{HOME}/watched".encode()) + b"x"), 1)
     watcher.exchange(b"", WATCHES, Op.WATCH_EVENT)
@@ -109,7 +109,7 @@ def firing(watcher: Client, writer: Client) -> float:
 
 
 def watch_all(on: Client) -> None:
-    """The same path under many tokens; a reply and a first event each."""
+    """Watch one path under many tokens; each gets a reply and a first event."""
     path = f"{HOME}/watched".encode()
     requests = (encoded(Op.WATCH, number, joined(path, b"%d" % number)) for number in range(WATCHES))
     on.exchange(b"".join(requests), 2 * WATCHES)

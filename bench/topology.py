@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three network namespaces in a row, and processes in them, none of which outlives this one.
+"""Three network namespaces in a row, and processes in them that end with this one.
 
     host (eth0) ===veth=== a  wire  b ===veth=== (eth0) guest
 
-`host` and `guest` have TCP/IP stacks of their own; who is measured runs in `wire` and moves frames between the links
-`a` and `b`. A namespace has no name, only a process that holds it: with its last process it is gone, and its links
-with it. Each child is killed by the kernel when we end, however we end.
+`host` and `guest` have TCP/IP stacks of their own; the backend under comparison runs in `wire` and moves frames between
+the links `a` and `b`. A namespace has no name: the kernel removes it, and its links, with its last process, and kills
+each child when this process ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMAND_SECONDS = 60
 def running(
     command: Sequence[str], *, quiet: bool = False, stdout: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process for as long as the context; `quiet`: what it says is not for the reader of a table."""
+    """A process that ends with the context; `quiet` discards its output."""
     silent = subprocess.DEVNULL if quiet else None
     with subprocess.Popen([*BOUND, *command], stdout=stdout or silent, stderr=silent, text=True) as process:
         try:
@@ -42,33 +42,33 @@ def running(
 
 
 def await_line(process: subprocess.Popen[str], word: str) -> None:
-    """Until a process whose output is ours says a word."""
+    """Wait until a process prints a word."""
     assert process.stdout is not None
     for line in process.stdout:
         if word in line:
             return
-    raise RuntimeError(f"{process.args!r} ended without a word of {word!r}")
+    raise RuntimeError(f"{process.args!r} ended without printing {word!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A network namespace, held by the process `pid`."""
+    """A network namespace that the process `pid` holds."""
 
     pid: int
 
     def command(self, *command: str, cpu: int | None = None) -> list[str]:
-        """`command` as it runs in here, on one processor if asked."""
+        """The command line that runs `command` in the namespace, on processor `cpu` where given."""
         pinned = ["taskset", "-c", str(cpu)] if cpu is not None else []
         return ["nsenter", "-t", str(self.pid), "-n", *pinned, *command]
 
     def run(self, *command: str, check: bool = True, timeout: float = COMMAND_SECONDS) -> str:
-        """What a command says."""
+        """Run a command: its output."""
         words = [*BOUND, *self.command(*command)]
         done = subprocess.run(words, check=check, timeout=timeout, text=True, stdout=subprocess.PIPE)
         return done.stdout
 
     def try_run(self, *command: str) -> bool:
-        """Whether a command succeeds."""
+        """Run a command: whether it succeeded."""
         words = [*BOUND, *self.command(*command)]
         return subprocess.run(words, capture_output=True, timeout=COMMAND_SECONDS).returncode == 0
 
@@ -101,7 +101,7 @@ def join(stack: Namespace, address: str, mac: str, wire: Namespace, link: str) -
 
 
 def know(stack: Namespace, address: str, mac: str) -> None:
-    """A neighbour that nobody has to ask for: an idle wire is then a silent one."""
+    """Add a permanent neighbour, so that an idle wire carries no ARP."""
     stack.run("ip", "neighbour", "replace", address, "lladdr", mac, "dev", "eth0", "nud", "permanent")
 
 

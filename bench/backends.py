@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who moves frames between the wire's links `a` and `b`: the relays of relay.c, and netback with its emulated Xen.
+"""The backends under comparison: netback on its emulated Xen, and the relays of relay.c in its place.
 
-Each is a context, placed alike: what serves `a` on one processor, what serves `b` on another.
+Each is a context that moves frames between the wire's links `a` and `b`; for each, the process at `a` runs on one
+processor and the process at `b` on another.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ CPU_A = 0
 CPU_B = 1
 DOMID = 1
 NETBACK = (sys.executable, "-c", "from netback.cli import main; main()")
-PATIENCE = 20.0
+WAIT_SECONDS = 20.0
 
-Contender = Callable[[Topology], AbstractContextManager[object]]
+Mover = Callable[[Topology], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
 class Netback:
-    """A netback that runs: the directory of its emulated Xen, and its backend's process."""
+    """A running netback: the directory of its emulated Xen, and its backend's process id."""
 
     directory: Path
     backend: int
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
-    """Look until something holds, for as long as patience lasts."""
-    end = time.monotonic() + PATIENCE
+    """Poll a condition; RuntimeError after WAIT_SECONDS."""
+    end = time.monotonic() + WAIT_SECONDS
     while not holds():
         if time.monotonic() > end:
-            raise RuntimeError(f"{what}: in vain for {PATIENCE:.0f} s")
+            raise RuntimeError(f"{what}: not within {WAIT_SECONDS:.0f} s")
         time.sleep(0.05)
 
 
@@ -50,20 +51,20 @@ def await_path(topology: Topology) -> None:
     until(lambda: topology.host.try_run(*ping), "a ping across")
 
 
-def relay(mode: str) -> Contender:
+def relay(mode: str) -> Mover:
     @contextmanager
-    def contender(topology: Topology) -> Iterator[None]:
+    def mover(topology: Topology) -> Iterator[None]:
         command = (str(build("relay.c")), mode, "a", "b", str(CPU_A), str(CPU_B))
         with running(topology.wire.command(*command)):
             await_path(topology)
             yield
 
-    return contender
+    return mover
 
 
 @contextmanager
 def emulator(directory: Path, *, cpu: int | None = None) -> Iterator[None]:
-    """`netback emulate`, once it can be joined."""
+    """`netback emulate`, from the moment when domains can join it."""
     pinned = ("taskset", "-c", str(cpu)) if cpu is not None else ()
     with running((*pinned, *NETBACK, "emulate", "--dir", str(directory)), quiet=True):
         until((directory / HYPERVISOR_SOCKET).exists, "joining emulated Xen")
@@ -72,7 +73,7 @@ def emulator(directory: Path, *, cpu: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def netback(topology: Topology) -> Iterator[Netback]:
-    """Emulated Xen, the backend on `a`, the netfront on `b`; `attach` makes the device that joins them."""
+    """Emulated Xen, the backend at `a`, the netfront at `b`, and a device between them."""
     with tempfile.TemporaryDirectory(dir=topology.directory) as name, ExitStack() as stack:
         at = ("--dir", name)
         run = topology.wire.command(*NETBACK, "run", *at, cpu=CPU_A)
@@ -88,7 +89,7 @@ def netback(topology: Topology) -> Iterator[Netback]:
         yield Netback(Path(name), backend.pid)
 
 
-CONTENDERS: dict[str, Contender] = {
+BACKENDS: dict[str, Mover] = {
     "netback": netback,
     "relay, two": relay("two"),
     "relay, one": relay("one"),
