@@ -10,5 +10,5 @@ listed=$("$netback" lab up --out "$out/up" --exec 'xl list g1 && mkdir /lab/cust
 echo "$listed" | grep -q '^g1 ' || { echo "lab up: xl does not list g1: $listed" >&2; exit 1; }
 words='console=hvc0 quiet mitigations=off net.ifnames=0 netback.address=10.0.0.2'
 "$netback" lab run --out "$out/run" --kernel "$out/up/custom/vmlinux" --initrd "$out/up/custom/guest.img" --append "$words" reconnect
-if "$netback" lab up --out "$out/up" </dev/null 2>"$out/said"; then echo "lab up: a directory in use was taken" >&2; exit 1; fi
-grep -q 'is not empty' "$out/said"
+if "$netback" lab up --out "$out/up" </dev/null 2>"$out/message"; then echo "lab up: a directory in use was accepted" >&2; exit 1; fi
+grep -q 'is not empty' "$out/message"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the native tests and the fuzzers again on code built under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Runs the native tests and the fuzzers on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-`make sanitize`, or `python scripts/sanitize.py [--fast] [--fuzz SECONDS] [TEST ...]`. It builds in a copy,
-build/sanitize: the working tree's own native code is left alone. Knows where things are and how a sanitizer is
-started, no test's insides.
+`make sanitize`, or `python scripts/sanitize.py [--fast] [--fuzz SECONDS] [TEST ...]`. It builds in a copy of the tree,
+build/sanitize, and leaves the tree's own native code alone.
 """
 
 from __future__ import annotations
@@ -27,26 +26,25 @@ FAST = (
     "tests/test_fuzz.py",
 )
 DESELECTED = (
-    # These build plain code of their own, which the sanitizers' runtime does not belong to.
+    # These compile programs of their own without sanitizers.
     "test_seeded_faults_are_caught",
     "test_no_fault_no_alarm",
-    # Eight slots beside 64 KiB frames: tens of seconds here, and its patience is shorter.
+    # Eight slots beside 64 KiB frames: it takes tens of seconds here, longer than its bound for hangs.
     "test_eight_slot_guest_beside_a_64_kib_sender",
 )
 OPTIONS = {
-    # CPython keeps what it interned until the process is gone: the leaks reported would be its own, by the thousand.
-    # Ours are looked for otherwise: tests count descriptors and mappings.
-    # What was freed is kept aside for a while, but not for 256 MB: tests look at how this process grows.
+    # LeakSanitizer would report thousands of CPython's interned objects; tests count descriptors and mappings instead.
+    # The quarantine of freed memory is 4 MB instead of 256 MB: tests bound how this process grows.
     "ASAN_OPTIONS": "detect_leaks=0:strict_string_checks=1:detect_stack_use_after_return=1:quarantine_size_mb=4",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-    # Every object on the sanitizer's heap, so that running over a bytes object is seen too.
+    # Every object is on the sanitizer's heap, so that an overrun of a bytes object is found, too.
     "PYTHONMALLOC": "malloc",
     "PYTHONPATH": "src",
 }
 
 
 def copy() -> None:
-    """The tree as it stands; times are kept, so that only what changed is built again."""
+    """Copy the tree with its time stamps, so that only changed files are built again."""
     skip = shutil.ignore_patterns("*.so", "__pycache__", "failures", "*.egg-info")
     shutil.rmtree(COPY / "tests", ignore_errors=True)
     for part in filter(lambda part: (ROOT / part).exists(), PARTS):
@@ -56,7 +54,7 @@ def copy() -> None:
 
 
 def run(*command: str, **environment: str) -> None:
-    """In the copy; a command that fails ends everything."""
+    """Run a command in the copy; exit if it fails."""
     began = time.monotonic()
     done = subprocess.run(command, cwd=COPY, env=os.environ | environment, check=False)
     print(f"-- {' '.join(command[1:4])}: {time.monotonic() - began:.0f} s", flush=True)
@@ -65,7 +63,7 @@ def run(*command: str, **environment: str) -> None:
 
 
 def build() -> None:
-    """Only what the compilers complain of is shown."""
+    """Build the copy; print the compilers' warnings only."""
     print("building the sanitized copy ...", flush=True)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     environment = os.environ | {"NETBACK_SANITIZE": "1"}
@@ -75,7 +73,7 @@ def build() -> None:
 
 
 def runtime() -> str:
-    """The sanitizer's library, which must be there before Python is: Python itself was built without."""
+    """The path of libasan, which must be preloaded because Python itself is built without it."""
     found = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     path = Path(found.stdout.strip())
     if not path.is_absolute():
@@ -85,9 +83,11 @@ def runtime() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fast", action="store_true", help="the part that CI runs")
-    parser.add_argument("--fuzz", type=float, metavar="SECONDS", help="how long to fuzz (20; 5 with --fast)")
-    parser.add_argument("tests", nargs="*", help="tests instead of all native ones")
+    parser.add_argument("--fast", action="store_true", help="the fast part of the tests")
+    parser.add_argument(
+        "--fuzz", type=float, metavar="SECONDS", help="duration of the fuzzers (20; 5 with --fast)"
+    )
+    parser.add_argument("tests", nargs="*", help="these tests instead of all native ones")
     options = parser.parse_args()
     seconds = options.fuzz if options.fuzz is not None else 5 if options.fast else 20
     wanted = options.tests or [
