@@ -69,7 +69,8 @@ def main() -> None:
     parser.add_argument("--suite", action="append", choices=SUITES, help="these alone  [default: all]")
     parser.add_argument("--only", choices=COMMANDS, help="this command alone")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     if os.geteuid() != 0:
         sys.exit("fresh: it needs root, for chroots and for the tests in them")
     failed = []
