@@ -171,6 +171,23 @@ async def test_detach_without_a_backend(store: Store, guest: Guest) -> None:
         await detach(store, name)
 
 
+@pytest.mark.parametrize("frontend", ["no path", "//", "/"])
+async def test_detach_of_a_device_whose_frontend_is_no_path(
+    store: Store, guest: Guest, frontend: str
+) -> None:
+    """What a toolstack wrote wrongly can be taken away all the same."""
+    name = await attach(store, guest.domid, "null")
+    await store.write(f"{name.backend}/frontend", frontend)
+    assert await detach(store, name)
+    assert await removed(store, name)
+
+
+async def test_what_the_running_backend_offers_is_written(store: Store, guest: Guest) -> None:
+    name = await attach(store, guest.domid, "null", offered={"feature-rx-copy": "1", "feature-new": "7"})
+    assert await store.read(f"{name.backend}/feature-new") == "7"
+    assert await store.read_or(f"{name.backend}/feature-sg") is None
+
+
 async def test_attached_before_the_backend_runs(
     xen: Path, store: Store, guest: Guest, network: PythonNetwork
 ) -> None:

@@ -96,7 +96,7 @@ class Vif:
         between the two: a process that is killed there leaves rings without a response.
 
         GuestError: an index in a ring is impossible. PlatformError: a port cannot be bound within 1.3 s, a ring not be
-        mapped, or a journal not be opened. PeerError: the network refuses. After an error nothing is held.
+        mapped. NetbackError: a journal cannot be opened. PeerError: the network refuses. After these nothing is held.
         """
         await self.disconnect()
         group = Group(self._platform, self._workers, self._domid)

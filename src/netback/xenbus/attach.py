@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's way to give a domain a NIC and to take it back: through the store alone, with a privileged connection.
+"""Attach a NIC to a domain, and detach it: through the store alone, with domain 0's rights.
 
-Works whether or not a backend runs at that moment. What is made here, netback also removes.
+Works whether or not a backend runs. Nodes that `attach` wrote are removed by netback; a toolstack removes its own.
 """
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
@@ -26,6 +26,10 @@ from netback.xenstore.aio import Store, StoreError
 
 _INDEX_END = 100
 _FORCED_SECONDS = 2.0
+_DOWN = (State.CLOSED, State.UNKNOWN)
+"""Our states in which a backend has put the rings down."""
+_USING = (State.CONNECTED, State.CLOSING, State.RECONFIGURING, State.RECONFIGURED)
+"""A frontend's states in which it may still use the rings."""
 
 
 async def attach(
@@ -40,11 +44,12 @@ async def attach(
     backend_domid: int = 0,
     offered: Mapping[str, str] | None = None,
 ) -> DeviceName:
-    """Make both directories in one transaction that ends with our state at InitWait.
+    """Write both directories in one transaction that ends with our state at InitWait (docs/decisions.md, Attach).
 
-    Not at Initialising: the guest's own QEMU and the kernel's bus claim what they see there (docs/decisions.md,
-    Attach). An `index` of -1 is the first whose frontend path does not exist, from `first_index` on
-    (0 on emulated Xen, 1 on real Xen). `offered` is what the running backend offers; None is what any backend serves.
+    `net` is a spec and is not checked. `mac`: one of Xen's own range where None. An `index` of -1 is the first whose
+    frontend path does not exist, from `first_index` on (0 on emulated Xen, 1 on real Xen). `offered` is what the
+    running backend offers; None is what any backend serves. ConfigError: there is no such domain, the address is
+    malformed, the number is in use.
     """
     try:
         address = parse_mac(mac) if mac is not None else make_mac(os.urandom(3))
@@ -78,7 +83,7 @@ async def free_index(store: Store, domid: int, first: int, tx: int | None = None
 
 
 async def _check_unused(store: Store, name: DeviceName, tx: int) -> None:
-    """An existing frontend directory is adopted, but not from under a backend that lives."""
+    """ConfigError where a device of that number exists, of either type. A frontend directory alone is taken over."""
     known = await store.read_or(f"{name.frontend}/backend", tx=tx)
     for path in {name.backend, known or name.backend}:
         if await store.read_or(f"{path}/state", tx=tx) is not None:
@@ -116,7 +121,7 @@ async def find_device(
     index: int | None = None,
     backend_domid: int = 0,
 ) -> DeviceName:
-    """The one device of a domain that is meant; ConfigError where it is none or not the only one."""
+    """The device of a domain that fits; ConfigError where none does, or more than one."""
     found = [
         name
         for name in await list_devices(store, backend_domid)
@@ -134,47 +139,51 @@ async def find_device(
 
 
 async def list_devices(store: Store, backend_domid: int = 0) -> list[DeviceName]:
-    """Every device of a backend's domain; directories that are named for no domain are none."""
+    """Every device of a backend's domain. A directory whose name is no domid holds no devices."""
     found = []
     for kind in DEVICE_TYPES:
         root = backends(backend_domid, kind)
-        for domid in await _children(store, root):
+        for domid in await store.children(root):
             if (fe := decimal(domid, DOMID_FIRST_RESERVED)) is not None:
-                numbers = await _children(store, f"{root}/{domid}")
+                numbers = await store.children(f"{root}/{domid}")
                 found += [DeviceName(kind, backend_domid, fe, number) for number in numbers]
     return found
 
 
-async def _children(store: Store, path: str) -> list[str]:
-    try:
-        return await store.directory(path)
-    except StoreError as error:
-        if error.errno != "ENOENT":
-            raise
-        return []
-
-
 async def detach(store: Store, name: DeviceName, *, seconds: float = 10.0) -> bool:
-    """Ask the guest, wait for it, and take the device away: True where the guest let go, False where it was forced.
+    """Ask the guest to let go of the device, wait, and take it away. False where the guest did not answer in time.
 
-    Like libxl: our state goes to Closing; where the guest does not answer, its directory is removed.
+    As libxl does: our state goes to Closing; where the guest does not answer, its directory is removed. ConfigError:
+    there is no such device.
     """
-    made = await store.read_or(f"{name.backend}/{MADE_BY}") == MAKER
-    frontend = await store.read_or(f"{name.backend}/frontend") or name.frontend
+    made_here = await store.read_or(f"{name.backend}/{MADE_BY}") == MAKER
+    frontend = await _frontend_of(store, name)
     await _ask(store, name)
 
     async def let_go() -> bool:
-        ours = await store.read_or(f"{name.backend}/state")
-        theirs = await store.read_or(f"{frontend}/state")
-        return ours in (None, "6") or theirs not in ("4", "5", "7", "8")
+        ours = State.parse(await store.read_or(f"{name.backend}/state"))
+        theirs = State.parse(await store.read_or(f"{frontend}/state"))
+        return ours in _DOWN or theirs not in _USING
 
     answered = await _wait(store, (f"{name.backend}/state", f"{frontend}/state"), let_go, seconds)
     if not answered:
         await store.rm(frontend, missing_ok=True)
     await _wait_for_backend(store, name)
-    if made:
+    if made_here:
         await remove_device(store, name, frontend)
     return answered
+
+
+async def _frontend_of(store: Store, name: DeviceName) -> str:
+    """The frontend's directory; the usual one where our node names none, or what is no path."""
+    frontend = await store.read_or(f"{name.backend}/frontend") or name.frontend
+    try:
+        await store.read_or(f"{frontend}/state")
+    except StoreError as error:
+        if error.errno != "EINVAL":
+            raise
+        return name.frontend
+    return frontend
 
 
 async def _ask(store: Store, name: DeviceName) -> None:
@@ -183,17 +192,17 @@ async def _ask(store: Store, name: DeviceName) -> None:
         if state is None:
             raise ConfigError(f"there is no device {name}")
         await store.write(f"{name.backend}/online", "0", tx)
-        if state != "6":
+        if State.parse(state) is not State.CLOSED:
             await store.write(f"{name.backend}/state", str(int(State.CLOSING)), tx)
 
     await store.transact(body)
 
 
 async def _wait_for_backend(store: Store, name: DeviceName) -> None:
-    """Give a backend that runs the time to put the rings down; one that does not run has none."""
+    """Give a running backend the time to put the rings down; without one the wait ends by its bound."""
 
     async def down() -> bool:
-        return await store.read_or(f"{name.backend}/state") in (None, "6")
+        return State.parse(await store.read_or(f"{name.backend}/state")) in _DOWN
 
     await _wait(store, (f"{name.backend}/state",), down, _FORCED_SECONDS)
 
@@ -201,21 +210,16 @@ async def _wait_for_backend(store: Store, name: DeviceName) -> None:
 async def _wait(
     store: Store, paths: tuple[str, ...], true: Callable[[], Awaitable[bool]], seconds: float
 ) -> bool:
-    """Whether something became true within a bound; it is looked at whenever one of the nodes changes."""
+    """Whether a condition became true in time; it is tested whenever one of the nodes changes."""
     changed = asyncio.Event()
-
-    async def follow(path: str) -> None:
-        async with await store.watch(path) as watch:
-            async for _ in watch:
-                changed.set()
-
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
-            followers = [tasks.create_task(follow(path)) for path in paths]
-            while not await true():
-                await changed.wait()
-                changed.clear()
-            for follower in followers:
-                follower.cancel()
-            return True
+    async with AsyncExitStack() as undo:
+        for path in paths:
+            watch = await store.watch(path, lambda _: changed.set())
+            undo.push_async_callback(watch.close)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not await true():
+                    await changed.wait()
+                    changed.clear()
+                return True
     return False

@@ -33,7 +33,7 @@ from netback.xenbus.frontends import Frontends
 from netback.xenbus.names import DeviceName, remove_device, remove_empty
 from netback.xenbus.nic import Nic
 from netback.xenbus.pace import Allowance, Backoff, Pace
-from netback.xenbus.states import Action, decide
+from netback.xenbus.states import Action, Facts, decide
 from netback.xenstore.aio import QUOTA_ERRNOS, StoreError, StoreGone
 
 log = logging.getLogger("netback.xenbus")
@@ -132,10 +132,7 @@ class Device:
         except ServedElsewhere as error:
             self._note(str(error))
             self._backoff.fail()
-        except (
-            ConfigError,
-            GoneError,
-        ) as error:  # it stays until a node, the configuration or a link changes
+        except (ConfigError, GoneError) as error:  # until a node, the configuration or a link changes
             await self._report(str(error), failed=True)
         except (NetbackError, OSError) as error:
             await self._report(_reason(error), failed=True)
@@ -242,42 +239,37 @@ class Device:
         What the frontend caused is kept as a fault, which the table answers by Closing; all else is raised.
         """
         await self._disconnect()
-        try:
-            vif = await self._connected(adopt)
-            if state is not None:
-                await self._move(state)
-            await vif.serve()
-        except PeerError:
-            await self._disconnect()
-            await self._nic.lose_network()
-            raise
-        except BindError as error:
-            if error.errno == "EINVAL" and snapshot.facts.ours in _RUNNING and not snapshot.facts.attached:
-                self._elsewhere = True
-                raise ServedElsewhere(
-                    f"another process serves this device, tried again later: {error}"
-                ) from error
-            self._fault = str(error)
-        except BaseException as error:
-            await self._disconnect()
-            if not isinstance(error, GuestError | PlatformError) or isinstance(error, StoreError):
-                raise
-            self._fault = str(error)
-        else:
-            await self._clear_error()
-
-    async def _connected(self, adopt: bool) -> Vif:
         assert self.vif is not None  # the table opens the network first
         frontend = self._reader.frontend
         values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in KEYS))
-        config = agree(dict(zip(KEYS, values, strict=True)), self.name.kind)
+        try:
+            await self._take_rings(self.vif, dict(zip(KEYS, values, strict=True)), adopt)
+        except PeerError:
+            await self._nic.lose_network()
+            raise
+        except (GuestError, PlatformError) as error:
+            self._elsewhere = _is_taken(error, snapshot.facts)
+            if self._elsewhere:
+                raise ServedElsewhere(f"another process serves this device: {error}") from error
+            self._fault = str(error)
+            return
+        try:
+            if state is not None:
+                await self._move(state)
+            await self.vif.serve()
+        except BaseException:
+            await self._disconnect()
+            raise
+        await self._clear_error()
+
+    async def _take_rings(self, vif: Vif, keys: Mapping[str, str | None], adopt: bool) -> None:
+        config = agree(keys, self.name.kind)
         self._nic.limit_mtu(not config.sg)
-        await self.vif.connect(config, adopt=adopt)
+        await vif.connect(config, adopt=adopt)
         self.config = config
         for queue in config.queues:
             names = (queue.tx_ring_ref, queue.rx_ring_ref, queue.event_channel)
             self._context.tracer.hit("xen_netdev_connect", self.name, *names)
-        return self.vif
 
     async def _refuse_rx(self, snapshot: Snapshot) -> None:
         if self.vif is not None:
@@ -375,6 +367,16 @@ class Device:
         await self._store.transact(body)
         log.debug("%s: %s to %s", self.name, self.state.title, state.title)
         self.state = state
+
+
+def _is_taken(error: GuestError | PlatformError, facts: Facts) -> bool:
+    """Whether another process has the rings: they were served before this process came, and cannot be bound now."""
+    return (
+        isinstance(error, BindError)
+        and error.errno == "EINVAL"
+        and facts.ours in _RUNNING
+        and not facts.attached
+    )
 
 
 def _nothing() -> None:
