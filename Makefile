@@ -62,6 +62,7 @@ fresh: $(VENV)/.venv-made
 
 docs: build
 	$(BIN)/python -m netback.xenbus.states > docs/states.md
+	$(BIN)/python -m netback.dataplane.states > docs/dataplane-states.md
 
 build: $(VENV)/.built
 

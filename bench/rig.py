@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from netback.abi import grant_table, netif, virtio_net
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
-from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.null import NullPeer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
 from netback.dataplane.worker import Worker
@@ -154,7 +154,7 @@ class Ring:
     def _queue(self, events: EmulatedEvents) -> BackQueue:
         busy = self.memory.page_address(RING_PAGE)
         idle = ctypes.addressof(ctypes.c_char.from_buffer(self._idle))
-        peer = Peer("null", caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())
+        peer = NullPeer(caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())
         return BackQueue(
             events, self.memory, peer, Journal(),
             tx_page=busy if self.tx else idle, rx_page=idle if self.tx else busy, tx_name=1, rx_name=2,

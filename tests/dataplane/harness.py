@@ -17,13 +17,17 @@ from netback.abi.ring import PAGE_SIZE, SRING
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.socket import SocketPeer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
+from netback.dataplane.shared_words import SharedWords
 from netback.dataplane.worker import Worker
 
 GUEST_DOMID = 7
 LOCAL_DOMID = 0
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+PORT = 3
+MASK_OFFSET = 4096 // 8
 RING_PAGES = (1, 2)
 """Frames of the TX and RX ring pages; the grant table is frame 0."""
 
@@ -70,9 +74,7 @@ class Bench:
             for end in (self.our_end, self.peer_end):
                 end.setblocking(False)
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
-            peer = Peer(
-                "socket", self.our_end.fileno(), vnet_hdr=vnet_hdr, caps=peer_caps, owner=self.our_end
-            )
+            peer = SocketPeer(self.our_end.fileno(), vnet_hdr=vnet_hdr, caps=peer_caps, owner=self.our_end)
         for page in RING_PAGES:
             SRING.pack_into(
                 self.memory,
@@ -97,8 +99,8 @@ class Bench:
             rx_page=self.guest.page_address(RING_PAGES[1]),
             tx_name=1,
             rx_name=2,
-            tx_port=3,
-            rx_port=3,
+            tx_port=PORT,
+            rx_port=PORT,
             **self.options,
         )
         self.worker = Worker(self.events)
@@ -144,6 +146,14 @@ class Bench:
         fired = bool(word.value)
         word.value = 0
         return fired
+
+    def ring_the_bell(self) -> None:
+        """The guest notifies the backend."""
+        words = SharedWords(self.event_pages)
+        words.set64(0, 1 << PORT)
+        if not words.load64(MASK_OFFSET) & 1 << PORT:
+            os.eventfd_write(self.eventfd, 1)
+        words.release()
 
     def close(self) -> None:
         """Give everything back."""

@@ -176,7 +176,7 @@ class HandBackend:
                 rx_port=self.port,
                 caps=config.caps,
                 sg=config.sg,
-                polls=config.rx_unannounced,
+                rx_unannounced=config.rx_unannounced,
             )
             queue = self.queue
             await self.submit(lambda worker: worker.add(queue))

@@ -9,6 +9,8 @@ cdef enum:
     RING_HEADER = 64
     TX_SLOT = 12
     RX_SLOT = 8
+    MIN_FRAME = 14              # an Ethernet header
+    FULL_FRAME_SLOTS = 18       # of 64 KiB with a tag at an offset: 17 data slots, and one for the GSO extra
 
     # io/netif.h: the two directions have their first two bits swapped
     NETTXF_csum_blank = 1

@@ -1,13 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A queue of either end as the worker sees it: `link_t`, what ends it, what it counts."""
+"""A queue of either end as the worker sees it: two directions with a state each, what ends it, what it counts."""
 from libc.stdint cimport uint32_t, uint64_t
-from netback.dataplane.peers.peer cimport Peer, peer_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_UP, Peer, peer_t
 from netback.dataplane.platform.events cimport events_t
+from netback.dataplane.timers cimport timer_t
 from netback.dataplane.workspace cimport workspace_t
 
-cdef enum:                      # what one poll of a direction leaves: nothing to do, or
-    LINK_MORE = 1                # the budget ended before the work did
-    LINK_BROKEN = 2              # the far side broke the protocol: link.broken has the reason
+cdef enum:                      # state of a direction: states.py has the table, and says what each means
+    STATE_RING_IDLE, STATE_RING_MORE, STATE_PEER_FULL, STATE_PEER_BUSY,
+    STATE_PEER_IDLE, STATE_PEER_MORE, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_STALLED, STATE_NO_SLOTS_UNANNOUNCED,
+    STATE_REFUSED, STATE_PEER_CLOSED, STATE_BROKEN,
+    STATES_END
+
+
+cdef enum:                      # event
+    EVENT_POLL = 1
+    EVENT_RING = 2
+    EVENT_FRAMES = 4
+    EVENT_ROOM = 8
+    EVENT_TIMER = 16
+
+
+cdef enum:                      # condition of a link: the values of notices.Notice
+    LINK_READY, LINK_STALLED, LINK_PEER_GONE, LINK_BROKEN
 
 
 cdef enum:                      # reason: why a link is broken; REASONS in link.pyx has their texts
@@ -15,55 +31,110 @@ cdef enum:                      # reason: why a link is broken; REASONS in link.
     REASON_RESPONSE
 
 
-cdef enum:                      # counter: COUNTERS in link.pyx has their names, in this order
-    TX_FRAMES, TX_BYTES, TX_SLOTS, TX_BURSTS, TX_NOTIFIES, TX_ERRORS, TX_DROPPED, TX_REFUSED, TX_FIXED_UP, TX_COMPLETED,
-    TX_SEGMENTED, TX_FULL,
-    RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_TOO_BIG, RX_COMPLETED,
-    RX_SEGMENTED, RX_STALLS, RX_FAULTS,
+cdef enum:                      # counter: COUNTERS in link.pyx has their names in this order, and what each counts
+    TX_FRAMES, TX_BYTES, TX_SLOTS, TX_BURSTS, TX_NOTIFIES, TX_ERRORS, TX_DROPPED, TX_FIXED_UP, TX_COMPLETED,
+    TX_SEGMENTED, TX_TOO_BIG, TX_FULL, TX_REFUSED, TX_STALLS, TX_FAULTS, TX_SHORT, TX_TRUNCATED,
+    RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_FIXED_UP, RX_COMPLETED,
+    RX_SEGMENTED, RX_TOO_BIG, RX_FULL, RX_REFUSED, RX_STALLS, RX_FAULTS, RX_SHORT, RX_TRUNCATED,
     EVENTS, EVENTS_EMPTY,
     COUNTERS_END
 
 
-cdef enum:                      # condition, as notices.py has it
-    LINK_READY = 0
-    LINK_STALLED = 1
-    LINK_PEER_GONE = 2
-    LINK_IS_BROKEN = 3
+cdef enum:
+    BUSY_WAIT = 20 * 1000 * 1000         # ns that a link waits for a peer that is busy ...
+    BUSY_WINDOW = 200 * 1000 * 1000      # ... in any of these
 
 
-cdef struct link_t:              # a queue of either end, as the worker sees it
-    int (*ring_to_peer)(link_t *, workspace_t *) noexcept nogil
-    int (*peer_to_ring)(link_t *, workspace_t *) noexcept nogil
-    uint64_t (*moved)(link_t *) noexcept nogil       # changes whenever the far side produced something
+cdef struct row_t:               # a row of states.TABLE
+    uint32_t polled              # events
+    uint32_t watch               # events
+    uint64_t timer               # ns; 0: none
+    int expires                  # the state after the timer, if nothing moved while it ran; -1: the same
+    bint again
+
+
+cdef struct direction_t:
+    int (*poll)(link_t *, workspace_t *) noexcept nogil      # one burst; its result is the next state
+    int state
+    uint32_t events              # since the last poll
+    uint32_t port                # event channel of this direction's ring
+    bint notify                  # the far side asked to be notified of what this poll did
+    uint32_t progress            # changes with every poll that moved something
+    uint32_t progress_then       # when the timer was set
+    uint64_t period              # that the timer was set for
+    timer_t timer
+
+
+cdef struct link_t:
+    direction_t ring_to_peer
+    direction_t peer_to_ring
+    uint64_t (*producer_snapshot)(link_t *) noexcept nogil   # changes whenever the far side produced something
     peer_t *peer
     events_t *events
-    uint32_t from_port           # event channels of the two rings: the same one unless split
-    uint32_t to_port
-    bint to_blocked              # no slots: the peer is not read until the far side's event
-    bint polls                   # ... which never comes: it has no feature-rx-notify
+    bint rx_unannounced          # the frontend has no feature-rx-notify: no event follows the slots that it posts
     bint traced
     bint captured
-    bint frozen                  # RX refused: the vif is Closing
     int broken                   # reason
     int reported                 # the condition that Python knows
+    bint noticed                 # among the worker's notices
     uint32_t index               # in the worker's table
     uint32_t interest            # epoll events that the worker has asked of the peer's descriptor
-    bint active                  # among the worker's runnable links
-    bint to_due                  # its next turn has to look at the peer, too
-    bint looks_again             # this turn has a next one, whatever it finds in the ring that it takes from
-    bint from_notify             # the far side asked to be told of this turn's answers on from_port ...
-    bint to_notify               # ... or on to_port
-    uint64_t seen                # `moved` at the last event
-    uint32_t empties             # events since then that brought nothing
-    uint64_t unmask_at           # ns: the port stays masked until then; 0: not delayed
+    bint runnable                # among the worker's runnable links
+    bint poll_follows            # another poll follows this one, so arming the ring can wait
+    uint64_t producers_seen      # producer_snapshot at the last event
+    uint32_t spurious_events     # since then
+    timer_t unmask               # set: the port stays masked until then
+    uint64_t busy_since          # ns: when the present BUSY_WINDOW began
     uint64_t counters[COUNTERS_END]
 
 
+cdef row_t *state_rows() noexcept nogil
 cdef dict ring_indices(size_t page, uint32_t private)
 
 
-cdef inline int condition(link_t *link) noexcept nogil:
-    return LINK_IS_BROKEN if link.broken else LINK_PEER_GONE if link.peer.closed else LINK_READY
+cdef inline uint64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline int link_condition(link_t *link) noexcept nogil:
+    """What Python is told of a link: the first of these that holds."""
+    if link.broken:
+        return LINK_BROKEN
+    if link.peer.condition != PEER_UP:
+        return LINK_PEER_GONE
+    return LINK_STALLED if link.peer_to_ring.state == STATE_STALLED else LINK_READY
+
+
+cdef inline int break_link(link_t *link, int reason) noexcept nogil:
+    link.broken = reason
+    return STATE_BROKEN
+
+
+cdef inline int peer_refuses(link_t *link) noexcept nogil:
+    """The state of a direction whose peer did not take everything."""
+    return STATE_PEER_BUSY if link.peer.blocked == PEER_BUSY else STATE_PEER_FULL
+
+
+cdef inline bint lacks_slots(int state) noexcept nogil:
+    return STATE_NO_SLOTS <= state <= STATE_NO_SLOTS_UNANNOUNCED
+
+
+cdef inline bint gives_up(link_t *link) noexcept nogil:
+    """Whether the frame that a busy peer just refused is lost, rather than tried again in a millisecond.
+
+    AF_PACKET reports each drop of an egress filter, a shaper or the far end as ENOBUFS, also those that it will repeat
+    for ever (docs/decisions.md, ENOBUFS). So a link waits for 20 ms from the first refusal on, and not again before
+    200 ms have passed since; a refusal outside that time is a loss, as on a wire.
+    """
+    cdef uint64_t now
+    if link.peer.blocked != PEER_BUSY:
+        return False
+    now = now_ns()
+    if now - link.busy_since >= BUSY_WINDOW:
+        link.busy_since = now
+    return now - link.busy_since >= BUSY_WAIT
 
 
 cdef class Link:

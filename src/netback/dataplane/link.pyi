@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.states import State
 
 REASONS: dict[int, str]
 COUNTERS: tuple[str, ...]
@@ -18,6 +19,7 @@ class Link:
     @property
     def counters(self) -> dict[str, int]: ...
     @property
+    def states(self) -> tuple[State, State]: ...
+    @property
     def blocked(self) -> tuple[bool, bool]: ...
     def watch(self, *, traced: bool, captured: bool) -> None: ...
-    def freeze(self, frozen: bool = True) -> None: ...

@@ -3,6 +3,16 @@
 from libc.stdint cimport uint32_t
 from netback.dataplane.notices import Notice
 from netback.dataplane.ring cimport load_acquire, sring
+from netback.dataplane.states import TABLE, State
+
+cdef row_t rows[STATES_END]
+
+for _state, _row in TABLE.items():
+    rows[<int>_state].polled = _row.polled
+    rows[<int>_state].watch = _row.watch
+    rows[<int>_state].timer = _row.timer
+    rows[<int>_state].expires = -1 if _row.expires is None else _row.expires
+    rows[<int>_state].again = _row.again
 
 REASONS = {
     REASON_TX_INDEX: "TX req_prod is impossible",
@@ -14,13 +24,37 @@ REASONS = {
     REASON_RESPONSE: "a response that cannot be: unknown id or impossible rsp_prod",
 }
 
-COUNTERS = (
-    "tx_frames", "tx_bytes", "tx_slots", "tx_bursts", "tx_notifies", "tx_errors", "tx_dropped", "tx_refused",
-    "tx_fixed_up", "tx_completed", "tx_segmented", "tx_full",
-    "rx_frames", "rx_bytes", "rx_slots", "rx_bursts", "rx_notifies", "rx_errors", "rx_dropped", "rx_too_big",
-    "rx_completed", "rx_segmented", "rx_stalls", "rx_faults",
-    "events", "events_empty",
+_KINDS = (
+    "frames",        # given to the peer, or delivered to the ring
+    "bytes",         # of those
+    "slots",         # of a ring that were used
+    "bursts",        # pushes to a ring
+    "notifies",      # events that the far side asked for
+    "errors",        # TX frames answered ERROR, RX slots whose copy failed; at a frontend: responses that say ERROR
+    "dropped",       # frames whose offloads cannot be done, and frames below 14 bytes
+    "fixed_up",      # TX frames with GSO and without csum_blank
+    "completed",     # checksums
+    "segmented",     # frames that were cut
+    "too_big",       # frames for which no number of slots is enough
+    "full",          # ring to peer: polls after which the peer had not taken everything
+    "refused",       # ring to peer: frames that the peer will never take
+    "stalls",        # peer to ring: waits for slots
+    "faults",        # peer to ring: reads that failed
+    "short",         # peer to ring: messages without a frame
+    "truncated",     # peer to ring: frames longer than any buffer
 )
+
+COUNTERS = (
+    *(f"tx_{kind}" for kind in _KINDS),
+    *(f"rx_{kind}" for kind in _KINDS),
+    "events",        # of the link's event channels
+    "events_empty",  # events before which no producer index moved
+)
+
+
+cdef row_t *state_rows() noexcept nogil:
+    """The table of states.py, by state."""
+    return rows
 
 
 cdef class Link:
@@ -34,7 +68,7 @@ cdef class Link:
     @property
     def condition(self) -> Notice:
         """What the worker last found it to be."""
-        return Notice(condition(self.link))
+        return Notice(link_condition(self.link))
 
     @property
     def index(self) -> int:
@@ -48,18 +82,20 @@ cdef class Link:
         return {COUNTERS[i]: self.link.counters[i] for i in range(COUNTERS_END)}
 
     @property
+    def states(self) -> tuple[State, State]:
+        """The states of ring_to_peer and peer_to_ring."""
+        return State(self.link.ring_to_peer.state), State(self.link.peer_to_ring.state)
+
+    @property
     def blocked(self) -> tuple[bool, bool]:
-        """(the peer is full, slots lack)."""
-        return bool(self.link.peer.blocked), bool(self.link.to_blocked)
+        """(the peer takes no more, slots lack)."""
+        return (self.link.ring_to_peer.state in (STATE_PEER_FULL, STATE_PEER_BUSY),
+                lacks_slots(self.link.peer_to_ring.state))
 
     def watch(self, *, bint traced, bint captured) -> None:
         """Write down each slot and/or each frame from now on: Worker.records."""
         self.link.traced = traced
         self.link.captured = captured
-
-    def freeze(self, bint frozen=True) -> None:
-        """Refuse RX: the frontend is Closing."""
-        self.link.frozen = frozen
 
 
 cdef dict ring_indices(size_t page, uint32_t private):

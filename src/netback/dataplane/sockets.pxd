@@ -25,6 +25,13 @@ cdef extern from *:
         }
         return 0;
     }
+    /* The error that a socket keeps for its next call, which then reports it no more; 0: none. */
+    static inline int pending_error(int fd)
+    {
+        int error = 0;
+        socklen_t size = sizeof error;
+        return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : 0;
+    }
     """
     enum:
         AUX_BYTES
@@ -48,3 +55,4 @@ cdef extern from *:
     ssize_t readv(int fd, const iovec *vectors, int count) nogil
     ssize_t writev(int fd, const iovec *vectors, int count) nogil
     uint32_t stripped_tag(msghdr *message) nogil
+    int pending_error(int fd) nogil

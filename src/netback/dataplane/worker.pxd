@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread that serves many queues."""
+"""One thread that serves many links."""
 from libc.stdint cimport uint32_t, uint64_t
 from netback.dataplane.arena cimport Arena
+from netback.dataplane.link cimport Link, direction_t, link_t, row_t
 from netback.dataplane.platform.events cimport PORTS_END, Events, events_t
-from netback.dataplane.link cimport Link, link_t
+from netback.dataplane.timers cimport timers_t
 from netback.dataplane.workspace cimport workspace_t
 
 cdef enum:
@@ -12,15 +13,16 @@ cdef enum:
 
 cdef struct worker_t:
     events_t *events
+    row_t *rows                  # states.TABLE
     int epoll
     int wakeup                   # eventfd: Python wants the thread back
     link_t *links[MAX_LINKS]
     uint32_t by_port[PORTS_END]      # link index + 1 of each port
-    uint32_t runnable[MAX_LINKS]         # indices of active links: a queue served in turns
+    uint32_t runnable[MAX_LINKS]     # indices of links to be polled in the next round
     uint32_t runnable_count
-    uint32_t top                 # one past the highest index in use
-    uint32_t delayed             # links whose unmask waits (back-off)
-    bint waiting                 # links wait for what no descriptor and no event tells
+    timers_t timers
+    uint32_t notices[MAX_LINKS]      # indices of links whose condition changed
+    uint32_t notice_count
     uint64_t wakes
     bint stop
 
@@ -31,5 +33,7 @@ cdef class Worker:
     cdef readonly Events events
     cdef Arena arena
     cdef dict members            # index -> Link: keeps them alive while they are served
-    cdef bint changed(self, Link link) noexcept
+    cdef bint serves(self, Link link) noexcept
+    cdef void idle(self, link_t *link) noexcept
+    cdef void end_timer(self, link_t *link, direction_t *direction) noexcept
     cdef void forget(self, link_t *link) noexcept

@@ -1,24 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker: waits on one handle of event channels and on its queues' peers, and gives each queue bounded turns.
+"""The worker: a thread that sleeps on a handle of event channels and on its links' peers, and polls links in rounds.
 
-    sleep     epoll: events, peers, Python
-    events    each pending port makes its queue runnable; it is unmasked after the work (XSA-332)
-    turns     one burst in each direction for every runnable queue, round after round, until none has more
+    sleep     epoll: event channels, peers' descriptors, Python; no longer than until the next deadline
+    events    each pending port, ready descriptor or ended timer is an event of a link, which becomes runnable
+    poll      each runnable link once: ring to peer, peer to ring, at most one notify; round after round, until none has
+              more or a few links were polled and epoll is looked at again
+    unmask    the ports that fired, after the work that they announced (XSA-332)
 
-Python has the thread only to add, remove or look at queues: nothing else touches them, so nothing here is
-locked. Knows links (either end of a queue), nothing of what they move.
+Two rules keep it from sleeping through work and from spinning. First, a direction is polled at the events that its
+state's row names (states.py), and the row is also what the descriptor is watched for and which timer runs: a state
+that nothing wakes cannot be entered by a forgotten flag. The ring's own final check after arming (io/ring.h) closes the
+gap between the last look and the sleep. Second, a direction returns a state that is polled again at once only where its
+budget ended before its work, so each such poll moves something. A busy link gets one burst a round, as every other.
+
+What is not in the table: an event before which neither producer index moved is spurious, and from the fifth in a row on
+its port stays masked for 1 to 16 ms. The first poll of a link serves what its predecessor or the guest left in the
+rings. A link whose far side broke the protocol is polled no more, its peer watched no more.
+
+Python has the thread only between two rounds, to add, remove or look at links: nothing else touches them, so nothing
+here is locked. Knows links, either end's, nothing of what they move.
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
-from netback.dataplane.peers.peer cimport Peer
+from netback.dataplane.link cimport (
+    EVENT_FRAMES, EVENT_POLL, EVENT_RING, EVENT_ROOM, EVENT_TIMER, EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_READY,
+    STATE_BROKEN, STATE_PEER_CLOSED, STATE_PEER_FULL, STATE_PEER_MORE, STATE_REFUSED, STATE_RING_MORE, Link,
+    direction_t, link_condition, now_ns, state_rows,
+)
+from netback.dataplane.notices import Notice
+from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer
 from netback.dataplane.platform.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
-from netback.dataplane.link cimport EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_BROKEN, LINK_MORE, Link, condition
+from netback.dataplane.timers cimport (
+    timer_t, timers_cancel, timers_free, timers_init, timers_next, timers_pop, timers_set,
+)
 from netback.dataplane.workspace cimport workspace_free, workspace_new
 
 cdef extern from "sys/epoll.h" nogil:
@@ -50,79 +69,140 @@ cdef enum:
     TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index
     TAG_WAKEUP = 0xfffffffe
     WAIT_EVENTS = 64
-    TURNS = 8                    # between two looks at epoll, or one round of all links; no clock: a system call on Xen
-    POLL_MS = 1                  # how often to look for what nobody announces
-    EMPTY_FREE = 4               # empty events that cost nothing yet
+    MAX_POLLS = 8                # between two looks at epoll, or one round of all links
+    NOT_WATCHED = 0xffffffff     # link.interest of a descriptor that epoll does not know
+    FREE_EVENTS = 4              # spurious events that cost nothing yet
     DELAY_MIN = 1000 * 1000      # ns: back-off of a port that fires without work (XSA-332) ...
     DELAY_DOUBLINGS = 4          # ... and how often it doubles
 
+    TIMER_RING_TO_PEER = 0       # what a timer_t of a link is for
+    TIMER_PEER_TO_RING = 1
+    TIMER_UNMASK = 2
 
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
+# --- what a link waits for
 
 cdef inline void activate(worker_t *worker, link_t *link) noexcept nogil:
-    if not link.active and not link.broken:
-        link.active = True
+    if not link.runnable and not link.broken:
+        link.runnable = True
         worker.runnable[worker.runnable_count] = link.index
         worker.runnable_count += 1
 
 
+cdef inline void raise_events(worker_t *worker, link_t *link, uint32_t events) noexcept nogil:
+    """Events of both directions: each is polled at those that its state names."""
+    link.ring_to_peer.events |= events
+    link.peer_to_ring.events |= events
+    activate(worker, link)
+
+
 cdef void watch_peer(worker_t *worker, link_t *link, uint32_t wanted) noexcept nogil:
-    """Have epoll watch the peer's descriptor for these events and no others."""
+    """Have epoll watch the peer's descriptor for these events and for errors; NOT_WATCHED: not even for those."""
     cdef epoll_event event
     if link.peer.fd < 0 or wanted == link.interest:
         return
     event.events = wanted
     event.data.u64 = link.index
-    if wanted == 0:              # not even errors: a hung-up peer would wake us for ever
+    if wanted == NOT_WATCHED:
         epoll_ctl(worker.epoll, EPOLL_CTL_DEL, link.peer.fd, &event)
     else:
-        epoll_ctl(worker.epoll, EPOLL_CTL_MOD if link.interest else EPOLL_CTL_ADD, link.peer.fd, &event)
+        epoll_ctl(worker.epoll, EPOLL_CTL_ADD if link.interest == NOT_WATCHED else EPOLL_CTL_MOD, link.peer.fd, &event)
     link.interest = wanted
 
 
-cdef void ask_peer(worker_t *worker, link_t *link) noexcept nogil:
-    """Watch the peer for what this link can use now: frames where there are slots, room where it was full."""
-    cdef uint32_t wanted = 0
-    if not link.broken and not link.peer.closed:
-        wanted = 0 if link.to_blocked or link.frozen else EPOLLIN
-        wanted |= EPOLLOUT if link.peer.blocked and not link.peer.congested else 0
+cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil:
+    """What the rows of both states say. A descriptor that is broken or closed is always ready: it is watched only while
+    there is something to read in it.
+    """
+    cdef uint32_t events = worker.rows[link.ring_to_peer.state].watch | worker.rows[link.peer_to_ring.state].watch
+    cdef uint32_t wanted = (EPOLLIN if events & EVENT_FRAMES else 0) | (EPOLLOUT if events & EVENT_ROOM else 0)
+    if link.broken or (link.peer.condition == PEER_CLOSED and not events & EVENT_FRAMES):
+        wanted = NOT_WATCHED
     watch_peer(worker, link, wanted)
 
 
-cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
-    """An event is empty only if neither producer of the far side moved since the last one; back-off is for
-    those alone (rules 3).
+cdef inline void set_timer(worker_t *worker, direction_t *direction) noexcept nogil:
+    """Set the timer of a direction's state, unless one that ends early enough is set. It is left alone when the state
+    is left: what it finds then, on_timer judges. So a state that is entered and left at a high rate costs no timer.
     """
-    cdef uint64_t moved = link.moved(link)
+    cdef uint64_t period = worker.rows[direction.state].timer
+    if period == 0 or (direction.timer.place and direction.period <= period):
+        return
+    direction.period = period
+    direction.progress_then = direction.progress
+    timers_set(&worker.timers, &direction.timer, now_ns() + period)
+
+
+cdef inline void note_condition(worker_t *worker, link_t *link) noexcept nogil:
+    """Have Python told of a condition that is not the one it knows."""
+    if link.noticed or link_condition(link) == link.reported:
+        return
+    link.noticed = True
+    worker.notices[worker.notice_count] = link.index
+    worker.notice_count += 1
+    worker.stop = True
+
+
+# --- events
+
+cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
+    """A port of the link fired. Back-off is for spurious events alone: those before which no producer index moved."""
+    cdef uint64_t producers = link.producer_snapshot(link)
     cdef uint32_t doublings
     link.counters[COUNT_EVENTS] += 1
-    if moved != link.seen:
-        link.seen = moved
-        link.empties = 0
+    if producers != link.producers_seen:
+        link.producers_seen = producers
+        link.spurious_events = 0
     else:
         link.counters[EVENTS_EMPTY] += 1
-        link.empties += 1
-    if link.empties > EMPTY_FREE and not link.unmask_at:
-        doublings = min(link.empties - EMPTY_FREE - 1, <uint32_t>DELAY_DOUBLINGS)
-        link.unmask_at = now_ns() + (<uint64_t>DELAY_MIN << doublings)
-        worker.delayed += 1
-    link.to_due |= link.to_blocked
-    activate(worker, link)
+        link.spurious_events += 1
+    if link.spurious_events > FREE_EVENTS and not link.unmask.place:
+        doublings = min(link.spurious_events - FREE_EVENTS - 1, <uint32_t>DELAY_DOUBLINGS)
+        timers_set(&worker.timers, &link.unmask, now_ns() + (<uint64_t>DELAY_MIN << doublings))
+    raise_events(worker, link, EVENT_RING)
 
 
 cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept nogil:
-    if happened & EPOLLOUT:
-        link.peer.blocked = False
-    if happened & ~<uint32_t>EPOLLOUT:
-        link.to_due = True
-    if happened & EPOLLHUP and not happened & EPOLLIN:
-        link.peer.closed = True          # its far end is gone, and everything that it had sent is read
-        ask_peer(worker, link)
+    """The descriptor is ready, or reports an error, which the directions then find for themselves."""
+    cdef uint32_t events = (EVENT_FRAMES if happened & EPOLLIN else 0) | (EVENT_ROOM if happened & EPOLLOUT else 0)
+    if happened & (EPOLLERR | EPOLLHUP):
+        if happened & EPOLLERR and link.peer.check != NULL:
+            link.peer.check(link.peer)
+        if happened & EPOLLHUP:
+            link.peer.condition = PEER_CLOSED
+        events = EVENT_FRAMES | EVENT_ROOM
+    raise_events(worker, link, events)
+
+
+cdef void on_timer(worker_t *worker, link_t *link, direction_t *direction) noexcept nogil:
+    """A direction's timer ended: an event where its state waits for one. A state that may expire does so if nothing
+    moved since the timer was set; else the time begins anew.
+    """
+    cdef row_t *row = &worker.rows[direction.state]
+    if row.timer == 0:
+        return
+    if row.expires >= 0 and direction.progress != direction.progress_then:
+        set_timer(worker, direction)
+        return
+    if row.expires >= 0:
+        direction.state = row.expires
+    direction.events |= EVENT_TIMER
     activate(worker, link)
+
+
+cdef void run_timers(worker_t *worker, uint64_t now) noexcept nogil:
+    cdef timer_t *timer = timers_pop(&worker.timers, now)
+    cdef link_t *link
+    while timer != NULL:
+        link = <link_t *>timer.owner
+        if timer.kind == TIMER_RING_TO_PEER:
+            on_timer(worker, link, &link.ring_to_peer)
+        elif timer.kind == TIMER_PEER_TO_RING:
+            on_timer(worker, link, &link.peer_to_ring)
+        else:
+            events_unmask(worker.events, &link.ring_to_peer.port, 1)
+            events_unmask(worker.events, &link.peer_to_ring.port, 1)
+        timer = timers_pop(&worker.timers, now)
 
 
 cdef int take_ports(worker_t *worker, uint32_t *ports) noexcept nogil:
@@ -140,81 +220,56 @@ cdef void unmask_ports(worker_t *worker, uint32_t *ports, int count) noexcept no
     cdef uint32_t known
     for i in range(count):
         known = worker.by_port[ports[i] % PORTS_END]
-        if not known or not worker.links[known - 1].unmask_at:
+        if not known or not worker.links[known - 1].unmask.place:
             ports[kept] = ports[i]
             kept += 1
     if kept:
         events_unmask(worker.events, ports, kept)
 
 
-cdef void unmask_delayed(worker_t *worker) noexcept nogil:
-    """Ports whose back-off is over."""
-    cdef uint32_t i
-    cdef link_t *link
-    cdef uint64_t now = now_ns()
-    for i in range(worker.top):
-        link = worker.links[i]
-        if link != NULL and link.unmask_at and link.unmask_at <= now:
-            link.unmask_at = 0
-            worker.delayed -= 1
-            events_unmask(worker.events, &link.from_port, 1)
-            events_unmask(worker.events, &link.to_port, 1)
+# --- polls
+
+cdef inline bint is_due(worker_t *worker, direction_t *direction) noexcept nogil:
+    return (worker.rows[direction.state].polled & (direction.events | EVENT_POLL)) != 0
 
 
-cdef inline bint waits_for_slots(link_t *link) noexcept nogil:
-    """... that a frontend without feature-rx-notify never announces."""
-    return link.polls and link.to_blocked and not link.frozen
-
-
-cdef void look_again(worker_t *worker) noexcept nogil:
-    """At the links that nobody tells when they can go on; those that cannot say so in their turn."""
-    cdef uint32_t i
-    cdef link_t *link
-    worker.waiting = False
-    for i in range(worker.top):
-        link = worker.links[i]
-        if link == NULL or not (waits_for_slots(link) or link.peer.congested):
-            continue
-        link.to_due |= waits_for_slots(link)
-        if link.peer.congested:
-            link.peer.blocked = link.peer.congested = False
-        activate(worker, link)
+cdef inline void poll_direction(worker_t *worker, workspace_t *ws, link_t *link, direction_t *direction) noexcept nogil:
+    if is_due(worker, direction):
+        direction.state = direction.poll(link, ws)
+        set_timer(worker, direction)
+    direction.events = 0
 
 
 cdef inline void notify(link_t *link) noexcept nogil:
-    """Tell the far side, once for both rings where they share a port."""
-    if link.from_port == link.to_port:
-        link.from_notify |= link.to_notify
-        link.to_notify = False
-    if link.from_notify:
-        events_notify(link.events, link.from_port)
-    if link.to_notify:
-        events_notify(link.events, link.to_port)
-    link.from_notify = link.to_notify = False
+    """Notify the far side, once for both rings where they share a port."""
+    cdef direction_t *first = &link.ring_to_peer
+    cdef direction_t *second = &link.peer_to_ring
+    if first.port == second.port:
+        first.notify |= second.notify
+        second.notify = False
+    if first.notify:
+        events_notify(link.events, first.port)
+    if second.notify:
+        events_notify(link.events, second.port)
+    first.notify = second.notify = False
 
 
-cdef bint turn(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
-    """One burst in each direction, at most one notify for both: True where either has more."""
-    cdef int sent, came = 0
-    cdef bint again
-    sent = link.ring_to_peer(link, ws)      # event or not: a look at the ring costs less than one
-    again = sent & LINK_MORE
-    if link.to_due and not sent & LINK_BROKEN and not link.frozen:
-        came = link.peer_to_ring(link, ws)
-        link.to_due = came & LINK_MORE and not link.to_blocked
+cdef bint poll_link(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
+    """One burst in each direction that is due, at most one notify for both: True where another poll follows at once."""
+    poll_direction(worker, ws, link, &link.ring_to_peer)
+    if not link.broken:
+        poll_direction(worker, ws, link, &link.peer_to_ring)
     notify(link)
-    worker.stop |= condition(link) != link.reported
-    if (sent | came) & LINK_BROKEN:
-        again = link.to_due = False
-    elif link.peer.closed and link.peer.blocked:
-        link.peer.blocked = False        # nobody is left to make room: what comes now is refused, as on a dead wire
-        again = True
-    worker.waiting |= link.peer.congested or waits_for_slots(link)
-    ask_peer(worker, link)
-    return again or (link.to_due and not link.frozen)
+    if link.broken:
+        link.ring_to_peer.state = link.peer_to_ring.state = STATE_BROKEN
+    elif link.ring_to_peer.state == STATE_PEER_FULL and link.peer.condition == PEER_CLOSED:
+        link.ring_to_peer.state = STATE_RING_MORE    # no room will come: drop further frames, as on a dead wire
+    watch_for_states(worker, link)
+    note_condition(worker, link)
+    return worker.rows[link.ring_to_peer.state].again or worker.rows[link.peer_to_ring.state].again
 
 
-cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
+cdef void poll_round(worker_t *worker, workspace_t *ws) noexcept nogil:
     """Every runnable link in turn, round after round: a busy one cannot starve its neighbours."""
     cdef uint32_t i, kept
     cdef link_t *link
@@ -224,31 +279,36 @@ cdef void turns(worker_t *worker, workspace_t *ws) noexcept nogil:
         kept = 0
         for i in range(worker.runnable_count):
             link = worker.links[worker.runnable[i]]
-            link.looks_again = link.to_due and not link.frozen
-            link.active = turn(worker, ws, link)
-            if link.active:
+            link.poll_follows = is_due(worker, &link.peer_to_ring)
+            link.runnable = poll_link(worker, ws, link)
+            if link.runnable:
                 worker.runnable[kept] = link.index
                 kept += 1
         worker.runnable_count = kept
-        if kept == 0 or worker.stop or done >= TURNS:
+        if kept == 0 or worker.stop or done >= MAX_POLLS:
             return
 
 
-cdef int patience(worker_t *worker) noexcept nogil:
-    """How long epoll may sleep, in ms."""
+cdef inline int poll_timeout_ms(worker_t *worker) noexcept nogil:
+    """How long epoll may sleep: until the next deadline, rounded up."""
+    cdef uint64_t now, deadline
     if worker.runnable_count:
         return 0
-    return POLL_MS if worker.waiting or worker.delayed else -1
+    deadline = timers_next(&worker.timers)
+    if deadline == 0:
+        return -1
+    now = now_ns()
+    return <int>((deadline - now + 999999) // 1000000) if deadline > now else 0
 
 
 cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
-    """Until Python wants the thread, a link breaks, or there are records to read."""
+    """Until Python wants the thread, a link's condition changes, or there are records to read."""
     cdef epoll_event happened[WAIT_EVENTS]
     cdef uint32_t ports[TAKE_PORTS]
     cdef uint64_t drained
     cdef int i, count, fired = 0
     while not worker.stop:
-        count = epoll_wait(worker.epoll, happened, WAIT_EVENTS, patience(worker))
+        count = epoll_wait(worker.epoll, happened, WAIT_EVENTS, poll_timeout_ms(worker))
         worker.wakes += 1
         for i in range(count):
             if happened[i].data.u64 == TAG_EVENTS:
@@ -258,21 +318,19 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
                 worker.stop = True
             elif worker.links[happened[i].data.u64] != NULL:
                 on_peer(worker, worker.links[happened[i].data.u64], happened[i].events)
-        if worker.waiting:
-            look_again(worker)
-        turns(worker, ws)
+        if timers_next(&worker.timers):
+            run_timers(worker, now_ns())
+        poll_round(worker, ws)
         unmask_ports(worker, ports, fired)
         fired = 0
-        if worker.delayed:
-            unmask_delayed(worker)
         if ws.records_used:
             return
 
 
 cdef class Worker:
-    """Serves queues from the thread that calls `run`; every other method is for that thread too, but `wake`.
+    """Serves links from the thread that calls `run`; every other method is for that thread too, but `wake`.
 
-    Up to 4096 links; `events` is the handle that their ports are bound on, `arena` where bursts lie: a new one if None.
+    Up to 4096 links. `events` is the handle that their ports are bound on, `arena` where bursts lie: a new one if None.
     """
 
     def __cinit__(self, Events events, Arena arena=None):
@@ -284,7 +342,9 @@ cdef class Worker:
         self.worker = <worker_t *>calloc(1, sizeof(worker_t))
         if self.worker == NULL:
             raise MemoryError
+        timers_init(&self.worker.timers, 3 * MAX_LINKS)
         self.worker.events = events.events
+        self.worker.rows = state_rows()
         self.worker.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.worker.wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.worker.epoll < 0 or self.worker.wakeup < 0:
@@ -299,90 +359,112 @@ cdef class Worker:
         if self.worker != NULL:
             close(self.worker.epoll)
             close(self.worker.wakeup)
+            timers_free(&self.worker.timers)
             free(self.worker)
         workspace_free(self.ws)
 
     def add(self, Link link) -> None:
-        """Serve a queue: drain and arm both rings at its first turn, and notify the far side once (rules 2)."""
+        """Serve a link: its first poll drains and arms both rings, and its far side is notified once, since what a
+        killed predecessor owed it would be lost. PlatformError where 4096 links are served already.
+        """
+        cdef link_t *native = link.link
         cdef uint32_t index = 0
         while index < MAX_LINKS and self.worker.links[index] != NULL:
             index += 1
         if index == MAX_LINKS:
             raise PlatformError(f"a worker serves {MAX_LINKS} queues at most")
-        link.link.index = index
+        native.index = index
+        native.interest = NOT_WATCHED
+        native.ring_to_peer.state = STATE_RING_MORE
+        native.peer_to_ring.state = STATE_PEER_MORE
+        native.ring_to_peer.timer.owner = native.peer_to_ring.timer.owner = native.unmask.owner = native
+        native.ring_to_peer.timer.kind = TIMER_RING_TO_PEER
+        native.peer_to_ring.timer.kind = TIMER_PEER_TO_RING
+        native.unmask.kind = TIMER_UNMASK
+        native.peer.condition = PEER_UP
+        native.reported = LINK_READY
+        native.noticed = False
         self.members[index] = link
-        self.worker.links[index] = link.link
-        self.worker.top = max(self.worker.top, index + 1)
-        self.worker.by_port[link.link.from_port % PORTS_END] = index + 1
-        self.worker.by_port[link.link.to_port % PORTS_END] = index + 1
-        link.link.to_due = True
-        activate(self.worker, link.link)
-        for port in {link.link.from_port, link.link.to_port}:
+        self.worker.links[index] = native
+        self.worker.by_port[native.ring_to_peer.port % PORTS_END] = index + 1
+        self.worker.by_port[native.peer_to_ring.port % PORTS_END] = index + 1
+        activate(self.worker, native)
+        for port in {native.ring_to_peer.port, native.peer_to_ring.port}:
             events_notify(self.worker.events, port)
             self.events.unmask(port)
 
     def remove(self, Link link) -> None:
-        """Stop serving a queue; one that is not served is a normal state."""
-        cdef uint32_t index = link.link.index
-        if self.members.get(index) is not link:
+        """Stop serving a link; one that is not served is a normal state."""
+        if not self.serves(link):
             return
-        watch_peer(self.worker, link.link, 0)
-        # what became of the peer, its next queue finds out for itself
-        link.link.peer.blocked = link.link.peer.congested = link.link.peer.closed = False
+        watch_peer(self.worker, link.link, NOT_WATCHED)
         self.forget(link.link)
-        del self.members[index]
+        del self.members[link.link.index]
+
+    cdef bint serves(self, Link link) noexcept:
+        return self.members.get(link.link.index) is link
 
     cdef void forget(self, link_t *link) noexcept:
-        cdef uint32_t i, kept = 0
-        for i in range(self.worker.runnable_count):
-            if self.worker.runnable[i] != link.index:
-                self.worker.runnable[kept] = self.worker.runnable[i]
-                kept += 1
-        self.worker.runnable_count = kept
-        self.worker.by_port[link.from_port % PORTS_END] = 0
-        self.worker.by_port[link.to_port % PORTS_END] = 0
-        self.worker.delayed -= link.unmask_at != 0
+        """Leave no trace of a link in the worker's tables."""
+        timers_cancel(&self.worker.timers, &link.ring_to_peer.timer)
+        timers_cancel(&self.worker.timers, &link.peer_to_ring.timer)
+        timers_cancel(&self.worker.timers, &link.unmask)
+        self.worker.runnable_count = without(self.worker.runnable, self.worker.runnable_count, link.index)
+        self.worker.notice_count = without(self.worker.notices, self.worker.notice_count, link.index)
+        self.worker.by_port[link.ring_to_peer.port % PORTS_END] = 0
+        self.worker.by_port[link.peer_to_ring.port % PORTS_END] = 0
         self.worker.links[link.index] = NULL
-        link.active = False
-        link.unmask_at = 0
+        link.runnable = link.noticed = False
 
     def refresh(self, Link link) -> None:
         """Poll both directions and try the peer again, whatever it was found to be; no effect where the link is not
         served. For callers that changed the link, or joined its peer's descriptor to another network.
         """
-        if self.members.get(link.link.index) is not link:
+        if not self.serves(link):
             return
-        link.link.peer.blocked = link.link.peer.congested = link.link.peer.closed = False
-        link.link.to_due = True
-        activate(self.worker, link.link)
-        ask_peer(self.worker, link.link)
+        link.link.peer.condition = PEER_UP
+        if link.link.peer_to_ring.state == STATE_PEER_CLOSED:
+            link.link.peer_to_ring.state = STATE_PEER_MORE
+        raise_events(self.worker, link.link, EVENT_RING | EVENT_FRAMES | EVENT_ROOM)
+
+    def refuse_rx(self, Link link) -> None:
+        """Take no more frames for the guest (its vif is Closing), and serve its TX; until the link is added again."""
+        if not self.serves(link) or link.link.broken:
+            return
+        link.link.peer_to_ring.state = STATE_REFUSED
+        watch_for_states(self.worker, link.link)
 
     def set_peer(self, Link link, Peer peer) -> None:
         """Join a link to another peer between two bursts; rings and frames that wait for slots stay as they are.
 
         The old peer's descriptor is no longer watched, and may be closed.
         """
-        served = self.members.get(link.link.index) is link
-        if served:
-            watch_peer(self.worker, link.link, 0)
+        if self.serves(link):
+            watch_peer(self.worker, link.link, NOT_WATCHED)
         link.peer = peer
-        link.link.peer = &peer.peer
+        link.link.peer = peer.peer
         self.refresh(link)
 
     def run(self) -> list[tuple[Link, Notice]]:
         """Serve until `wake` is called, a link's condition changes or records wait: the conditions that changed since
         the last call.
         """
+        cdef uint32_t i
+        cdef Link link
+        cdef int condition
         self.worker.stop = False
         with nogil:
             serve(self.worker, self.ws)
-        return [(link, link.condition) for link in self.members.values() if self.changed(link)]
-
-    cdef bint changed(self, Link link) noexcept:
-        cdef int now = condition(link.link)
-        cdef bint new = now != link.link.reported
-        link.link.reported = now
-        return new
+        changed = []
+        for i in range(self.worker.notice_count):
+            link = self.members[self.worker.notices[i]]
+            link.link.noticed = False
+            condition = link_condition(link.link)
+            if condition != link.link.reported:
+                link.link.reported = condition
+                changed.append((link, Notice(condition)))
+        self.worker.notice_count = 0
+        return changed
 
     def wake(self) -> None:
         """Have `run` return; from any thread."""
@@ -390,13 +472,65 @@ cdef class Worker:
         write(self.worker.wakeup, &one, sizeof(one))
 
     def step(self, Link link) -> bool:
-        """One turn of one link, for tests and benchmarks that drive queues themselves: whether it has more."""
-        link.link.to_due = True
-        link.link.looks_again = False
+        """One poll of a link, as if its event channel had fired and its peer had frames: whether another follows at
+        once. For tests and benchmarks that drive links themselves.
+        """
+        link.link.ring_to_peer.events |= EVENT_RING | EVENT_FRAMES
+        link.link.peer_to_ring.events |= EVENT_RING | EVENT_FRAMES
+        link.link.poll_follows = False
         cdef bint more
         with nogil:
-            more = turn(self.worker, self.ws, link.link)
+            more = poll_link(self.worker, self.ws, link.link)
         return more
+
+    def apply(self, Link link, int event, *, bint hang_up=False) -> bool:
+        """Raise one event (states.Event), or the hang-up of the peer, of a served link as the worker does, and poll the
+        link if that makes it runnable: whether another poll follows at once. TIMER ends the timers of both directions.
+        For tests.
+        """
+        cdef link_t *native = link.link
+        cdef bint more = False
+        self.idle(native)
+        if hang_up:
+            on_peer(self.worker, native, EPOLLHUP)
+        elif event == EVENT_RING:
+            on_event(self.worker, native)
+        elif event == EVENT_FRAMES or event == EVENT_ROOM:
+            on_peer(self.worker, native, EPOLLIN if event == EVENT_FRAMES else EPOLLOUT)
+        elif event == EVENT_TIMER:
+            self.end_timer(native, &native.ring_to_peer)
+            self.end_timer(native, &native.peer_to_ring)
+        if native.runnable or event == EVENT_POLL:
+            native.poll_follows = is_due(self.worker, &native.peer_to_ring)
+            with nogil:
+                more = poll_link(self.worker, self.ws, native)
+        self.idle(native)
+        return more
+
+    cdef void idle(self, link_t *link) noexcept:
+        self.worker.runnable_count = without(self.worker.runnable, self.worker.runnable_count, link.index)
+        link.runnable = False
+
+    cdef void end_timer(self, link_t *link, direction_t *direction) noexcept:
+        if direction.timer.place:
+            timers_cancel(&self.worker.timers, &direction.timer)
+            on_timer(self.worker, link, direction)
+
+    def waits(self, Link link) -> tuple[set[str], set[str]]:
+        """What a served link waits for beside its event channels: events of its descriptor (`frames`, `room`, and
+        `error` unless it is not watched at all), and timers (`ring_to_peer`, `peer_to_ring`, `unmask`). For tests.
+        """
+        watched = set()
+        if link.link.peer.fd >= 0 and link.link.interest != NOT_WATCHED:
+            watched |= {"error"}
+            watched |= {"frames"} if link.link.interest & EPOLLIN else set()
+            watched |= {"room"} if link.link.interest & EPOLLOUT else set()
+        timers = {
+            "ring_to_peer": link.link.ring_to_peer.timer.place,
+            "peer_to_ring": link.link.peer_to_ring.timer.place,
+            "unmask": link.link.unmask.place,
+        }
+        return watched, {name for name, place in timers.items() if place}
 
     @property
     def wakes(self) -> int:
@@ -404,11 +538,21 @@ cdef class Worker:
         return self.worker.wakes
 
     def records(self) -> tuple[bytes, int]:
-        """What traced and captured links wrote down since the last call, and how many records were lost for
-        want of room.
+        """What traced and captured links wrote down since the last call (`dataplane/records.py` parses it), and how
+        many records were lost for want of room.
         """
         data = (<char *>self.ws.records)[:self.ws.records_used]
         lost = self.ws.records_lost
         self.ws.records_used = 0
         self.ws.records_lost = 0
         return data, lost
+
+
+cdef uint32_t without(uint32_t *list, uint32_t count, uint32_t index) noexcept:
+    """Take an index out of a list, keeping the order: how many are left."""
+    cdef uint32_t i, kept = 0
+    for i in range(count):
+        if list[i] != index:
+            list[kept] = list[i]
+            kept += 1
+    return kept

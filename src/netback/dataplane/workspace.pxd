@@ -8,7 +8,7 @@ from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
 cdef enum:
     BURST_BYTES = 128 * 1024     # a burst's frames stay in the second-level cache
     CUT_BYTES = 512 * 1024
-    BURST_CUTS = 1024            # no further frame is taken once these may be cut into so many segments
+    BURST_CUTS = 256             # segments that one poll sends: a frame of more is continued by the next poll
     RECORD_BYTES = 1024 * 1024
     MAX_DATA_SLOTS = 20          # served; one more is answered ERROR, two more are fatal (XSA-39)
     BURST_SEGMENTS = 2 * RING_SLOTS
@@ -36,7 +36,8 @@ cdef struct workspace_t:         # a worker's private memory: the burst at hand
     uint8_t *tx_memory           # for frames of a TX ring, one behind the other
     uint8_t *packed              # in it, likewise
     uint8_t *cuts                # segments that were cut from them
-    uint32_t cuts_used
+    uint32_t cuts_used           # bytes
+    uint32_t cuts_left           # segments that this poll may still send
     uint8_t *records
     uint32_t records_used
     uint64_t records_lost

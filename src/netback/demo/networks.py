@@ -9,6 +9,7 @@ from collections.abc import Callable
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.socket import SocketPeer
 from netback.net.base import Linkless, Network
 from netback.net.buffers import drain
 from netback.net.python import PythonNetwork
@@ -26,7 +27,7 @@ class InheritedNetwork(Linkless):
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self.peers = (Peer("socket", fd, vnet_hdr=True, caps=EVERYTHING, owner=self._socket),)
+        self.peers = (SocketPeer(fd, vnet_hdr=True, caps=EVERYTHING, owner=self._socket),)
 
     def offloads(self, caps: int) -> None:
         """The data plane completes and segments what the ring's side cannot take."""
@@ -56,7 +57,7 @@ class LossyCable(Linkless):
         self._far = network
         self._pair = PythonNetwork(vnet_hdr=True)
         self.peers = self._pair.peers
-        far, near = network.peers[0], Peer("socket", self._pair.socket.fileno(), vnet_hdr=True)
+        far, near = network.peers[0], SocketPeer(self._pair.socket.fileno(), vnet_hdr=True)
         self._ways = (_Way(far, near, self._lose), _Way(near, far, lambda frame: frame))
 
     def _lose(self, frame: bytes) -> bytes:

@@ -2,7 +2,7 @@
 """A network that takes every frame and gives none: for benchmarks, and for a vif that shall be quiet."""
 
 from netback.dataplane.caps import EVERYTHING
-from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.null import NullPeer
 from netback.net.base import Linkless
 
 
@@ -12,7 +12,7 @@ class NullNetwork(Linkless):
     name = "null"
 
     def __init__(self) -> None:
-        self.peers = (Peer("null", caps=EVERYTHING),)
+        self.peers = (NullPeer(caps=EVERYTHING),)
 
     def offloads(self, caps: int) -> None:
         """Nothing ever comes from here."""

@@ -8,7 +8,7 @@ import socket
 import struct
 
 from netback.dataplane.caps import EVERYTHING
-from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.socket import SocketPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.buffers import BURSTS, drain, make_room
 from netback.net.link_names import link_name_fault, show_link_name
@@ -87,8 +87,7 @@ class PacketNetwork:
         except (ConfigError, PeerError):
             self._socket.close()
             raise
-        peer = Peer(
-            "socket",
+        peer = SocketPeer(
             self._socket.fileno(),
             vnet_hdr=True,
             auxdata=True,

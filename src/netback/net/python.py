@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING
-from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.socket import SocketPeer
 from netback.errors import GoneError
 from netback.net.base import Linkless
 from netback.net.buffers import BURSTS, drain, make_room
@@ -32,7 +32,7 @@ class PythonNetwork(Linkless):
             make_room(end, BURSTS, BURSTS)
         self._least = virtio_net.HEADER.size + 1 if vnet_hdr else 1
         caps = EVERYTHING if vnet_hdr else 0
-        peer = Peer("socket", self._near.fileno(), vnet_hdr=vnet_hdr, caps=caps, owner=self._near)
+        peer = SocketPeer(self._near.fileno(), vnet_hdr=vnet_hdr, caps=caps, owner=self._near)
         self.peers = (peer,)
 
     async def recv(self) -> bytes:

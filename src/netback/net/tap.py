@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING, Can
-from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.tap import TapPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import ETH_DATA_LEN
 from netback.net.buffers import DRAIN_MOST, HEAD
@@ -244,7 +244,7 @@ class TapNetwork:
         except BaseException:
             self.close()
             raise
-        self.peers = (Peer("tap", self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self),)
+        self.peers = (TapPeer(self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self),)
 
     # ---- the link
 

@@ -82,12 +82,7 @@ class Group:
 
     async def refuse_rx(self) -> None:
         """Take no more frames from the network; the guest's still pass."""
-
-        def refuse(worker: Worker, queue: BackQueue) -> None:
-            queue.freeze()
-            worker.refresh(queue)
-
-        await self._each(refuse)
+        await self._each(lambda worker, queue: worker.refuse_rx(queue))
 
     async def refresh(self) -> None:
         """Have the workers look at the peers' descriptors again, which may be joined to something else by now."""

@@ -122,7 +122,7 @@ def attach_queue(
         caps=int(config.caps),
         sg=config.sg,
         rx_offset=config.rx_offset,
-        polls=config.rx_unannounced,
+        rx_unannounced=config.rx_unannounced,
     )
 
 

@@ -25,7 +25,7 @@ class BackQueue(Link):
         caps: int,
         sg: bool,
         rx_offset: int = 0,
-        polls: bool = False,
+        rx_unannounced: bool = False,
         keep: object = None,
     ) -> None: ...
     @property

@@ -3,29 +3,23 @@
 
 Knows what a queue is made of; how frames move is in back/tx and back/rx, when in worker.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from netback.errors import GuestError
 from netback.dataplane.abi cimport RX_SLOT, TX_SLOT
-from netback.dataplane.back.rx cimport serve_rx
-from netback.dataplane.back.tx cimport serve_tx
+from netback.dataplane.back.rx cimport poll_rx
+from netback.dataplane.back.tx cimport poll_tx
+from netback.dataplane.backlog cimport backlog_free, backlog_init
 from netback.dataplane.journal cimport Journal, complete_journal
 from netback.dataplane.link cimport REASON_RX_INDEX, REASON_TX_INDEX, ring_indices
 from netback.dataplane.link import REASONS
-from netback.dataplane.peers.peer cimport FRAME_STRIDE, Peer
+from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.platform.events cimport Events
 from netback.dataplane.platform.memory cimport GuestMemory
 from netback.dataplane.ring cimport back_attach, back_pending, load_acquire
 
-cdef extern from "stdlib.h" nogil:
-    void *aligned_alloc(size_t alignment, size_t size)
 
-cdef enum:
-    CACHE_LINE = 64              # frames begin on one: copies to elsewhere are slower
-
-
-cdef uint64_t back_moved(link_t *link) noexcept nogil:
+cdef uint64_t back_producers(link_t *link) noexcept nogil:
     cdef back_queue *queue = <back_queue *>link
     return <uint64_t>load_acquire(&queue.tx.shared.req_prod) << 32 | load_acquire(&queue.rx.shared.req_prod)
 
@@ -54,42 +48,42 @@ cdef class BackQueue(Link):
     CAN_* bits of what the guest takes; `sg` whether it takes frames of more than a page; `rx_offset`
     where a frame begins in its first page, in bytes. Everything handed in is kept alive.
 
-    Attaching follows rules 2: the caller has bound the port; here indices are checked, the journal is
-    completed, and the rings are taken up at rsp_prod. The worker drains and arms both when the queue is
-    added to it, and notifies once.
+    `rx_unannounced`: no event follows the RX slots that the guest posts (no feature-rx-notify). The peer's network
+    takes what `peer.caps` say.
+
+    The caller has bound the port. Attaching checks the indices (GuestError where one is impossible), completes the
+    journal, and takes the rings up at rsp_prod. The worker drains and arms both when the queue is added to it, and
+    notifies once.
     """
 
     def __cinit__(
         self, Events events, GuestMemory memory, Peer peer, Journal journal, *, size_t tx_page, size_t rx_page,
         uint64_t tx_name, uint64_t rx_name, uint32_t tx_port, uint32_t rx_port, uint32_t caps, bint sg,
-        uint16_t rx_offset=0, bint polls=False, object keep=None,
+        uint16_t rx_offset=0, bint rx_unannounced=False, object keep=None,
     ):
         self.peer = peer
         self.journal = journal
         self.keep = (events, memory, keep)
         self.link = &self.queue.link
-        self.link.ring_to_peer = serve_tx
-        self.link.peer_to_ring = serve_rx
-        self.link.moved = back_moved
-        self.link.peer = &peer.peer
+        self.link.ring_to_peer.poll = poll_tx
+        self.link.ring_to_peer.port = tx_port
+        self.link.peer_to_ring.poll = poll_rx
+        self.link.peer_to_ring.port = rx_port
+        self.link.producer_snapshot = back_producers
+        self.link.peer = peer.peer
         self.link.events = events.events
-        self.link.from_port = tx_port
-        self.link.to_port = rx_port
-        self.link.polls = polls
+        self.link.rx_unannounced = rx_unannounced
         self.queue.memory = memory.memory
         self.queue.caps = caps
         self.queue.sg = sg
         self.queue.rx_offset = rx_offset
         self.queue.tx_journal = journal.of_ring(0, tx_name, TX_SLOT)
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
-        # memory that is touched only where frames wait
-        self.queue.hold = <uint8_t *>aligned_alloc(CACHE_LINE, HELD_FRAMES * FRAME_STRIDE)
-        if self.queue.hold == NULL:
-            raise MemoryError
+        backlog_init(&self.queue.backlog, BACKLOG_FRAMES)
         attach(&self.queue, tx_page, rx_page)
 
     def __dealloc__(self):
-        free(self.queue.hold)
+        backlog_free(&self.queue.backlog)
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

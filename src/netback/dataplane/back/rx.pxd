@@ -3,4 +3,4 @@
 from netback.dataplane.link cimport link_t
 from netback.dataplane.workspace cimport workspace_t
 
-cdef int serve_rx(link_t *link, workspace_t *ws) noexcept nogil
+cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil

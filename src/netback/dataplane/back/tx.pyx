@@ -1,44 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest to network: one burst from the TX ring to the peer, top to bottom in a frame's order.
+"""Guest to network: one burst from the TX ring to the peer. Read it top to bottom, as a frame goes:
 
     take      private copies of the requests that wait (XSA-155)
-    assemble  requests -> chains (frames) and the copies they need
-    grant_copy
+    read      requests -> chains (frames), each validated (netif.h)
+    copy      the grant copies that bring their bytes to private memory
     forward   checksums and segments where the peer cannot, then to the peer
-    answer    one response a slot, in ring order, through the journal
+    respond   one response a slot, in ring order, through the journal
 
-May go wrong: the guest's indices or chains are impossible (the link breaks, others live), a chain is
-malformed (its slots are answered ERROR), the peer is full (what it did not take stays in the ring,
-unanswered).
+A request is taken when it is answered: what the peer does not take stays in the ring, and is copied again. Only a frame
+that was being cut remembers how many of its segments went out.
+
+Goes wrong: the guest's indices or chains are impossible (the link breaks, others live), a chain is malformed (its slots
+are answered ERROR), the peer is full or busy (the rest of the burst stays in the ring).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
     EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, GSO_TYPE_TCPV6,
-    NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info,
-    NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, extra_info, tx_request, tx_response,
+    MIN_FRAME, NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated,
+    NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, extra_info,
+    tx_request, tx_response,
 )
-from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
-from netback.dataplane.platform.memory cimport grant_copy
-from netback.dataplane.journal cimport kill_point, push_responses
-from netback.dataplane.checksum cimport complete_checksum
-from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, netif_to_virtio
-from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, peer_send, vnet_header
 from netback.dataplane.back.queue cimport back_queue
+from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
-    LINK_BROKEN, LINK_MORE, REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX,
-    TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL, TX_NOTIFIES,
-    TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t,
+    REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_RING_IDLE,
+    STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL,
+    TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, break_link, link_t, peer_refuses,
 )
+from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, netif_to_virtio
+from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
+from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.record cimport RECORD_TX_FRAME, RECORD_TX_SLOT, record, record_t
-from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
+from netback.dataplane.send cimport CUT_BLOCKED, CUT_DONE, CUT_IMPOSSIBLE, CUT_PAUSED, send_cut, send_frames
+from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
 
 cdef enum:
-    # io/netif.h knows 1 (GSO) to 4 (HASH); the others of them are not offered and say nothing to us
-    EXTRA_TYPES_END = 5
-    MIN_FRAME = 14
+    EXTRA_TYPES_END = 5          # io/netif.h knows 1 (GSO) to 4 (HASH); those not offered mean nothing here
 
+
+# --- poll: one burst
+
+cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst of the TX ring; its result is the direction's next state (states.py)."""
+    cdef back_queue *queue = <back_queue *>link
+    cdef int state = STATE_RING_MORE
+    cdef int pending, broken = REASON_NONE
+    cdef uint32_t chains, done
+    pending = back_pending(&queue.tx)
+    if pending == 0 and link.poll_follows:
+        return STATE_RING_MORE   # as long as the other direction goes on, this one needs no events
+    if pending == 0:
+        pending = back_arm(&queue.tx, 1)
+    if pending < 0:
+        return break_link(link, REASON_TX_INDEX)
+    if pending == 0:
+        return STATE_RING_IDLE
+    take(queue, ws, pending)
+    chains = read_chains(queue, ws, pending, &broken)
+    done = forward(queue, ws, chains, &state)
+    respond(queue, ws, done)
+    if done < chains:
+        link.counters[TX_FULL] += state != STATE_RING_MORE
+        return state
+    return break_link(link, broken) if broken != REASON_NONE else STATE_RING_MORE
+
+
+# --- take: private copies
 
 cdef inline void take(back_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
     """Copy `count` waiting requests out of the shared page, once."""
@@ -49,6 +79,8 @@ cdef inline void take(back_queue *queue, workspace_t *ws, uint32_t count) noexce
     memcpy(ws.requests + run, slots, (count - run) * TX_SLOT)
     compiler_fence()             # the copies are made: the compiler must not go back to the page for them
 
+
+# --- read: chains, validated
 
 cdef inline int read_extras(workspace_t *ws, uint32_t at, uint32_t available, chain_t *chain) noexcept nogil:
     """The extra infos behind a first request: they fill slots of their own."""
@@ -132,8 +164,10 @@ cdef inline uint32_t stage_copies(
     return segment
 
 
-cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
-    """Requests to chains, as many as the burst's budget holds; a budget never cuts a chain. Copies what they need."""
+cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
+    """Requests to chains, as many as the burst's budget holds, and their bytes to private memory; a budget never cuts a
+    chain. `broken` becomes the reason where a chain is fatal; those before it are good.
+    """
     cdef uint32_t count = 0
     cdef uint32_t at = 0
     cdef uint32_t segment = 0
@@ -145,7 +179,7 @@ cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int
         broken[0] = read_chain(ws, at, pending - at, chain)
         if broken[0] != REASON_NONE:
             break
-        if chain.slots - chain.extras > 1:   # its second slot's bytes begin a page, as in guest_rx
+        if chain.slots - chain.extras > 1:   # its second slot's bytes begin a page, as in back/rx
             used += -<uint32_t>(<size_t>(ws.packed + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
         chain.data = ws.packed + used
         if chain.status == NETIF_RSP_OKAY:
@@ -159,8 +193,10 @@ cdef uint32_t assemble(back_queue *queue, workspace_t *ws, uint32_t pending, int
     return count
 
 
+# --- forward: to the peer
+
 cdef inline bint copied(workspace_t *ws, chain_t *chain) noexcept nogil:
-    """Whether every byte of the chain came; never send bytes whose copy did not succeed (rules 3)."""
+    """Whether every byte of the chain came: bytes whose copy did not succeed are never sent."""
     cdef uint32_t i
     for i in range(chain.segment, chain.segment + chain.segments):
         if ws.segments[i].status != GNTST_okay:
@@ -170,14 +206,14 @@ cdef inline bint copied(workspace_t *ws, chain_t *chain) noexcept nogil:
 
 cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexcept nogil:
     """Fill the frame's header, completing in software what the peer cannot take; PASS, SEGMENT or DROP."""
-    cdef netif_offload said
+    cdef netif_offload meta
     cdef int verdict
-    said.csum_blank = (chain.flags & NETTXF_csum_blank) != 0
-    said.data_validated = (chain.flags & NETTXF_data_validated) != 0
-    said.gso_type = chain.gso_type
-    said.gso_size = chain.gso_size
+    meta.csum_blank = (chain.flags & NETTXF_csum_blank) != 0
+    meta.data_validated = (chain.flags & NETTXF_data_validated) != 0
+    meta.gso_type = chain.gso_type
+    meta.gso_size = chain.gso_size
     verdict = netif_to_virtio(
-        frame.data, frame.length, &frame.length, &said, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
+        frame.data, frame.length, &frame.length, &meta, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
     )
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, vnet_header(frame))
@@ -188,36 +224,42 @@ cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexc
 
 
 cdef uint32_t send(back_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
+    """Hand over the whole frames put together so far: how many the peer is done with."""
     cdef int refused = 0
     cdef uint32_t sent = 0
     if count:
         kill_point()
-        sent = peer_send(queue.link.peer, ws.frames, count, &refused)
+        sent = send_frames(&queue.link, ws.frames, count, &refused)
         kill_point()
         queue.link.counters[TX_REFUSED] += refused
     return sent
 
 
-cdef bint forward_cut(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Send a frame in segments. False where the peer became full: the ring keeps the frame, tx_cut the place in it."""
+cdef int forward_cut(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments: a CUT_*. Where it is not done with, the ring keeps the frame, and tx_segments_sent the
+    place in it.
+    """
     cdef int refused = 0
-    cdef int done = send_cut(queue.link.peer, ws, frame, &queue.tx_cut, &refused)
+    cdef int done = send_cut(&queue.link, ws, frame, &queue.tx_segments_sent, &refused)
     queue.link.counters[TX_REFUSED] += refused
     queue.link.counters[TX_DROPPED] += done == CUT_IMPOSSIBLE
     queue.link.counters[TX_SEGMENTED] += done == CUT_DONE
-    return done != CUT_FULL
+    return done
 
 
-cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
-    """Hand the good chains to the peer in order: how many chains are done with."""
+cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains, int *state) noexcept nogil:
+    """Hand the good chains to the peer in order: how many chains are done with. Fewer than all: `state` says why, MORE
+    where the segments of this poll are used up.
+    """
     cdef uint32_t i, sent, count = 0
     cdef chain_t *chain
     cdef frame_t frame
-    cdef int verdict
+    cdef int verdict, cut
+    ws.cuts_left = BURST_CUTS
     for i in range(chains):
         chain = &ws.chains[i]
         if i:
-            queue.tx_cut = 0     # of the ring's first frame alone
+            queue.tx_segments_sent = 0       # of the ring's first frame alone
         if chain.status != NETIF_RSP_OKAY:
             continue
         if not copied(ws, chain):
@@ -233,18 +275,27 @@ cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains) noexc
         elif verdict == OFFLOAD_SEGMENT:
             sent = send(queue, ws, count)
             if sent < count:
+                state[0] = peer_refuses(&queue.link)
                 return ws.frame_chain[sent]
             count = 0
-            if not forward_cut(queue, ws, &frame):
+            cut = forward_cut(queue, ws, &frame)
+            if cut == CUT_BLOCKED:
+                state[0] = peer_refuses(&queue.link)
+            if cut == CUT_BLOCKED or cut == CUT_PAUSED:
                 return i
         else:
             chain.dropped = 1
-    queue.tx_cut = 0             # no cut is under way: the guest has changed the frame that one had begun on
+    queue.tx_segments_sent = 0   # no cut is under way: the guest has changed the frame that one had begun on
     sent = send(queue, ws, count)
-    return chains if sent == count else ws.frame_chain[sent]
+    if sent == count:
+        return chains
+    state[0] = peer_refuses(&queue.link)
+    return ws.frame_chain[sent]
 
 
-cdef inline void respond(tx_response *bodies, tx_request *requests, chain_t *chain) noexcept nogil:
+# --- respond: one push
+
+cdef inline void fill_responses(tx_response *bodies, tx_request *requests, chain_t *chain) noexcept nogil:
     """A chain's responses: whole slots, NULL for extras, which have no id."""
     cdef uint32_t i
     for i in range(chain.slots):
@@ -257,8 +308,8 @@ cdef inline void respond(tx_response *bodies, tx_request *requests, chain_t *cha
             bodies[i].status = chain.status
 
 
-cdef void write_down(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_t at) noexcept nogil:
-    """Trace points and capture: only for links that ask for them."""
+cdef void trace_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_t at) noexcept nogil:
+    """Records for links that are traced (each slot) or captured (the frame)."""
     cdef record_t entry
     cdef uint32_t i
     memset(&entry, 0, sizeof(entry))
@@ -287,16 +338,16 @@ cdef void write_down(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_
         record(ws, &queue.link, &entry, chain.data, chain.length if chain.status == NETIF_RSP_OKAY else 0)
 
 
-cdef void answer(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
-    """One push for the burst; the guest is told at the end of the turn, if it asked for that."""
+cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """One push for the burst; the guest is notified after the poll of both directions, if it asked for that."""
     cdef uint64_t *counters = queue.link.counters
     cdef uint32_t i, slots = 0
     cdef chain_t *chain
     for i in range(chains):
         chain = &ws.chains[i]
-        respond(<tx_response *>ws.bodies + slots, ws.requests + slots, chain)
+        fill_responses(<tx_response *>ws.bodies + slots, ws.requests + slots, chain)
         if queue.link.traced or queue.link.captured:
-            write_down(queue, ws, chain, slots)
+            trace_chain(queue, ws, chain, slots)
         slots += chain.slots
         counters[TX_FRAMES] += chain.status == NETIF_RSP_OKAY
         counters[TX_BYTES] += chain.length if chain.status == NETIF_RSP_OKAY else 0
@@ -310,32 +361,4 @@ cdef void answer(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept n
     counters[TX_BURSTS] += 1
     if push_responses(&queue.tx, queue.tx_journal, ws.bodies, slots):
         counters[TX_NOTIFIES] += 1
-        queue.link.from_notify = True
-
-
-cdef int serve_tx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst of the TX ring: LINK_MORE where another may follow, 0 where the ring is drained and armed or
-    the peer is full.
-    """
-    cdef back_queue *queue = <back_queue *>link
-    cdef int pending, broken = REASON_NONE
-    cdef uint32_t chains, done
-    if link.peer.blocked:
-        return 0
-    pending = back_pending(&queue.tx)
-    if pending == 0 and link.looks_again:
-        return LINK_MORE         # as long as the other direction goes on, this one needs no events
-    if pending == 0:
-        pending = back_arm(&queue.tx, 1)
-    if pending <= 0:
-        link.broken = REASON_TX_INDEX if pending < 0 else REASON_NONE
-        return LINK_BROKEN if pending < 0 else 0
-    take(queue, ws, pending)
-    chains = assemble(queue, ws, pending, &broken)
-    done = forward(queue, ws, chains)
-    answer(queue, ws, done)
-    if done < chains:
-        link.counters[TX_FULL] += 1
-        return 0
-    link.broken = broken
-    return LINK_MORE if broken == REASON_NONE else LINK_BROKEN
+        queue.link.ring_to_peer.notify = True

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frontend's queue: what its two directions share."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from netback.dataplane.backlog cimport backlog_t
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
 from netback.dataplane.segment cimport segments_t
-from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
 from netback.dataplane.link cimport Link, link_t
 from netback.dataplane.ring cimport front_ring
 
@@ -37,13 +37,10 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     bint direct                  # the peer's frames are read right into granted pages
     uint32_t tx_large            # so many more reads expect frames of several slots
     uint32_t rx_large            # so many more bursts do
-    frame_t held[BURST_FRAMES]   # what one read brought beyond the slots, in order; nothing is read while any waits
-    uint32_t held_first
-    uint32_t held_count
+    backlog_t backlog            # what one read brought beyond the slots, in order; nothing is read while any waits
     uint32_t needed              # slots that the first of them lacks
     bint cutting                 # ... or rather its next segment
     segments_t cut
-    uint8_t *hold                # where they lie
     uint32_t rx_cut              # segments that the peer already took of the frame at the RX ring's head
 
 

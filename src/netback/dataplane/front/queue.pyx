@@ -5,14 +5,14 @@ Knows what a queue is made of; how frames move is in front_tx and front_rx, when
 xenstore are frontend/'s.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
+from netback.dataplane.backlog cimport backlog_free, backlog_init
 from netback.dataplane.platform.events cimport Events
 from netback.dataplane.front.queue cimport LARGE_BURSTS
-from netback.dataplane.front.rx cimport post_buffers, serve_front_rx
-from netback.dataplane.front.tx cimport serve_front_tx
-from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_STRIDE, PEER_NULL, Peer
+from netback.dataplane.front.rx cimport post_buffers, poll_front_rx
+from netback.dataplane.front.tx cimport poll_front_tx
+from netback.dataplane.peers.peer cimport BURST_FRAMES, Peer
 from netback.dataplane.link cimport ring_indices
 from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
 
@@ -20,7 +20,7 @@ cdef enum:
     FULL_FRAME_SLOTS = 17        # from so many on, frames are read right into granted pages
 
 
-cdef uint64_t front_moved(link_t *link) noexcept nogil:
+cdef uint64_t front_producers(link_t *link) noexcept nogil:
     cdef front_queue *queue = <front_queue *>link
     return <uint64_t>load_acquire(&queue.tx.shared.rsp_prod) << 32 | load_acquire(&queue.rx.shared.rsp_prod)
 
@@ -58,22 +58,20 @@ cdef class FrontQueue(Link):
         self.peer = peer
         self.keep = (events, keep)
         self.link = &queue.link
-        self.link.ring_to_peer = serve_front_rx
-        self.link.peer_to_ring = serve_front_tx
-        self.link.moved = front_moved
-        self.link.peer = &peer.peer
+        self.link.ring_to_peer.poll = poll_front_rx
+        self.link.peer_to_ring.poll = poll_front_tx
+        self.link.ring_to_peer.port = self.link.peer_to_ring.port = port
+        self.link.producer_snapshot = front_producers
+        self.link.peer = peer.peer
         self.link.events = events.events
-        self.link.from_port = self.link.to_port = port
         queue.caps = caps
         queue.sg = sg
         queue.tx_slots = tx_slots
         queue.rx_slots = rx_slots
         queue.rx_notify = rx_notify
         queue.tx_large = queue.rx_large = LARGE_BURSTS
-        queue.direct = sg and tx_slots >= FULL_FRAME_SLOTS and peer.peer.kind != PEER_NULL
-        queue.hold = <uint8_t *>malloc(BURST_FRAMES * FRAME_STRIDE)    # touched where frames wait
-        if queue.hold == NULL:
-            raise MemoryError
+        queue.direct = sg and tx_slots >= FULL_FRAME_SLOTS and peer.peer.read != NULL
+        backlog_init(&queue.backlog, BURST_FRAMES)
         set_pages(queue.tx_pages, queue.tx_grefs, tx_pages)
         set_pages(queue.rx_pages, queue.rx_grefs, rx_pages)
         for page in range(RING_SLOTS):
@@ -85,7 +83,7 @@ cdef class FrontQueue(Link):
         front_push(&queue.rx)
 
     def __dealloc__(self):
-        free(self.queue.hold)
+        backlog_free(&self.queue.backlog)
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

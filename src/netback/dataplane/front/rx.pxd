@@ -4,5 +4,5 @@ from netback.dataplane.front.queue cimport front_queue
 from netback.dataplane.link cimport link_t
 from netback.dataplane.workspace cimport workspace_t
 
-cdef int serve_front_rx(link_t *link, workspace_t *ws) noexcept nogil
+cdef int poll_front_rx(link_t *link, workspace_t *ws) noexcept nogil
 cdef void post_buffers(front_queue *queue) noexcept nogil

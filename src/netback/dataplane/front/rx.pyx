@@ -15,32 +15,29 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GSO_TYPE_NONE, GSO_TYPE_TCPV6, NETIF_RSP_DROPPED, NETIF_RSP_ERROR,
-    NETIF_RSP_OKAY,
+    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GSO_TYPE_NONE, GSO_TYPE_TCPV6, MIN_FRAME, NETIF_RSP_DROPPED,
+    NETIF_RSP_ERROR, NETIF_RSP_OKAY,
     NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS,
     RX_SLOT, extra_info, rx_request, rx_response, virtio_net_hdr,
 )
-from netback.dataplane.cut cimport CUT_DONE, CUT_FULL, CUT_IMPOSSIBLE, send_cut
 from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, netif_to_virtio,
 )
-from netback.dataplane.peers.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, send_vectors, vnet_header,
-)
 from netback.dataplane.link cimport (
-    LINK_BROKEN, LINK_MORE, REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS,
-    RX_FAULTS, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS, RX_STALLS, link_t,
+    REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FRAMES, RX_FULL,
+    RX_NOTIFIES, RX_REFUSED, RX_SEGMENTED, RX_SLOTS, STATE_RING_IDLE, STATE_RING_MORE, break_link, link_t, peer_refuses,
 )
+from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
+from netback.dataplane.send cimport CUT_BLOCKED, CUT_DONE, CUT_IMPOSSIBLE, CUT_PAUSED, send_cut, send_vectors
 from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
 from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
     EXTRA_TYPES_END = 5          # io/netif.h knows 1 (GSO) to 4 (HASH); we ask for none of the others
-    MIN_FRAME = 14
     VECTORS = RING_SLOTS + BURST_FRAMES          # of a burst: a slot's data, and before each frame its headers
 
 
@@ -211,8 +208,8 @@ cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept no
     cdef int refused = 0
     cdef int sent = 0
     if out.count:
-        sent = send_vectors(queue.link.peer, out.vectors, out.first, out.count, &refused)
-    queue.link.counters[RX_FAULTS] += refused
+        sent = send_vectors(&queue.link, out.vectors, out.first, out.count, &refused)
+    queue.link.counters[RX_REFUSED] += refused
     if sent < out.count:
         done[0] = out.chain[sent]
         return False
@@ -221,14 +218,15 @@ cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept no
     return True
 
 
-cdef bint forward_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Send a frame in segments. False where the peer became full: the ring keeps the frame, rx_cut the place in it."""
+cdef int forward_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments: a CUT_*. Where it is not done with, the ring keeps the frame, and rx_cut the place in
+    it."""
     cdef int refused = 0
-    cdef int done = send_cut(queue.link.peer, ws, frame, &queue.rx_cut, &refused)
-    queue.link.counters[RX_FAULTS] += refused
+    cdef int done = send_cut(&queue.link, ws, frame, &queue.rx_cut, &refused)
+    queue.link.counters[RX_REFUSED] += refused
     queue.link.counters[RX_DROPPED] += done == CUT_IMPOSSIBLE
     queue.link.counters[RX_SEGMENTED] += done == CUT_DONE
-    return done != CUT_FULL
+    return done
 
 
 cdef inline void describe(chain_t *chain, netif_offload *said) noexcept nogil:
@@ -264,13 +262,17 @@ cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *h
     return verdict
 
 
-cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
-    """Hand the good chains to the peer in order: how many chains are done with."""
+cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains, int *state) noexcept nogil:
+    """Hand the good chains to the peer in order: how many chains are done with. Fewer than all: `state` says why, MORE
+    where the segments of this poll are used up.
+    """
     cdef outgoing_t out
     cdef frame_t head
     cdef chain_t *chain
     cdef uint32_t i, done = chains
-    cdef int verdict
+    cdef int verdict, cut
+    ws.cuts_left = BURST_CUTS
+    state[0] = STATE_RING_MORE
     out.count = 0
     out.used = 0
     head.data = ws.arena + FRAME_HEADROOM
@@ -287,13 +289,18 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains) noex
             head.data += (head.length + FRAME_HEADROOM + 63) & ~<uint32_t>63
         elif verdict == OFFLOAD_SEGMENT:
             if not flush(queue, &out, &done):
+                state[0] = peer_refuses(&queue.link)
                 return done
-            if not forward_cut(queue, ws, &head):
+            cut = forward_cut(queue, ws, &head)
+            if cut == CUT_BLOCKED:
+                state[0] = peer_refuses(&queue.link)
+            if cut == CUT_BLOCKED or cut == CUT_PAUSED:
                 return i
         else:
             chain.status = NETIF_RSP_DROPPED
     queue.rx_cut = 0             # no cut is under way: the backend has changed the frame that one had begun on
-    flush(queue, &out, &done)
+    if not flush(queue, &out, &done):
+        state[0] = peer_refuses(&queue.link)
     return done
 
 
@@ -336,29 +343,26 @@ cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
     post_buffers(queue)
     if front_push(&queue.rx) and queue.rx_notify:
         counters[RX_NOTIFIES] += 1
-        queue.link.from_notify = True
+        queue.link.ring_to_peer.notify = True
 
 
-cdef int serve_front_rx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst of the RX ring: LINK_MORE where another may follow, 0 where it is drained and armed or the peer is
-    full."""
+cdef int poll_front_rx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst of the RX ring; its result is the direction's next state (states.py)."""
     cdef front_queue *queue = <front_queue *>link
-    cdef int pending, broken = REASON_NONE
+    cdef int state, broken = REASON_NONE
+    cdef int pending = front_pending(&queue.rx)
     cdef uint32_t chains, done
-    if link.peer.blocked:
-        return 0
-    pending = front_pending(&queue.rx)
     if pending == 0:
         pending = front_arm(&queue.rx, 1)
-    if pending <= 0:
-        link.broken = REASON_RESPONSE if pending < 0 else REASON_NONE
-        return LINK_BROKEN if pending < 0 else 0
+    if pending < 0:
+        return break_link(link, REASON_RESPONSE)
+    if pending == 0:
+        return STATE_RING_IDLE
     take(queue, ws, pending)
     chains = assemble(queue, ws, pending, &broken)
-    done = forward(queue, ws, chains)
+    done = forward(queue, ws, chains, &state)
     repost(queue, ws, done)
     if done < chains:
-        link.counters[RX_STALLS] += 1
-        return 0
-    link.broken = broken
-    return LINK_MORE if broken == REASON_NONE else LINK_BROKEN
+        link.counters[RX_FULL] += state != STATE_RING_MORE
+        return state
+    return break_link(link, broken) if broken != REASON_NONE else STATE_RING_MORE

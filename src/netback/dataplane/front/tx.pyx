@@ -12,13 +12,13 @@ through private memory, completed or cut.
 
 May go wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
 """
-from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_GSO, GSO_TYPE_NONE, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated,
-    NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request, virtio_net_hdr,
+    EXTRA_TYPE_GSO, GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank,
+    NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request,
+    virtio_net_hdr,
 )
 from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.checksum cimport complete_checksum
@@ -26,21 +26,21 @@ from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, netif_offload, virtio_to_netif,
 )
 from netback.dataplane.segment cimport MAX_NETIF_FRAME, segments_begin, segments_next
-from netback.dataplane.peers.peer cimport (
-    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_TAP, VLAN_TAG, VNET_HDR, frame_t, peer_recv, peer_t,
-    recv_into,
-    restore_tag, vnet_header,
-)
+from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.link cimport (
-    LINK_BROKEN, LINK_MORE, REASON_RESPONSE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FRAMES,
-    TX_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, link_t,
+    REASON_RESPONSE, STATE_NO_SLOTS, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, TX_BURSTS, TX_BYTES,
+    TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FAULTS, TX_FRAMES, TX_NOTIFIES, TX_SEGMENTED, TX_SHORT, TX_SLOTS, TX_STALLS,
+    TX_TRUNCATED, break_link, lacks_slots, link_t,
+)
+from netback.dataplane.peers.peer cimport (
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_CLOSED, VLAN_TAG, VNET_HDR, frame_t, peer_t,
+    received_t, restore_tag, vnet_header,
 )
 from netback.dataplane.workspace cimport BURST_BYTES, CUT_BYTES, workspace_t
 from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
-from netback.dataplane.sockets cimport AUX_BYTES, MSG_TRUNC, iovec, mmsghdr, readv, stripped_tag
+from netback.dataplane.sockets cimport iovec
 
 cdef enum:
-    MIN_FRAME = 14
     FRAME_PAGES = 16             # of the longest frame, and what is read right into pages
     FIRST_BYTES = PAGE_SIZE - FRAME_HEADROOM             # of a frame that was read into its first page
     FULL_FRAME_SLOTS = FRAME_PAGES + 1                   # ... and the GSO extra
@@ -52,7 +52,6 @@ cdef struct scattered_t:         # a frame as it was read: in pages, what is mor
     uint32_t held                # how many pages that is
     frame_t frame                # where it begins, in its first page
     uint8_t *linear              # where it begins in private memory, if it has to come together there
-    uint32_t tag                 # the VLAN tag that came aside
 
 
 # --- pages and slots
@@ -176,16 +175,6 @@ cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, n
     put_frame(queue, pages, 0, length, said)
 
 
-cdef void hold(front_queue *queue, frame_t *frame) noexcept nogil:
-    """Keep a frame that lacks slots; its header travels with it."""
-    cdef uint32_t at = (queue.held_first + queue.held_count) % BURST_FRAMES
-    cdef frame_t *held = &queue.held[at]
-    held.data = queue.hold + <size_t>at * FRAME_STRIDE + FRAME_HEADROOM
-    held.length = frame.length
-    memcpy(vnet_header(held), vnet_header(frame), frame.length + VNET_HDR)
-    queue.held_count += 1
-
-
 cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
     """Segments of the frame at `data` to the ring: 0 where it is done with, else the slots that the next one needs."""
     cdef netif_offload meta
@@ -246,23 +235,22 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
 
 cdef void place_or_hold(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
     """No frame overtakes one that waits."""
-    if queue.held_count == 0:
+    if queue.backlog.count == 0:
         queue.needed = place(queue, ws, frame)
         if queue.needed == 0:
             return
-    hold(queue, frame)
+    backlog_add(&queue.backlog, frame)
 
 
-cdef void place_held(front_queue *queue, workspace_t *ws) noexcept nogil:
+cdef void place_backlog(front_queue *queue, workspace_t *ws) noexcept nogil:
     """Those that waited, until one lacks slots again."""
     cdef frame_t *frame
-    while queue.held_count:
-        frame = &queue.held[queue.held_first]
+    while queue.backlog.count:
+        frame = backlog_first(&queue.backlog)
         queue.needed = place_cut(queue, ws, frame.data) if queue.cutting else place(queue, ws, frame)
         if queue.needed:
             return
-        queue.held_first = (queue.held_first + 1) % BURST_FRAMES
-        queue.held_count -= 1
+        backlog_pop(&queue.backlog)
 
 
 # --- frames in granted pages: the short way
@@ -311,8 +299,8 @@ cdef void place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read
     cdef uint32_t offset = <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
     if read.frame.length < MIN_FRAME:
         give_pages(queue, read, 0)
-        queue.link.counters[TX_DROPPED] += 1
-    elif queue.held_count == 0 and goes_as_it_is(queue, read, offset, &said):
+        queue.link.counters[TX_DROPPED] += read.frame.length != 0        # else the peer has counted it
+    elif queue.backlog.count == 0 and goes_as_it_is(queue, read, offset, &said):
         put_frame(queue, read.pages, offset, read.frame.length, &said)
     else:
         gather(queue, read, &linear)
@@ -331,7 +319,6 @@ cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private
         vectors[page].iov_base = queue.tx_pages[read.pages[page]]
         vectors[page].iov_len = PAGE_SIZE
     read.held = pages
-    read.tag = 0
     read.frame.data = queue.tx_pages[read.pages[0]] + FRAME_HEADROOM
     vectors[0].iov_base = read.frame.data - header
     vectors[0].iov_len = FIRST_BYTES + header
@@ -346,42 +333,13 @@ cdef inline void expect(front_queue *queue, uint32_t length) noexcept nogil:
         queue.tx_large = LARGE_BURSTS
 
 
-cdef inline void arrived(peer_t *peer, scattered_t *read, ssize_t size) noexcept nogil:
-    """A frame came; no more than its header counts as an empty one."""
-    read.frame.length = <uint32_t>size - peer.header if size > peer.header else 0
-    if not peer.header:
-        memset(vnet_header(&read.frame), 0, VNET_HDR)
-
-
-cdef int read_messages(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
-    cdef mmsghdr messages[BURST_FRAMES]
-    cdef uint8_t aux[BURST_FRAMES * AUX_BYTES]
-    cdef int i, got
-    memset(messages, 0, count * sizeof(mmsghdr))
-    for i in range(count):
-        messages[i].msg_hdr.msg_iov = &vectors[i * (pages + 1)]
-        messages[i].msg_hdr.msg_iovlen = pages + 1
-    got = recv_into(peer, messages, aux, count)
-    for i in range(got):
-        if messages[i].msg_len == 0 and not peer.auxdata:
-            peer.closed = True           # a SEQPACKET's end of file
-            return i
-        arrived(peer, &reads[i], 0 if messages[i].msg_hdr.msg_flags & MSG_TRUNC else messages[i].msg_len)
-        if peer.auxdata:
-            reads[i].tag = stripped_tag(&messages[i].msg_hdr)
-    return got
-
-
-cdef int read_tap(peer_t *peer, scattered_t *reads, iovec *vectors, int count, uint32_t pages) noexcept nogil:
-    cdef int i
-    cdef ssize_t got
-    for i in range(count):
-        got = readv(peer.fd, &vectors[i * (pages + 1)], pages + 1)
-        if got <= 0:
-            peer.closed = got < 0 and errno == EBADFD    # the tap was removed: poll would say so for ever
-            return i if i or got == 0 or errno == EAGAIN or errno == EINTR else -1
-        arrived(peer, &reads[i], got)
-    return count
+cdef inline void note_losses(front_queue *queue, int got) noexcept nogil:
+    """Count what a read could not hand out."""
+    cdef peer_t *peer = queue.link.peer
+    queue.link.counters[TX_FAULTS] += got < 0
+    queue.link.counters[TX_SHORT] += peer.short_frames
+    queue.link.counters[TX_TRUNCATED] += peer.truncated
+    peer.short_frames = peer.truncated = 0
 
 
 cdef inline void settle(front_queue *queue, scattered_t *reads, int got, int count) noexcept nogil:
@@ -396,21 +354,24 @@ cdef inline void settle(front_queue *queue, scattered_t *reads, int got, int cou
 cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
     """Read frames into granted pages and place them: how many came, -1 where the peer refuses."""
     cdef scattered_t reads[BURST_FRAMES]
+    cdef received_t received[BURST_FRAMES]
     cdef iovec vectors[VECTORS]
+    cdef peer_t *peer = queue.link.peer
     cdef uint8_t *private = ws.arena + FRAME_HEADROOM
     cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.tx_large else 1))
     cdef int i, got
     for i in range(count):
         prepare(queue, &reads[i], private, &vectors[i * (pages + 1)], pages)
         private += FRAME_STRIDE
-    if queue.link.peer.kind == PEER_TAP:
-        got = read_tap(queue.link.peer, reads, vectors, count, pages)
-    else:
-        got = read_messages(queue.link.peer, reads, vectors, count, pages)
+    got = peer.read(peer, vectors, pages + 1, received, count)
+    for i in range(got):
+        reads[i].frame.length = received[i].length
+        if not peer.header:
+            memset(vnet_header(&reads[i].frame), 0, VNET_HDR)
     settle(queue, reads, got, count)
     for i in range(got):
-        if reads[i].tag and reads[i].frame.length >= 12:
-            restore_tag(&reads[i].frame, reads[i].tag, queue.link.peer.header != 0)
+        if received[i].tag and reads[i].frame.length >= 12:
+            restore_tag(&reads[i].frame, received[i].tag, peer.header != 0)
             reads[i].linear -= VLAN_TAG
         place_scattered(queue, ws, &reads[i])
     return got
@@ -419,10 +380,13 @@ cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept no
 cdef int read_linear(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
     """The same by way of private memory, for backends without scatter-gather and rings that are used a few slots at a
     time."""
-    cdef int i, got = peer_recv(queue.link.peer, ws.arena, ws.frames, count)
+    cdef peer_t *peer = queue.link.peer
+    cdef int i, got = peer.receive(peer, ws.arena, FRAME_BYTES, ws.frames, count)
     for i in range(got):
         expect(queue, ws.frames[i].length)
         place_or_hold(queue, ws, &ws.frames[i])
+    if peer.release != NULL:
+        peer.release(peer)
     return got
 
 
@@ -441,11 +405,13 @@ cdef void collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept n
     cdef uint64_t enough = moved[0] + BURST_BYTES
     cdef uint32_t taken = 0
     cdef int count, got
-    while taken < BURST_FRAMES and room(queue) and moved[0] < enough and queue.held_count == 0:
+    cdef bint direct
+    while taken < BURST_FRAMES and room(queue) and moved[0] < enough and queue.backlog.count == 0:
         count = min(frames_at_once(queue), <uint32_t>BURST_FRAMES - taken)
-        got = read_direct(queue, ws, count) if queue.direct else read_linear(queue, ws, count)
+        direct = queue.direct and queue.link.peer.read != NULL
+        got = read_direct(queue, ws, count) if direct else read_linear(queue, ws, count)
         queue.tx_large -= queue.tx_large != 0
-        queue.link.counters[TX_REFUSED] += got < 0
+        note_losses(queue, got)
         if got < count:
             drained[0] = True
             break
@@ -463,42 +429,43 @@ cdef void publish(front_queue *queue, uint32_t first) noexcept nogil:
     counters[TX_BURSTS] += 1
     if front_push(&queue.tx):
         counters[TX_NOTIFIES] += 1
-        queue.link.to_notify = True
+        queue.link.peer_to_ring.notify = True
 
 
-cdef int wait_for_slots(front_queue *queue, uint32_t needed) noexcept nogil:
+cdef int wait_for_slots(front_queue *queue, uint32_t needed, bint moved) noexcept nogil:
     """Ask for an event when a quarter of what we sent is answered, or more where the frame at hand needs more, and look
     again: the backend has the rest to do while we wake up."""
+    cdef link_t *link = &queue.link
     cdef uint32_t sent = queue.tx.req_prod - queue.tx.rsp_cons
     cdef uint32_t most = slots_at_a_time(queue.tx_slots, queue.tx_large)
     cdef uint32_t wanted = max(sent + needed - most, (sent + 3) // 4)
     cdef int pending = front_arm(&queue.tx, wanted)
     if pending < 0:
-        queue.link.broken = REASON_RESPONSE
-        return LINK_BROKEN
+        return break_link(link, REASON_RESPONSE)
     if <uint32_t>pending >= wanted:
-        return LINK_MORE
-    queue.link.counters[TX_FULL] += 1
-    queue.link.to_blocked = True
-    return 0
+        return STATE_PEER_MORE
+    if lacks_slots(link.peer_to_ring.state) and not moved:
+        return link.peer_to_ring.state
+    link.counters[TX_STALLS] += 1
+    return STATE_NO_SLOTS
 
 
-cdef int serve_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst from the peer: LINK_MORE where another may follow; 0 where the peer is empty or slots lack
-    (link.to_blocked)."""
+cdef int poll_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
+    """One burst from the peer; its result is the direction's next state (states.py)."""
     cdef front_queue *queue = <front_queue *>link
     cdef uint32_t first = queue.tx.req_prod
+    cdef uint32_t answered = queue.tx.rsp_cons
     cdef uint32_t needed
-    cdef bint drained = False
+    cdef bint moved, drained = False
     if not reap(queue):
-        link.broken = REASON_RESPONSE
-        return LINK_BROKEN
-    link.to_blocked = False
-    place_held(queue, ws)
-    if queue.held_count == 0:
+        return break_link(link, REASON_RESPONSE)
+    place_backlog(queue, ws)
+    if queue.backlog.count == 0:
         collect(queue, ws, &drained)
     publish(queue, first)
-    if queue.held_count == 0 and drained:
-        return 0
-    needed = queue.needed if queue.held_count else 1
-    return LINK_MORE if room(queue) >= needed else wait_for_slots(queue, needed)
+    moved = queue.tx.req_prod != first or queue.tx.rsp_cons != answered or drained
+    link.peer_to_ring.progress += moved
+    if queue.backlog.count == 0 and drained:
+        return STATE_PEER_CLOSED if link.peer.condition == PEER_CLOSED else STATE_PEER_IDLE
+    needed = queue.needed if queue.backlog.count else 1
+    return STATE_PEER_MORE if room(queue) >= needed else wait_for_slots(queue, needed, moved)

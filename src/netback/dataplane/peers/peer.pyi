@@ -1,18 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 class Peer:
-    """What a queue is joined to: a descriptor, its frame format and the offloads it takes."""
+    """What a queue is joined to. TapPeer, SocketPeer and NullPeer are the ones to make."""
 
-    def __init__(
-        self,
-        kind: str,
-        fd: int = -1,
-        *,
-        vnet_hdr: bool = False,
-        auxdata: bool = False,
-        caps: int = 0,
-        template: bytes = b"",
-        owner: object = None,
-    ) -> None: ...
     @property
     def fd(self) -> int: ...
     @property
@@ -21,6 +10,8 @@ class Peer:
     def blocked(self) -> bool: ...
     @property
     def closed(self) -> bool: ...
+    @property
+    def down(self) -> bool: ...
     def send(self, frames: list[bytes]) -> tuple[int, int]:
         """Hand over frames, each led by its virtio_net_hdr: (how many it is done with, how many it refused)."""
 

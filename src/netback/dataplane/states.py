@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The states of a link's directions, and what the worker waits for in each. docs/dataplane-states.md is made from it.
+
+A link has two directions. ring_to_peer takes frames from a ring and gives them to the peer: the backend's TX, the
+frontend's RX. peer_to_ring takes frames from the peer: the backend's RX, the frontend's TX. A poll of a direction
+returns the direction's next state, the worker stores it, and that state's row is all that decides when the direction is
+polled next, what the peer's descriptor is watched for, and which timer runs. Nothing else blocks a direction, and no
+state is left but by a poll, by its timer's end, or by the caller of `Worker.refuse_rx`, `refresh` and `set_peer`.
+
+Two things stand apart. The back-off of events is one deadline per link: an event that moved no producer index delays
+the unmasking of its port (XSA-332), whatever the states are. A link's condition (notices.py) is what its states and its
+peer add up to for Python.
+
+dataplane/link.pyx fills the worker's own table from this one.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MS = 1_000_000
+"""Nanoseconds."""
+
+
+class Event(enum.IntFlag):
+    """What may have happened since a direction was polled last: EVENT_* of dataplane/link.pxd."""
+
+    POLL = 1
+    """The link is polled, for whatever reason."""
+    RING = 2
+    """The far side's event channel fired."""
+    FRAMES = 4
+    """The peer's descriptor is readable."""
+    ROOM = 8
+    """The peer's descriptor is writable."""
+    TIMER = 16
+    """The direction's own timer ended."""
+
+
+NOTHING = Event(0)
+
+
+class State(enum.IntEnum):
+    """STATE_* of dataplane/link.pxd."""
+
+    RING_IDLE = 0
+    RING_MORE = 1
+    PEER_FULL = 2
+    PEER_BUSY = 3
+    PEER_IDLE = 4
+    PEER_MORE = 5
+    NO_SLOTS = 6
+    NO_SLOTS_LONG = 7
+    STALLED = 8
+    NO_SLOTS_UNANNOUNCED = 9
+    REFUSED = 10
+    PEER_CLOSED = 11
+    BROKEN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One state.
+
+    `polled`: the events at which the direction is polled. `watch`: FRAMES and ROOM, what the descriptor is watched for
+    beside errors. `timer`: nanoseconds, 0 without one; it is set when the state is entered, and a state with `expires`
+    becomes that one when the time ends without progress in this direction. `again`: another poll of the link follows at
+    once, after one of every other link that has work.
+    """
+
+    means: str
+    polled: Event = NOTHING
+    watch: Event = NOTHING
+    timer: int = 0
+    expires: State | None = None
+    again: bool = False
+    armed: str = "no"
+
+
+_ANY = Event.POLL | Event.RING | Event.FRAMES | Event.ROOM | Event.TIMER
+
+RING_TO_PEER: Mapping[State, Row] = {
+    State.RING_IDLE: Row(
+        "the ring is drained; a look at it costs less than an event, so each poll of the link takes one",
+        polled=_ANY,
+        armed="for one",
+    ),
+    State.RING_MORE: Row(
+        "the budget of a poll ended before the work, or another poll follows anyway", polled=_ANY, again=True
+    ),
+    State.PEER_FULL: Row(
+        "EAGAIN: the peer takes no more; what it did not take stays in the ring",
+        polled=Event.ROOM,
+        watch=Event.ROOM,
+    ),
+    State.PEER_BUSY: Row(
+        "ENOBUFS, ENOMEM: what is full lies behind the peer, and its descriptor stays writable",
+        polled=Event.TIMER,
+        timer=MS,
+    ),
+    State.BROKEN: Row("the far side broke the protocol"),
+}
+
+PEER_TO_RING: Mapping[State, Row] = {
+    State.PEER_IDLE: Row("the peer is drained", polled=Event.FRAMES, watch=Event.FRAMES),
+    State.PEER_MORE: Row("the budget of a poll ended before the work", polled=_ANY, again=True),
+    State.NO_SLOTS: Row(
+        "the next frame lacks slots",
+        polled=Event.RING | Event.TIMER,
+        timer=200 * MS,
+        expires=State.NO_SLOTS_LONG,
+        armed="for what the frame needs",
+    ),
+    State.NO_SLOTS_LONG: Row(
+        "the same frame still does: a GSO frame that needs more slots than the guest has posted is cut",
+        polled=Event.RING | Event.TIMER,
+        timer=60_000 * MS,
+        expires=State.STALLED,
+        armed="for what the frame needs",
+    ),
+    State.STALLED: Row(
+        "and it did for a minute: reported once",
+        polled=Event.RING,
+        armed="for what the frame needs",
+    ),
+    State.NO_SLOTS_UNANNOUNCED: Row(
+        "the same where the guest has no feature-rx-notify, so no event may come",
+        polled=Event.RING | Event.TIMER,
+        timer=MS,
+        armed="for what the frame needs",
+    ),
+    State.REFUSED: Row("the vif is Closing: nothing more for the guest"),
+    State.PEER_CLOSED: Row("the peer's far end is gone and everything that it sent is read"),
+    State.BROKEN: Row("the far side broke the protocol"),
+}
+
+TABLE: Mapping[State, Row] = {**RING_TO_PEER, **PEER_TO_RING}
+
+
+def _words(events: Event) -> str:
+    if events == _ANY:
+        return "any event"
+    return ", ".join((event.name or "").lower() for event in events) or "-"
+
+
+def _timer(row: Row) -> str:
+    if not row.timer:
+        return "-"
+    length = f"{row.timer // MS} ms" if row.timer < 1000 * MS else f"{row.timer // (1000 * MS)} s"
+    return f"{length}, then {row.expires.name}" if row.expires is not None else length
+
+
+def _render(rows: Mapping[State, Row]) -> list[str]:
+    lines = [
+        f"| {state.name} | {row.means} | {row.armed} | {_words(row.watch)} | {_timer(row)} | "
+        f"{'at once' if row.again else _words(row.polled)} |"
+        for state, row in rows.items()
+    ]
+    return [
+        "| state | means | ring armed | descriptor watched for | timer | polled at |",
+        "|---|---|---|---|---|---|",
+        *lines,
+    ]
+
+
+def render_document() -> str:
+    """docs/dataplane-states.md."""
+    return "\n".join(
+        [
+            "<!-- SPDX-License-Identifier: Apache-2.0 -->",
+            "# States of a link's two directions",
+            "",
+            "Made from `src/netback/dataplane/states.py` by `make docs`. `tests/dataplane/test_states.py` raises every",
+            "event in every state of a served queue and compares what the worker then waits for with these rows.",
+            "",
+            "## From a ring to the peer",
+            "The backend's TX (`back/tx.pyx`), the frontend's RX (`front/rx.pyx`).",
+            "",
+            *_render(RING_TO_PEER),
+            "",
+            "## From the peer to a ring",
+            "The backend's RX (`back/rx.pyx`), the frontend's TX (`front/tx.pyx`).",
+            "",
+            *_render(PEER_TO_RING),
+            "",
+            "Errors and hang-up of the descriptor are watched for in every state, unless the peer is closed already.",
+            "A link begins in RING_MORE and PEER_MORE. Its condition is BROKEN, PEER_GONE, STALLED or READY, in this",
+            "order of precedence, and each change is reported (`dataplane/notices.py`).",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(render_document(), end="")

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's deadlines, the earliest first. Time is an argument: nothing here reads a clock."""
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef struct timer_t:             # part of what it belongs to; zeros: not set
+    uint64_t deadline            # ns
+    uint32_t place               # in the queue, from 1; 0: not set
+    uint32_t kind                # what its owner made it for
+    void *owner
+
+
+cdef struct timers_t:
+    timer_t **heap               # heap[1] is due first
+    uint32_t count
+    uint32_t capacity
+
+
+cdef int timers_init(timers_t *timers, uint32_t capacity) except -1
+cdef void timers_free(timers_t *timers) noexcept
+cdef void timers_set(timers_t *timers, timer_t *timer, uint64_t deadline) noexcept nogil
+cdef void timers_cancel(timers_t *timers, timer_t *timer) noexcept nogil
+cdef timer_t *timers_pop(timers_t *timers, uint64_t now) noexcept nogil
+
+
+cdef inline uint64_t timers_next(timers_t *timers) noexcept nogil:
+    """The earliest deadline; 0 where no timer is set."""
+    return timers.heap[1].deadline if timers.count else 0
