@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated guest with a connected vif, in five lines: emulated Xen, backend and frontend in this one process.
+"""An emulated guest with a connected vif, in five lines: emulated Xen, backend and frontend in this process.
 
     python examples/connected_guest.py
 
-What the guest sends comes out of the host's network, and back. Put your own backend in the place of `Backend`, and the
-guest is your test.
+Frames from the guest arrive at the host's network, and frames from there at the guest. With your own backend in the
+place of `Backend`, the guest tests it.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ async def main(directory: Path, host: PythonNetwork) -> None:
 
 
 async def talk(vif: Frontend, host: PythonNetwork) -> None:
-    """A frame each way."""
+    """Send a frame each way."""
     guest = vif.network
     assert isinstance(guest, PythonNetwork)
     await guest.send(FRAME)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that does as it is told, not as it should: a good frame, a bad one, and one that ends the vif.
+"""A guest that follows a script, not the protocol: a valid frame, an invalid one, and one that closes the vif.
 
     python examples/misbehaving_guest.py
 
-Tests of a backend are written so: with the rings' pages, slots and indices at hand, and every key and state.
+Tests of a backend can be written in this way, with direct access to ring pages, slots, indices, keys and states.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network in a page of Python: a host that answers ARP and ping, behind a guest's vif on emulated Xen.
 
-Run it as it is: no root, no link, no hypervisor. Anything that can receive and send frames may stand where `Host` does.
+It needs no root, no link and no hypervisor. Any object that receives and sends frames can replace `Host`.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ ARP_TYPE, IPV4_TYPE, ICMP = 0x0806, 0x0800, 1
 
 
 def checksum(data: bytes) -> int:
-    """RFC 1071: the sum of 16-bit words is the number itself modulo 65535."""
+    """RFC 1071: the sum of the 16-bit words, modulo 65535, inverted."""
     return 0xFFFF - int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF
 
 
 def echo(kind: int, rest: bytes) -> bytes:
-    """An ICMP message of the echo family: 8 asks, 0 answers."""
+    """An ICMP message: type 8 echo request, 0 echo reply."""
     return struct.pack("!BBH", kind, 0, checksum(bytes([kind, 0, 0, 0]) + rest)) + rest
 
 
@@ -51,13 +51,13 @@ class Host:
                     await network.send(answer)
 
     def answer(self, frame: bytes) -> bytes | None:
-        """What this host says to a frame, if anything."""
+        """The answer to a frame, or None."""
         _, source, kind = ETHERNET.unpack_from(frame)
         reply = {ARP_TYPE: self.arp, IPV4_TYPE: self.ping}.get(kind, lambda _: None)(frame[ETHERNET.size :])
         return reply and ETHERNET.pack(source, self.mac, kind) + reply
 
     def arp(self, packet: bytes) -> bytes | None:
-        """Who has this address? I have."""
+        """The reply to a request for this host's address, or None."""
         if len(packet) < ARP.size:
             return None
         *format_, asks, asker_mac, asker, _, wanted = ARP.unpack_from(packet)

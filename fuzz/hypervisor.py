@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any message on hypervisor.sock is answered or ends that connection; ports, grants and descriptors add up.
 
-Plays the server that a domain joins, sockets and all, in one loop. Knows what must be true of its tables, not how a
-request is served.
+Runs the whole server, with sockets, in one loop. Checks the invariants of its tables, not how a request is served.
 """
 
 from __future__ import annotations
@@ -224,7 +223,7 @@ class Client:
 
 
 class Complaints(logging.Handler):
-    """What nobody may log, whatever a client says."""
+    """Records that no client may cause: errors and tracebacks."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

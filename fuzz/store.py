@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store answers each request of any domain once and in order, never fails, keeps its quotas, and is the model.
+"""The store answers each request of any domain once and in order, never fails, keeps its quotas, and equals the model.
 
-Two kinds of case: requests of several domains that respect nothing, held to what must always be true; and
-requests over a few paths, whose answers are those of the plain dict in tests/xenstore/test_model.py.
+Two kinds of case: arbitrary requests of several domains, checked against the store's invariants; and requests over a
+few paths, checked against the plain dict of tests/xenstore/test_model.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from netback.xenstore.wire import Packet, Parser
 QUOTA = Quota(
     nodes=20, node_size=220, node_perms=3, path=64, watches=5, transactions=3, transaction_nodes=30, events=20
 )
-"""Small, so that every limit is met."""
+"""Small, so that cases reach every limit."""
 DOMAINS = (0, 1, 2, 3)
 ERRORS = {errno.encode() + b"\0" for errno in Errno}
 SPECIAL = (b"@introduceDomain", b"@releaseDomain")
@@ -159,14 +159,14 @@ def make(rng: random.Random) -> Hostile | Modelled:
 
 @dataclass
 class Client:
-    """One connection, and what must be true of what it is sent."""
+    """One connection, and the invariants of what it receives."""
 
     server: Server
     domid: int
     ended: bool = False
     paused: bool = False
     strange: bool = False
-    """It said what is no request: from then on nobody knows which answer belongs to what."""
+    """It sent bytes that are no request: answers can no longer be matched."""
     awaited: list[tuple[int, int, int]] = field(default_factory=list)
     transactions: list[int] = field(default_factory=list)
     last: int = 0
@@ -216,7 +216,7 @@ class Client:
 
 
 class Scene:
-    """A server and those who talk to it."""
+    """A server and its clients."""
 
     def __init__(self) -> None:
         self.server = Server(QUOTA)
@@ -266,7 +266,7 @@ class Scene:
         assert {domid: owned for domid, owned in self.server.tree.owned.items() if owned} == owners
 
     def close(self) -> None:
-        """Nothing stays of those who went."""
+        """Closed connections leave nothing behind."""
         for client in self.clients:
             client.connection.close()
         assert not self.server.connections

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A guest of emulated Xen in C: joins, brings up its vif 0, sends one frame, receives one, prints both.
+ * A guest of emulated Xen in C: joins, connects its vif 0, sends one frame, receives one, prints both.
  *
- * Build it with gcc, libc and one header (a Makefile needs only this line):
+ * It needs gcc, libc and one header. A Makefile of one line builds it:
  *     guest: guest.c; $(CC) -std=c11 -Wall -Wextra -O2 -I../../include -o $@ $<
- * Run it, each in a terminal of its own, and send it a frame from the other side (`ping` to its tap does):
- *     netback emulate --dir /tmp/xen
- *     netback run --platform emulated --dir /tmp/xen
- *     ./guest /tmp/xen            # says its domid, then waits for its vif
- *     netback attach --dir /tmp/xen DOMID --net tap:vifx
+ * Run each of these in a terminal of its own, and send a frame to the guest (`ping` through the tap does):
+ *     netback emulate --dir ~/xen
+ *     netback run --platform emulated --dir ~/xen
+ *     ./guest ~/xen               # prints its domid, then waits for its vif
+ *     netback attach --dir ~/xen DOMID --net tap:vifx
  *
- * It makes none of the nodes that are the toolstack's: `netback attach` wrote device/vif/0.
+ * It makes none of the toolstack's nodes: `netback attach` writes device/vif/0.
  */
 #include "netback/emulated_xen.h"
 
@@ -20,7 +20,7 @@
 
 enum state { INITIALISING = 1, INIT_WAIT = 2, CONNECTED = 4, CLOSING = 5, CLOSED = 6 };
 
-/* xen/io/netif.h and xen/io/ring.h. TX is what we send, RX what we receive. */
+/* xen/io/netif.h and xen/io/ring.h. TX is what the guest sends, RX what it receives. */
 struct tx_request { uint32_t gref; uint16_t offset, flags, id, size; };
 struct tx_response { uint16_t id; int16_t status; };
 struct rx_request { uint16_t id, pad; uint32_t gref; };

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Joining netback's emulated Xen from C: libc and gcc (or clang) alone, everything in this header.
+ * Join netback's emulated Xen from C. Needs libc and gcc or clang; there is nothing to link.
  *
- * Include it first in a file (it asks libc for memfd_create and eventfd), or compile with -D_GNU_SOURCE.
- * docs/emulated-xen.md tells the protocol; the Python side is netback/platforms/emulated/protocol.py.
+ * Include this header first in a file (it needs memfd_create and eventfd of libc), or compile with -D_GNU_SOURCE.
+ * docs/emulated-xen.md describes the protocol; netback/platforms/emulated/protocol.py is its Python side.
  *
  *     struct exen xen;
  *     if (exen_join(&xen, "/run/netback", EXEN_DOMID_ANY, "guest", 1024, 1) < 0) ...
  *     int port = exen_alloc_unbound(&xen, 0);
  *     int gref = exen_grant(&xen, exen_alloc_page(&xen), 0, 0);
  *
- * Functions give a negative errno where they fail. One thread at a time; SIGPIPE is never raised.
+ * Functions return a negative errno where they fail. One thread at a time; no function raises SIGPIPE.
  */
 #ifndef NETBACK_EMULATED_XEN_H
 #define NETBACK_EMULATED_XEN_H
@@ -40,17 +40,17 @@
 #define EXEN_MAX_PAGES (1u << 22) /* of one memory: 16 GiB; of all together 16 times as much */
 #define EXEN_MAX_GRANT_PAGES 64u
 #define EXEN_DOMID_ANY 0xFFFFFFFFu
-#define EXEN_FIRST_GREF 8u /* the first ones are the toolstack's, as on Xen */
+#define EXEN_FIRST_GREF 8u /* grefs below belong to the toolstack, as on Xen */
 #define EXEN_STORE_PAYLOAD 4096u
 
 enum exen_hello_flag { EXEN_ATTACH = 1 };
 
 enum exen_op {
-    EXEN_ALLOC_UNBOUND = 1, /* domid may bind              -> number: our port                          */
-    EXEN_BIND_INTERDOMAIN,  /* domid, number: its port     -> number: our port, pending at once         */
-    EXEN_PEER,              /* number: our port            -> number, domid, page, handle; memfd, eventfd */
-    EXEN_CLOSE,             /* number: our port                                                         */
-    EXEN_STATUS,            /* number: a port of ours      -> status: enum exen_port_state, number, domid */
+    EXEN_ALLOC_UNBOUND = 1, /* domid may bind              -> number: local port                        */
+    EXEN_BIND_INTERDOMAIN,  /* domid, number: its port     -> number: local port, pending at once       */
+    EXEN_PEER,              /* number: local port          -> number, domid, page, handle; memfd, eventfd */
+    EXEN_CLOSE,             /* number: local port                                                       */
+    EXEN_STATUS,            /* number: local port          -> status: enum exen_port_state, number, domid */
     EXEN_MEMORY,            /* domid                       -> grant_pages; memfd                        */
     EXEN_MAP,               /* domid, number: gref, flags  -> number: grant handle, page; memfd         */
     EXEN_UNMAP              /* number: grant handle                                                     */
@@ -91,7 +91,7 @@ struct exen_grant_entry {
 struct exen_event_page {
     uint64_t pending[EXEN_PORTS / 64];
     uint64_t mask[EXEN_PORTS / 64];
-    uint32_t generation; /* moves when the far side of one of our ports changes */
+    uint32_t generation; /* changes with the far side of any local port */
 };
 
 _Static_assert(sizeof(struct exen_hello) == 64, "hello");
@@ -100,7 +100,7 @@ _Static_assert(sizeof(struct exen_reply) == 32, "reply");
 _Static_assert(sizeof(struct exen_grant_entry) == 8, "grant entry");
 _Static_assert(offsetof(struct exen_event_page, generation) == 1024, "event page");
 
-/* The far side of a port, as it was when `generation` was read. */
+/* The far side of a port, as of `generation`. */
 struct exen_remote {
     struct exen_event_page *page; /* NULL: unbound */
     uint32_t generation, port;
@@ -110,16 +110,16 @@ struct exen_remote {
 struct exen {
     int hypervisor, store, eventfd, memfd;
     uint32_t domid, grant_pages, pages, next_frame, next_request;
-    int watch_fired; /* an event of some watch came since exen_store_wait_watch last said so */
+    int watch_fired; /* a watch event arrived since the last exen_store_wait_watch */
     uint8_t *memory;
     struct exen_grant_entry *grants;
     struct exen_event_page *events;
-    struct exen_remote *remotes; /* by our port */
+    struct exen_remote *remotes; /* by local port */
 };
 
 /* ---- requests */
 
-/* Send a message with a descriptor (or -1), receive the reply with at most two. */
+/* Send a message with a descriptor (or -1); receive the reply with at most two descriptors, which are the caller's. */
 static inline int exen_call(int fd, const void *message, size_t size, int passed, struct exen_reply *reply, int fds[2])
 {
     union {
@@ -161,7 +161,7 @@ static inline int exen_call(int fd, const void *message, size_t size, int passed
     return done == (ssize_t)sizeof(*reply) ? reply->result : -EPIPE;
 }
 
-/* One request; its descriptors, if any, are the caller's. */
+/* Send a request; the reply's descriptors are the caller's. */
 static inline int exen_request(struct exen *xen, uint32_t op, uint32_t domid, uint32_t number, uint32_t flags,
                                struct exen_reply *reply, int fds[2])
 {
@@ -190,7 +190,7 @@ static inline void exen_leave(struct exen *xen)
     xen->hypervisor = xen->store = xen->eventfd = xen->memfd = -1;
 }
 
-/* The memory that this process brings: sealed, or the hypervisor refuses it. */
+/* The memory of this domain. The hypervisor refuses one that is not sealed. */
 static inline int exen_make_memory(struct exen *xen, const char *name)
 {
     xen->memfd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -218,7 +218,7 @@ static inline int exen_connect(struct exen *xen, const char *dir)
     return 0;
 }
 
-/* Say hello; 0 or a negative errno, and then nothing is held. */
+/* Send a hello: 0, or a negative errno and nothing to release. */
 static inline int exen_open(struct exen *xen, const char *dir, const struct exen_hello *hello, uint32_t pages)
 {
     struct exen_reply reply;
@@ -242,12 +242,13 @@ static inline int exen_open(struct exen *xen, const char *dir, const struct exen
         return result;
     }
     xen->domid = reply.domid;
-    for (uint32_t port = 0; port < EXEN_PORTS; port++) /* never learnt */
+    for (uint32_t port = 0; port < EXEN_PORTS; port++) /* the far side is unknown */
         xen->remotes[port].generation = xen->events->generation - 1;
     return 0;
 }
 
-/* Make a domain with `pages` of own memory. It ends when this process does, or at exen_leave. */
+/* Make a domain with `pages` of memory and 512 grants for each of `grant_pages` (1 to 64). It ends at exen_leave and
+ * with this process. -EFBIG beyond EXEN_MAX_PAGES, -EEXIST where the domid is in use, -EINVAL where a claim is no good. */
 static inline int exen_join(struct exen *xen, const char *dir, uint32_t domid, const char *name, uint32_t pages,
                             uint32_t grant_pages)
 {
@@ -257,7 +258,7 @@ static inline int exen_join(struct exen *xen, const char *dir, uint32_t domid, c
     return exen_open(xen, dir, &hello, pages);
 }
 
-/* A further handle of a domain that exists, with ports and an event page of its own. */
+/* Open a further handle of an existing domain, with its own ports and event page. */
 static inline int exen_attach(struct exen *xen, const char *dir, uint32_t domid)
 {
     struct exen_hello hello = {.magic = EXEN_MAGIC, .version = EXEN_VERSION, .flags = EXEN_ATTACH, .domid = domid};
@@ -278,7 +279,7 @@ static inline uint32_t exen_alloc_page(struct exen *xen)
     return xen->next_frame < xen->pages ? xen->next_frame++ : 0;
 }
 
-/* Let a domain use a frame: the gref to tell it. */
+/* Grant a frame to a domain: the gref, or -ENOSPC. */
 static inline int exen_grant(struct exen *xen, uint32_t frame, uint16_t domid, int readonly)
 {
     uint32_t entries = xen->grant_pages * (uint32_t)(EXEN_PAGE / sizeof(struct exen_grant_entry));
@@ -293,7 +294,7 @@ static inline int exen_grant(struct exen *xen, uint32_t frame, uint16_t domid, i
     return -ENOSPC;
 }
 
-/* End a grant; -EBUSY while somebody has it mapped. */
+/* End a grant; -EBUSY while it is mapped. */
 static inline int exen_revoke(struct exen *xen, uint32_t gref)
 {
     uint16_t flags = __atomic_load_n(&xen->grants[gref].flags, __ATOMIC_ACQUIRE);
@@ -323,13 +324,13 @@ static inline int exen_open_port(struct exen *xen, uint32_t op, uint32_t domid, 
     return (int)reply.number;
 }
 
-/* A port that `domid` may bind to. */
+/* Allocate a port that `domid` may bind to. */
 static inline int exen_alloc_unbound(struct exen *xen, uint32_t domid)
 {
     return exen_open_port(xen, EXEN_ALLOC_UNBOUND, domid, 0);
 }
 
-/* Our port at the far side of an unbound one; -EINVAL where that is bound already or not meant for us. */
+/* Bind a new local port to an unbound one: the local port. -EINVAL where that is bound or not meant for this domain. */
 static inline int exen_bind_interdomain(struct exen *xen, uint32_t domid, uint32_t port)
 {
     return exen_open_port(xen, EXEN_BIND_INTERDOMAIN, domid, port);
@@ -345,7 +346,7 @@ static inline int exen_close_port(struct exen *xen, uint32_t port)
     return result;
 }
 
-/* Ask who is at the far side now; nobody is a normal answer. */
+/* Ask for the far side of a port; a port may have none. */
 static inline void exen_learn(struct exen *xen, uint32_t port)
 {
     struct exen_remote *remote = &xen->remotes[port];
@@ -356,7 +357,7 @@ static inline void exen_learn(struct exen *xen, uint32_t port)
         close(remote->eventfd);
         remote->page = NULL;
     }
-    remote->generation = __atomic_load_n(&xen->events->generation, __ATOMIC_ACQUIRE); /* before we ask */
+    remote->generation = __atomic_load_n(&xen->events->generation, __ATOMIC_ACQUIRE); /* before PEER */
     if (exen_request(xen, EXEN_PEER, 0, port, 0, &reply, fds) < 0)
         return;
     void *page = mmap(NULL, EXEN_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], (off_t)reply.page * EXEN_PAGE);
@@ -373,14 +374,14 @@ static inline void exen_learn(struct exen *xen, uint32_t port)
 static inline void exen_ring(int fd)
 {
     if (eventfd_write(fd, 1) < 0)
-        return; /* the counter is full: the descriptor is readable anyway */
+        return; /* the counter is full, so the descriptor is readable */
 }
 
-/* Make the far side's port pending, and wake it unless the port is masked. Needs no third process. */
+/* Make the far port pending, and wake its domain unless the port is masked. No third process is involved. */
 static inline void exen_notify(struct exen *xen, uint32_t port)
 {
     struct exen_remote *remote = &xen->remotes[port % EXEN_PORTS];
-    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* what is to be seen first, then the generation */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the far side sees earlier writes before the port is pending */
     if (remote->generation != __atomic_load_n(&xen->events->generation, __ATOMIC_ACQUIRE))
         exen_learn(xen, port % EXEN_PORTS);
     if (!remote->page)
@@ -391,7 +392,7 @@ static inline void exen_notify(struct exen *xen, uint32_t port)
         exen_ring(remote->eventfd);
 }
 
-/* The pending ports, at most `room`, masked until exen_unmask. */
+/* Take at most `room` pending ports, which stay masked until exen_unmask: their number. */
 static inline int exen_take(struct exen *xen, uint32_t *ports, int room)
 {
     eventfd_t count;
@@ -403,7 +404,7 @@ static inline int exen_take(struct exen *xen, uint32_t *ports, int room)
                         ~__atomic_load_n(&xen->events->mask[word], __ATOMIC_SEQ_CST);
         for (; bits; bits &= bits - 1) {
             uint64_t bit = bits & -bits;
-            if (found == room) { /* come back for the rest */
+            if (found == room) { /* the descriptor stays readable for the rest */
                 exen_ring(xen->eventfd);
                 return found;
             }
@@ -415,7 +416,7 @@ static inline int exen_take(struct exen *xen, uint32_t *ports, int room)
     return found;
 }
 
-/* Let a port fire again, after the work is done; what came meanwhile fires at once. */
+/* Let a port fire again, after the work; it fires at once if it became pending meanwhile. */
 static inline void exen_unmask(struct exen *xen, uint32_t port)
 {
     uint64_t bit = UINT64_C(1) << (port % 64);
@@ -433,7 +434,7 @@ static inline int exen_wait_event(struct exen *xen, int milliseconds)
     return ready < 0 ? -errno : ready;
 }
 
-/* ---- the store, by its wire protocol (xen/io/xs_wire.h) */
+/* ---- the store (xen/io/xs_wire.h) */
 
 enum exen_store_type {
     EXEN_XS_READ = 2,
@@ -450,7 +451,7 @@ struct exen_store_header {
     uint32_t type, req_id, tx_id, len;
 };
 
-/* The errors that a frontend meets, by name; any other is EIO. */
+/* The number of an error's name; EIO for names that a frontend does not meet. */
 static inline int exen_store_error(const char *name)
 {
     static const struct {
@@ -490,7 +491,7 @@ static inline int exen_store_put(struct exen *xen, const void *data, size_t size
     return 0;
 }
 
-/* One message, NUL-ended in `text`: its payload's length. A watch's event is noted here, whenever it comes. */
+/* Receive one message, NUL-terminated in `text`: its payload's length. Watch events are counted here. */
 static inline int exen_store_message(struct exen *xen, struct exen_store_header *header,
                                      char text[EXEN_STORE_PAYLOAD + 1])
 {
@@ -507,7 +508,7 @@ static inline int exen_store_message(struct exen *xen, struct exen_store_header 
     return (int)header->len;
 }
 
-/* Ask the store: a payload of two parts, the reply's payload NUL-ended in `text`, its length as result. */
+/* Send a request with a payload of two parts; the reply's payload, NUL-terminated, in `text`: its length. */
 static inline int exen_store_call(struct exen *xen, uint32_t type, uint32_t tx, const void *first, size_t first_size,
                                   const void *second, size_t second_size, char text[EXEN_STORE_PAYLOAD + 1])
 {
@@ -526,7 +527,7 @@ static inline int exen_store_call(struct exen *xen, uint32_t type, uint32_t tx, 
     return result >= 0 && header.type == EXEN_XS_ERROR ? exen_store_error(text) : result;
 }
 
-/* Read a node into `value`, NUL-ended: its length. Relative paths begin at /local/domain/<our domid>/. */
+/* Read a node into `value`, NUL-terminated: its length. Relative paths begin at /local/domain/<own domid>/. */
 static inline int exen_store_read(struct exen *xen, uint32_t tx, const char *path, char *value, size_t size)
 {
     char text[EXEN_STORE_PAYLOAD + 1];
@@ -546,7 +547,7 @@ static inline int exen_store_write(struct exen *xen, uint32_t tx, const char *pa
     return result < 0 ? result : 0;
 }
 
-/* Begin a transaction: 0, and its number in `tx`. */
+/* Begin a transaction: 0, and its id in `tx`. */
 static inline int exen_store_begin(struct exen *xen, uint32_t *tx)
 {
     char text[EXEN_STORE_PAYLOAD + 1];
@@ -557,7 +558,7 @@ static inline int exen_store_begin(struct exen *xen, uint32_t *tx)
     return 0;
 }
 
-/* Commit a transaction; -EAGAIN where somebody else changed the same nodes, and all of it must be done again. */
+/* Commit a transaction; -EAGAIN where one of its nodes was changed by another: repeat the whole transaction. */
 static inline int exen_store_commit(struct exen *xen, uint32_t tx)
 {
     char text[EXEN_STORE_PAYLOAD + 1];
@@ -565,7 +566,7 @@ static inline int exen_store_commit(struct exen *xen, uint32_t tx)
     return result < 0 ? result : 0;
 }
 
-/* Watch a path and what is below it. It fires once at once. */
+/* Watch a path and all below it. The watch fires once at the beginning. */
 static inline int exen_store_watch(struct exen *xen, const char *path)
 {
     char text[EXEN_STORE_PAYLOAD + 1];
@@ -573,7 +574,7 @@ static inline int exen_store_watch(struct exen *xen, const char *path)
     return result < 0 ? result : 0;
 }
 
-/* Wait until some watch fired since the last call: 1, or 0 after `milliseconds`. */
+/* Wait until a watch has fired since the last call: 1, or 0 after `milliseconds`. */
 static inline int exen_store_wait_watch(struct exen *xen, int milliseconds)
 {
     struct exen_store_header header;

@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def allow_descriptors() -> None:
-    """Raise the soft limit of open files to the hard one: a thousand domains or vifs take some five each."""
+    """Raise the soft limit of open files to the hard one: a thousand domains or vifs take about five each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -68,7 +68,7 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 async def until_stopped(stop: asyncio.Event, going: Coroutine[Any, Any, object]) -> None:
-    """Until somebody says stop, or until what was to go on for ever ends: its error is raised."""
+    """Wait for `stop`; re-raise if `going`, which should not end, ends first. Cancel the other one."""
     stopped, ended = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(going)
     try:
         done, _ = await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)

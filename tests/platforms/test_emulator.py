@@ -151,7 +151,7 @@ def test_the_emulator_s_end_is_an_error_for_its_domains(directory: Path) -> None
 
 def test_the_example_of_the_docs(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs/emulated-xen.md").read_text()
-    example = text.split("```python\n")[1].split("```")[0].replace("/tmp/xen", str(tmp_path / "xen"))
+    example = text.split("```python\n")[1].split("```")[0].replace("Path.home()", f"Path({str(tmp_path)!r})")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, check=False
     )

@@ -8,7 +8,7 @@ ENTRY = struct.Struct("<HHI")
 """flags, domid, frame."""
 
 RESERVED_ENTRIES = 8
-"""The first grefs belong to the toolstack (console, store); a guest hands out those from here on."""
+"""The toolstack owns the first grefs (console, store); a guest uses the grefs from here on."""
 
 
 class GrantFlag(enum.IntFlag):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """io/netif.h: requests, responses, extra infos, flags and statuses. Sizes in bytes, little-endian.
 
-TX is what the guest sends, RX what it receives. Mind that the first two flag bits are swapped between the two.
+TX is what the guest sends, RX what it receives. The first two flag bits have swapped meanings in the two.
 """
 
 import enum
@@ -10,9 +10,9 @@ import struct
 from netback.abi.ring import slots
 
 TX_REQUEST = struct.Struct("<IHHHH")
-"""gref, offset, flags, id, size. A chain's first size is the frame's total, later ones are their own."""
+"""gref, offset, flags, id, size. The first size of a chain is the frame's total, later ones are their own."""
 TX_RESPONSE = struct.Struct("<Hh8x")
-"""id, status; the whole 12-byte slot, since a stale byte must not be shown (XSA-216)."""
+"""id, status, and zeros up to the slot's 12 bytes: no stale byte may be shown (XSA-216)."""
 RX_REQUEST = struct.Struct("<HHI")
 """id, pad, gref."""
 RX_RESPONSE = struct.Struct("<HHHh")
@@ -29,9 +29,9 @@ MAX_TX_SIZE = 0xFFFF
 ETH_HLEN = 14
 
 MAX_DATA_SLOTS = 20
-"""Data slots of a frame that are served; netif.h promises 18, Windows may send 19 (rules 1)."""
+"""Data slots of a frame that are served; netif.h asks for 18 (docs/decisions.md, Slots and chains)."""
 FATAL_DATA_SLOTS = 22
-"""From here on a chain is an attack and closes the vif; the one between is answered ERROR."""
+"""A chain of so many data slots or more closes the vif (XSA-39); one of 21 is answered ERROR."""
 
 
 class TxFlag(enum.IntFlag):

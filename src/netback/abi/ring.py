@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""io/ring.h: the shared ring's header and the sizes that netif's rings get. All offsets in bytes, little-endian.
+"""io/ring.h: the shared ring's header and the number of its slots. All offsets in bytes, little-endian.
 
 TX is what the guest sends, RX what it receives, here and everywhere in netback.
 """
@@ -7,7 +7,7 @@ TX is what the guest sends, RX what it receives, here and everywhere in netback.
 import struct
 
 PAGE_SIZE = 4096
-"""Xen's protocol page, whatever the page size of the machine."""
+"""Xen's protocol page, on machines of any page size."""
 
 REQ_PROD = 0
 REQ_EVENT = 4
@@ -20,7 +20,7 @@ SRING = struct.Struct("<IIII")
 
 
 def slots(slot_size: int) -> int:
-    """Entries of a one-page ring: the largest power of two that fits behind the header."""
+    """Slots of a one-page ring: the largest power of two that fits behind the header (__RING_SIZE)."""
     return 1 << (((PAGE_SIZE - HEADER_SIZE) // slot_size).bit_length() - 1)
 
 

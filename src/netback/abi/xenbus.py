@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""io/xenbus.h: the states that the two ends of a device walk through."""
+"""io/xenbus.h: the states of the two ends of a device."""
 
 import enum
 from typing import Self

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What xen/io/xs_wire.h fixes: types, errors, limits and header. It does not know what a request means."""
+"""xen/io/xs_wire.h: message types, errors, limits and the header."""
 
 from enum import IntEnum, StrEnum
 from struct import Struct
 
 
 class Op(IntEnum):
-    """Message types; the value is the wire's. 20 was RESTRICT and stays free."""
+    """XS_*: the message types. 20 was RESTRICT and stays free."""
 
     CONTROL = 0
     DIRECTORY = 1
@@ -53,9 +53,12 @@ class Errno(StrEnum):
     EPERM = "EPERM"
 
 
-# type, req_id, tx_id, len. The header says host order; both architectures served here are little-endian.
 HEADER = Struct("<IIII")
+"""type, req_id, tx_id, len: host order, which is little-endian on x86-64 and arm64."""
 
-PAYLOAD_MAX = 4096  # violating this ends the connection
-ABS_PATH_MAX = 3072  # violating these two gets an error back
+PAYLOAD_MAX = 4096
+"""Bytes of a message's payload; more ends the connection."""
+ABS_PATH_MAX = 3072
+"""Bytes of a path; more is EINVAL."""
 REL_PATH_MAX = 2048
+"""Bytes of a path below a domain's home; more is EINVAL."""

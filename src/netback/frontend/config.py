@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from netback.abi.netif import TX_SLOTS
 from netback.abi.netif_keys import Key
 from netback.dataplane.caps import Can
 
-RING_SLOTS = 256
+RING_SLOTS = TX_SLOTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The platform seam: a store, event channels and grants, as Protocols that every platform keeps.
+"""The platform seam: a store, event channels and grants, as Protocols that every platform implements.
 
-Knows what a backend and a guest need of a hypervisor, not which one answers. The verbs of a burst (take, unmask,
-notify, copy) are native and reached through `.native` and `GuestMemory`; what stands here is for control
-code, a short blocking call each.
+Knows what a backend and a guest need of a hypervisor, not which hypervisor provides it. The verbs of a burst (take,
+unmask, notify, copy) are native and reached through `.native` and `GuestMemory`. The methods here are for control code,
+each a short blocking call. tests/platforms/contract.py checks both platforms.
 """
 
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ from netback.xenstore.aio import Store
 
 
 class EventChannels(Protocol):
-    """One handle of event channels, like one open /dev/xen/evtchn; a worker owns one."""
+    """One handle of event channels, as one open /dev/xen/evtchn; a worker owns one."""
 
     @property
     def native(self) -> Events:
-        """Take, unmask, notify: what the worker uses."""
+        """Take, unmask and notify, for the worker."""
 
     def bind_interdomain(self, domid: int, port: int) -> int:
-        """Our new port at the far side of an unbound `port` of `domid`; it is pending at once.
+        """Bind a new local port to the unbound `port` of `domid`: the local port, pending at once.
 
-        PlatformError EINVAL where that port is bound already or meant for somebody else: the caller tries
-        again, with a bound.
+        PlatformError EINVAL where that port is bound already or is not meant for this domain: the caller tries again,
+        with a bound (docs/decisions.md, Resume).
         """
 
     def alloc_unbound(self, domid: int) -> int:
-        """A port that `domid` may bind to."""
+        """Allocate a port that `domid` may bind to; PlatformError ENOSPC where none is left."""
 
     def unbind(self, port: int) -> None:
-        """Close a port: its far side becomes unbound again."""
+        """Close a port: its far side becomes unbound again. PlatformError EINVAL where it is no port of this handle."""
 
     def close(self) -> None:
         """Close every port."""
@@ -46,61 +46,65 @@ class MappedPage(Protocol):
 
     @property
     def address(self) -> int:
-        """Where it lies."""
+        """Its address in this process."""
 
     def unmap(self) -> None:
-        """Give it back: after this the guest may revoke the grant. May be called again."""
+        """Unmap it; the guest may revoke the grant afterwards. May be called again."""
 
 
 class Platform(Protocol):
-    """Where a backend lives: as the domain `domid`."""
+    """What a backend needs of the hypervisor, as the domain `domid`."""
 
     @property
     def name(self) -> str:
-        """The word of `--platform`."""
+        """The value of `--platform`."""
 
     @property
     def domid(self) -> int:
         """The backend's own domain."""
 
     async def open_store(self) -> Store:
-        """A store connection of its own, with this domain's privilege."""
+        """Open a store connection with this domain's privilege; StoreError where the store cannot be reached."""
 
     def open_events(self) -> EventChannels:
-        """A new handle."""
+        """Open a handle of event channels, which the caller closes."""
 
     def open_arena(self) -> Arena:
-        """A worker's memory for its bursts, such that copies between it and guests are cheap."""
+        """The memory of a worker's bursts, such that copies between it and guests are cheap."""
 
     def open_memory(self, domid: int) -> GuestMemory:
-        """A guest's memory, for copies that check its grants."""
+        """A guest's memory, for copies that check its grants.
+
+        Where there is no such domain, this raises PlatformError or the first copy fails.
+        """
 
     def map_grant(self, domid: int, gref: int) -> MappedPage:
         """Map a granted page for reading and writing; PlatformError where the guest did not grant it so."""
 
     def close(self) -> None:
-        """Close every handle and mapping that came from here."""
+        """Close the platform's handles. A page that is still mapped is not accessed afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrantedPage:
-    """A page of one's own that another domain may use: the gref that it knows it by, and where it lies here."""
+    """A page that another domain may use: its gref for that domain, its address in this process."""
 
     gref: int
     address: int
     view: memoryview
 
     def write(self, offset: int, data: bytes) -> None:
-        """Fill a part of the page."""
+        """Write `data` at `offset`."""
         self.view[offset : offset + len(data)] = data
 
     def read(self, offset: int = 0, length: int = PAGE_SIZE) -> bytes:
-        """What a part of the page holds."""
+        """A copy of a part of the page."""
         return bytes(self.view[offset : offset + length])
 
 
 class Domain(Protocol):
-    """Where a frontend lives: a guest as itself. Real Xen gives a page and its grant in one, so both do."""
+    """What a frontend needs of the hypervisor, as the guest `domid`. Linux's gntalloc makes a page and its grant in one
+    call, so `grant_pages` does."""
 
     @property
     def domid(self) -> int:
@@ -108,22 +112,22 @@ class Domain(Protocol):
 
     @property
     def events(self) -> EventChannels:
-        """Its first handle."""
+        """The domain's first handle."""
 
     async def open_store(self) -> Store:
-        """A store connection with this domain's privilege."""
+        """Open a store connection with this domain's privilege; StoreError where the store cannot be reached."""
 
     def open_events(self) -> EventChannels:
-        """One more handle, for a worker of its own."""
+        """Open a further handle, for one worker."""
 
     def claim(self, device: str) -> None:
-        """ConfigError where somebody else in this guest drives `device`, as in "device/vif/0"."""
+        """ConfigError where another driver in this guest uses `device`, such as "device/vif/0"."""
 
     def grant_pages(self, domid: int, count: int, readonly: bool = False) -> list[GrantedPage]:
-        """Pages of zeros that `domid` may use; PlatformError ENOSPC, and none, where there are not so many."""
+        """Grant `count` pages of zeros to `domid`; PlatformError ENOSPC where so many are not available."""
 
     def take_back(self, pages: Sequence[GrantedPage]) -> None:
-        """End the grants of what one `grant_pages` gave. A page that is mapped elsewhere is lost as long as it is."""
+        """End the grants of one `grant_pages`. A page stays in use while another process has it mapped (XSA-396)."""
 
     def close(self) -> None:
-        """End what this process has of the domain: ports, grants, and on emulated Xen the domain itself."""
+        """Close ports and end grants; on emulated Xen this ends the domain."""

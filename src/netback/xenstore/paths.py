@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Path names: which are valid, whose home they are in, what is above them. It does not know what exists."""
+"""Paths of the store: validity, homes, ancestors (xenstore.txt, xs_wire.h). Does not know which nodes exist."""
 
 import re
 from collections.abc import Iterator
@@ -14,15 +14,20 @@ _HOME = re.compile(rb"/local/domain/[0-9]{1,5}/")
 
 
 def home(domid: int) -> bytes:
+    """The directory at which a domain's relative paths begin."""
     return b"/local/domain/%d" % domid
 
 
 def relative(name: bytes) -> bool:
+    """Whether a path begins at its caller's home."""
     return not name.startswith((b"/", b"@"))
 
 
 def canonical(name: bytes, base: bytes, limit: int, special: bool = False) -> bytes:
-    """The absolute path of `name`. `limit` is for the part below a domain's home (XENSTORE_REL_PATH_MAX)."""
+    """The absolute path of `name`, which begins at `base` if it is relative. Refused EINVAL where it is no valid path.
+
+    `limit`: bytes of the part below a domain's home at most (XENSTORE_REL_PATH_MAX). `special`: "@..." is allowed.
+    """
     if name.startswith(b"@"):
         valid = special and _SPECIAL.fullmatch(name)
         path = name
@@ -40,20 +45,22 @@ def _home_length(path: bytes) -> int:
 
 
 def parent(path: bytes) -> bytes:
-    """The node above; the root is its own."""
+    """The parent's path; the root is its own parent."""
     return path[: path.rindex(b"/")] or b"/"
 
 
 def leaf(path: bytes) -> bytes:
+    """The last name of a path."""
     return path[path.rindex(b"/") + 1 :]
 
 
 def child(path: bytes, name: bytes) -> bytes:
+    """The path of a child."""
     return b"/" + name if path == b"/" else path + b"/" + name
 
 
 def upward(path: bytes) -> Iterator[bytes]:
-    """The path and everything above it, nearest first; nothing is above a special node."""
+    """The path and its ancestors, nearest first; a special node has none."""
     yield path
     while path not in (b"/", b"") and path.startswith(b"/"):
         path = parent(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Permissions of nodes, and what they give to a domain. It does not know nodes or connections."""
+"""Permissions of nodes and the rights that they give to a domain (xenstore.txt). Knows no nodes, no connections."""
 
 import re
 from dataclasses import dataclass
@@ -21,12 +21,13 @@ _PERM = re.compile(rb"([nrwb])([0-9]{1,5})")
 
 
 class Perm(NamedTuple):
-    """One entry. A node's first names its owner, who may do anything, and what domains not listed may do."""
+    """One entry. A node's first names the owner, which has all rights, and the rights of unlisted domains."""
 
     domid: int
     access: int
 
     def encode(self) -> bytes:
+        """As GET_PERMS sends it: a letter of n, r, w, b and the domid."""
         return _ACCESS_LETTER[self.access] + b"%d" % self.domid
 
 
@@ -34,6 +35,7 @@ Perms = tuple[Perm, ...]
 
 
 def parse_perm(text: bytes) -> Perm:
+    """An entry of SET_PERMS; Refused EINVAL where it is none or names no possible domid."""
     match = _PERM.fullmatch(text)
     if match is None or int(match[2]) >= DOMID_FIRST_RESERVED:
         raise Refused(Errno.EINVAL)
@@ -42,17 +44,20 @@ def parse_perm(text: bytes) -> Perm:
 
 @dataclass(slots=True)
 class Caller:
-    """On whose behalf a request is served. Domain 0 may do anything."""
+    """The domain for which a request is served. Domain 0 has all rights and no quota."""
 
     domid: int
     quota: Quota = PRIVILEGED
-    target: int | None = None  # SET_TARGET: a stub domain has all rights of the guest that it serves, too
+    target: int | None = None
+    """The guest whose rights a stub domain has, too (SET_TARGET)."""
 
     @property
     def privileged(self) -> bool:
+        """Whether it is domain 0."""
         return self.domid == 0
 
     def rights(self, perms: Perms) -> int:
+        """READ, WRITE and OWNER, as far as the permissions give them to this domain."""
         if self.domid == 0:
             return ALL
         mine = (self.domid, self.target)
@@ -64,5 +69,5 @@ class Caller:
         return perms[0].access
 
     def inherit(self, perms: Perms) -> Perms:
-        """What a node made below one with these permissions gets: a guest owns what it makes."""
+        """The permissions of a new node below a node with `perms`: a guest owns the nodes that it makes."""
         return perms if self.domid == 0 else (Perm(self.domid, perms[0].access), *perms[1:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes to messages and back, in any chunking. It does not know what the messages mean, or who sent them."""
+"""Bytes to messages and back, in any chunking (xs_wire.h). Knows neither their meaning nor their sender."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from netback.errors import GuestError
 
 
 class WireError(GuestError):
-    """The far end's bytes are not the protocol: the stream is out of step for good, its connection ends."""
+    """The far end's bytes are not the protocol. The stream stays out of step, so its connection must end."""
 
 
 class Packet(NamedTuple):
-    """One message. `type` stays a plain number: what a far end sends need not be a known Op."""
+    """One message. `type` is a plain number, since the far end may send one that is no Op."""
 
     type: int
     req_id: int
@@ -20,11 +20,12 @@ class Packet(NamedTuple):
     payload: bytes
 
     def encode(self) -> bytes:
+        """The message on the wire."""
         return HEADER.pack(self.type, self.req_id, self.tx_id, len(self.payload)) + self.payload
 
 
 class Parser:
-    """Takes the stream as it comes and gives whole messages.
+    """Turns a stream in chunks of any size into whole messages.
 
     >>> parser = Parser()
     >>> parser.feed(Packet(2, 7, 0, b"/a").encode() + b"the next one's first bytes")
@@ -39,16 +40,17 @@ class Parser:
         self._at = 0
 
     def feed(self, data: bytes) -> None:
+        """Append received bytes."""
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
 
     def next_packet(self) -> Packet | None:
-        """The next whole message, or None: more bytes are needed."""
+        """The next whole message, or None while bytes are missing; WireError where a payload exceeds PAYLOAD_MAX."""
         start = self._at + HEADER.size
         if start > len(self._buffer):
             return None
         type_, req_id, tx_id, length = HEADER.unpack_from(self._buffer, self._at)
-        # xenstored kills the connection as well (xenstore.txt): whatever follows cannot be told from payload.
+        # xenstored ends the connection, too (xenstore.txt): the next header cannot be found.
         if length > PAYLOAD_MAX:
             raise WireError(f"xenstore message of type {type_} claims {length} of {PAYLOAD_MAX} bytes")
         end = start + length
@@ -59,7 +61,7 @@ class Parser:
 
 
 def strings(payload: bytes) -> list[bytes]:
-    """The NUL-terminated strings of a payload; bytes behind the last NUL are ignored, as xenstored does."""
+    """The NUL-terminated strings of a payload; bytes behind the last NUL are ignored, as in xenstored."""
     return payload.split(b"\0")[:-1]
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emulated Xen.
-
-A store, event channels and grants over shared memory, on any Linux machine without a hypervisor.
-"""
+"""Emulated Xen: store, event channels and grants over shared memory, on any Linux machine (docs/emulated-xen.md)."""
 
 from netback.platforms.emulated.domain import EmulatedDomain, Page
 from netback.platforms.emulated.emulator import Emulator, emulate, print_env

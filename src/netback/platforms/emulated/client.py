@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process's end of the emulated hypervisor: join, ask, leave. Each request is short and blocks.
+"""A process's end of the emulated hypervisor: join, request, leave. Each call is short and blocks.
 
-Knows the wire and descriptors; not what ports and grants are for. Threads may share a handle.
+Knows messages and descriptors, not the use of ports and grants. Threads may share a handle.
 """
 
 import contextlib
@@ -34,9 +34,11 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class Handle:
-    """One connection to the hypervisor.
+    """One connection to the hypervisor: a memory with its event page, an eventfd, and a store connection until that is
+    taken.
 
-    A memory with its event page, an eventfd, and a store connection until that is taken.
+    PlatformError where the hypervisor refuses the hello (docs/emulated-xen.md, Messages), ConfigError where the
+    directory's path is too long for a socket.
     """
 
     def __init__(self, directory: Path, hello: Hello, pages: int) -> None:
@@ -45,7 +47,7 @@ class Handle:
         hello.check()
         with contextlib.ExitStack() as undo:
             memfd = create_memfd(hello.name.decode() or "handle", pages)
-            with os.fdopen(memfd, "rb"):  # once joined, the mappings hold it
+            with os.fdopen(memfd, "rb"):  # after joining, the mappings keep the memory
                 self.memory = Mapping(memfd, 0, pages)
                 undo.callback(self.memory.close)
                 self._socket = undo.enter_context(_connect(directory))
@@ -59,7 +61,7 @@ class Handle:
 
     @classmethod
     def attach(cls, directory: Path, domid: int) -> Self:
-        """A handle of a domain that exists, with a memory that holds its event page alone."""
+        """A further handle of an existing domain; its memory holds only its event page."""
         return cls(directory, Hello(flags=HelloFlag.ATTACH, domid=domid), 1)
 
     def __enter__(self) -> Self:
@@ -71,13 +73,13 @@ class Handle:
         self.close()
 
     def close(self) -> None:
-        """Leave: ports close, maps end, and the domain too where this handle made it. May be called again."""
+        """Leave: ports close, mappings end, and the domain ends where this handle made it. May be called again."""
         self._undo.close()
 
     def take_store(self) -> socket.socket:
-        """A store connection of this domain, which is the caller's and outlives the handle, not the domain.
+        """A store connection of this domain, for the caller to close. It outlives the handle, not the domain.
 
-        The first is the one that came with joining.
+        The first call gives the connection of the hello's reply, later ones attach for another.
         """
         if self._store.fileno() < 0:
             with Handle.attach(self._directory, self.domid) as another:
@@ -85,7 +87,11 @@ class Handle:
         return socket.socket(fileno=self._store.detach())
 
     def request(self, op: Op, domid: int = 0, number: int = 0, flags: int = 0) -> tuple[Reply, list[int]]:
-        """Ask; the reply and its descriptors, which are the caller's. PlatformError where it is refused."""
+        """Send a request: its reply and descriptors, which the caller closes.
+
+        PlatformError where it is refused, GrantRefused where the grant table refuses, PlatformError EIO where the
+        hypervisor is gone or does not answer within 10 s.
+        """
         what = f"{op.name.lower()} domain {domid} number {number}"
         return self._exchange(Request(op, domid, number, flags).pack(), what, [])
 
@@ -97,7 +103,7 @@ class Handle:
                     self._socket, REPLY_SIZE, FDS_MAX, socket.MSG_CMSG_CLOEXEC
                 )
         except OSError as error:
-            self._socket.close()  # a reply that comes too late must not answer the next request
+            self._socket.close()  # a late reply must not answer the next request
             raise PlatformError(f"emulated Xen: {what}: {error.strerror or error}", "EIO") from error
         if len(data) != REPLY_SIZE:
             raise PlatformError(f"emulated Xen: {what}: the hypervisor ended the connection", "EIO")
@@ -111,7 +117,7 @@ class Handle:
 
 
 def _who(hello: Hello) -> str:
-    """The domain that was asked for, in a message's words."""
+    """The domain that a hello asks for, for messages."""
     return "a new domain" if hello.domid == DOMID_ANY else f"domain {hello.domid}"
 
 

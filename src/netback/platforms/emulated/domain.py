@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest of emulated Xen: a domain that this process makes and ends.
 
-Knows its memory, grants, event channels and store connection; what a frontend puts there it does not know.
+Knows memory, grants, event channels and the store connection, not what a frontend does with them.
 """
 
 from collections import deque
@@ -24,14 +24,14 @@ from netback.xenstore.aio import Store
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of the guest's own memory: its frame number, which a grant names, and where it is mapped."""
+    """A page of the guest's memory: its frame number, which a grant names, and its address in this process."""
 
     frame: int
     address: int
 
 
 class EmulatedDomain:
-    """A guest. Its end is the domain's end, however it comes.
+    """A guest. The domain ends at `close` and with this process.
 
     with Emulator(directory), EmulatedDomain.join(directory, name="guest") as guest:
         page = guest.alloc_page()
@@ -60,10 +60,10 @@ class EmulatedDomain:
         pages: int = 4096,
         grant_pages: int = 8,
     ) -> Self:
-        """Make a domain.
+        """Make a domain with `pages` of memory and 512 grants for each of `grant_pages` (1 to 64).
 
-        The next free domid unless one is asked for, `pages` of own memory, 512 grants for each page of
-        grants.
+        Without `domid` it gets the smallest one that was never used. PlatformError names a claim that is out of bounds
+        (docs/emulated-xen.md, Memory) or a domid in use (EEXIST).
         """
         wanted = DOMID_ANY if domid is None else domid
         total = grant_pages + 1 + pages
@@ -88,22 +88,22 @@ class EmulatedDomain:
         return await Store.from_socket(self._handle.take_store())
 
     def open_events(self) -> EmulatedEventChannels:
-        """One more handle of this domain, for a worker of its own."""
+        """Open a further handle of this domain, for one worker."""
         return self._others.open_events()
 
     # ---- granted pages, as a frontend uses them
 
     def claim(self, device: str) -> None:
-        """Nobody else is in this guest."""
+        """No other driver exists in this guest."""
 
     def grant_pages(self, domid: int, count: int, readonly: bool = False) -> list[GrantedPage]:
-        """Pages of zeros that `domid` may use."""
+        """Grant `count` pages of zeros to `domid`; PlatformError ENOSPC where so many are not left."""
         if count > min(len(self._free_frames), len(self._free_grefs)):
             raise PlatformError(f"domain {self.domid} has no {count} pages and grants left", "ENOSPC")
         return [self._grant_page(domid, readonly) for _ in range(count)]
 
     def take_back(self, pages: Sequence[GrantedPage]) -> None:
-        """End their grants; a page that somebody has mapped still is lost to this guest."""
+        """End their grants; a page that is still mapped elsewhere is not used again."""
         for granted in pages:
             granted.view.release()
             page = self._granted.pop(granted.gref)
@@ -120,7 +120,7 @@ class EmulatedDomain:
     # ---- memory
 
     def alloc_page(self) -> Page:
-        """A page of zeros."""
+        """A page of zeros; PlatformError ENOMEM where none is left."""
         if not self._free_frames:
             raise PlatformError(f"domain {self.domid} has no page left", "ENOMEM")
         frame = self._free_frames.popleft()
@@ -128,11 +128,11 @@ class EmulatedDomain:
         return self.page(frame)
 
     def free_page(self, page: Page) -> None:
-        """Give a page back, which must not be granted any more."""
+        """Give a page back; it must not be granted any more."""
         self._free_frames.append(page.frame)
 
     def page(self, frame: int) -> Page:
-        """Any frame of this memory, the grant table's own too: what a guest grants is its own affair."""
+        """Any frame of this memory, those of the grant table included: a guest may grant any."""
         return Page(frame, self.memory.address + frame * PAGE_SIZE)
 
     def view(self, frame: int) -> memoryview:
@@ -142,7 +142,7 @@ class EmulatedDomain:
     # ---- grants
 
     def grant(self, page: Page, domid: int, readonly: bool = False) -> int:
-        """Let a domain use a page: the gref to tell it."""
+        """Grant a page to a domain: the gref. PlatformError ENOSPC where no entry is left."""
         if not self._free_grefs:
             raise PlatformError(f"domain {self.domid} has no grant left", "ENOSPC")
         gref = self._free_grefs.popleft()
@@ -150,15 +150,15 @@ class EmulatedDomain:
         return gref
 
     def put_entry(self, gref: int, frame: int, domid: int, readonly: bool = False) -> None:
-        """Write a grant entry as it is asked for, sensible or not."""
+        """Write a grant entry, valid or not."""
         self._table.set(gref, domid, frame, readonly)
 
     def revoke(self, gref: int) -> None:
-        """End a grant; PlatformError EBUSY while somebody has it mapped."""
+        """End a grant; PlatformError EBUSY while it is mapped."""
         if not self._table.clear(gref):
             raise PlatformError(f"gref {gref} of domain {self.domid} is still in use", "EBUSY")
         self._free_grefs.append(gref)
 
     def still_in_use(self, gref: int) -> bool:
-        """Whether somebody has the grant mapped."""
+        """Whether the grant is mapped."""
         return self._table.pinned(gref)

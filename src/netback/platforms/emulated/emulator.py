@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated Xen of one directory: its store and its hypervisor, until the last trace is removed.
+"""The emulated Xen of one directory: its store and its hypervisor, from the lock to the removal of the last file.
 
-Knows the directory, its lock and how long all of it lives; what is asked there, its parts know.
+Knows the directory and the lifetimes; requests are served by the parts.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ _LOCK = "lock"
 
 
 def print_env(directory: Path) -> str:
-    """What a shell evaluates so that the xenstore tools find this store."""
+    """A line for a shell to evaluate, so that the xenstore tools find this store."""
     path = str((directory / STORE_SOCKET).absolute())
     return "export XENSTORED_PATH='" + path.replace("'", "'\\''") + "'"
 
 
 async def emulate(directory: Path, ready: Callable[[], None] | None = None) -> None:
-    """Serve until cancelled, or until SIGINT or SIGTERM where this runs in the main thread.
+    """Serve until cancelled, or until SIGINT or SIGTERM in the main thread. `ready` is called when domains can join.
 
-    `ready` is called once joined can be.
+    ConfigError where the directory is not private or another emulator serves it.
     """
     stop = asyncio.Event()
     with ended_by_signals(stop.set):
@@ -60,11 +60,11 @@ async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]
                 await stop.wait()
         finally:
             domains.store.close()
-            await asyncio.sleep(0)  # the transports that this ended close their sockets in the next round
+            await asyncio.sleep(0)  # the ended transports close their sockets in the loop's next round
 
 
 class _Domains:
-    """The store's side of a domain's life."""
+    """What the store shows of domains: home, name, domid, @introduceDomain and @releaseDomain."""
 
     def __init__(self) -> None:
         self.store = Server()
@@ -81,7 +81,7 @@ class _Domains:
         self.store.release(domid)
 
     def attach(self, domid: int) -> socket.socket:
-        """A domain's end of a new store connection."""
+        """The domain's end of a new store connection."""
         ours, theirs = socket.socketpair()
         task = asyncio.get_running_loop().create_task(attach_store(self.store, ours, domid))
         self._attaching.add(task)
@@ -97,9 +97,7 @@ class _Domains:
 
 
 class Emulator:
-    """`emulate` on a thread of its own, for programs that also are its domains.
-
-    Their requests block, and the loop that serves those must not.
+    """`emulate` on a thread of its own, for programs that also join: their requests block.
 
     with Emulator(directory):
         guest = EmulatedDomain.join(directory)

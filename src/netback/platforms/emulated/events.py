@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels on emulated Xen: the control side of a handle. The verbs of a burst are its `native`."""
+"""Event channels of emulated Xen: the control calls of a handle. The verbs of a burst are its `native`."""
 
 import os
 import threading
@@ -28,7 +28,7 @@ class _Remote:
 
 
 class EmulatedEventChannels:
-    """Implements platforms.base.EventChannels on a handle; `leave` is what its end does to that."""
+    """Implements platforms.base.EventChannels on a handle; `close` calls `leave` for the handle."""
 
     def __init__(self, handle: Handle, leave: Callable[[], object]) -> None:
         self._handle = handle
@@ -44,7 +44,7 @@ class EmulatedEventChannels:
         return self._opened(Op.ALLOC_UNBOUND, domid, 0)
 
     def status(self, port: int) -> PortState:
-        """What the hypervisor says of a port of this domain."""
+        """The state of a port of this domain."""
         return PortState(self._handle.request(Op.STATUS, number=port)[0].status)
 
     def unbind(self, port: int) -> None:
@@ -54,7 +54,7 @@ class EmulatedEventChannels:
             self._forget(port)
 
     def close(self) -> None:
-        """Close every port; nobody may notify through this any more. May be called again."""
+        """Close every port. No thread may notify through this any more. May be called again."""
         self._leave()
         with self._lock:
             for port in tuple(self._remotes):
@@ -66,9 +66,9 @@ class EmulatedEventChannels:
         return port
 
     def _resolve(self, port: int) -> tuple[int, int, int] | None:
-        """Who is at the far side now.
+        """The far side of a port: address of its event page, eventfd, port; None where there is none.
 
-        Called by the native side, from its thread, when the generation moved.
+        The native side calls this from the worker's thread when the generation has changed.
         """
         try:
             reply, fds = self._handle.request(Op.PEER, number=port)
@@ -102,7 +102,7 @@ class EmulatedEventChannels:
 
 
 class AttachedHandles:
-    """The handles that one object opened at a domain, so that its end is theirs."""
+    """The further handles of a domain that one object opened and that close with it."""
 
     def __init__(self, directory: Path, domid: int) -> None:
         self._directory = directory
@@ -110,13 +110,13 @@ class AttachedHandles:
         self._ends: dict[Handle, Callable[[], None]] = {}
 
     def attach(self) -> Handle:
-        """A handle that is closed with all others."""
+        """A handle that `close` closes."""
         handle = Handle.attach(self._directory, self._domid)
         self._ends[handle] = handle.close
         return handle
 
     def open_events(self) -> EmulatedEventChannels:
-        """Event channels on a handle of their own, closed with all others or before."""
+        """Event channels on a new handle, closed by `close` or before."""
         handle = self.attach()
         channels = EmulatedEventChannels(handle, lambda: self._leave(handle))
         self._ends[handle] = channels.close

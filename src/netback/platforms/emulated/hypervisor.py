@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The emulated hypervisor's core: domains, handles, event channels, grants, and what requests do to them.
 
-Knows descriptors only to hand them on. It does not know sockets or the store: who serves them calls `join`,
-`request` and `leave`, and is told when a domain begins and ends.
+Knows descriptors only to hand them on, and neither sockets nor the store: the server calls `join`, `request` and
+`leave`, and gets a call when a domain begins and ends. docs/emulated-xen.md describes the requests.
 """
 
 import errno
@@ -30,14 +30,14 @@ from netback.platforms.emulated.protocol import (
 )
 
 MAX_MAPS = 65536
-"""Of a handle, as Xen bounds a domain's."""
+"""Mappings of a handle at most; Xen bounds those of a domain."""
 
 Answer = tuple[Reply, tuple[int, ...]]
-"""A reply and the descriptors beside it, which stay ours."""
+"""A reply and the descriptors to send with it, which are borrowed."""
 
 
 class Memory:
-    """The memfd of a handle: mapped here as far as the hypervisor writes to it."""
+    """The memfd of a handle. The hypervisor maps the pages that it writes: grant table and event page."""
 
     def __init__(self, fd: int, grant_pages: int) -> None:
         self.pages = sealed_pages(fd)
@@ -79,13 +79,13 @@ class Port:
         _ring(self.handle.eventfd)
 
     def changed(self) -> None:
-        """Its far side is another one now: whoever notifies through it must ask again."""
+        """Its far side has changed: a notifier must send PEER again."""
         self.handle.memory.events.bump()
 
 
 @dataclass(slots=True, eq=False)
 class Domain:
-    """What the handles of one domain share."""
+    """A domain: what its handles share."""
 
     domid: int
     owner: "Handle | None" = None
@@ -142,9 +142,9 @@ class Hypervisor:
     # ---- handles
 
     def join(self, hello: Hello, memfd: int) -> tuple[Handle, Reply]:
-        """A new handle, and its domain unless it attaches to one.
+        """Make a handle, and its domain unless it attaches: the handle and the reply. The memfd is taken over.
 
-        The memfd is taken over where this succeeds.
+        PlatformError, and the memfd stays the caller's, where a claim of the hello is out of its bounds.
         """
         hello.check()
         attach = bool(hello.flags & HelloFlag.ATTACH)
@@ -158,7 +158,7 @@ class Hypervisor:
         )
 
     def leave(self, handle: Handle) -> set[Handle]:
-        """The connection is gone. The other handles that go with it, where it was a domain's owner.
+        """The connection is gone: release its handle. Returns the other handles that end, where it owned the domain.
 
         May be called again.
         """
@@ -170,7 +170,7 @@ class Hypervisor:
         return set()
 
     def request(self, handle: Handle, request: Request) -> Answer:
-        """Serve one request; PlatformError where it is refused."""
+        """Serve one request: its reply and descriptors. PlatformError where it is refused."""
         serve = self._serve.get(request.op)
         if serve is None:
             raise PlatformError(f"no request {request.op}", "ENOSYS")
@@ -207,10 +207,7 @@ class Hypervisor:
         self._began(domain.domid, name)
 
     def _end(self, domain: Domain) -> set[Handle]:
-        """Its grants go first, so that nothing is copied to a domain that is no more.
-
-        The store tells last.
-        """
+        """End a domain. Its grants are cleared first, so that no copy reaches it; @releaseDomain fires last."""
         del self.domains[domain.domid]
         _memory_of(domain).grants.wipe()
         handles = set(domain.handles)
@@ -237,7 +234,7 @@ class Hypervisor:
         return domain
 
     def _new_domid(self, wanted: int) -> int:
-        """A rebooted guest is another domain: numbers come again only where they are asked for."""
+        """A domid for a new domain. One that was used comes again only where a hello asks for it."""
         if wanted == DOMID_ANY:
             wanted = next(domid for domid in range(1, DOMID_FIRST_RESERVED + 1) if domid not in self._used)
             if wanted == DOMID_FIRST_RESERVED:
@@ -262,7 +259,7 @@ class Hypervisor:
             raise PlatformError(f"{where} is not unbound for domain {handle.domain.domid}", "EINVAL")
         near = self._new_port(handle, request.domid)
         near.far, far.far = far, near
-        # In this order: who notified through `far` before it could know of us finds the port pending here.
+        # In this order: a notification through `far` from before the bind shows as the pending port here.
         far.changed()
         near.mark_pending()
         return Reply(number=near.number), ()
@@ -303,7 +300,7 @@ class Hypervisor:
         return port
 
     def _free(self, port: Port) -> None:
-        """Close one end: the other is unbound again, and waits for a new one of the same domain."""
+        """Close one end: the other is unbound again, and the same domain may bind to it."""
         del port.handle.domain.ports[port.number]
         port.handle.ports.discard(port)
         if port.far is not None:
@@ -344,7 +341,7 @@ class Hypervisor:
         mapped.domain.pins.setdefault(mapped.gref, [0, 0])[not mapped.readonly] += 1
 
     def _unpin(self, mapped: Map) -> None:
-        """The entry's marks go with the last reader and the last writer."""
+        """Undo a mapping. The entry's marks go with the last reader and the last writer."""
         domain = mapped.domain
         counts = domain.pins[mapped.gref]
         counts[not mapped.readonly] -= 1
@@ -357,7 +354,7 @@ class Hypervisor:
 
 
 def _ring(eventfd: int) -> None:
-    """Wake who sleeps on it. Its processes share its flags, so none may have made it one that blocks us."""
+    """Wake the process that waits for an eventfd. A process that shares it may have made it blocking: undo that."""
     os.set_blocking(eventfd, False)
     with suppress(BlockingIOError):  # a full counter is readable anyway
         os.eventfd_write(eventfd, 1)

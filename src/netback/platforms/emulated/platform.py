@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend's side of emulated Xen.
-
-Implements platforms.base.Platform in a domain that exists, domain 0 or a driver domain.
-"""
+"""A backend's side of emulated Xen: implements platforms.base.Platform in an existing domain, 0 or a driver domain."""
 
 import os
 from pathlib import Path
@@ -89,5 +86,5 @@ class EmulatedPlatform:
             os.close(memfd)
 
     def close(self) -> None:
-        """Leave: every port closes, and what was mapped is given back."""
+        """Leave: every port closes, every mapping ends."""
         self._handles.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Xen, by Linux's devices under /dev/xen."""
+"""Real Xen, through Linux's devices in /dev/xen."""
 
 from netback.platforms.xen.domain import XenDomain
 from netback.platforms.xen.events import XenEventChannels

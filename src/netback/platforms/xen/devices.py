@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux's Xen devices: opening them, and their ioctls with errors that name device and cause.
+"""Linux's Xen devices: opening them, and their ioctls, with errors that name the device and the cause.
 
-Numbers and layouts are those of Linux's uapi headers xen/evtchn.h, xen/gntdev.h and xen/gntalloc.h.
+Numbers and layouts come from Linux's uapi headers xen/evtchn.h, xen/gntdev.h and xen/gntalloc.h.
 """
 
 import errno
@@ -23,7 +23,7 @@ _MODULES = {
 
 
 def open_device(name: str, *, nonblocking: bool = False) -> int:
-    """A descriptor of /dev/xen/NAME; ConfigError says what to do where there is none."""
+    """Open /dev/xen/NAME: its descriptor. ConfigError where it is missing or not permitted says what to do."""
     path = DEVICES / name
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if nonblocking else 0))
@@ -47,7 +47,7 @@ def xen_version(root: Path = Path("/")) -> str:
 
 
 def call(device: int, request: int, argument: bytearray, what: str) -> int:
-    """An ioctl whose argument the kernel may fill: what it returned."""
+    """Make an ioctl, which may fill `argument`: its result. PlatformError names `what` and the errno."""
     try:
         return int(fcntl.ioctl(device, request, argument))
     except OSError as error:

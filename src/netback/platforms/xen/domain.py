@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest's side of a real Xen: the domain that this process runs in, as a frontend in userspace uses it.
+"""A guest's side of real Xen: the domain that this process runs in, for a frontend in userspace.
 
 Implements platforms.base.Domain over /dev/xen/{gntalloc,evtchn,xenbus}.
 """
@@ -24,12 +24,12 @@ from netback.platforms.xen.store import find_store, open_store, own_domid
 from netback.xenstore.aio import Store
 
 _NETFRONT = Path("/sys/bus/xen/drivers/vif")
-"""Linux's netfront, with a link for each device that it drives."""
+"""Linux's netfront: a link for each of its devices."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Allocated:
-    """What one ALLOC_GREF gave: where gntalloc knows it, and its mapping."""
+    """The pages of one ALLOC_GREF: their index in gntalloc, and their mapping."""
 
     index: int
     count: int
@@ -37,7 +37,7 @@ class _Allocated:
 
 
 class XenDomain:
-    """This guest. Pages, grants and ports end with it, or with this process."""
+    """This guest. Pages, grants and ports end at `close` or with this process."""
 
     def __init__(self) -> None:
         self._store = find_store()
@@ -93,12 +93,12 @@ class XenDomain:
         allocated = self._allocated.pop(pages[0].gref)
         for page in pages:
             page.view.release()
-        with suppress(BufferError):  # somebody reads it still: the last view's end unmaps
+        with suppress(BufferError):  # a view is still held: its end unmaps
             allocated.memory.close()
         gntalloc.free(self._gntalloc, allocated.index, allocated.count)
 
     def close(self) -> None:
-        """Pages that are not taken back live as long as whoever has them. May be called again."""
+        """Close the devices. Pages that were not taken back last as long as they are mapped. May be called again."""
         self.events.close()
         self._allocated.clear()
         if self._gntalloc >= 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels of a real Xen: the control side of one open /dev/xen/evtchn. The verbs of a burst are its `native`."""
+"""Event channels of real Xen: the control calls of one open /dev/xen/evtchn. The verbs of a burst are its `native`."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ _UNBIND = 0x00044503
 
 
 class XenEventChannels:
-    """Implements platforms.base.EventChannels. Every port closes with the handle, however this process ends."""
+    """Implements platforms.base.EventChannels. The kernel closes every port when this process ends."""
 
     def __init__(self) -> None:
         self._fd = open_device("evtchn", nonblocking=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages that this domain grants: /dev/xen/gntalloc, whose pages come with their grants."""
+"""Pages that this domain grants: /dev/xen/gntalloc makes pages together with their grants."""
 
 import struct
 from pathlib import Path
@@ -14,9 +14,10 @@ _LIMIT = Path("/sys/module/xen_gntalloc/parameters/limit")
 
 
 def allocate(gntalloc: int, domid: int, count: int, *, readonly: bool = False) -> tuple[int, list[int]]:
-    """Pages of zeros that `domid` may use: (where mmap finds them in the device, their grefs).
+    """Grant `count` pages of zeros to `domid`: (their offset in the device for mmap, their grefs).
 
-    They last until `free` or the device's end, and as long as they are mapped.
+    They last until `free` or the device's end, and as long as they are mapped. PlatformError ENOSPC beyond gntalloc's
+    limit, which all processes of the domain share.
     """
     # struct ioctl_gntalloc_alloc_gref: domid, flags, count, index (out), gref_ids (out)
     head = struct.pack("=HHIQ", domid, 0 if readonly else _WRITABLE, count, 0)
@@ -30,14 +31,14 @@ def allocate(gntalloc: int, domid: int, count: int, *, readonly: bool = False) -
 
 
 def free(gntalloc: int, index: int, count: int) -> None:
-    """End the grants of what one `allocate` gave; of a page that is mapped elsewhere when that ends (XSA-396)."""
+    """End the grants of one `allocate`. The grant of a page that is still mapped ends with its mapping (XSA-396)."""
     # struct ioctl_gntalloc_dealloc_gref: index, count
     argument = bytearray(struct.pack("=QI4x", index, count))
     call(gntalloc, _DEALLOC_GREF, argument, f"cannot give {count} pages back")
 
 
 def _explained(error: PlatformError) -> PlatformError:
-    """gntalloc has a limit for all of its users together, which two queues of ours reach."""
+    """The error with gntalloc's limit in its text, where that was the cause. Two queues of a frontend reach it."""
     if error.errno != "ENOSPC":
         return error
     limit = _LIMIT.read_text().strip() if _LIMIT.exists() else "?"

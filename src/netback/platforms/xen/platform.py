@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend's side of a real Xen, in dom0 or a driver domain.
+"""A backend's side of real Xen, in dom0 or a driver domain.
 
 Implements platforms.base.Platform over /dev/xen/{xenbus,evtchn,gntdev}, and gntalloc where that is there.
 """
@@ -26,12 +26,12 @@ from netback.xenstore.aio import Store
 log = logging.getLogger("netback.xen")
 
 _NAMED_PAGES = 80
-"""Of each worker's arena: what a burst fills, of large frames or of small ones. gntalloc has 1024 unless told more."""
+"""Pages of each worker's arena, as many as a burst fills. gntalloc has 1024 by default."""
 _MAP_GRANT_REF = 0x00184700
 _UNMAP_GRANT_REF = 0x00104701
 _MAP_TRIES = 1000
 _MAP_DELAY = 0.001
-"""Seconds between tries of mmap, which says EAGAIN while the guest's page is paged out."""
+"""Seconds between tries of mmap, which fails with EAGAIN while the guest's page is paged out: one second in all."""
 
 
 class XenMappedPage:
@@ -79,9 +79,9 @@ class XenMappedPage:
 
 
 class XenPlatform:
-    """The domain that this process runs in, as a backend uses it.
+    """The domain that this process runs in, for a backend.
 
-    The store is reached by xenstored's socket where that is here, which is dom0's privilege, else by /dev/xen/xenbus.
+    It reaches the store by xenstored's socket where that exists, which is in dom0, else by /dev/xen/xenbus.
     """
 
     name = "xen"
@@ -106,11 +106,11 @@ class XenPlatform:
         return XenEventChannels()
 
     def open_memory(self, domid: int) -> XenMemory:
-        """Whether the domain is there shows at the first copy."""
+        """The first copy fails where there is no such domain."""
         return XenMemory(self._gntdev, domid)
 
     def open_arena(self) -> Arena:
-        """With pages by gref where gntalloc gives them, which makes a copy a quarter cheaper."""
+        """With granted pages where gntalloc has them: a copy between two grants costs a quarter less."""
         arena = Arena()
         try:
             device = open_device("gntalloc")
@@ -120,14 +120,14 @@ class XenPlatform:
             finally:
                 os.close(device)  # the grants last as long as the arena
         except (ConfigError, PlatformError, OSError) as error:
-            log.info("copies cost more: %s", error)
+            log.info("copies go by address, which costs more: %s", error)
         return arena
 
     def map_grant(self, domid: int, gref: int) -> XenMappedPage:
         return XenMappedPage(self._gntdev, domid, gref)
 
     def close(self) -> None:
-        """Close the handle of grants: what was mapped stays until its page is unmapped or this process ends."""
+        """Close gntdev. A mapped page stays until it is unmapped or this process ends."""
         if self._gntdev >= 0:
             os.close(self._gntdev)
             self._gntdev = -1

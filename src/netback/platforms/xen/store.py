@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store of a real Xen: /dev/xen/xenbus, which every domain has, or xenstored's socket, which is dom0's."""
+"""The store of real Xen: /dev/xen/xenbus in every domain, or xenstored's socket in dom0."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ _SOCKET = Path("/run/xenstored/socket")
 
 
 def find_store() -> Path | None:
-    """xenstored's socket where there is one: it takes many requests at a time, /dev/xen/xenbus takes one."""
+    """The path of xenstored's socket, if it exists: it takes many requests at a time, /dev/xen/xenbus one."""
     named = os.environ.get("XENSTORED_PATH")
     if named is not None:
         return Path(named)
@@ -24,12 +24,12 @@ def find_store() -> Path | None:
 
 
 async def open_store(path: Path | None = None) -> Store:
-    """A connection with this domain's privilege: to the socket at `path`, or by the device."""
+    """Open a connection with this domain's privilege: to the socket at `path`, or by the device."""
     return await (Store.connect(path) if path is not None else Store.open_device(DEVICES / "xenbus"))
 
 
 def own_domid(path: Path | None = None) -> int:
-    """The domid of this domain, as the toolstack wrote it beside the domain's other nodes."""
+    """The domid of this domain, from the node `domid` that the toolstack writes; PlatformError where it has none."""
     fd = _connect(path) if path is not None else open_device("xenbus")
     try:
         return int(_ask(fd, "domid"))
@@ -49,7 +49,7 @@ def _connect(path: Path) -> int:
 
 
 def _ask(fd: int, node: str) -> bytes:
-    """One READ of a node below the own domain's directory; blocks for the answer."""
+    """READ a node below this domain's home; blocks for the answer."""
     client = Client()
     os.write(fd, client.request(Op.READ, joined(node.encode()), 0)[1])
     while data := os.read(fd, _READ_BYTES):
