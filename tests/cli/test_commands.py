@@ -58,6 +58,21 @@ def test_version_is_the_package_s() -> None:
             2,
             "failed to parse MAC address: '1:2'",
         ),
+        (
+            ("attach", "0", "--net", "null", "--force", "--mac", "01:00:5e:00:00:01"),
+            2,
+            "a NIC cannot have a multicast or broadcast MAC address: '01:",
+        ),
+        (
+            ("attach", "0", "--net", "null", "--force", "--mac", "ff:ff:ff:ff:ff:ff"),
+            2,
+            "a NIC cannot have a multicast or broadcast MAC address: 'ff:",
+        ),
+        (
+            ("attach", "0", "--net", "null", "--force", "--mac", "00:00:00:00:00:00"),
+            2,
+            "a NIC cannot have the MAC address of zeros: '00:",
+        ),
         (("detach", "0"), 2, "domain 0 has no such device"),
     ],
 )

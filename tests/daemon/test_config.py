@@ -47,6 +47,7 @@ def test_a_good_file() -> None:
         ("[[device]]\nnet = 'tap'\nattach = true", "attach needs guest and index"),
         ("[[device]]\nnet = 'tap'\nguest = 'a'\nindex = 0\nattach = true\ndomid = 3", "attach goes by guest"),
         ("[[device]]\nnet = 'tap'\nmac = 'xx'", "MAC"),
+        ("[[device]]\nnet = 'tap'\nmac = '01:00:5e:00:00:01'", "multicast"),
         ("device = 3", "device: "),
         ("net = [", "at end of document"),
         ("net = 'null'\nnet = 'tap'", "Cannot overwrite a value"),

@@ -126,3 +126,8 @@ def test_mac_addresses() -> None:
     ):
         with pytest.raises(ValueError, match="failed to parse MAC address"):
             parse_mac(text)
+    for text in ("ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01", "03:00:00:00:00:00"):
+        with pytest.raises(ValueError, match="a NIC cannot have a multicast or broadcast MAC address"):
+            parse_mac(text)
+    with pytest.raises(ValueError, match="a NIC cannot have the MAC address of zeros"):
+        parse_mac("00:00:00:00:00:00")

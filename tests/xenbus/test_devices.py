@@ -195,6 +195,14 @@ async def test_names_and_addresses(backend: Backend, guest: Guest, caplog: pytes
             "failed to parse MAC address",
         ),
         (
+            await add(backend.store, guest.domid, number="10", mac="01:00:5e:00:00:01"),
+            "a NIC cannot have a multicast or broadcast MAC address",
+        ),
+        (
+            await add(backend.store, guest.domid, number="11", mac="00:00:00:00:00:00"),
+            "a NIC cannot have the MAC address of zeros",
+        ),
+        (
             await add(backend.store, guest.domid, kind="qnic", number="9", net="wire:0"),
             "realization of net device 9 failed: network 'wire:0': unknown kind 'wire'",
         ),

@@ -22,6 +22,7 @@ from netback.frontend.rings import Rings
 from netback.net.base import Network
 from netback.net.python import PythonNetwork
 from netback.platforms.base import Domain
+from netback.vif.features import parse_mac
 from netback.xenstore.aio import Store, StoreError
 
 _CLOSE_SECONDS = 5.0
@@ -214,6 +215,8 @@ class Frontend:
         self.features = await self._read_features()
         if not self.features.rx_copy:
             raise BackendError(f"{self.backend_path}: the backend has no feature-rx-copy")
+        with suppress(ValueError):  # no address, or one that no NIC may have: the link keeps its own
+            self.network.set_address(parse_mac(await self.store.read_or(f"{self.path}/mac")))
         backend = int(await self.store.read(f"{self.path}/backend-id"))
         self.rings = Rings(self.guest.domain, self.guest.domain.events, backend)
         self.queue = self._open_queue(self.rings, self.features)

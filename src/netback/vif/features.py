@@ -131,11 +131,20 @@ XEN_OUI = bytes([0x00, 0x16, 0x3E])
 
 
 def parse_mac(text: str | None) -> str:
-    """A MAC address in the store's spelling: lower-case, colons. ValueError has the reason."""
+    """A NIC's MAC address in the store's spelling: lower-case, colons. ValueError has the reason.
+
+    Refused as Linux refuses it for a link (is_valid_ether_addr): the address of zeros, and that of a group, as the
+    broadcast address is one: the lowest bit of its first octet is set (IEEE 802).
+    """
     if text is None:
         raise ValueError("no MAC address found")
     if not _MAC.fullmatch(text):
         raise ValueError("failed to parse MAC address")
+    octets = bytes.fromhex(text.replace(":", ""))
+    if octets[0] & 1:
+        raise ValueError("a NIC cannot have a multicast or broadcast MAC address")
+    if not any(octets):
+        raise ValueError("a NIC cannot have the MAC address of zeros")
     return text.lower()
 
 

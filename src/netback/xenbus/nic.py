@@ -211,9 +211,10 @@ class Nic:
             self._joined_at = self._loop.time()
             self._keep(network)
             await self.vif.refresh()
-            self._budget.warn(
-                log, f"{self._name}: {network.name} was removed and is joined again: frames pass"
+            text = (
+                f"{self._name}: link {network.name} was removed and is joined again, the rings as they were"
             )
+            self._budget.warn(log, f"{text}; bridge, addresses and `up` of a new link are the host's to set")
 
     def limit_mtu(self, limited: bool) -> None:
         """Keep a tap's MTU at 1500 or less for a guest without feature-sg; warn where it cannot be changed."""
