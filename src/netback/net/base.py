@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a vif needs of the network behind it, as one Protocol that every kind keeps.
+"""What a vif needs of the network behind it: one Protocol that every kind of network keeps.
 
 Knows neither links nor rings: a network is a native peer for each queue (a descriptor with a frame format) and the few
 things that control code does to it.
@@ -66,10 +66,10 @@ class Network(Protocol):
         """Give a tap that netback made this address, as "00:16:3e:12:34:56": the guest's end has its vif's address."""
 
     def drain(self) -> int:
-        """Throw away frames that waited since before the guest connected, 65536 at most: how many."""
+        """Discard the frames that came before the guest connected, 65536 at most: how many."""
 
     def drops(self) -> dict[str, int]:
-        """Frames that the network itself lost on their way to the guest, by cause; counts only grow."""
+        """Frames that the network lost on their way to the guest, by cause ("rx_overflow"); counts only grow."""
 
     def close(self) -> None:
         """Close descriptors; any number of times. A link stays as it is."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that takes every frame and gives none: for benchmarks, and for a vif that shall be quiet."""
+"""A network that takes every frame and gives none: for benchmarks, and for a vif without a network."""
 
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.null import NullPeer
@@ -7,7 +7,7 @@ from netback.net.base import Linkless
 
 
 class NullNetwork(Linkless):
-    """Nothing at the other end, and always room for more."""
+    """The far end takes every frame and sends none."""
 
     name = "null"
 
@@ -15,14 +15,14 @@ class NullNetwork(Linkless):
         self.peers = (NullPeer(caps=EVERYTHING),)
 
     def offloads(self, caps: int) -> None:
-        """Nothing ever comes from here."""
+        """No frame comes from here."""
 
     def drain(self) -> int:
-        """Nothing waits."""
+        """No frame waits."""
         return 0
 
     def drops(self) -> dict[str, int]:
-        """Nothing is lost that somebody sent."""
+        """No frame is lost."""
         return {}
 
     def close(self) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An existing Ethernet link, by a packet socket: needs no /dev/net/tun, so it works in an unprivileged user namespace.
 
-Knows AF_PACKET's options; that a VLAN tag comes aside and what GSO may arrive is the native side's business.
+The socket is promiscuous. It hears what arrives by the link, but neither what the host sends by it nor what another vif
+on the same link sends (docs/networks.md). Knows AF_PACKET's options (packet(7)); the native side puts VLAN tags back
+and handles every kind of GSO.
 """
 
 import socket
@@ -26,8 +28,8 @@ ETH_P_ALL = 3
 OPTIONS = (PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, PACKET_AUXDATA)
 """Not PACKET_QDISC_BYPASS: on a veth it gains 1 to 2 %, and the operator's shaping would not count."""
 SEND_ROOM = 256 * 1024
-"""Bytes: fewer frames than a link's queue holds by default (1000), so that a slow link makes the socket unwritable, the
-end of which poll tells; a full queue would say ENOBUFS to a socket that stays writable."""
+"""Bytes: fewer frames than a link's queue holds by default (1000). So a slow link makes the socket unwritable, and poll
+reports the end of that; a full queue would answer ENOBUFS while the socket stays writable."""
 MEMBERSHIP = struct.Struct("@iHH8s")
 """struct packet_mreq."""
 STATISTICS = struct.Struct("@II")
@@ -35,7 +37,7 @@ STATISTICS = struct.Struct("@II")
 
 
 def open_socket(link: str) -> socket.socket:
-    """A packet socket that hears nothing: of protocol 0 until every option is set, or frames come in another format."""
+    """A packet socket that hears nothing: its protocol is 0 until every option is set, so no frame lacks its header."""
     try:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     except PermissionError as error:
@@ -70,7 +72,7 @@ def bind(sock: socket.socket, name: str) -> int:
 
 
 class PacketNetwork:
-    """Every frame on a link that somebody else made, keeps up and removes; followed by its index if it is renamed.
+    """Every frame of a link that the host makes, keeps up and removes; the socket follows it through renames.
 
     The kernel unbinds the socket when the link is removed or leaves this network namespace; `check` binds it to the
     next link that has the name of the spec. ConfigError: this cannot be opened. GoneError: there is no such link.
@@ -142,14 +144,14 @@ class PacketNetwork:
         """AF_PACKET has no such setting: the data plane completes and cuts what the guest cannot take."""
 
     def carrier(self, on: bool) -> None:
-        """The link is not ours."""
+        """The link is not netback's to change."""
 
     def drain(self) -> int:
-        """Throw away what waits in the socket."""
+        """Discard the frames that wait in the socket."""
         return drain(self._socket)
 
     def drops(self) -> dict[str, int]:
-        """What found the socket's buffer full; the kernel's count starts anew each time that it is read."""
+        """Frames that found the socket's buffer full; reading the kernel's count sets it to zero."""
         if self._socket.fileno() >= 0:
             self._lost += STATISTICS.unpack(
                 self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size)
@@ -161,5 +163,5 @@ class PacketNetwork:
         self._socket.close()
 
     def remove(self) -> None:
-        """Close: the link is not ours."""
+        """Close; the link stays, since netback did not make it."""
         self.close()

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Knows how each is written, and which network it opens."""
+"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Knows how each is written, and which network it opens.
+
+A new kind of network is one file in this package, with a class that keeps `base.Network`, and one row of KINDS here;
+where its frames need another format or system call, it is one more file in dataplane/peers. docs/networks.md describes
+the kinds.
+"""
 
 import os
 from collections.abc import Callable, Sequence

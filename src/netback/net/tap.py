@@ -24,7 +24,7 @@ from netback.dataplane.caps import EVERYTHING, Can
 from netback.dataplane.peers.tap import TapPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import ETH_DATA_LEN
-from netback.net.buffers import DRAIN_MOST, HEAD
+from netback.net.buffers import HEAD, MAX_DRAIN
 from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
 from netback.net.rtnetlink import ARPHRD_ETHER, Link, add_altname, get_link, remove_altname, set_mtu
 
@@ -216,7 +216,7 @@ def restore_mtu(link: Link) -> None:
 
 
 class TapNetwork:
-    """A tap of the kernel. Its descriptor stays joined to it when it is renamed, taken down or moved elsewhere.
+    """A tap. Its descriptor stays joined to it when it is renamed, taken down or moved elsewhere.
 
     `held` is the descriptor of an earlier process that a descriptor store kept: if it is still this tap's, its carrier
     and the frames that wait in it are left as they are. ConfigError: no tap can be opened under this name. PeerError:
@@ -364,10 +364,10 @@ class TapNetwork:
     # ---- frames that wait, frames that were lost
 
     def drain(self) -> int:
-        """Throw away what waits in the tap's queue."""
+        """Discard the frames that wait in the tap's queue."""
         count = 0
         with suppress(OSError):
-            while count < DRAIN_MOST:
+            while count < MAX_DRAIN:
                 os.read(self._fd, HEAD)  # the kernel discards the rest of the frame
                 count += 1
         return count

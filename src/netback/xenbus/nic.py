@@ -31,8 +31,9 @@ from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
 
-_REJOIN_SECONDS = 1.0
-"""The least time from one join to the next: a link that is removed over and over must not keep the loop busy."""
+_ACTION_SECONDS = 1.0
+"""The least time from one attempt to join a link to the next that a change of the link causes: what is removed over and
+over, or changes by the attempt itself, must not keep the loop busy."""
 _BLIND_SECONDS = 5.0
 """How often to look for a link that is gone where no rtnetlink tells of its return."""
 _FAULTS = (NetbackError, OSError)
@@ -53,7 +54,8 @@ class Nic:
         self._name, self._context, self._budget, self._wake = name, context, budget, wake
         self._loop = asyncio.get_running_loop()
         self._later: asyncio.TimerHandle | None = None
-        self._joined_at = 0.0
+        self._acted_at = 0.0
+        """The loop's time when this process last made or joined the link itself, or tried to."""
         self._unchecked = True
         self._seen: tuple[str, int | None] | None = None
         """The link's name and MTU at the last check; None where that failed."""
@@ -78,6 +80,7 @@ class Nic:
         try:
             network = await self._open(spec, await self._link())
         except _FAULTS as error:
+            self._acted_at = self._loop.time()
             self._look_blindly(error)
             kind = next((kind for kind in (ConfigError, GoneError) if isinstance(error, kind)), NetbackError)
             raise kind(f"realization of net device {name.index} failed: {error}") from error
@@ -162,7 +165,9 @@ class Nic:
 
     def _on_link(self) -> None:
         """A link that this network follows has changed: wake the device unless all is as it was."""
-        if self.vif is None or self._seen is None or self._seen != _seen(self.vif.network):
+        if self.vif is None:
+            self._look_in(self._pause())
+        elif self._seen is None or self._seen != _seen(self.vif.network):
             self._look()
 
     def _on_notice(self, notice: Notice) -> None:
@@ -173,6 +178,10 @@ class Nic:
     def _look(self) -> None:
         self._unchecked = True
         self._wake()
+
+    def _pause(self) -> float:
+        """Seconds until the link may be tried again; 0 or less where it may be now."""
+        return self._acted_at + _ACTION_SECONDS - self._loop.time()
 
     def _look_in(self, seconds: float) -> None:
         self._stop_looking()
@@ -194,9 +203,8 @@ class Nic:
         if self.vif is None or not self._unchecked:
             return
         network, self._seen = self.vif.network, None
-        wait = self._joined_at + _REJOIN_SECONDS - self._loop.time()
-        if wait > 0 and network.mtu is None:
-            self._look_in(wait)
+        if (pause := self._pause()) > 0 and network.mtu is None:
+            self._look_in(pause)
             return
         try:
             joined = network.check()
@@ -208,7 +216,7 @@ class Nic:
         self._unchecked = False
         self._seen = _seen(network)
         if joined:
-            self._joined_at = self._loop.time()
+            self._acted_at = self._loop.time()
             self._keep(network)
             await self.vif.refresh()
             text = (
