@@ -281,6 +281,14 @@ def test_a_name_that_no_link_can_have(name: str) -> None:
     assert links() == {"lo"}
 
 
+def test_a_tap_that_cannot_be_marked_is_not_made() -> None:
+    """Its mark is the name of another link."""
+    ip("link add netback-web0 type bridge")
+    with pytest.raises(PeerError, match=r"tap:web0: cannot mark it as made by netback: File exists"):
+        TapNetwork("web0")
+    assert links() == {"lo", "netback-web0"}
+
+
 def links() -> set[str]:
     """The names of all links here."""
     return {name for _, name in socket.if_nameindex()}

@@ -32,7 +32,7 @@ async def run_guest(
     The vif closes in order at the end, and what was made for it (a tap) is removed.
     """
     stop = asyncio.Event()
-    network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}"[:15])
+    network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}")
     with ExitStack() as undo:
         undo.callback(network.remove)
         undo.enter_context(ended_by_signals(stop.set))

@@ -163,6 +163,8 @@ def is_here(fd: int) -> bool:
         return True
     try:
         return os.fstat(namespace).st_ino == os.stat(OWN_NAMESPACE).st_ino  # noqa: PTH116 (a magic link)
+    except OSError:  # there is no /proc
+        return True
     finally:
         os.close(namespace)
 
@@ -228,7 +230,7 @@ class TapNetwork:
             discard(held)
             held = None
         if fault := link_name_fault(link):
-            raise ConfigError(f"tap: {fault}")
+            raise ConfigError(f"tap: {fault}; choose one that Linux takes, as in tap:web0")
         self._link = self._name = link
         self._caps = 0
         self._carrier = self._limited = False
