@@ -124,9 +124,7 @@ def create(fd: int, link: str) -> bool:
     try:
         add_altname(made.index, MADE.format(link))
     except OSError as error:
-        raise OSError(
-            error.errno, f"tap:{link}: cannot mark it as made by netback: {error.strerror}"
-        ) from error
+        raise PeerError(f"tap:{link}: cannot mark it as made by netback: {error.strerror}") from error
     return True
 
 
