@@ -142,4 +142,7 @@ async def test_signals_until_the_end(
                 signal.pidfd_send_signal(pidfd, number)
                 await asyncio.sleep(0)
         os.close(pidfd)
-    assert await end(process) == (0, "")
+    code, out = await end(process)
+    assert (code, "Traceback" in out, "Error" in out) == (0, False, False), (
+        out
+    )  # a guest also tells its states
