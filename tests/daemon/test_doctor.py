@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks on made-up machines: each can hold and each can fail."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from netback.control.protocol import STATUS
+from netback.control.server import serve_control
 from netback.daemon import doctor
 from netback.daemon.doctor import Finding, Machine, Verdict
+from netback.daemon.status import DeviceStatus
+from netback.directory import Directory
 from netback.errors import PlatformError
 
 Check = Callable[[Machine], Finding]
@@ -67,6 +72,26 @@ def test_a_driver_domain_needs_somebody_for_scripts(tmp_path: Path) -> None:
     assert doctor.toolstack(made_up(tmp_path / "b", {}, domid=3)).verdict is Verdict.WARN
     devd = made_up(tmp_path / "c", {"proc/9/cmdline": "/usr/sbin/xl\0devd\0"}, domid=3)
     assert doctor.toolstack(devd).verdict is Verdict.OK
+
+
+async def test_errors_and_quotas_of_the_running_backend(tmp_path: Path) -> None:
+    """In a driver domain the store allows so many nodes and watches; each device that lacks some says so."""
+    refused = "xenstore: WATCH /local/domain/3/x: E2BIG (the quota of watches of this domain is used up)"
+    devices = [
+        DeviceStatus(device="vif3.0", type="vif", domid=3, index="0", error=refused),
+        DeviceStatus(device="vif4.0", type="vif", domid=4, index="0"),
+    ]
+    machine = made_up(tmp_path, {}, domid=5)
+    with Directory.open(machine.runtime) as directory:
+        async with serve_control(directory, 5, {STATUS: lambda: devices}):
+            found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
+        assert [finding.verdict for finding in found] == [Verdict.WARN, Verdict.WARN]
+        assert "1 of 2 devices with an error, first vif3.0: xenstore: WATCH" in found[0].found
+        assert "--watch-nb" in found[1].advice
+        devices.pop(0)
+        async with serve_control(directory, 5, {STATUS: lambda: devices}):
+            found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
+        assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.OK]
 
 
 def test_a_store_that_does_not_answer_stops_no_other_check(tmp_path: Path) -> None:

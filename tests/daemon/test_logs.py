@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.daemon.systemd.logs import JournalFormatter, is_journal
+from netback.daemon.systemd.logs import JournalFormatter, LineFormatter, is_journal
 
 LEVELS = [
     (logging.DEBUG, 7),
@@ -23,7 +23,7 @@ SAY = "import logging; from netback.daemon.systemd.logs import set_up_log; set_u
 
 @pytest.mark.parametrize(("level", "priority"), LEVELS)
 def test_every_line_has_its_priority(level: int, priority: int) -> None:
-    record = logging.LogRecord("netback", level, "", 0, "one\ntwo", (), None)
+    record = logging.LogRecord("asyncio", level, "", 0, "one\ntwo", (), None)
     assert JournalFormatter("%(message)s").format(record) == f"<{priority}>one\n<{priority}>two"
 
 
@@ -48,3 +48,12 @@ def test_a_service_speaks_to_whoever_listens(tmp_path: Path, journal: bool) -> N
         said = stream.read()
     assert (said == "<4>root: a\n<4>b\n") is journal
     assert journal or said.endswith("WARNING root: a\nb\n")
+
+
+@pytest.mark.parametrize("formatter", [JournalFormatter, LineFormatter])
+def test_a_guest_cannot_write_lines_of_its_own(formatter: type[logging.Formatter]) -> None:
+    """Nor steer a terminal; a traceback of netback's keeps its lines."""
+    record = logging.LogRecord("netback.xenbus", logging.INFO, "", 0, "vif3.0: %s", ("a\n<0>b\x1b[2J",), None)
+    assert formatter("%(message)s").format(record).endswith(r"vif3.0: a\n<0>b\x1b[2J")
+    record.exc_text = "Traceback\n  line"
+    assert len(formatter("%(message)s").format(record).splitlines()) == 3

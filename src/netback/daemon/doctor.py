@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from netback.control.client import ask
-from netback.control.protocol import STATUS
+from netback.control.protocol import STATUS, ControlError
 from netback.daemon.config import DEFAULT, load_config
 from netback.daemon.status import DeviceStatus
 from netback.daemon.systemd.unit import KEEP_KERNEL_OUT
@@ -237,16 +237,19 @@ def locked_memory(machine: Machine) -> Finding:
     return ok(f"{limit} bytes at most; netback locks none" if limit is not None else "no limit")
 
 
+def _devices(machine: Machine) -> list[DeviceStatus] | None:
+    """What the running backend serves; None where none runs. NetbackError or OSError: not known."""
+    return asyncio.run(ask(machine.runtime, machine.own_domid(), STATUS, list[DeviceStatus]))
+
+
 def running(machine: Machine) -> Finding:
     """Whether a netback serves this domain, and which of its devices have errors."""
     try:
-        domid = machine.own_domid()
+        devices = _devices(machine)
+    except ControlError as error:
+        return fail(str(error), "systemctl restart netback: no guest notices")
     except (NetbackError, OSError):
         return warn("not known, since the store does not answer", "see store")
-    try:
-        devices = asyncio.run(ask(machine.runtime, domid, STATUS, list[DeviceStatus]))
-    except NetbackError as error:
-        return fail(str(error), "systemctl restart netback: no guest notices")
     if devices is None:
         return warn(f"none answers in {machine.runtime}", "systemctl start netback, or netback run")
     faulty = [status for status in devices if status.error]
@@ -254,6 +257,29 @@ def running(machine: Machine) -> Finding:
         first = f"{len(faulty)} of {len(devices)} devices with an error, first {faulty[0].device}: {faulty[0].error}"
         return warn(first, "netback list shows each")
     return ok(f"one runs and serves {len(devices)} devices")
+
+
+def quotas(machine: Machine) -> Finding:
+    """Whether the store allows a driver domain as many devices as it has; domain 0 has no quotas."""
+    try:
+        devices = _devices(machine) or []
+    except (NetbackError, OSError):
+        return warn("not known, since no backend answers", "see netback")
+    refused = [status for status in devices if status.error and "quota" in status.error]
+    if refused:
+        return warn(
+            f"{len(refused)} of {len(devices)} devices, first {refused[0].device}: {refused[0].error}",
+            "in domain 0: xenstored --entry-nb (nodes), --watch-nb, --transaction; or oxenstored.conf's quota-*",
+        )
+    return ok("no device lacks nodes, watches or transactions")
+
+
+def offloads(machine: Machine) -> Finding:
+    """Links whose GRO or LRO gives frames that AF_PACKET cannot express; taps never do."""
+    return ok(
+        "where GTP-U or GUE tunnels arrive by packet:LINK: ethtool -K LINK gro off lro off"
+        " (docs/decisions.md, Offloads of taps and packet sockets)"
+    )
 
 
 def config(machine: Machine) -> Finding:
@@ -317,6 +343,8 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Finding]], ...] = (
     ("memlock", locked_memory),
     ("config", config),
     ("netback", running),
+    ("quotas", quotas),
+    ("offloads", offloads),
     ("bridges", bridges),
     ("scripts", scripts),
     ("toolstack", toolstack),

@@ -6,11 +6,22 @@ import os
 import sys
 from collections.abc import Mapping
 
+from netback.errors import printable
+
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """syslog(3)'s, by the least level that has them."""
 
 
-class JournalFormatter(logging.Formatter):
+class LineFormatter(logging.Formatter):
+    """netback's messages, each as one printable line: they quote guests, the store and configuration files."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.name.startswith("netback"):
+            record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+class JournalFormatter(LineFormatter):
     """Each line led by its priority; the journal has its own clock, and makes one entry of each line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,10 +39,10 @@ def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def set_up_log(level: int = logging.INFO) -> None:
-    """Once for each process that serves."""
+    """Call it once in each process that serves."""
     handler = logging.StreamHandler()
     if is_journal(sys.stderr.fileno()):
         handler.setFormatter(JournalFormatter("%(name)s: %(message)s"))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=level)
