@@ -45,9 +45,7 @@ async def test_nonsense_in_a_key(scene: Scene, key: str) -> None:
         if may_miss and text == "":
             continue  # as good as absent, which is allowed
         await scene.say(**{key.replace("-", "_"): text})
-        await scene.closes(
-            "failed to read " if text else ("failed to read ", "frontend doesn't support rx-copy")
-        )
+        await scene.closes(f"the frontend's {key} is ")
         error = await scene.backend.store.read(f"{scene.name.errors}/error")
         assert len(error) < 200
         assert error.isprintable()
@@ -81,7 +79,7 @@ async def test_numbers_that_lead_nowhere(scene: Scene, what: str) -> None:
     await scene.bad.offered()
     before = holdings()
     await scene.say(**keys)
-    await scene.closes("f")
+    await scene.closes("the frontend's ")
     await scene.others_pass()
     assert holdings() == before
     for key in keys:
@@ -207,7 +205,7 @@ async def test_a_port_that_is_taken(scene: Scene) -> None:
     try:
         events.bind_interdomain(scene.bad.guest.domid, port)
         await scene.say(event_channel=str(port))
-        await scene.closes(f"failed to bind event channel {port}: ")
+        await scene.closes(f"the frontend's event-channel {port} cannot be bound: ")
     finally:
         events.close()
     await scene.comes_back()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace points by name, logs that nobody can flood, and what the native side writes down, read back."""
+"""Trace points by name, logs with a bound, and the records of the native side, read back."""
 
 import logging
 import time
@@ -45,7 +45,7 @@ def test_patterns_turn_points_on_and_off(patterns: list[str], on: set[str]) -> N
     for pattern in patterns:
         tracer.select(pattern)
     for name, fields in TRACE_POINTS.items():
-        tracer.hit(name, *range(len(fields)))
+        tracer.emit(name, *range(len(fields)))
         assert tracer.on(name) == (name.removeprefix("xen_netdev_") in on)
     assert {line.split()[0].removeprefix("xen_netdev_") for line in lines} == on
 
@@ -54,10 +54,10 @@ def test_a_line_names_its_values() -> None:
     lines: list[str] = []
     tracer = Tracer(lines.append)
     tracer.select("xen_netdev_tx")
-    tracer.hit("xen_netdev_tx", "vif1.0", 8, 0, 60, "CSUM_BLANK")
+    tracer.emit("xen_netdev_tx", "vif1.0", 8, 0, 60, "CSUM_BLANK")
     assert lines == ["xen_netdev_tx dev=vif1.0 gref=8 offset=0 size=60 flags=CSUM_BLANK"]
     with pytest.raises(ValueError, match="shorter"):
-        tracer.hit("xen_netdev_tx", "vif1.0")
+        tracer.emit("xen_netdev_tx", "vif1.0")
 
 
 @pytest.mark.parametrize("pattern", ["", "-", "xen_netdev", "-nothing*", "XEN_*"])
@@ -66,7 +66,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_lists_the_points(patter
         Tracer().select(pattern)
 
 
-def test_a_log_budget_counts_what_it_does_not_say(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_budget_counts_the_lines_that_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
     now = [100.0]
     budget = LogBudget(3, 10.0, lambda: now[0])
     log = logging.getLogger("netback.test")
@@ -76,7 +76,6 @@ def test_a_log_budget_counts_what_it_does_not_say(caplog: pytest.LogCaptureFixtu
     budget.warn(log, "fault again")
     budget.warn(log, "and again")
     assert caplog.messages == ["fault 0", "fault 1", "fault 2", "fault again (and 997 more)", "and again"]
-    assert budget.total == 1002
 
 
 @pytest.fixture

@@ -31,17 +31,17 @@ JOURNAL_BODIES = 64
 """Where a ring's page of a journal has its responses: dataplane/journal.pxd."""
 
 WRONG = [
-    ({"tx_ring_ref": None}, "failed to read tx-ring-ref"),
-    ({"rx_ring_ref": None}, "failed to read rx-ring-ref"),
-    ({"event_channel": None}, "failed to read event-channel"),
-    ({"request_rx_copy": None}, "frontend doesn't support rx-copy"),
-    ({"request_rx_copy": "0"}, "frontend doesn't support rx-copy"),
-    ({"tx_ring_ref": "-1"}, "failed to read tx-ring-ref: "),
-    ({"rx_ring_ref": "8 8"}, "failed to read rx-ring-ref: "),
-    ({"feature_sg": "yes"}, "failed to read feature-sg: "),
-    ({"tx_ring_ref": "4000000000"}, "failed to map tx grant ref: "),
-    ({"rx_ring_ref": "0"}, "failed to map rx grant ref: "),
-    ({"event_channel": "4000"}, "failed to bind event channel 4000: "),
+    ({"tx_ring_ref": None}, "the frontend's tx-ring-ref is missing"),
+    ({"rx_ring_ref": None}, "the frontend's rx-ring-ref is missing"),
+    ({"event_channel": None}, "the frontend's event-channel is missing"),
+    ({"request_rx_copy": None}, "the frontend's request-rx-copy is missing or 0"),
+    ({"request_rx_copy": "0"}, "the frontend's request-rx-copy is missing or 0"),
+    ({"tx_ring_ref": "-1"}, "the frontend's tx-ring-ref is '"),
+    ({"rx_ring_ref": "8 8"}, "the frontend's rx-ring-ref is '"),
+    ({"feature_sg": "yes"}, "the frontend's feature-sg is 'yes'"),
+    ({"tx_ring_ref": "4000000000"}, "the frontend's tx-ring-ref 4000000000 cannot be mapped: "),
+    ({"rx_ring_ref": "0"}, "the frontend's rx-ring-ref 0 cannot be mapped: "),
+    ({"event_channel": "4000"}, "the frontend's event-channel 4000 cannot be bound: "),
 ]
 
 

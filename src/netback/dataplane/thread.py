@@ -6,7 +6,6 @@ Knows links, their listeners and one Worker; nothing of vifs.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import deque
@@ -21,8 +20,6 @@ from netback.dataplane.records import Record, parse_records
 from netback.dataplane.worker import Worker
 
 T = TypeVar("T")
-
-log = logging.getLogger("netback.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +37,17 @@ class WorkerThread:
     the order in which they were submitted. Each returns a Future; a coroutine awaits it by asyncio.wrap_future.
     """
 
-    def __init__(self, worker: Worker, *, name: str = "netback-worker", cpu: int | None = None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        on_lost: Callable[[int], object] = lambda _count: None,
+        name: str = "netback-worker",
+        cpu: int | None = None,
+    ) -> None:
+        """`on_lost(count)` is called in the thread when records were lost for want of room; `cpu` pins the thread."""
         self.worker = worker
+        self._on_lost = on_lost
         self._cpu = cpu
         self._listeners: dict[int, Listener] = {}
         self._calls: deque[Callable[[], None]] = deque()
@@ -119,7 +125,7 @@ class WorkerThread:
 
     def _report(self, data: bytes, lost: int) -> None:
         if lost:
-            log.warning("%d trace records lost: the reader is slower than the rings", lost)
+            self._on_lost(lost)
         for record in parse_records(data):
             if (listener := self._listeners.get(record.link)) is not None:
                 listener.record(record)

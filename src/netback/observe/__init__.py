@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program tells of itself."""
+"""Reports of the program: trace points, bounded logs, captures."""

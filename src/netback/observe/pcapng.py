@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captures in pcapng: each frame with the story of how it crossed the ring, which no capture on a link can tell.
+"""Captures in pcapng: each frame with a comment on how it crossed the ring, which no capture on a link has.
 
-Knows the file format (draft-ietf-opsawg-pcapng) and records, nothing of vifs. Ours, because no kept library fits:
-python-pcapng writes options for each packet, but had its last release in 2022 and is slow; scapy's writer comes with
-all of scapy, under the GPL.
+Knows the file format (draft-ietf-opsawg-pcapng) and records, nothing of vifs. Written here because no maintained
+library fits: python-pcapng writes options for each packet, but had its last release in 2022 and is slow; scapy's writer
+comes with all of scapy, under the GPL.
 """
 
 import enum
@@ -20,7 +20,8 @@ from netback.dataplane.records import Record, RecordKind
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
 LINKTYPE_ETHERNET = 1
 NANOSECONDS = bytes([9])
-OPTION_MOST = 0xFFFF
+MAX_OPTION = 0xFFFF
+"""Bytes of an option's value."""
 
 
 class Block(enum.IntEnum):
@@ -60,7 +61,7 @@ FLAGS = struct.Struct("<I")
 
 
 def padded(data: bytes) -> bytes:
-    """Up to the next multiple of four, as everything in the format is."""
+    """Pad with zeros to a multiple of four bytes, as the format wants for every value and body."""
     return data + bytes(-len(data) % 4)
 
 
@@ -71,7 +72,7 @@ def options(values: dict[Option, bytes]) -> bytes:
 
 
 def block(kind: Block, body: bytes) -> bytes:
-    """A block: its length stands at both ends, so that a reader can go backwards."""
+    """A block: its length is at both ends, so that a reader can go backwards."""
     length = HEAD.size + len(body) + TAIL.size
     return HEAD.pack(kind, length) + body + TAIL.pack(length)
 
@@ -86,23 +87,23 @@ class PcapngWriter:
         self._write(Block.SECTION_HEADER, head + options({Option.SHB_USERAPPL: program.encode()}))
 
     def interface(self, name: str, description: str) -> int:
-        """Its number, for `packet`."""
-        told = {
+        """Add an interface; returns its number, for `packet`."""
+        values = {
             Option.IF_NAME: name.encode(),
             Option.IF_DESCRIPTION: description.encode(),
             Option.IF_TSRESOL: NANOSECONDS,
         }
-        self._write(Block.INTERFACE_DESCRIPTION, INTERFACE.pack(LINKTYPE_ETHERNET, 0, 0) + options(told))
+        self._write(Block.INTERFACE_DESCRIPTION, INTERFACE.pack(LINKTYPE_ETHERNET, 0, 0) + options(values))
         self._interfaces += 1
         return self._interfaces - 1
 
     def packet(
         self, interface: int, time_ns: int, frame: bytes, *, length: int, direction: Direction, comment: str
     ) -> None:
-        """A frame of which `frame` is here and `length` was there."""
-        told = {Option.COMMENT: comment.encode()[:OPTION_MOST], Option.EPB_FLAGS: FLAGS.pack(direction)}
+        """Write a frame of `length` bytes, the first of which are `frame`, at `time_ns` (since 1970)."""
+        values = {Option.COMMENT: comment.encode()[:MAX_OPTION], Option.EPB_FLAGS: FLAGS.pack(direction)}
         head = PACKET.pack(interface, time_ns >> 32, time_ns & 0xFFFFFFFF, len(frame), length)
-        self._write(Block.ENHANCED_PACKET, head + padded(frame) + options(told))
+        self._write(Block.ENHANCED_PACKET, head + padded(frame) + options(values))
 
     def _write(self, kind: Block, body: bytes) -> None:
         self._stream.write(block(kind, body))
@@ -110,7 +111,7 @@ class PcapngWriter:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """What records of one ring are told with."""
+    """How the records of one ring are written."""
 
     name: str
     slots: int
@@ -127,14 +128,14 @@ RINGS = {
 
 @lru_cache(256)
 def flag_names(prefix: str, flags: TxFlag | RxFlag) -> str:
-    """As netif.h writes them; bits that it does not name stand for themselves."""
+    """The flags' names in netif.h, and bits without a name as a number."""
     names = [f"{prefix}_{flag.name.lower()}" for flag in type(flags) if flag.name and flag & flags]
     unknown = int(flags) & ~sum(type(flags))
     return "|".join([*names, *([hex(unknown)] if unknown else [])]) or "none"
 
 
-def story(record: Record) -> str:
-    """How a frame crossed its ring, in one line."""
+def describe(record: Record) -> str:
+    """One line on how a frame crossed its ring: slots, flags, grant, GSO, status."""
     ring = RINGS[RecordKind(record.kind)]
     parts = [
         f"{ring.name} ring slot {record.index % ring.slots} (index {record.index})",
@@ -150,9 +151,9 @@ def story(record: Record) -> str:
 
 
 class Capture:
-    """A file that the queues of any workers are captured to, one interface for each ring.
+    """A pcapng file for the frames of any number of queues, one interface for each ring.
 
-    A fault of the file ends the capture, not the worker: `error` keeps it.
+    A fault of the file ends the capture, not the worker: `error` has it. `frames` counts those written.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -162,7 +163,7 @@ class Capture:
         self.error: OSError | None = None
 
     def sink(self, vif: str, queue: int = 0) -> Callable[[Record], None]:
-        """What takes the records of one queue, from any thread."""
+        """The function that takes the records of one queue (`Vif.capture`), from any thread."""
         with self._lock:
             numbers = {
                 kind: self._writer.interface(
@@ -184,7 +185,7 @@ class Capture:
                     record.frame,
                     length=max(record.size, len(record.frame)),
                     direction=RINGS[kind].direction,
-                    comment=story(record),
+                    comment=describe(record),
                 )
                 self.frames += 1
         except OSError as error:

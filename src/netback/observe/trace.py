@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program says of itself: trace points that are chosen by name, and logs that nobody can flood.
+"""Trace points that are selected by name, and logs with a bound on their rate.
 
 Knows names and lines, nothing of what happens at a trace point.
 """
@@ -22,38 +22,44 @@ TRACE_POINTS: Mapping[str, tuple[str, ...]] = {
     "xen_netdev_tx": ("dev", "gref", "offset", "size", "flags"),
     "xen_netdev_rx": ("dev", "index", "status", "flags"),
 }
-"""Each trace point and what it tells; the names are those of QEMU's Xen NIC."""
+"""Each trace point and the names of its values; the names are those of QEMU's Xen NIC."""
 
 trace_log = logging.getLogger("netback.trace")
 
 
 class Tracer:
-    """Which trace points are on. Any thread may hit one."""
+    """The trace points that are on. Any thread may emit a line; one thread selects."""
 
     def __init__(self, write: Callable[[str], None] = trace_log.info) -> None:
         self._write = write
         self._on: frozenset[str] = frozenset()
 
     def select(self, pattern: str) -> None:
-        """Turn on every point that a name or glob matches; with a leading `-`, turn it off."""
+        """Turn on every trace point that matches a name or glob; with a leading `-`, turn it off.
+
+        ConfigError: no trace point matches.
+        """
         matching = {name for name in TRACE_POINTS if fnmatchcase(name, pattern.removeprefix("-"))}
         if not matching:
             raise ConfigError(f"no trace point matches {pattern!r}: there are {', '.join(TRACE_POINTS)}")
         self._on = self._on - matching if pattern.startswith("-") else self._on | matching
 
     def on(self, name: str) -> bool:
-        """Whether hitting this point writes a line: for those whose values cost something."""
+        """Whether this trace point is on: for callers whose values are expensive."""
         return name in self._on
 
-    def hit(self, name: str, *values: object) -> None:
-        """Write one line, if the point is on: its name and `what=value` for each value."""
+    def emit(self, name: str, *values: object) -> None:
+        """Write one line if the trace point is on: its name and `field=value` for each of its fields.
+
+        ValueError: too few or too many values.
+        """
         if name in self._on:
             fields = zip(TRACE_POINTS[name], values, strict=True)
             self._write(" ".join([name, *(f"{field}={value}" for field, value in fields)]))
 
 
 class LogBudget:
-    """So many lines in so many seconds for one source; the rest is counted, and said with the next that passes."""
+    """Writes at most `lines` lines of one source in `seconds`. The next line names the number of those left out."""
 
     def __init__(
         self, lines: int = 10, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -61,19 +67,16 @@ class LogBudget:
         self._lines, self._seconds, self._clock = lines, seconds, clock
         self._since = clock()
         self._spent = 0
-        self._unsaid = 0
-        self.total = 0
-        """Everything that this source had to say, written or not."""
+        self._left_out = 0
 
     def warn(self, log: logging.Logger, text: str, *, exc_info: bool = False) -> None:
         """Write a line while the budget lasts; `exc_info` adds the traceback of the exception at hand."""
-        self.total += 1
         now = self._clock()
         if now - self._since >= self._seconds:
             self._since, self._spent = now, 0
         if self._spent >= self._lines:
-            self._unsaid += 1
+            self._left_out += 1
             return
         self._spent += 1
-        log.warning(f"{text} (and {self._unsaid} more)" if self._unsaid else text, exc_info=exc_info)
-        self._unsaid = 0
+        log.warning(f"{text} (and {self._left_out} more)" if self._left_out else text, exc_info=exc_info)
+        self._left_out = 0

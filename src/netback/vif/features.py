@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend offers, and what the two ends agree on: the frontend's keys become one frozen VifConfig.
+"""The features that a backend offers, and the agreement: the frontend's keys become one frozen VifConfig.
 
-Pure. The frontend's keys are a guest's bytes: each is length-limited, strictly decimal and in range, or the vif closes.
+Pure. The frontend's keys are a guest's bytes: each is limited in length, strictly decimal and in range, or the vif
+closes with an error that names it.
 """
 
 import re
@@ -18,7 +19,7 @@ DeviceType = Literal["vif", "qnic"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the running backend can serve of each device."""
+    """The most that the running backend serves of each device."""
 
     queues: int = 1
 
@@ -50,10 +51,10 @@ OPTIONAL = (
     Key.QUEUES,
 )
 KEYS = REQUIRED + OPTIONAL
-"""Everything that is read of a frontend that says Connected."""
+"""All keys that are read of a frontend in state Connected."""
 
 RX_OFFSET: Mapping[DeviceType, int] = {"vif": 0, "qnic": 2}
-"""Where a frame begins in its first page: QEMU's NIC has the IP header aligned, netback has room for a whole page."""
+"""Where a frame begins in its first page, in bytes: QEMU's NIC aligns the IP header, Linux's backend begins at 0."""
 
 _DECIMAL = re.compile(r"[0-9]{1,10}")
 _WORD = 1 << 32
@@ -84,42 +85,45 @@ class VifConfig:
 
 
 def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
-    """A key's value: decimal digits and nothing else, below a bound."""
+    """The value of a frontend's key: decimal digits and nothing else, below a bound. GuestError names the key."""
     if text is None:
-        raise GuestError(f"failed to read {name}")
+        raise GuestError(f"the frontend's {name} is missing")
     if not _DECIMAL.fullmatch(text) or int(text) >= below:
-        raise GuestError(f"failed to read {name}: {text[:24]!a} is not a number below {below}")
+        raise GuestError(f"the frontend's {name} is {text[:24]!a}: not a number below {below}")
     return int(text)
 
 
-def _says(keys: Mapping[str, str | None], name: str) -> bool:
-    """A feature: absent is 0."""
-    return parse_number(name, keys.get(name) or "0") != 0
+def _number(keys: Mapping[str, str | None], name: str, default: str = "0") -> int:
+    """An optional key: without a value it is the default, as in Linux's backend."""
+    return parse_number(name, keys.get(name) or default)
 
 
 def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
     """IPv4 checksums unless refused, IPv6 only where asked for; TSO needs checksums and frames of several pages."""
-    csum4 = not _says(keys, Key.NO_CSUM)
-    csum6 = _says(keys, Key.IPV6_CSUM)
-    tso4 = _says(keys, Key.GSO_TCPV4) and csum4 and sg
-    tso6 = _says(keys, Key.GSO_TCPV6) and csum6 and sg
+    csum4 = not _number(keys, Key.NO_CSUM)
+    csum6 = bool(_number(keys, Key.IPV6_CSUM))
+    tso4 = bool(_number(keys, Key.GSO_TCPV4)) and csum4 and sg
+    tso6 = bool(_number(keys, Key.GSO_TCPV6)) and csum6 and sg
     return Can(Can.CSUM4 * csum4 | Can.CSUM6 * csum6 | Can.TSO4 * tso4 | Can.TSO6 * tso6)
 
 
 def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
-    """What the frontend's keys say; GuestError names the one that is missing or wrong."""
-    tx, rx, port = (parse_number(name, keys.get(name)) for name in REQUIRED)
-    if not _says(keys, Key.REQUEST_RX_COPY):
-        raise GuestError("frontend doesn't support rx-copy")
-    queues = parse_number(Key.QUEUES, keys.get(Key.QUEUES) or "1")
+    """The agreement by the frontend's KEYS, of which None is a node that is missing.
+
+    GuestError: a key is missing or wrong, or asks for what was not offered; it names the key and its value.
+    """
+    rings = QueueConfig(*(parse_number(name, keys.get(name)) for name in REQUIRED))
+    if not _number(keys, Key.REQUEST_RX_COPY):
+        raise GuestError(f"the frontend's {Key.REQUEST_RX_COPY} is missing or 0: it must take frames by copy")
+    queues = _number(keys, Key.QUEUES, default="1")
     if queues != 1:
-        raise GuestError(f"frontend wants {queues} queues: one was offered")
-    sg = _says(keys, Key.SG)
+        raise GuestError(f"the frontend's {Key.QUEUES} is {queues}: 1 was offered")
+    sg = bool(_number(keys, Key.SG))
     return VifConfig(
-        queues=(QueueConfig(tx, rx, port),),
+        queues=(rings,),
         caps=_caps(keys, sg),
         sg=sg,
-        rx_unannounced=not _says(keys, Key.RX_NOTIFY),
+        rx_unannounced=not _number(keys, Key.RX_NOTIFY),
         rx_offset=RX_OFFSET[kind],
     )
 

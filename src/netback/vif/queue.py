@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from netback.abi.netif_keys import Key
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
@@ -42,14 +43,16 @@ async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStac
     """Bind the frontend's port on `events`; `undo` unbinds it. Returns the local port.
 
     Binding is exclusive (EINVAL while another holds the port), so it also keeps out a dying predecessor and a second
-    backend. PlatformError, with its errno, after 1.3 s of trying.
+    backend. BindError, with its errno, after 1.3 s of trying.
     """
     for delay in (*_BIND_DELAYS, None):
         try:
             local = events.bind_interdomain(domid, port)
         except PlatformError as error:
             if error.errno != "EINVAL" or delay is None:
-                raise BindError(f"failed to bind event channel {port}: {error}", error.errno) from error
+                raise BindError(
+                    f"the frontend's {Key.EVENT_CHANNEL} {port} cannot be bound: {error}", error.errno
+                ) from error
             await asyncio.sleep(delay)
         else:
             undo.callback(_quietly, events.unbind, local)
@@ -57,12 +60,12 @@ async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStac
     raise AssertionError("the last try returns or raises")
 
 
-def map_ring(platform: Platform, domid: int, gref: int, which: str, undo: ExitStack) -> MappedPage:
-    """Map a ring's page for reading and writing; `undo` unmaps it. PlatformError names the ring, "tx" or "rx"."""
+def map_ring(platform: Platform, domid: int, gref: int, key: Key, undo: ExitStack) -> MappedPage:
+    """Map a ring's page for reading and writing; `undo` unmaps it. PlatformError names its key."""
     try:
         page = platform.map_grant(domid, gref)
     except PlatformError as error:
-        raise PlatformError(f"failed to map {which} grant ref: {error}", error.errno) from error
+        raise PlatformError(f"the frontend's {key} {gref} cannot be mapped: {error}", error.errno) from error
     undo.callback(_quietly, page.unmap)
     return page
 
@@ -70,7 +73,7 @@ def map_ring(platform: Platform, domid: int, gref: int, which: str, undo: ExitSt
 def open_journal(path: Path, adopt: bool) -> Journal:
     """The journal in this file, which is made if missing, with what a predecessor left in it only if `adopt`.
 
-    A new connection's journal must not know other rings. PlatformError names the file.
+    A new connection's journal must not know other rings. NetbackError names the file.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -106,8 +109,8 @@ def attach_queue(
 
     GuestError: an index is impossible. PlatformError: a ring cannot be mapped.
     """
-    tx = map_ring(platform, domid, queue.tx_ring_ref, "tx", undo)
-    rx = map_ring(platform, domid, queue.rx_ring_ref, "rx", undo)
+    tx = map_ring(platform, domid, queue.tx_ring_ref, Key.TX_RING_REF, undo)
+    rx = map_ring(platform, domid, queue.rx_ring_ref, Key.RX_RING_REF, undo)
     return BackQueue(
         events.native,
         platform.open_memory(domid),

@@ -16,7 +16,7 @@ from netback.dataplane.records import Record, RecordKind
 from netback.dataplane.thread import Listener
 from netback.errors import PeerError
 from netback.net.base import Network
-from netback.observe.trace import Tracer
+from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import VifConfig
 from netback.vif.group import Group
@@ -61,6 +61,7 @@ class Vif:
         self._capture: CaptureSink | None = None
         self._group: Group | None = None
         self._earlier: Counter[str] = Counter()
+        self._budget = LogBudget()
 
     @property
     def connected(self) -> bool:
@@ -95,8 +96,9 @@ class Vif:
         in the network are thrown away. Nothing is answered before `serve`, so that the device can write Connected
         between the two: a process that is killed there leaves rings without a response.
 
-        GuestError: an index in a ring is impossible. PlatformError: a port cannot be bound within 1.3 s, a ring not be
-        mapped. NetbackError: a journal cannot be opened. PeerError: the network refuses. After these nothing is held.
+        GuestError: an index in a ring is impossible. BindError: a port cannot be bound within 1.3 s. PlatformError: a
+        ring cannot be mapped. NetbackError: a journal cannot be opened. PeerError: the network refuses. After an error
+        nothing is held.
         """
         await self.disconnect()
         group = Group(self._platform, self._workers, self._domid)
@@ -192,17 +194,17 @@ class Vif:
     def _record(self, record: Record) -> None:
         if record.kind == RecordKind.TX_SLOT:
             flags = TxFlag(record.flags).name or "0"
-            self._tracer.hit("xen_netdev_tx", self.name, record.gref, record.offset, record.size, flags)
+            self._tracer.emit("xen_netdev_tx", self.name, record.gref, record.offset, record.size, flags)
         elif record.kind == RecordKind.RX_SLOT:
             flags = RxFlag(record.flags).name or "0"
-            self._tracer.hit("xen_netdev_rx", self.name, record.index, record.status, flags)
+            self._tracer.emit("xen_netdev_rx", self.name, record.index, record.status, flags)
         elif self._capture is not None:
             self._captured(self._capture, record)
 
     def _captured(self, sink: CaptureSink, record: Record) -> None:
-        """A sink's fault must not end the thread that serves this guest and others."""
+        """A fault of the sink ends the capture, not the thread that serves this guest and others."""
         try:
             sink(record)
         except Exception:
-            log.exception("%s: a capture failed and is ended", self.name)
+            self._budget.warn(log, f"{self.name}: the capture failed and is ended", exc_info=True)
             self._capture = None

@@ -5,6 +5,7 @@ Knows threads and event channels, nothing of what a vif is.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -14,7 +15,10 @@ from typing import Any
 
 from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
+from netback.observe.trace import LogBudget
 from netback.platforms.base import EventChannels, Platform
+
+log = logging.getLogger("netback.worker")
 
 
 async def finished(futures: Iterable[Future[Any]]) -> None:
@@ -86,9 +90,14 @@ class Workers:
 
 
 def _start(platform: Platform, number: int, undo: ExitStack) -> QueueWorker:
+    name, budget = f"netback-worker-{number}", LogBudget()
     events = platform.open_events()
     undo.callback(events.close)
-    thread = WorkerThread(Worker(events.native, platform.open_arena()), name=f"netback-worker-{number}")
+    thread = WorkerThread(
+        Worker(events.native, platform.open_arena()),
+        on_lost=lambda count: budget.warn(log, f"{name}: {count} records lost: traces and captures are slow"),
+        name=name,
+    )
     worker = QueueWorker(thread, events)
     undo.callback(worker.close)
     return worker

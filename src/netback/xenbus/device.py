@@ -196,7 +196,7 @@ class Device:
                 raise
 
     async def _disconnect(self) -> None:
-        self._context.tracer.hit("xen_netdev_disconnect", self.name)
+        self._context.tracer.emit("xen_netdev_disconnect", self.name)
         self.config = None
         if self.vif is not None:
             await self.vif.disconnect()
@@ -269,7 +269,7 @@ class Device:
         self.config = config
         for queue in config.queues:
             names = (queue.tx_ring_ref, queue.rx_ring_ref, queue.event_channel)
-            self._context.tracer.hit("xen_netdev_connect", self.name, *names)
+            self._context.tracer.emit("xen_netdev_connect", self.name, *names)
 
     async def _refuse_rx(self, snapshot: Snapshot) -> None:
         if self.vif is not None:

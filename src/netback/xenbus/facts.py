@@ -168,4 +168,4 @@ class FactReader:
             self._refused = True
         if theirs is not self.theirs:
             self.theirs = theirs
-            self._tracer.hit("xen_netdev_frontend_changed", self._name, int(theirs))
+            self._tracer.emit("xen_netdev_frontend_changed", self._name, int(theirs))

@@ -86,7 +86,7 @@ class Nic:
             raise kind(f"realization of net device {name.index} failed: {error}") from error
         if not running:
             network.carrier(False)
-        self._context.tracer.hit("xen_netdev_create", name)
+        self._context.tracer.emit("xen_netdev_create", name)
         self.vif = Vif(
             str(name),
             name.domid,
@@ -104,7 +104,7 @@ class Nic:
             self._budget.warn(
                 log, f"{name}: rate={printable(rate)} is not enforced here: limit {link} with tc"
             )
-        self._context.tracer.hit("xen_netdev_realize", name, info, network.name)
+        self._context.tracer.emit("xen_netdev_realize", name, info, network.name)
 
     async def _link(self) -> str:
         """The name of a tap whose spec names none. A script renames it to `vifname`, and fails if that exists."""
@@ -291,8 +291,8 @@ class Nic:
             await vif.disconnect()
         finally:
             self._end_network(vif.network, gone=True)
-        self._context.tracer.hit("xen_netdev_unrealize", self._name)
-        self._context.tracer.hit("xen_netdev_destroy", self._name)
+        self._context.tracer.emit("xen_netdev_unrealize", self._name)
+        self._context.tracer.emit("xen_netdev_destroy", self._name)
 
     async def remove_unopened_tap(self) -> None:
         """Remove the tap that an earlier process made for a device that this process never opened."""
