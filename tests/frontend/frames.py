@@ -40,12 +40,12 @@ def blank(version: int, protocol: int, payload: bytes, *, mss: int = 0, tags: by
 
 
 def ones(seed: int, size: int) -> bytes:
-    """Bytes of no pattern."""
+    """Pseudo-random bytes."""
     return random.Random(seed).randbytes(size)
 
 
 def ethernet(seed: int, length: int) -> bytes:
-    """A frame of a protocol that nobody offloads."""
+    """A frame of a protocol that has no offload."""
     return (bytes.fromhex("00163e00000200163e00000188b5") + ones(seed, length))[:length]
 
 

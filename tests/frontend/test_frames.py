@@ -104,7 +104,7 @@ async def test_rings_used_a_few_slots_at_a_time(xen: Path, config: FrontConfig) 
 
 
 async def test_eight_slot_guest_beside_a_64_kib_sender(xen: Path) -> None:
-    """The small guest posts too few buffers for what is sent to it: it gets it in pieces, and its neighbour whole."""
+    """A guest that posts too few buffers for a frame gets its segments; its neighbour gets it whole."""
     async with Guest(xen) as guest:
         small = connected(guest, FrontConfig(rx_slots=8), directory=xen, index=0)
         large = connected(guest, directory=xen, index=1)
@@ -113,7 +113,7 @@ async def test_eight_slot_guest_beside_a_64_kib_sender(xen: Path) -> None:
 
 
 async def test_large_frames_come_after_many_small_ones(xen: Path) -> None:
-    """The guest reads ahead as if frames were small, and holds what then lacks slots, in order."""
+    """The guest reads ahead as if frames were small, and keeps those without slots in its backlog, in order."""
     messages = [*frames.MANY_SLOTS[3:5], *frames.ONE_SLOT[:6]] * 7
     async with connected(xen) as pair:
         for _ in range(80):
@@ -155,7 +155,7 @@ async def test_random_frames(xen: Path, seed: int) -> None:
 
 
 async def test_a_full_peer_stalls_the_ring_and_loses_nothing(xen: Path) -> None:
-    """Nobody reads at the guest: responses stay in the ring, so the backend stops reading; then all of it comes."""
+    """The guest's stack does not read: responses stay in the ring, the backend stops; then every frame arrives."""
     messages = [frames.plain(frames.ethernet(seed, 60000)) for seed in range(900)]
     async with connected(xen) as pair, asyncio.timeout(20):
         sending = asyncio.create_task(_send_all(pair, messages))

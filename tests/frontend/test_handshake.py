@@ -63,7 +63,7 @@ async def test_keys(xen: Path, config: FrontConfig, without: tuple[str, ...], mo
         ({"feature-sg": "yes"}, False, Can.CSUM4),
     ],
 )
-def test_what_a_backend_says_that_it_can(keys: dict[str, str], sg: bool, caps: Can) -> None:
+def test_the_features_of_a_backend(keys: dict[str, str], sg: bool, caps: Can) -> None:
     features = BackFeatures.of(keys)
     assert (features.sg, features.caps) == (sg, caps)
 
@@ -118,7 +118,7 @@ async def test_reload_with_another_agreement(xen: Path) -> None:
         await vif.close()
 
 
-async def test_a_backend_that_is_killed_and_started_anew_is_not_noticed(xen: Path) -> None:
+async def test_a_backend_that_is_killed_and_restarted_is_not_noticed(xen: Path) -> None:
     seen: list[tuple[str, XenbusState]] = []
     async with Frontend(xen, on_state=lambda side, state: seen.append((side, state))) as vif:
         async with HandBackend(xen, vif.guest.domid, leave=False) as back:
@@ -126,7 +126,7 @@ async def test_a_backend_that_is_killed_and_started_anew_is_not_noticed(xen: Pat
             await Pair(vif, back).both_ways(frames.ONE_SLOT)
         for _ in range(3):
             waiting = frames.GSO4[2]
-            await vif.network.send(waiting)  # nobody is there: it waits in the ring
+            await vif.network.send(waiting)  # no backend runs: it waits in the ring
             async with HandBackend(xen, vif.guest.domid, adopt=True, leave=False) as back:
                 pair = Pair(vif, back)
                 assert await asyncio.wait_for(pair.host_net.recv(), 10) == waiting
@@ -155,7 +155,7 @@ async def test_two_devices_of_one_guest(xen: Path) -> None:
             await asyncio.gather(first.both_ways(frames.GSO4), second.both_ways(frames.GSO6))
 
 
-async def test_who_waits_hears_of_the_end_of_the_store(xen: Path) -> None:
+async def test_the_end_of_the_store_ends_a_wait(xen: Path) -> None:
     async with Frontend(xen) as vif:
         waiting = asyncio.create_task(vif.connected())
         await asyncio.sleep(0)
@@ -164,7 +164,7 @@ async def test_who_waits_hears_of_the_end_of_the_store(xen: Path) -> None:
             await asyncio.wait_for(waiting, 10)
 
 
-async def test_run_guest_is_a_guest_until_it_is_told_to_end(xen: Path) -> None:
+async def test_run_guest_is_a_guest_until_it_is_cancelled(xen: Path) -> None:
     joined: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     states: asyncio.Queue[tuple[str, XenbusState]] = asyncio.Queue()
     guest = asyncio.create_task(

@@ -19,7 +19,7 @@ from netback.xenstore.aio import Store, StoreError
 FRAME = bytes(range(60))
 
 SECONDS = 20.0
-"""How long a test waits for what must happen."""
+"""The bound of every wait of a test."""
 
 
 async def until(store: Store, path: str, true: Callable[[str | None], bool]) -> str | None:
@@ -97,7 +97,7 @@ class Guest:
         }
 
     async def backend(self) -> str:
-        """The backend's path, once somebody wrote it."""
+        """The backend's path, once it is written."""
         path = await until(self.store, f"{self.path}/backend", bool)
         assert path
         return path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is offered and what is agreed: each key alone, each missing, and any text at all in any key."""
+"""The offer and the agreement: each key alone, each missing, and any text in any key."""
 
 import pytest
 from hypothesis import given, settings

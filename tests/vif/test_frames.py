@@ -45,7 +45,7 @@ async def test_successor_goes_on(xen: Path, network: PythonNetwork) -> None:
             await until_state(backend.store, name.backend, State.CONNECTED)
 
 
-async def test_stale_frames_are_for_nobody(xen: Path, network: PythonNetwork) -> None:
+async def test_stale_frames_are_thrown_away(xen: Path, network: PythonNetwork) -> None:
     """What was sent before the guest connected is thrown away; what was sent between two backends is not."""
     async with join(xen) as guest:
         async with serving(xen, network) as backend:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other end: netfront for tests, demonstrations and benchmarks of any backend.
+"""The guest's end: a netfront for tests, demonstrations and benchmarks of any backend.
 
-`Frontend` behaves as Linux's netfront does, `Script` as it is told. Both live in a `Guest`, of an emulated Xen or of
-a real one.
+`Frontend` behaves as Linux's netfront does; a test drives `Script` slot by slot. Both run in a `Guest`, of an emulated
+Xen or of a real one.
 """
 
 from netback.frontend.config import BackFeatures, FrontConfig

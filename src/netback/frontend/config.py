@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a frontend agrees to, and what it reads of its backend: frozen values and the xenstore keys that carry them.
+"""The features that a frontend asks for and those that its backend offers: frozen values, and the keys that carry them.
 
 Knows keys and values, neither store nor rings.
 """
@@ -17,7 +17,7 @@ RING_SLOTS = TX_SLOTS
 
 @dataclass(frozen=True, slots=True)
 class FrontConfig:
-    """A guest's share of the agreement; the default is all that Linux's netfront takes.
+    """The features of a guest; the default is all that Linux's netfront takes.
 
     >>> FrontConfig(gso6=False).nodes()["feature-gso-tcpv4"]
     '1'
@@ -28,20 +28,18 @@ class FrontConfig:
     gso4: bool = True
     gso6: bool = True
     csum4: bool = True
-    """False says feature-no-csum-offload: every IPv4 checksum toward this guest must be complete."""
+    """False writes feature-no-csum-offload: every IPv4 checksum toward this guest must be complete."""
     csum6: bool = True
     rx_notify: bool = True
-    """False: it never tells the backend of new RX buffers."""
+    """False: the guest sends no event when it posts RX buffers."""
     tx_slots: int = RING_SLOTS
-    """How many slots of the TX ring are used at a time."""
+    """Slots of the TX ring in use at a time, 1 to 256."""
     rx_slots: int = RING_SLOTS
+    """Slots of the RX ring posted at a time, 1 to 256."""
 
     def nodes(self) -> dict[str, str]:
-        """The features as keys of the frontend's directory.
-
-        What is not agreed to is left out, as by guests that never heard of it.
-        """
-        said = {
+        """The features as keys of the frontend's directory; a feature that is off has no key."""
+        features = {
             Key.REQUEST_RX_COPY: True,
             Key.RX_NOTIFY: self.rx_notify,
             Key.SG: self.sg,
@@ -50,11 +48,11 @@ class FrontConfig:
             Key.NO_CSUM: not self.csum4,
             Key.IPV6_CSUM: self.csum6,
         }
-        return {str(key): "1" for key, value in said.items() if value}
+        return {str(key): "1" for key, value in features.items() if value}
 
     @property
     def caps(self) -> Can:
-        """What this guest can be given."""
+        """The offloads that this guest takes."""
         return _caps(self.sg, self.csum4, self.csum6, self.gso4, self.gso6)
 
 
@@ -63,7 +61,7 @@ FEATURE_KEYS = (Key.RX_COPY, Key.SG, Key.NO_CSUM, Key.IPV6_CSUM, Key.GSO_TCPV4, 
 
 @dataclass(frozen=True, slots=True)
 class BackFeatures:
-    """What a backend says that it can."""
+    """The features that a backend offers."""
 
     rx_copy: bool
     sg: bool
@@ -71,7 +69,7 @@ class BackFeatures:
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
-        """From the keys FEATURE_KEYS of its directory; a key that is missing says no, and so does nonsense."""
+        """From the keys FEATURE_KEYS of the backend's directory; a feature is on where its key is exactly "1"."""
         rx_copy, sg, no_csum4, csum6, gso4, gso6 = (keys.get(key) == "1" for key in FEATURE_KEYS)
         return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest's netfront: the xenbus handshake, and the queue that lives between Connected and Closing.
+"""A guest's netfront: the xenbus handshake, and the queue that exists between Connected and Closing.
 
-Knows states and keys of one device; frames it never sees.
+Knows states and keys of one device, nothing of frames.
 """
 
 import asyncio
@@ -26,27 +26,28 @@ from netback.vif.features import parse_mac
 from netback.xenstore.aio import Store, StoreError
 
 _CLOSE_SECONDS = 5.0
-"""How long a guest that leaves waits for its backend to follow, which may be gone itself."""
+"""How long a guest that closes waits for its backend, which may have ended."""
 
 
 class BackendError(NetbackError):
-    """The backend cannot what a frontend needs, or lied in a ring."""
+    """The backend lacks a feature that a frontend needs."""
 
 
 class Frontend:
     """One vif of a guest, as Linux's netfront drives it.
 
-    `where` is a Guest, or what makes one of its own: the directory of an emulated Xen, or a domain of a real one. Once
-    `device/vif/INDEX` is there the handshake runs by itself, again and again: a backend that closes is followed, one
-    that comes back is connected to, one that restarts between is not even noticed.
+    `where` is a Guest, or an argument for one of its own: the directory of an emulated Xen, or a domain of a real one.
+    Once `device/vif/INDEX` exists the handshake runs by itself: the frontend follows a backend that closes, connects
+    again when one offers, and does not notice one that restarts.
 
     async with Frontend(directory, name="guest") as vif:
         await backend.attach(vif.guest.domid, net="null")
         await vif.connected()
         await vif.network.send(frame)
 
-    Without a `network` the guest's stack is you: `network` is then a PythonNetwork with virtio_net_hdr. `on_state` is
-    told each state that is seen, ("frontend" or "backend", state). Other arguments are Guest's.
+    Without a `network` the caller is the guest's stack: `network` is then a PythonNetwork with virtio_net_hdr.
+    `on_state(side, state)` is called for each state that is written or read; `side` is "frontend" or "backend". Other
+    arguments are Guest's.
     """
 
     guest: Guest
@@ -116,19 +117,22 @@ class Frontend:
 
     @property
     def broken(self) -> str | None:
-        """How the backend lied, if it did: the queue stands still since."""
+        """How the backend broke the protocol; the queue stands still since. None while it has not."""
         return self.queue.broken if self.queue is not None else None
 
     async def connected(self) -> None:
-        """Return once frames flow; BackendError where they never will."""
+        """Return once frames flow. BackendError: the backend cannot serve this frontend; PlatformError: no store."""
         await self.until(lambda: self._serving)
 
     async def disconnected(self) -> None:
-        """Return once there is no queue."""
+        """Return once there is no queue. Errors are those of `until`."""
         await self.until(lambda: self.queue is None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something about this device, or its queue's end, makes `condition` true."""
+        """Wait until a change of this device or its queue makes `condition` true.
+
+        Raises what ended the device's task: BackendError, or PlatformError where the store is gone.
+        """
         while not condition():
             if self._failure is not None:
                 raise self._failure
@@ -136,13 +140,13 @@ class Frontend:
             await self._news.wait()
 
     async def reload(self) -> None:
-        """Close in order and begin again, as when a guest's driver is loaded anew."""
+        """Close in order and write Initialising again, as when a guest's driver is loaded again."""
         await self._leave()
         self._leaving = False
         await self._set_state(XenbusState.INITIALISING)
 
     async def close(self) -> None:
-        """Close in order, and end the guest where it is our own. The network stays open. May be called again."""
+        """Close in order, and end a guest that was made here. The network stays open. May be called again."""
         try:
             if self.queue is not None and self._failure is None:
                 await self._leave()
@@ -158,7 +162,7 @@ class Frontend:
         self._news.set()
 
     async def _follow_device(self) -> None:
-        """A device may come late, go, and come again with another backend."""
+        """Follow `backend`: the device may appear late, vanish, and appear again with another backend."""
         following: asyncio.Task[None] | None = None
         try:
             async with await self.store.watch(f"{self.path}/backend") as watch:
@@ -191,7 +195,7 @@ class Frontend:
         self._news.set()
 
     async def _read_state(self, path: str) -> XenbusState:
-        """Any refusal is UNKNOWN: where a directory is gone the store may say EACCES. Only its own end is an error."""
+        """UNKNOWN for any refusal but EIO, the store's end: of a directory that is gone the store may say EACCES."""
         try:
             text = await self.store.read(path)
         except StoreError as error:
@@ -206,10 +210,10 @@ class Frontend:
         self._on_state("frontend", state)
         self._news.set()
 
-    # ---- what a backend's state asks for
+    # ---- actions by the backend's state
 
     async def _connect(self) -> None:
-        """InitWait: everything that the backend offers stands; tell it where our rings are."""
+        """InitWait: the offer is complete. Make rings, write their keys, then Connected."""
         if self.queue is not None or self._leaving:
             return
         self.features = await self._read_features()
@@ -225,7 +229,7 @@ class Frontend:
         await self._set_state(XenbusState.CONNECTED)
 
     async def _start(self) -> None:
-        """Connected: the worker looks at both rings, posts, and kicks the backend once."""
+        """Connected: the worker takes up both rings, posts buffers, and notifies the backend once."""
         if self.queue is None or self._serving:
             return
         self.network.offloads(self.features.caps if self.features else 0)
@@ -234,25 +238,27 @@ class Frontend:
         self._serving = True
 
     async def _follow_close(self) -> None:
-        """Closing or gone: nothing of ours may be in its hands afterwards."""
+        """Closing or gone: take back everything that the backend could use, then write Closed."""
         await self._disconnect()
         if self.backend_state is not XenbusState.UNKNOWN and self.state is not XenbusState.CLOSED:
             await self._set_state(XenbusState.CLOSED)
 
     async def _disconnect(self) -> None:
-        """At any time, any number of times."""
+        """Take the queue from the worker, then give the rings back. At any time, any number of times."""
         queue, rings = self.queue, self.rings
         self.queue = self.rings = None
         self._serving = False
-        if queue is not None:
-            self.network.carrier(False)
-            await self.guest.release(queue)
-        if rings is not None:
-            rings.close()
-        self._news.set()
+        try:
+            if queue is not None:
+                self.network.carrier(False)
+                await self.guest.release(queue)
+        finally:
+            if rings is not None:
+                rings.close()
+            self._news.set()
 
     async def _leave(self) -> None:
-        """Ask the backend to close, and follow it down; a backend that does not answer is left."""
+        """Write Closing and follow the backend down, for 5 s at most."""
         self._leaving = True
         await self._set_state(XenbusState.CLOSING)
         down = {XenbusState.CLOSED, XenbusState.UNKNOWN, XenbusState.INIT_WAIT}
@@ -268,7 +274,7 @@ class Frontend:
         )
 
     async def _publish(self, nodes: dict[str, str], tx: int) -> None:
-        """All keys, and none that an earlier agreement left."""
+        """Write all keys, and remove those of an earlier connection."""
         for key in set(await self.store.directory(self.path, tx)) & set(_ALL_KEYS) - set(nodes):
             await self.store.rm(f"{self.path}/{key}", tx)
         for key, value in nodes.items():
@@ -296,7 +302,7 @@ _ALL_KEYS = (*FrontConfig(csum4=False).nodes(), Key.TX_RING_REF, Key.RX_RING_REF
 
 
 async def _cancel(task: "asyncio.Task[None] | None") -> None:
-    """End a task; what it raised was told where it was awaited or by `_ended`."""
+    """End a task; `_ended` has kept what it raised."""
     if task is not None:
         task.cancel()
         await asyncio.wait([task])

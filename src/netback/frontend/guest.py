@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest domain as its frontends share it: memory, ports, one store connection, one worker.
+"""What the frontends of one guest domain share: memory, ports, a store connection, a worker's thread.
 
 Knows no device.
 """
@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 
 class Guest:
-    """A guest of an emulated Xen, from joining it to its end; or the domain that is handed over, `XenDomain()`.
+    """A guest of an emulated Xen, whose directory is `where`, or the domain `where`, such as `XenDomain()`.
+
+    `domid`, `name` and `pages` (of memory, 4 KiB each) are those of a guest that joins an emulated Xen; `cpu` pins the
+    worker's thread. PlatformError: it cannot join.
 
     async with Guest(directory, name="guest") as guest:
         async with Frontend(guest, index=0) as eth0, Frontend(guest, index=1) as eth1:
@@ -90,5 +93,5 @@ class Guest:
         await finished([self._thread.remove(link)])
 
     async def submit(self, call: Callable[[Worker], T]) -> T:
-        """Run `call(worker)` where nothing else touches the queues."""
+        """Run `call(worker)` in the worker's thread between two bursts, and return what it returns."""
         return await asyncio.wrap_future(self._thread.submit(call))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a connection takes of its guest: ring pages, buffers, grants and an event channel, given back in one call.
+"""The ring pages, buffers, grants and event channel of a connection, given back in one call.
 
-Knows a guest's memory and ports; what is written into the rings is the queue's.
+Knows a guest's memory and ports; the queue writes the rings.
 """
 
 from contextlib import ExitStack, suppress
@@ -13,9 +13,9 @@ from netback.platforms.base import Domain, EventChannels, GrantedPage
 
 
 class Rings:
-    """Two ring pages, `buffers` pages for each of them, and a port, all for one backend domain.
+    """Two ring pages, `buffers` pages for each of them, and a port, all granted to one backend domain.
 
-    TX buffers are granted read-only, as netfront grants them.
+    TX buffers are granted read-only, as Linux's netfront does. PlatformError: the guest has too few pages or ports.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class Rings:
             self._undo = undo.pop_all()
 
     def grant(self, readonly: bool = False) -> GrantedPage:
-        """One more page for the backend; it lives as long as these rings."""
+        """Grant one more page to the backend, until `close`."""
         return self._grant(1, readonly)[0]
 
     def nodes(self) -> dict[str, str]:
-        """The keys that tell the backend where all of it is."""
+        """The keys with which the backend finds the rings and the port."""
         return {
             Key.TX_RING_REF: str(self.tx.gref),
             Key.RX_RING_REF: str(self.rx.gref),
@@ -45,7 +45,7 @@ class Rings:
         }
 
     def close(self) -> None:
-        """Give everything back. A page that the backend still has mapped is lost to this guest, as in Linux."""
+        """Give everything back. The guest loses a page that the backend still has mapped, as in Linux."""
         self._undo.close()
 
     def _grant(self, count: int, readonly: bool = False) -> list[GrantedPage]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest as a process of its own: what `netback guest` runs."""
+"""A guest as a process of its own, for `netback guest`."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,10 +26,11 @@ async def run_guest(
     on_state: Callable[[str, XenbusState], None] = lambda _side, _state: None,
     on_joined: Callable[[int], None] = lambda _domid: None,
 ) -> None:
-    """Be a guest whose vif is joined to `net` (`tap:guest0`, `packet:eth0`, `null`), until SIGINT or SIGTERM.
+    """Run a guest whose vif is joined to `net` (`tap:guest0`, `packet:eth0`, `null`), until SIGINT or SIGTERM.
 
-    `where` is Frontend's: an emulated Xen's directory, or the real domain that this is. `on_joined` is told the domid.
-    The vif closes in order at the end, and what was made for it (a tap) is removed.
+    `where` is the directory of an emulated Xen, or the real domain of this process. `on_joined(domid)` is called once,
+    the other arguments are Frontend's. At the end the vif closes in order, and a tap that was made for it is removed.
+    ConfigError, PeerError: the network cannot be opened. BackendError, PlatformError: as in `Frontend.connected`.
     """
     stop = asyncio.Event()
     network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frontend that does as it is told: any slot, any index, any key, in any order, and everything can be read back.
+"""A frontend that a test drives: any slot, any index, any key, in any order, and everything can be read back.
 
-Knows how to write what it is given; whether that makes sense it does not ask.
+Checks nothing that it writes.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ class Script:
         await script.answered(script.tx, 1)
         assert script.answers(script.tx, 0, 1) == [(7, Status.OKAY)]
 
-    `offered` waits for the backend and makes the rings, empty: `tx` and `rx` are their pages, every index writable.
-    `connect` writes the keys that an honest frontend writes; `write` and `set_state` write what they are given instead.
-    Its event channel is its own, so `event` sees each notification.
+    `offered` waits for the backend and makes empty rings: `tx` and `rx` are their pages, every index writable.
+    `connect` writes the keys of an honest frontend; `write` and `set_state` write anything. No worker takes the event
+    channel, so `event` sees each notification.
     """
 
     guest: Guest
@@ -76,7 +76,7 @@ class Script:
     # ---- xenstore
 
     async def offered(self) -> None:
-        """Wait for the device and its backend's InitWait; make rings that nobody knows of yet."""
+        """Wait for the device and its backend's InitWait, and make rings, whose keys are not written yet."""
         async with await self.guest.store.watch(f"{self.path}/backend") as watch:
             async for _ in watch:
                 self.backend_path = await self.guest.store.read_or(f"{self.path}/backend", "") or ""
@@ -86,7 +86,7 @@ class Script:
         await self.open_rings()
 
     async def open_rings(self) -> None:
-        """New rings and a new port; those before them, if any, stay granted as they are."""
+        """Make new rings and a new port; earlier ones stay granted."""
         backend = int(await self.guest.store.read(f"{self.path}/backend-id"))
         self.rings = Rings(self.guest.domain, self.events, backend, buffers=0)
         self._undo.callback(self.rings.close)
@@ -96,7 +96,7 @@ class Script:
             page.write(0, SRING.pack(0, 1, 0, 1))
 
     async def connect(self, config: FrontConfig = FrontConfig(), **keys: str) -> None:  # noqa: B008 (frozen)
-        """The handshake of an honest frontend. `keys` (underscores for dashes) replace or add some of its keys."""
+        """Connect as an honest frontend does. `keys`, with underscores for dashes, replace or add keys."""
         nodes = self.rings.nodes() | config.nodes() | {k.replace("_", "-"): v for k, v in keys.items()}
         for key, value in nodes.items():
             await self.write(key, value)
@@ -116,11 +116,11 @@ class Script:
         await self.guest.store.rm(f"{self.path}/{key}", missing_ok=True)
 
     async def set_state(self, state: XenbusState | int) -> None:
-        """Say any state, a sensible one or not."""
+        """Write any state, also one that the header does not have."""
         await self.write("state", str(int(state)))
 
     async def backend(self, *wanted: XenbusState) -> XenbusState:
-        """Wait until the backend says one of these states; UNKNOWN is a directory that is gone."""
+        """Wait until the backend is in one of these states; UNKNOWN is a directory that is gone."""
         path = f"{self.backend_path}/state"
         async with await self.guest.store.watch(path) as watch:
             async for _ in watch:
@@ -132,15 +132,15 @@ class Script:
     # ---- rings
 
     def grant(self, data: bytes = b"", readonly: bool = False) -> GrantedPage:
-        """A page of the guest with `data` at its beginning, granted to the backend."""
+        """Grant a page to the backend, with `data` at its beginning."""
         granted = self.rings.grant(readonly)
         granted.write(0, data)
         return granted
 
     def post(self, ring: RingPage, *slots: bytes, at: int | None = None, notify: bool | None = None) -> int:
-        """Put slots at req_prod (or `at`) and on, publish them, and notify where the backend asked, or as told.
+        """Put slots at req_prod, or from index `at`, and publish them. Returns the new req_prod.
 
-        Returns the new req_prod.
+        Notifies where req_event asks for it, or as `notify` says.
         """
         index = ring.req_prod if at is None else at
         for slot in slots:
@@ -152,7 +152,7 @@ class Script:
         return index % _WRAP
 
     def notify(self) -> None:
-        """Send an event, wanted or not."""
+        """Send an event, whatever req_event says."""
         self.events.native.notify(self.rings.port)
 
     async def event(self) -> None:
@@ -161,7 +161,7 @@ class Script:
         await self.until(lambda: self.notifications != before)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Look at `condition` now and after each notification, until it holds."""
+        """Wait until `condition` is true; it is checked now and after each notification."""
         while not condition():
             self._news.clear()
             await self._news.wait()
@@ -172,7 +172,7 @@ class Script:
         await self.until(lambda: (ring.rsp_prod - rsp_prod) % _WRAP < _WRAP // 2)
 
     def answers(self, ring: RingPage, first: int, count: int) -> list[tuple[Any, ...]]:
-        """What the slots from `first` on hold, read as responses: (id, status), or (id, offset, flags, status)."""
+        """The `count` slots from index `first`, read as responses: (id, status), or (id, offset, flags, status)."""
         return [_RESPONSE[ring.slot_size].unpack(ring.get((first + i) % _WRAP)) for i in range(count)]
 
     def _fired(self) -> None:
