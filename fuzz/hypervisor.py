@@ -26,7 +26,7 @@ from netback.directory import Directory
 from netback.platforms.emulated.hypervisor import Hypervisor
 from netback.platforms.emulated.protocol import (
     DOMID_ANY,
-    FDS_MAX,
+    MAX_FDS,
     MAX_PAGES,
     MAX_PORTS,
     PAGE_SIZE,
@@ -192,7 +192,7 @@ class Client:
 
     def receive(self) -> tuple[bytes, list[int]]:
         try:
-            data, fds, _, _ = socket.recv_fds(self.sock, REPLY_SIZE + 1, FDS_MAX)
+            data, fds, _, _ = socket.recv_fds(self.sock, REPLY_SIZE + 1, MAX_FDS)
         except ConnectionResetError:  # the far end hung up with our message unread
             return b"", []
         return data, fds
@@ -234,7 +234,7 @@ class Complaints(logging.Handler):
             self.found.append(record.getMessage())
 
 
-class Scene:
+class Topology:
     """A server and its clients, in the running loop."""
 
     def __init__(self, directory: Path) -> None:
@@ -315,7 +315,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def scene(case: Case, directory: Path) -> None:
+async def topology(case: Case, directory: Path) -> None:
     complaints, log = Complaints(), logging.getLogger("netback.emulated")
     unexpected: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
@@ -323,7 +323,7 @@ async def scene(case: Case, directory: Path) -> None:
     log.propagate = False
     before = descriptors()
     try:
-        stage = Scene(directory)
+        stage = Topology(directory)
         for step in case.ops:
             await stage.apply(step)
             stage.check()
@@ -338,5 +338,5 @@ async def scene(case: Case, directory: Path) -> None:
 
 def play(case: Case) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz") as directory:
-        asyncio.run(scene(case, Path(directory)))
+        asyncio.run(topology(case, Path(directory)))
     return len(case.ops)

@@ -215,7 +215,7 @@ class Client:
             )
 
 
-class Scene:
+class Topology:
     """A server and its clients."""
 
     def __init__(self) -> None:
@@ -274,12 +274,12 @@ class Scene:
 
 
 def play_hostile(case: Hostile) -> int:
-    scene = Scene()
+    topology = Topology()
     for step in case.ops:
-        scene.apply(step)
-        scene.check()
-    scene.check_tree()
-    scene.close()
+        topology.apply(step)
+        topology.check()
+    topology.check_tree()
+    topology.close()
     return len(case.ops)
 
 

@@ -25,12 +25,7 @@ CITED = re.compile(r"\bdocs/([\w-]+\.md)(?:, ([A-Z][\w/' -]*?)(?=[.,;:)\"`]|\s*$
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 UNCLEAN = frozenset(
     {
-        "src/netback/dataplane/back/queue.pyx",
-        "src/netback/dataplane/back/rx.pyx",
-        "src/netback/dataplane/back/tx.pyx",
         "src/netback/dataplane/journal.pxd",
-        "src/netback/dataplane/peers/peer.pyx",
-        "src/netback/dataplane/worker.pyx",
         "tests/dataplane/test_crash.py",
         "tests/offload_oracle.py",
         "tests/oracle.py",

@@ -51,7 +51,7 @@ STRUCTS = {
         virtio_net.HEADER,
     ),
 }
-"""Each header's struct, its fields in the order of ours, and ours."""
+"""Each header's struct, its fields in the order of the Python struct, and that struct."""
 
 NATIVE = {
     "tx_request": ("struct netif_tx_request", {}),
@@ -117,9 +117,13 @@ RENAMED = {
 """What abi.pxd calls by another name. UDP_L4 is younger than some distributions' linux/virtio_net.h."""
 
 
+OWN = {"MIN_FRAME", "FULL_FRAME_SLOTS"}
+"""Bounds of netback's own, which no header has."""
+
+
 def native_constants() -> dict[str, int]:
     found = re.findall(r"^    (\w+) = (-?\w+)", PXD, re.MULTILINE)
-    return {name: int(value, 0) for name, value in found}
+    return {name: int(value, 0) for name, value in found if name not in OWN}
 
 
 def header_name(name: str) -> str:

@@ -82,7 +82,7 @@ class PlatformContract:
         assert refused.value.errno == "EINVAL"
         second.close()
 
-    def test_a_port_for_somebody_else_cannot_be_bound(self, pair: Pair) -> None:
+    def test_a_port_for_another_domain_cannot_be_bound(self, pair: Pair) -> None:
         theirs = pair.guest.events.alloc_unbound(NOBODY)
         handle = pair.platform.open_events()
         with pytest.raises(PlatformError) as refused:
@@ -215,7 +215,7 @@ class PlatformContract:
         pair.guest.take_back([page])
         self._refused(pair, page.gref)
 
-    def test_a_grant_for_somebody_else_is_refused(self, pair: Pair) -> None:
+    def test_a_grant_for_another_domain_is_refused(self, pair: Pair) -> None:
         self._refused(pair, pair.grant(domid=NOBODY).gref)
 
     @pytest.mark.parametrize("gref", [0xFFFFFFFF, 1 << 20])
@@ -238,7 +238,7 @@ class PlatformContract:
         mapped.unmap()
         mapped.unmap()
 
-    def test_taking_back_a_mapped_page_harms_nobody(self, pair: Pair) -> None:
+    def test_taking_back_a_mapped_page_harms_no_mapping(self, pair: Pair) -> None:
         """The mapping stays good, and the page is not given to anybody else as long as it is there."""
         page = pair.grant()
         page.write(0, b"still here")

@@ -15,7 +15,7 @@ static int events(struct exen *guest, struct exen *dom0)
     uint32_t taken[2];
     int theirs = exen_alloc_unbound(guest, 0);
     EXPECT(theirs > 0);
-    exen_notify(guest, (uint32_t)theirs); /* nobody there */
+    exen_notify(guest, (uint32_t)theirs); /* no far side */
     int ours = exen_bind_interdomain(dom0, guest->domid, (uint32_t)theirs);
     EXPECT(ours > 0);
     EXPECT(exen_bind_interdomain(dom0, guest->domid, (uint32_t)theirs) == -EINVAL);
@@ -95,13 +95,13 @@ static int store(struct exen *guest, struct exen *dom0)
 
 int main(int argc, char **argv)
 {
-    struct exen guest, dom0, nobody;
+    struct exen guest, dom0, refused;
     uint32_t taken[1];
     EXPECT(argc == 2);
     EXPECT(exen_join(&guest, argv[1], EXEN_DOMID_ANY, "guest", 16, 1) == 0 && guest.domid == 1);
-    EXPECT(exen_join(&nobody, argv[1], 1, "guest", 16, 1) == -EEXIST && nobody.memory == NULL);
-    EXPECT(exen_join(&nobody, "/nowhere", 1, "guest", 16, 1) == -ENOENT);
-    EXPECT(exen_attach(&nobody, argv[1], 77) == -ESRCH);
+    EXPECT(exen_join(&refused, argv[1], 1, "guest", 16, 1) == -EEXIST && refused.memory == NULL);
+    EXPECT(exen_join(&refused, "/nowhere", 1, "guest", 16, 1) == -ENOENT);
+    EXPECT(exen_attach(&refused, argv[1], 77) == -ESRCH);
     EXPECT(exen_attach(&dom0, argv[1], 0) == 0 && dom0.domid == 0);
     int failed = events(&guest, &dom0) || grants(&guest, &dom0) || store(&guest, &dom0);
     exen_leave(&guest);

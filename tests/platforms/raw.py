@@ -11,8 +11,8 @@ from typing import Self
 
 from netback.platforms.emulated.memory import create_memfd
 from netback.platforms.emulated.protocol import (
-    FDS_MAX,
     HYPERVISOR_SOCKET,
+    MAX_FDS,
     REPLY_SIZE,
     Hello,
     Op,
@@ -47,7 +47,7 @@ class Raw:
     def reply(self) -> Reply | None:
         """The next reply, its descriptors closed; None at the connection's end."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, REPLY_SIZE, FDS_MAX)
+            data, fds, _, _ = socket.recv_fds(self._socket, REPLY_SIZE, MAX_FDS)
         except ConnectionResetError:
             return None
         for fd in fds:

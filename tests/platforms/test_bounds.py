@@ -124,7 +124,7 @@ async def test_an_unexpected_error_ends_its_connection_within_the_log_s_budget(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_domid: int) -> object:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("a fault of the server")
 
     caplog.set_level(logging.WARNING)
     with Directory.open(directory) as private:
@@ -138,7 +138,8 @@ async def test_an_unexpected_error_ends_its_connection_within_the_log_s_budget(
         private.unlink("hypervisor.sock")
     assert 1 <= len(caplog.records) <= 10
     assert all(
-        "unexpected: RuntimeError('a fault of ours')" in record.getMessage() for record in caplog.records
+        "unexpected: RuntimeError('a fault of the server')" in record.getMessage()
+        for record in caplog.records
     )
     assert list(hypervisor.domains) == [0], "no domain of a connection that ended is left"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated hypervisor as its clients meet it: who may join, what is refused, what an end takes with it."""
+"""The emulated hypervisor as its clients meet it: joining, refusals, what ends with a connection."""
 
 import asyncio
 import errno
@@ -41,7 +41,7 @@ SEALS = {"shrink": fcntl.F_SEAL_SHRINK, "grow": fcntl.F_SEAL_GROW, "seal": fcntl
 
 @pytest.fixture
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """Whatever a client does, nobody logs an error or a traceback."""
+    """No error and no traceback is logged, whatever a client does."""
     with caplog.at_level(logging.WARNING):
         yield caplog
     records = caplog.get_records("call")
@@ -304,7 +304,7 @@ class TestPorts:
             assert second == first
             assert fires(handle.native) == [second]
 
-    def test_a_full_eventfd_stops_nobody(self, xen: Path) -> None:
+    def test_a_full_eventfd_stops_no_notifier(self, xen: Path) -> None:
         with EmulatedPlatform(xen) as platform, EmulatedDomain.join(xen) as guest:
             handle = platform.open_events()
             os.eventfd_write(guest.events.native.fd, 2**64 - 2)
@@ -320,7 +320,7 @@ class TestPorts:
 
 
 class TestGrants:
-    """Grants beyond the contract: who pins, and for how long."""
+    """Grants beyond the contract: what pins them, and for how long."""
 
     def test_a_pin_ends_with_its_handle(self, xen: Path) -> None:
         with EmulatedDomain.join(xen) as guest:

@@ -131,7 +131,7 @@ class HypervisorMachine(RuleBasedStateMachine):
         assert (domain.domid in self.alive) == (domain.domid in self.hypervisor.domains)
 
     def ask(self, client: Client, op: Op, domid: int = 0, number: int = 0, flags: int = 0) -> Reply | None:
-        if client.handle.gone:  # its connection is closed: nobody can ask
+        if client.handle.gone:  # its connection is closed
             return None
         try:
             return self.hypervisor.request(client.handle, Request(op, domid, number, flags))[0]

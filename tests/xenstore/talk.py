@@ -88,17 +88,17 @@ class Talker:
 
 
 def run(rows: Iterable[Row], chunk: int = 1 << 20, introduced: Iterable[int] = (1, 2, 3)) -> Server:
-    """Play a transcript: each row is who asks (a domid, or any name that begins with one), in which
+    """Play a transcript: each row is the asker (a domid, or any name that begins with one), in which
     transaction, for what, and the answer. BEGIN opens the transaction of that label; EVENTS is what came."""
     server = Server()
     for domid in introduced:
         server.introduce(domid)
     talkers: dict[int | str, Talker] = {}
-    for number, (who, tx, request, expected) in enumerate(rows):
-        if who not in talkers:
-            talkers[who] = Talker(server, int(str(who)[0]), chunk)
-        answer = _play(talkers[who], tx, request)
-        assert answer == expected, f"row {number}: {who} {tx} {request}: {answer!r}, not {expected!r}"
+    for number, (asker, tx, request, expected) in enumerate(rows):
+        if asker not in talkers:
+            talkers[asker] = Talker(server, int(str(asker)[0]), chunk)
+        answer = _play(talkers[asker], tx, request)
+        assert answer == expected, f"row {number}: {asker} {tx} {request}: {answer!r}, not {expected!r}"
         assert type(answer) is type(expected), f"row {number}: {answer!r} is an error or a value"
     return server
 

@@ -238,7 +238,7 @@ class Game:
         if not commit:
             assert answer == OK
         elif answer == Errno.EAGAIN:
-            assert self.changes > copy.changes, "EAGAIN though nobody interfered"
+            assert self.changes > copy.changes, "EAGAIN although no other request changed the store"
         else:
             assert answer == OK
             now = Model(self.main)

@@ -254,7 +254,7 @@ def test_an_oversize_message_ends_its_connection_after_what_came_before() -> Non
         max_size=8,
     )
 )
-def test_any_bytes_of_a_guest_hurt_nobody_else(chunks: list[bytes]) -> None:
+def test_any_bytes_of_a_guest_hurt_no_other_client(chunks: list[bytes]) -> None:
     server, dom0, guest = pair()
     for chunk in chunks:
         guest.connection.receive(chunk)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from netback.abi.xs_wire import Errno, Op
-from netback.lab.inside import store_diff as alike
+from netback.lab.inside import store_diff
 from netback.lab.inside.store_diff import Ask, Line, Until
 from netback.platforms.emulated.store_socket import attach_store
 from netback.xenstore import requests
@@ -19,7 +19,7 @@ from netback.xenstore.wire import joined
 
 from .serving import serving
 
-SIDES = pytest.mark.parametrize("side", [alike.dom0(), alike.guest(3)], ids=["dom0", "guest"])
+SIDES = pytest.mark.parametrize("side", [store_diff.dom0(), store_diff.guest(3)], ids=["dom0", "guest"])
 
 
 @pytest.fixture
@@ -30,39 +30,41 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 async def test_our_store_is_like_itself_over_its_socket(server: Server, tmp_path: Path) -> None:
-    side = alike.dom0()
-    steps = [*alike.make(1, side), *side.ending]
-    known, faults = await asyncio.to_thread(alike.compare, side, steps, lambda: alike.reach(tmp_path / "s"))
+    side = store_diff.dom0()
+    steps = [*store_diff.make(1, side), *side.ending]
+    known, faults = await asyncio.to_thread(
+        store_diff.compare, side, steps, lambda: store_diff.reach(tmp_path / "s")
+    )
     assert (dict(known), faults) == ({}, [])
 
 
 async def test_our_store_is_like_itself_for_a_guest(server: Server, tmp_path: Path) -> None:
-    dom0 = alike.reach(tmp_path / "s")
+    dom0 = store_diff.reach(tmp_path / "s")
     ours, theirs = socket.socketpair()
     await attach_store(server, theirs, 3)
     guest = Line(ours.sendall, lambda: ours.recv(65536), ours.close)
 
     def ask() -> list[str]:
-        alike.furnish(dom0, 3)
+        store_diff.furnish(dom0, 3)
         dom0.close()
-        side = alike.guest(3)
-        return alike.compare(side, [*alike.make(1, side), *side.ending], lambda: guest)[1]
+        side = store_diff.guest(3)
+        return store_diff.compare(side, [*store_diff.make(1, side), *side.ending], lambda: guest)[1]
 
     assert await asyncio.to_thread(ask) == []
 
 
 @SIDES
-def test_a_list_follows_from_its_seed(side: alike.Side) -> None:
-    assert alike.make(7, side) == alike.make(7, side) != alike.make(8, side)
+def test_a_list_follows_from_its_seed(side: store_diff.Side) -> None:
+    assert store_diff.make(7, side) == store_diff.make(7, side) != store_diff.make(8, side)
 
 
 @SIDES
-def test_a_list_asks_for_everything_and_is_answered_both_ways(side: alike.Side) -> None:
+def test_a_list_asks_for_everything_and_is_answered_both_ways(side: store_diff.Side) -> None:
     """Each request that a side may make succeeds somewhere and fails somewhere; transactions commit and conflict."""
     seen: dict[int, set[str]] = {}
     for seed in range(1, 9):
-        steps = [*alike.make(seed, side), *side.ending]
-        for step, answer in zip(steps, alike.play(steps, side, alike.own(side)), strict=True):
+        steps = [*store_diff.make(seed, side), *side.ending]
+        for step, answer in zip(steps, store_diff.play(steps, side, store_diff.own(side)), strict=True):
             if isinstance(step, Ask | Until):
                 seen.setdefault(step.op, set()).add(answer if answer in Errno.__members__ else "answered")
     both = {Op.READ, Op.WRITE, Op.MKDIR, Op.RM, Op.DIRECTORY, Op.DIRECTORY_PART, Op.GET_PERMS, Op.SET_PERMS}
@@ -81,20 +83,20 @@ def test_a_list_asks_for_everything_and_is_answered_both_ways(side: alike.Side) 
 @SIDES
 @pytest.mark.parametrize("op", [Op.RM, Op.SET_PERMS, Op.TRANSACTION_END])
 def test_a_store_that_says_more_than_it_does_is_found_out(
-    side: alike.Side, op: Op, monkeypatch: pytest.MonkeyPatch
+    side: store_diff.Side, op: Op, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It answers OK and changes nothing."""
-    steps = alike.make(1, side)
-    honest = list(alike.play(steps, side, alike.own(side)))
+    steps = store_diff.make(1, side)
+    honest = list(store_diff.play(steps, side, store_diff.own(side)))
     handler = requests.HANDLERS[op]
     monkeypatch.setitem(requests.HANDLERS, op, handler._replace(serve=lambda *_: requests.OK))
-    assert list(alike.play(steps, side, alike.own(side))) != honest
+    assert list(store_diff.play(steps, side, store_diff.own(side))) != honest
 
 
 def test_a_lost_event_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    side = alike.dom0()
-    steps = alike.make(1, side)
-    honest = list(alike.play(steps, side, alike.own(side)))
+    side = store_diff.dom0()
+    steps = store_diff.make(1, side)
+    honest = list(store_diff.play(steps, side, store_diff.own(side)))
     take = Line._take
 
     def lose(line: Line, packet: object) -> None:
@@ -102,14 +104,14 @@ def test_a_lost_event_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
         line.told = [one for one in line.told if b"/out" not in one[0]]
 
     monkeypatch.setattr(Line, "_take", lose)
-    assert list(alike.play(steps, side, alike.own(side))) != honest
+    assert list(store_diff.play(steps, side, store_diff.own(side))) != honest
 
 
 def test_another_order_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that sends a watch's first event before the reply to WATCH."""
-    side = alike.dom0()
-    steps = alike.make(1, side)
-    honest = list(alike.play(steps, side, alike.own(side)))
+    side = store_diff.dom0()
+    steps = store_diff.make(1, side)
+    honest = list(store_diff.play(steps, side, store_diff.own(side)))
     watch = Connection.watch
 
     def hasty(connection: Connection, path: bytes, token: bytes, relative: bool) -> None:
@@ -117,7 +119,7 @@ def test_another_order_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
         connection._fire_new()
 
     monkeypatch.setattr(Connection, "watch", hasty)
-    assert list(alike.play(steps, side, alike.own(side))) != honest
+    assert list(store_diff.play(steps, side, store_diff.own(side))) != honest
 
 
 def test_what_the_table_knows_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +135,8 @@ def test_what_the_table_knows_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(ask, "ask", other)
         return ask
 
-    side = alike.dom0()
-    theirs = alike.own(side)
-    known, faults = alike.compare(side, list(side.ending), lambda: reading(theirs()))
+    side = store_diff.dom0()
+    theirs = store_diff.own(side)
+    known, faults = store_diff.compare(side, list(side.ending), lambda: reading(theirs()))
     assert faults == []
     assert list(known.values()) == [1]

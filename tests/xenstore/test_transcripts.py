@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the store answers, as transcripts: who asks, in which transaction, for what, and the answer.
+"""The store's answers, as transcripts: the asker, the transaction, the request and the answer.
 
 Domain 0 may do anything; domains 1, 2 and 3 are introduced and own their homes. "0b" is another connection of
 domain 0.
@@ -342,7 +342,7 @@ TRANSCRIPTS: dict[str, list[Row]] = {
         (0, NONE, (SET_PERMS, "/d", "n0", "r1"), OK),
         (1, NONE, EVENTS, "/d t"),
         (0, NONE, (WRITE, "/d/hidden", "2"), OK),
-        (1, NONE, EVENTS, "/d/hidden t"),  # who may list the parent knows of it
+        (1, NONE, EVENTS, "/d/hidden t"),  # a caller that may list the parent knows of it
         (0, NONE, (SET_PERMS, "/d", "n0"), OK),
         (1, NONE, EVENTS, "/d t"),  # the last that it hears
         (0, NONE, (WRITE, "/d/hidden", "3"), OK),
@@ -358,7 +358,7 @@ TRANSCRIPTS: dict[str, list[Row]] = {
         (0, NONE, (Op.INTRODUCE, "5", "1", "1"), OK),
         (0, NONE, EVENTS, "@introduceDomain in"),
         (0, NONE, (Op.IS_DOMAIN_INTRODUCED, "5"), "T"),
-        (0, NONE, (Op.INTRODUCE, "5", "1", "1"), OK),  # again: only its event channel is made anew
+        (0, NONE, (Op.INTRODUCE, "5", "1", "1"), OK),  # again: only its event channel is replaced
         (0, NONE, EVENTS, ""),
         (0, NONE, (Op.RESUME, "5"), OK),
         (0, NONE, (Op.RELEASE, "5"), OK),
@@ -400,7 +400,7 @@ TRANSCRIPTS: dict[str, list[Row]] = {
         (0, NONE, (READ, "/b/1/state"), "4"),
         (1, NONE, (READ, "x"), None),  # its connection is gone
     ],
-    "what comes and goes in a transaction is told to nobody": [
+    "what a transaction makes and removes fires no watch": [
         (0, NONE, (MKDIR, "/b"), OK),
         (0, NONE, (WATCH, "/b", "t"), OK),
         (0, NONE, EVENTS, "/b t"),
@@ -428,7 +428,7 @@ TRANSCRIPTS: dict[str, list[Row]] = {
         (1, NONE, (Op.CONTROL, "help"), E.EACCES),
         (1, NONE, (SET_PERMS, "@releaseDomain", "r0"), E.EACCES),
     ],
-    "what nobody may ask": [
+    "what is no request": [
         (0, NONE, (Op.WATCH_EVENT, "/a", "t"), E.ENOSYS),
         (0, NONE, (Op.ERROR, "EINVAL"), E.ENOSYS),
         (0, NONE, (20, "1"), E.ENOSYS),

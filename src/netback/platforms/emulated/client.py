@@ -19,8 +19,8 @@ from netback.errors import PlatformError
 from netback.platforms.emulated.memory import GrantRefused, Mapping, create_memfd
 from netback.platforms.emulated.protocol import (
     DOMID_ANY,
-    FDS_MAX,
     HYPERVISOR_SOCKET,
+    MAX_FDS,
     PAGE_SIZE,
     REPLY_SIZE,
     Hello,
@@ -100,7 +100,7 @@ class Handle:
             with self._lock:
                 socket.send_fds(self._socket, [message], passed)
                 data, fds, _flags, _address = socket.recv_fds(
-                    self._socket, REPLY_SIZE, FDS_MAX, socket.MSG_CMSG_CLOEXEC
+                    self._socket, REPLY_SIZE, MAX_FDS, socket.MSG_CMSG_CLOEXEC
                 )
         except OSError as error:
             self._socket.close()  # a late reply must not answer the next request

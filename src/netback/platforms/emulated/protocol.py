@@ -34,7 +34,7 @@ DOMID_ANY = 0xFFFFFFFF
 NAME_BYTES = 40
 """Of a hello's name, with its NUL."""
 _NAME = re.compile(rb"[A-Za-z0-9._+-]{0,%d}" % (NAME_BYTES - 1))
-FDS_MAX = 2
+MAX_FDS = 2
 """Descriptors in one message at most."""
 
 _HELLO = struct.Struct(f"<6I{NAME_BYTES}s")

@@ -17,9 +17,9 @@ from netback.errors import PlatformError
 from netback.observe.trace import LogBudget
 from netback.platforms.emulated.hypervisor import Handle, Hypervisor, refusal
 from netback.platforms.emulated.protocol import (
-    FDS_MAX,
     HELLO_SIZE,
     HYPERVISOR_SOCKET,
+    MAX_FDS,
     REQUEST_SIZE,
     Hello,
     Reply,
@@ -29,7 +29,7 @@ from netback.platforms.emulated.protocol import (
 log = logging.getLogger("netback.emulated")
 
 _RETRY_SECONDS = 0.1
-_FD_SPACE = socket.CMSG_SPACE((FDS_MAX + 1) * 4)
+_FD_SPACE = socket.CMSG_SPACE((MAX_FDS + 1) * 4)
 
 
 def close_all(fds: Iterable[int]) -> None:
