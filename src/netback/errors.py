@@ -3,15 +3,15 @@
 
 
 class NetbackError(Exception):
-    """The root: its text is one clear line that names what was wrong and where."""
+    """The root. Its text is one line that names what was wrong and where."""
 
 
 class GuestError(NetbackError):
-    """The frontend broke the protocol: its vif closes, all others live. Guest bytes raise nothing else."""
+    """The frontend broke the protocol: its vif closes, no other is affected. Guest bytes raise nothing else."""
 
 
 class PeerError(NetbackError):
-    """The network behind a vif is missing or refused: carrier off, tried again."""
+    """The network behind a vif is missing or refused: its carrier goes off, and it is tried again."""
 
 
 class GoneError(PeerError):
@@ -27,7 +27,7 @@ class PlatformError(NetbackError):
 
 
 class ConfigError(NetbackError):
-    """The user asked for something that cannot be: exit code 2, never a traceback."""
+    """What the user asked for cannot be: exit code 2."""
 
 
 def printable(text: str) -> str:

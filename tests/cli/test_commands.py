@@ -89,7 +89,7 @@ async def test_one_line_for_each_mistake(
     [("run",), ("attach", "1", "--net", "null"), ("detach", "1"), ("list",), ("guest", "--net", "null")],
 )
 async def test_no_xen_here(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """A store that is not there may come: whoever started this may try again."""
+    """A store that is missing may come: EX_TEMPFAIL says that another try may succeed."""
     code, _, err = await run(*arguments, "--dir", tmp_path / "none")
     assert (code, err.count("\n")) == (os.EX_TEMPFAIL, 1)
     assert str(tmp_path / "none") in err

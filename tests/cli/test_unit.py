@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback run` as a service: its configuration, told again by SIGHUP, and its supervisor."""
+"""`netback run` as a service: its configuration, loaded again at SIGHUP, and its supervisor."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def test_a_guest_that_the_configuration_names_gets_its_device_whenever_it_
                 await until_connected(xen, "web")
 
 
-async def test_a_mistake_is_told_before_anything_is_done(tmp_path: Path) -> None:
+async def test_a_mistake_is_reported_before_anything_is_done(tmp_path: Path) -> None:
     config = tmp_path / "netback.toml"
     config.write_text("workerss = 3")
     code, _, err = await run("run", "--check", "--config", config)

@@ -144,7 +144,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_command_line_wins() -> None:
-    told = parse_config(GOOD).overruled(net="null", trace=("xen_netdev_tx",), workers=None)
-    assert (told.net, told.workers, told.trace) == ("null", 2, ("xen_netdev_connect", "xen_netdev_tx"))
+    config = parse_config(GOOD).overruled(net="null", trace=("xen_netdev_tx",), workers=None)
+    assert (config.net, config.workers, config.trace) == ("null", 2, ("xen_netdev_connect", "xen_netdev_tx"))
     with pytest.raises(ConfigError):
         Config().overruled(net="nonsense", trace=(), workers=None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket: private from its first moment, and whatever either end sends harms nobody else."""
+"""The control socket: private from its first moment, and nothing that either end sends harms another."""
 
 import asyncio
 import os
@@ -99,7 +99,7 @@ async def test_an_answer_without_an_end(tmp_path: Path, monkeypatch: pytest.Monk
             await ask(tmp_path, 0, "offer", dict[str, str])
 
 
-async def test_silent_peers_keep_nobody_out(tmp_path: Path) -> None:
+async def test_silent_peers_keep_no_other_out(tmp_path: Path) -> None:
     """Half of the connections that are served at a time say nothing; the end does not wait for them either."""
     async with serving(tmp_path):
         silent = [await asyncio.open_unix_connection(str(tmp_path / socket_name(0))) for _ in range(16)]

@@ -41,7 +41,7 @@ def made_up(root: Path, files: dict[str, str], domid: int = 0) -> Machine:
             Verdict.OK,
             "Xen 4.20",
         ),
-        (doctor.claims, {}, Verdict.OK, "nobody"),
+        (doctor.claims, {}, Verdict.OK, "no other backend"),
         (doctor.claims, {"sys/module/xen_netback/version": ""}, Verdict.WARN, "is loaded"),
         (
             doctor.claims,
@@ -67,7 +67,7 @@ def test_a_check(tmp_path: Path, check: Check, files: dict[str, str], verdict: V
     assert seen.advice or verdict is Verdict.OK
 
 
-def test_a_driver_domain_needs_somebody_for_scripts(tmp_path: Path) -> None:
+def test_a_driver_domain_needs_xl_devd_for_scripts(tmp_path: Path) -> None:
     assert doctor.toolstack(made_up(tmp_path / "a", {})).verdict is Verdict.OK
     assert doctor.toolstack(made_up(tmp_path / "b", {}, domid=3)).verdict is Verdict.WARN
     devd = made_up(tmp_path / "c", {"proc/9/cmdline": "/usr/sbin/xl\0devd\0"}, domid=3)

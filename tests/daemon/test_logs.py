@@ -37,12 +37,15 @@ def test_the_journal_is_the_stream_that_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("journal", [True, False])
-def test_a_service_speaks_to_whoever_listens(tmp_path: Path, journal: bool) -> None:
+def test_the_form_goes_by_what_stderr_is(tmp_path: Path, journal: bool) -> None:
     with (tmp_path / "stream").open("w+") as stream:
         found = os.fstat(stream.fileno())
-        told = f"{found.st_dev}:{found.st_ino}" if journal else "1:1"
+        stream_name = f"{found.st_dev}:{found.st_ino}" if journal else "1:1"
         subprocess.run(
-            [sys.executable, "-c", SAY], check=True, stderr=stream, env=os.environ | {"JOURNAL_STREAM": told}
+            [sys.executable, "-c", SAY],
+            check=True,
+            stderr=stream,
+            env=os.environ | {"JOURNAL_STREAM": stream_name},
         )
         stream.seek(0)
         said = stream.read()

@@ -26,8 +26,8 @@ def heard(manager: socket.socket) -> str:
 
 
 def test_a_life(manager: socket.socket, tmp_path: Path) -> None:
-    told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"}
-    with closing(Notifier(told)) as notifier:
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"}
+    with closing(Notifier(environment)) as notifier:
         assert notifier.watchdog == 3.0
         notifier.ready("all well")
         assert heard(manager) == "READY=1\nSTATUS=all well"
@@ -37,9 +37,9 @@ def test_a_life(manager: socket.socket, tmp_path: Path) -> None:
         assert heard(manager) == "STOPPING=1"
 
 
-def test_nobody_listens() -> None:
+def test_no_supervisor() -> None:
     notifier = Notifier({"WATCHDOG_USEC": "3000000"})
-    notifier.ready("to nobody")
+    notifier.ready("all well")
     assert notifier.watchdog is None
 
 

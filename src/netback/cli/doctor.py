@@ -11,7 +11,7 @@ from netback.cli.target import PlatformName, Target
 
 
 def doctor(directory: Directory = None, json: Json = False) -> None:
-    """Look for what a backend needs of a Xen domain, and say what to do. Changes nothing; 1 where something fails."""
+    """Check what a backend needs of a Xen domain, and say what to do. Changes nothing; exits with 1 where one fails."""
     from netback.daemon.doctor import Machine, Verdict, examine
 
     findings = examine(Machine(Target.choose(PlatformName.XEN, directory).directory))

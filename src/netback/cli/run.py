@@ -34,7 +34,7 @@ def run(
         bool, typer.Option("--check", help="Check the configuration, and do nothing else.")
     ] = False,
 ) -> None:
-    """Serve the guests' network devices until told to end, which no guest notices: the next run goes on from there."""
+    """Serve the guests' network devices until a signal ends it, which no guest notices: the next run continues."""
     from netback.daemon.config import load_config
     from netback.daemon.service import serve
 

@@ -40,7 +40,7 @@ class Target:
     def choose(cls, platform: PlatformName | None = None, directory: Path | None = None) -> Self:
         """What was asked for; else an emulated Xen that XENSTORED_PATH points to, else the real one that is here.
 
-        ConfigError where the directory exists and is not private (netback.directory): whoever can write to it could
+        ConfigError where the directory exists and is not private (netback.directory): a user who can write to it could
         answer in the place of the store or the backend.
         """
         chosen = cls._choose(platform, directory)

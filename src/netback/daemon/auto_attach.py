@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration's rules at work: which network a device gets, and which guests get a device when they appear.
+"""Applies the configuration's rules: which network a device gets, and which guests get a device when they appear.
 
 Knows rules and guests' names, nothing of what a device does.
 """
@@ -20,22 +20,22 @@ from netback.xenstore.aio import Store, StoreError
 log = logging.getLogger("netback.daemon.auto_attach")
 
 NET = "tap"
-"""The network of a device that nobody says anything about."""
+"""The network of a device that neither its nodes nor the configuration give one."""
 
 
 class AutoAttach:
-    """The present rules. A guest is looked at once: what an operator takes from it stays taken."""
+    """The present rules. Each guest is examined once, so a device that an operator detaches stays detached."""
 
     def __init__(self, store: Store, domid: int, net: str | None, rules: Sequence[DeviceRule]) -> None:
         self._store, self._domid = store, domid
         self._net, self._rules = net, rules
-        self._looked: set[int] = set()
+        self._examined: set[int] = set()
         self._busy = asyncio.Lock()
 
     async def change(self, net: str | None, rules: Sequence[DeviceRule]) -> None:
-        """From now on; guests that are here are looked at again."""
+        """Replace the rules and examine every present guest again."""
         self._net, self._rules = net, rules
-        self._looked.clear()
+        self._examined.clear()
         await self._attach()
 
     async def net_for(self, name: DeviceName, mac: str | None) -> str:
@@ -47,7 +47,7 @@ class AutoAttach:
         return self._net or NET
 
     async def run(self) -> None:
-        """Look at each guest that appears, until the store ends."""
+        """Examine each guest that appears, until the store is gone (StoreError EIO)."""
         async with await self._store.watch("@introduceDomain") as introduced:
             async for _ in introduced:
                 await self._attach()
@@ -58,16 +58,16 @@ class AutoAttach:
                 return
             try:
                 here = await self._domains()
-                for domid in here - self._looked:
+                for domid in here - self._examined:
                     await self._look(domid)
-                self._looked = here
+                self._examined = here
             except StoreError as error:
                 if error.errno == "EIO":
                     raise
-                log.warning("guests that the configuration names cannot be looked for: %s", error)
+                log.warning("cannot look for the guests that the configuration names: %s", error)
 
     async def _domains(self) -> set[int]:
-        """The guests that are there, not those that a toolstack is still making."""
+        """The introduced guests; a toolstack is still making the others."""
         found = [decimal(text, DOMID_FIRST_RESERVED) for text in await self._store.directory("/local/domain")]
         guests = [domid for domid in found if domid is not None and domid != self._domid]
         return {domid for domid in guests if await self._store.introduced(domid)}
@@ -79,7 +79,7 @@ class AutoAttach:
                 await self._give(domid, rule)
 
     async def _guest(self, domid: int) -> set[str]:
-        """What a guest is called: its name, and its UUID. A driver domain may not read them."""
+        """A guest's name and UUID; empty in a driver domain, which may not read them."""
         try:
             name = await self._store.read_or(f"{home(domid)}/name")
             machine = await self._store.read_or(f"{home(domid)}/vm")
@@ -90,7 +90,7 @@ class AutoAttach:
         return {text for text in (name, machine and machine.rpartition("/")[2]) if text}
 
     async def _give(self, domid: int, rule: DeviceRule) -> None:
-        """Attach what the rule says, unless it is there; the same guest always gets the same MAC address."""
+        """Attach the rule's device unless it exists. Its MAC address derives from guest, type and index."""
         assert rule.index is not None
         kind = rule.type or "vif"
         name = DeviceName(kind, self._domid, domid, str(rule.index))
@@ -110,6 +110,6 @@ class AutoAttach:
         except NetbackError as error:
             if isinstance(error, StoreError) and error.errno == "EIO":
                 raise
-            log.warning("%s: cannot be attached to guest %s: %s", name, rule.guest, error)
+            log.warning("%s: cannot attach it to guest %s: %s", name, rule.guest, error)
         else:
             log.info("%s: attached to guest %s", name, rule.guest)

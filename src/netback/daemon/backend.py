@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend as one object: everything that `netback run` runs, and what tests and programs use in their own process.
 
-Its end, of whatever kind, touches no node, no state and no tap: the next one goes on from there.
+Its end, of whatever kind, touches no node, no state and no tap: the next backend continues from there.
 """
 
 import asyncio
@@ -48,15 +48,15 @@ _JOURNAL = re.compile(r"[a-z]+-[0-9]+-.+")
 """A journal's name: type, domid and index of its device (xenbus/nic.py)."""
 
 _LOCK_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Seconds between tries for the lock: a killed predecessor holds it until the kernel has buried it."""
+"""Seconds between tries for the lock: the kernel releases a killed predecessor's a moment after its death."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """What a backend is told."""
+    """The configuration of a backend."""
 
     directory: Path
-    """The runtime directory: lock and journals. A new backend that shall go on needs the same one."""
+    """The runtime directory: lock, journals, control socket. A successor needs the same one to continue."""
     net: str | None = None
     """The network of devices whose nodes name none."""
     networks: Mapping[str, Network | NetworkFactory] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class BackendConfig:
     trace: tuple[str, ...] = ()
     """Names or globs of trace points."""
     workers: int | None = None
-    """Worker threads; one for each core unless said."""
+    """Worker threads; None is one for each core."""
     rules: tuple[DeviceRule, ...] = ()
     """Networks of certain devices, and guests that get a device whenever they appear; the first that fits counts."""
 
@@ -123,7 +123,7 @@ class Backend:
         await self._undo.aclose()
 
     async def wait(self) -> None:
-        """Until the store is gone: NetbackError says why."""
+        """Return never; NetbackError says why the store is gone."""
         try:
             await asyncio.shield(self._running)
         except ExceptionGroup as group:
@@ -150,12 +150,12 @@ class Backend:
         await self._auto_attach.change(config.net, config.rules)
 
     async def respond(self) -> None:
-        """Returns once every worker's thread had its turn: what a watchdog wants to know."""
+        """Return once every worker's thread has responded: the watchdog's question."""
         await self._workers.flush()
 
     @property
     def devices(self) -> Mapping[DeviceName, Device]:
-        """The devices that are known at this moment."""
+        """The devices known at this moment, by name."""
         return self._devices.devices
 
     async def attach(
@@ -177,7 +177,7 @@ class Backend:
         )
 
     async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
-        """Take it back: False where the guest did not answer and was forced."""
+        """Take the device from its guest. False: the guest did not answer within `seconds`, and was forced."""
         return await detach(self.store, name, seconds=seconds)
 
     async def trace(self, pattern: str) -> None:
@@ -227,7 +227,7 @@ class Backend:
             tasks.create_task(self._auto_attach.run())
 
     async def _first_look(self) -> None:
-        """Until what was there is known."""
+        """Wait until every existing device is known; the error of the store if it ends first."""
         scanned = asyncio.create_task(self._devices.scanned.wait())
         done, _ = await asyncio.wait((scanned, self._running), return_when=asyncio.FIRST_COMPLETED)
         scanned.cancel()
@@ -250,7 +250,7 @@ class Backend:
 
 
 def first_index(platform: str) -> int:
-    """Where indices begin that nobody chose, as QEMU has it."""
+    """The first index that `attach` chooses by itself: 1 on real Xen, as in QEMU."""
     return 0 if platform == "emulated" else 1
 
 
@@ -269,7 +269,7 @@ async def _lock(directory: Directory, domid: int) -> int:
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The error behind nested groups: they all tell of the same store."""
+    """The error behind nested groups: all of them are of the same store."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration file: TOML to frozen structs, and for each mistake one line that names file, key and reason.
 
-Knows what may be written and what it means, not who acts on it.
+Knows the keys and their meaning, not what the daemon does with them.
 """
 
 import difflib
@@ -68,7 +68,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
     def fits(
         self, *, guest: Collection[str], domid: int, type: DeviceType, index: int, mac: str | None
     ) -> bool:
-        """Whether this is such a device; `guest` holds what the guest may be called."""
+        """Whether the rule is for this device; `guest` has the guest's name and UUID."""
         return (
             (self.guest is None or self.guest in guest)
             and self.domid in (None, domid)
@@ -95,7 +95,10 @@ class Config(msgspec.Struct, frozen=True):
             raise ValueError(f"trace: {error}") from error
 
     def overruled(self, *, net: str | None, trace: tuple[str, ...], workers: int | None) -> Self:
-        """With what a command line says instead; trace points are added."""
+        """This configuration with the command line's values in place of its own; trace points are added.
+
+        ConfigError names a value that cannot be.
+        """
         if net is not None:
             parse_spec(net)
         check_trace(trace)

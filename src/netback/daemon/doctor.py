@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend needs of a Xen domain, as a table of checks: each looks, and says what it found and what to do.
+"""What a backend needs of a Xen domain, as a table of checks. Each returns what it found and what to do.
 
-Nothing here changes anything. Everything is looked for below a root, so that a made-up tree does as well.
+Nothing here changes anything. Every file is looked up below a root, so tests give a directory of their own.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _TUNGETFEATURES = 0x800454CF
 _CAP_NET_ADMIN = 12
 _STORE_SECONDS = 3.0
 _DESCRIPTORS = 4096
-"""Open files that a host full of guests may need: a vif takes some five."""
+"""Open files for 800 vifs: each takes about five."""
 
 
 class Verdict(StrEnum):
@@ -44,7 +44,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, and what to do about it."""
+    """What a check found, and what to do about it; no advice where nothing is to do."""
 
     verdict: Verdict
     found: str
@@ -57,7 +57,7 @@ fail = partial(Finding, Verdict.FAIL)
 
 
 def ask_store() -> int:
-    """Our own domid; a store that is not started would have us wait for ever."""
+    """This domain's own domid. Asked in a thread, since a store that is not started answers never."""
     answer: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -77,13 +77,13 @@ def ask_store() -> int:
 
 
 def tun_features(fd: int) -> int:
-    """IFF_* that this kernel's taps can have."""
+    """The IFF_* flags of this kernel's taps (TUNGETFEATURES)."""
     return int(struct.unpack("I", fcntl.ioctl(fd, _TUNGETFEATURES, bytes(4)))[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where checks look."""
+    """Where the checks look."""
 
     runtime: Path
     """netback's runtime directory."""
@@ -91,7 +91,7 @@ class Machine:
     domid: Callable[[], int] = ask_store
     features: Callable[[int], int] = tun_features
     memory: dict[str, int] = field(default_factory=dict)
-    """What one check found out for others."""
+    """Answers that several checks need."""
 
     def path(self, name: str) -> Path:
         return self.root / name.lstrip("/")
@@ -111,7 +111,7 @@ class Machine:
             return []
 
     def own_domid(self) -> int:
-        """Asked once. NetbackError or OSError where nobody answers."""
+        """The domid, asked once. NetbackError or OSError: the store does not answer."""
         if "domid" not in self.memory:
             self.memory["domid"] = self.domid()
         return self.memory["domid"]
@@ -123,7 +123,7 @@ class Machine:
                 yield int(name), line.split("\0")
 
     def limit(self, name: str) -> int | None:
-        """A hard limit of this process; None where there is none, or nothing says."""
+        """A hard limit of this process; None where there is none, or where /proc does not show it."""
         for line in self.read("proc/self/limits").splitlines():
             if line.startswith(name):
                 hard = line.removeprefix(name).split()[1]
@@ -154,7 +154,7 @@ def device(name: str, module: str, machine: Machine) -> Finding:
 
 
 def own_grants(machine: Machine) -> Finding:
-    """Whether bursts may lie in pages that copies know by their grants: only speed."""
+    """Whether copies can go between two grants (docs/decisions.md): a matter of speed alone."""
     found = device("/dev/xen/gntalloc", "xen-gntalloc", machine)
     if found.verdict is Verdict.OK:
         return found
@@ -162,7 +162,7 @@ def own_grants(machine: Machine) -> Finding:
 
 
 def store(machine: Machine) -> Finding:
-    """Whether xenstored answers, and who we are."""
+    """Whether xenstored answers, and which domain this is."""
     try:
         domid = machine.own_domid()
     except (NetbackError, OSError) as error:
@@ -171,7 +171,7 @@ def store(machine: Machine) -> Finding:
 
 
 def claims(machine: Machine) -> Finding:
-    """Who else takes the vifs of this domain."""
+    """Which other backend claims the vifs of this domain."""
     advice = (
         f"modprobe -r xen-netback, and `netback unit --modprobe > /etc/modprobe.d/{KEEP_KERNEL_OUT.name}`"
     )
@@ -182,7 +182,7 @@ def claims(machine: Machine) -> Finding:
         return fail(f"the kernel's xen-netback claims every vif (it has {len(served)})", advice)
     if machine.path("sys/module/xen_netback").exists():
         return warn("the kernel's xen-netback is loaded", advice)
-    return ok("nobody but netback")
+    return ok("no other backend claims vifs")
 
 
 def emulator(machine: Machine) -> Finding:
@@ -232,7 +232,7 @@ def descriptors(machine: Machine) -> Finding:
 
 
 def locked_memory(machine: Machine) -> Finding:
-    """Guests' rings are mapped, not locked: a limit does no harm; it is said for who looks for a cause."""
+    """Guests' rings are mapped, not locked, so a limit does no harm; shown to rule it out as a cause."""
     limit = machine.limit("Max locked memory")
     return ok(f"{limit} bytes at most; netback locks none" if limit is not None else "no limit")
 
@@ -295,7 +295,7 @@ def config(machine: Machine) -> Finding:
 
 
 def bridges(machine: Machine) -> Finding:
-    """What xl's vif-bridge puts taps into."""
+    """The bridges that xl's vif-bridge can put taps into."""
     links = machine.children("sys/class/net")
     found = [name for name in links if machine.path(f"sys/class/net/{name}/bridge").is_dir()]
     if not found:
@@ -316,7 +316,7 @@ def scripts(machine: Machine) -> Finding:
 
 
 def toolstack(machine: Machine) -> Finding:
-    """In a driver domain, whether somebody runs the scripts."""
+    """In a driver domain, whether xl devd runs the hotplug scripts."""
     with suppress(NetbackError, OSError):
         if machine.own_domid() == 0:
             return ok("domain 0: xl runs the scripts")
@@ -349,7 +349,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Finding]], ...] = (
     ("scripts", scripts),
     ("toolstack", toolstack),
 )
-"""In the order in which one would mend things."""
+"""In the order in which to mend things."""
 
 
 def examine(machine: Machine) -> dict[str, Finding]:

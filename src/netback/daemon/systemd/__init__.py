@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd and the backend tell each other."""
+"""The backend as a systemd service: notifications, descriptors that systemd holds, log lines, units."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where log lines go: to stderr, in the journal's own form where that is the journal."""
+"""Log lines on stderr, in the journal's form where stderr is the journal."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ class JournalFormatter(LineFormatter):
 
 
 def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a descriptor is the stream that $JOURNAL_STREAM names."""
+    """Whether a descriptor is the stream that $JOURNAL_STREAM names (systemd.exec(5))."""
     try:
         found = os.fstat(fd)
     except OSError:

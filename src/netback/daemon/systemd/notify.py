@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells systemd how a service is, and gives it descriptors to hold: sd_notify's datagrams, nothing else of systemd.
+"""sd_notify(3)'s datagrams: the state of the service, and descriptors for systemd to hold.
 
-Where nobody listens (no $NOTIFY_SOCKET) everything here is silent.
+Without $NOTIFY_SOCKET nothing is sent.
 """
 
 import array
@@ -16,11 +16,11 @@ log = logging.getLogger("netback.daemon.systemd.notify")
 FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 _SECONDS = 1.0
-"""How long systemd may leave a datagram waiting; a service goes on without it."""
+"""How long a datagram may wait for systemd; after that the service continues without it."""
 
 
 class Notifier:
-    """A datagram socket to whoever supervises this process."""
+    """A datagram socket to the supervisor of this process."""
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
         path = environment.get("NOTIFY_SOCKET", "")
@@ -34,12 +34,12 @@ class Notifier:
         """Seconds within which WATCHDOG=1 is expected, if it is."""
 
     def close(self) -> None:
-        """Nobody is told any more."""
+        """Send nothing more."""
         if self._socket is not None:
             self._socket.close()
 
     def tell(self, *lines: str, fds: tuple[int, ...] = ()) -> None:
-        """One datagram; that systemd does not take it is no reason to fail."""
+        """Send one datagram. A failure is a warning in the log: the service does not depend on it."""
         if self._socket is None:
             return
         try:
@@ -53,11 +53,11 @@ class Notifier:
         self.tell("READY=1", f"STATUS={status}")
 
     def alive(self, status: str) -> None:
-        """For the watchdog."""
+        """WATCHDOG=1, due within `watchdog` seconds."""
         self.tell("WATCHDOG=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Until `ready`; the time tells systemd that this is the answer to its signal."""
+        """A reload has begun, and ends with `ready`; the time assigns it to systemd's signal."""
         self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
@@ -66,7 +66,10 @@ class Notifier:
 
 
 def take_held(environment: MutableMapping[str, str] = os.environ) -> Iterator[tuple[str, int]]:
-    """The descriptors that systemd held for this process, each with its name. Taken once, and no child gets them."""
+    """The descriptors that systemd held for this process, with their names (sd_listen_fds(3)).
+
+    A second call yields none, and no child inherits them.
+    """
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
     count = environment.pop("LISTEN_FDS", "")
     if environment.pop("LISTEN_PID", "") != str(os.getpid()) or not count.isdecimal():
