@@ -5,6 +5,7 @@ from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     PAGE_SIZE = 4096
+    MAC_BYTES = 6
     RING_SLOTS = 256            # both netif rings: the largest power of two that fits (4096 - 64) / 12 and / 8
     RING_HEADER = 64
     TX_SLOT = 12
@@ -29,6 +30,11 @@ cdef enum:
 
     EXTRA_TYPE_NONE = 0
     EXTRA_TYPE_GSO = 1
+    EXTRA_TYPE_MCAST_ADD = 2
+    EXTRA_TYPE_MCAST_DEL = 3
+    EXTRA_TYPE_HASH = 4
+    EXTRA_TYPE_XDP = 5
+    EXTRA_TYPES_END = 6
     EXTRA_FLAG_MORE = 1
     GSO_TYPE_NONE = 0
     GSO_TYPE_TCPV4 = 1
@@ -85,13 +91,30 @@ cdef packed struct rx_response:
     int16_t status
 
 
-cdef packed struct extra_info:       # 8 bytes, in either ring's slot; only GSO is read
+cdef packed struct extra_gso:
+    uint16_t size
+    uint8_t type
+    uint8_t pad
+    uint16_t features
+
+
+cdef struct extra_hash:
+    uint8_t type
+    uint8_t algorithm
+    uint8_t value[4]
+
+
+cdef union extra_body:
+    extra_gso gso
+    uint8_t mcast[MAC_BYTES]
+    extra_hash hash
+    uint16_t xdp_headroom
+
+
+cdef packed struct extra_info:       # 8 bytes, in a slot of either ring
     uint8_t type
     uint8_t flags
-    uint16_t gso_size
-    uint8_t gso_type
-    uint8_t gso_pad
-    uint16_t gso_features
+    extra_body u
 
 
 cdef packed struct grant_entry:

@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.abi cimport (
     GSO_TYPE_NONE, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio_net_hdr,
 )
+from netback.dataplane.extras cimport clear_meta, frame_meta
 
 cdef enum:                      # verdicts
     OFFLOAD_DROP = -1           # cannot be made right: count it, answer as for any dropped frame
@@ -28,18 +29,11 @@ cdef enum:                      # caps: what the receiver takes
     CAN_TSO6 = 8
 
 
-cdef struct netif_offload:      # what a frame says of itself on a netif ring; the two rings number the bits differently
-    uint8_t csum_blank
-    uint8_t data_validated
-    uint8_t gso_type            # GSO_TYPE_NONE, GSO_TYPE_TCPV4, GSO_TYPE_TCPV6
-    uint16_t gso_size
-
-
 # The two slow halves: for frames that ask for something.
-cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const netif_offload *src, uint32_t caps,
+cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const frame_meta *src, uint32_t caps,
                     virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil
 cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr,
-                     uint32_t caps, netif_offload *out) noexcept nogil
+                     uint32_t caps, frame_meta *out) noexcept nogil
 
 
 # In both: `have` bytes of the frame's beginning are at `frame`, *length is the whole frame's. A GSO frame that passes
@@ -47,7 +41,7 @@ cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t *length, cons
 
 # netif -> virtio (backend TX, frontend RX). May write the pseudo-header sum into the checksum field. Always sets *hdr
 # and *fixed_up.
-cdef inline int netif_to_virtio(uint8_t *frame, uint32_t have, uint32_t *length, const netif_offload *src,
+cdef inline int netif_to_virtio(uint8_t *frame, uint32_t have, uint32_t *length, const frame_meta *src,
                                 uint32_t caps, virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil:
     hdr.flags = VIRTIO_NET_HDR_F_DATA_VALID if src.data_validated else 0
     hdr.gso_type = 0
@@ -60,10 +54,9 @@ cdef inline int netif_to_virtio(uint8_t *frame, uint32_t have, uint32_t *length,
 
 # virtio -> netif (backend RX, frontend TX). Always sets *out.
 cdef inline int virtio_to_netif(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr,
-                                uint32_t caps, netif_offload *out) noexcept nogil:
-    out.csum_blank = out.gso_type = 0
+                                uint32_t caps, frame_meta *out) noexcept nogil:
+    clear_meta(out)
     out.data_validated = (hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID) != 0
-    out.gso_size = 0
     if not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not hdr.gso_type and length[0] <= MAX_FRAME:
         return OFFLOAD_PASS
     return virtio_work(frame, have, length, hdr, caps, out)

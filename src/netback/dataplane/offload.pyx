@@ -22,6 +22,7 @@ from netback.dataplane.abi cimport (
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, virtio_net_hdr,
 )
 from netback.dataplane.checksum cimport complete_checksum, fold, put_sum, swap16
+from netback.dataplane.extras cimport clear_meta, frame_meta, set_gso
 from netback.dataplane.headers cimport (
     PACKET_IN_TUNNEL, PROTO_TCP, exact, headers_t, parse, parse_gso, plain_route, pseudo_sum,
 )
@@ -59,7 +60,7 @@ cdef inline uint8_t virtio_gso(uint8_t gso_type) noexcept nogil:
     return VIRTIO_NET_HDR_GSO_TCPV6 if gso_type == GSO_TYPE_TCPV6 else VIRTIO_NET_HDR_GSO_NONE
 
 
-cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const netif_offload *src, uint32_t caps,
+cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const frame_meta *src, uint32_t caps,
                     virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil:
     cdef headers_t h
     cdef uint32_t count = 1
@@ -88,7 +89,7 @@ cdef inline bint netfront_finds(const headers_t *h, const virtio_net_hdr *hdr) n
             and hdr.csum_start == h.l4 and hdr.csum_offset == h.check)
 
 
-cdef inline int blank_to_netif(const headers_t *h, uint32_t caps, netif_offload *out) noexcept nogil:
+cdef inline int blank_to_netif(const headers_t *h, uint32_t caps, frame_meta *out) noexcept nogil:
     if not caps & csum_cap(h):
         return OFFLOAD_COMPLETE
     out.csum_blank = out.data_validated = 1
@@ -96,8 +97,7 @@ cdef inline int blank_to_netif(const headers_t *h, uint32_t caps, netif_offload 
 
 
 cdef int gso_to_netif(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr, uint32_t caps,
-                      netif_offload *out) noexcept nogil:
-    """Windows is slow with RX GSO that does not carry both checksum flags."""
+                      frame_meta *out) noexcept nogil:
     cdef headers_t outer, h
     cdef int place = parse_gso(frame, have, length[0], hdr, &outer, &h)
     cdef uint32_t count = 0
@@ -114,14 +114,12 @@ cdef int gso_to_netif(const uint8_t *frame, uint32_t have, uint32_t *length, con
     length[0] = h.end
     if count == 1:
         return blank_to_netif(&h, caps, out)
-    out.csum_blank = out.data_validated = 1
-    out.gso_type = GSO_TYPE_TCPV4 if h.version == 4 else GSO_TYPE_TCPV6
-    out.gso_size = hdr.gso_size
+    set_gso(out, GSO_TYPE_TCPV4 if h.version == 4 else GSO_TYPE_TCPV6, hdr.gso_size)
     return OFFLOAD_PASS
 
 
 cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr, uint32_t caps,
-                     netif_offload *out) noexcept nogil:
+                     frame_meta *out) noexcept nogil:
     cdef headers_t h
     cdef bint blank = hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
     if blank and <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > length[0]:
@@ -175,9 +173,10 @@ def to_virtio(bytearray frame, *, bint csum_blank=False, bint data_validated=Fal
     cdef uint32_t length = len(frame)
     cdef uint32_t present = length if have is None else min(<uint32_t>have, length)
     cdef uint8_t *copy = copy_of(frame, present)
-    cdef netif_offload src
+    cdef frame_meta src
     cdef virtio_net_hdr hdr
     cdef uint8_t fixed_up
+    clear_meta(&src)
     src.csum_blank, src.data_validated, src.gso_type, src.gso_size = csum_blank, data_validated, gso_type, gso_size
     with nogil:
         verdict = netif_to_virtio(copy, present, &length, &src, caps, &hdr, &fixed_up)
@@ -194,7 +193,7 @@ def to_netif(bytes frame, header, *, uint32_t caps=0, have=None):
     cdef uint32_t present = length if have is None else min(<uint32_t>have, length)
     cdef virtio_net_hdr hdr = header_of(header)
     cdef uint8_t *copy = copy_of(frame, present)
-    cdef netif_offload out
+    cdef frame_meta out
     with nogil:
         verdict = virtio_to_netif(copy, present, &length, &hdr, caps, &out)
     free(copy)
@@ -219,7 +218,7 @@ def split(bytes frame, header, *, bint whole=True):
     cdef uint32_t size
     cdef virtio_net_hdr hdr = header_of(header)
     cdef segments_t it
-    cdef netif_offload meta
+    cdef frame_meta meta
     cdef uint8_t *copy = copy_of(frame, length)
     cdef uint8_t *out = NULL
     segments = []

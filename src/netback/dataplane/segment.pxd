@@ -10,8 +10,8 @@ from netback.dataplane.abi cimport (
     VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4,
     virtio_net_hdr,
 )
+from netback.dataplane.extras cimport frame_meta
 from netback.dataplane.headers cimport PROTO_TCP, PROTO_UDP, headers_t
-from netback.dataplane.offload cimport netif_offload
 
 cdef enum:                      # limits on what a sender may ask to have cut
     MIN_GSO_SIZE = 8            # Linux' TCP_MIN_GSO_SIZE: its smallest MSS (48) less the TCP options (40)
@@ -60,7 +60,7 @@ cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length, c
                         bint whole) noexcept nogil
 # Length of the next segment, written to `out`; 0: done, or capacity < it.largest. *meta: how it goes on a netif ring.
 cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity,
-                            netif_offload *meta) noexcept nogil
+                            frame_meta *meta) noexcept nogil
 
 
 cdef inline int kind_of(const headers_t *h, uint8_t gso_type) noexcept nogil:

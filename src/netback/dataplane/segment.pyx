@@ -5,11 +5,11 @@ from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport GSO_TYPE_TCPV4, GSO_TYPE_TCPV6, VIRTIO_NET_HDR_GSO_ECN, virtio_net_hdr
 from netback.dataplane.checksum cimport checksum, fold, half_t, put_sum, sum_bytes, swap16
+from netback.dataplane.extras cimport clear_meta, frame_meta, set_gso
 from netback.dataplane.headers cimport (
     IPV6_HEAD, PACKET_IN_TUNNEL, PROTO_FRAGMENT, PROTO_UDP, TCP_CHECK, UDP_CHECK, get16, get32, headers_t, parse_gso,
     pseudo_sum, put16, put32,
 )
-from netback.dataplane.offload cimport netif_offload
 
 cdef enum:
     FRAGMENT_HEAD = 8
@@ -170,16 +170,15 @@ cdef inline void write_tunnel(const segments_t *it, uint8_t *out, uint32_t lengt
         put_sum(udp + UDP_CHECK, checksum(total, True))
 
 
-cdef inline void describe(const segments_t *it, uint32_t payload, netif_offload *meta) noexcept nogil:
-    memset(meta, 0, sizeof(netif_offload))
+cdef inline void describe(const segments_t *it, uint32_t payload, frame_meta *meta) noexcept nogil:
+    clear_meta(meta)
     meta.csum_blank = meta.data_validated = it.gso_size != 0
     if it.gso_size and payload > it.gso_size:
-        meta.gso_type = GSO_TYPE_TCPV4 if it.version == 4 else GSO_TYPE_TCPV6
-        meta.gso_size = it.gso_size
+        set_gso(meta, GSO_TYPE_TCPV4 if it.version == 4 else GSO_TYPE_TCPV6, it.gso_size)
 
 
 cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity,
-                            netif_offload *meta) noexcept nogil:
+                            frame_meta *meta) noexcept nogil:
     cdef uint32_t body = it.head + it.inserted
     cdef uint32_t take = min(<uint32_t>it.size, it.end - it.at)
     cdef uint32_t length = body + take

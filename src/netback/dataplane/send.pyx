@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from netback.dataplane.journal cimport kill_point
 from netback.dataplane.link cimport gives_up
-from netback.dataplane.offload cimport netif_offload
+from netback.dataplane.extras cimport frame_meta
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, frame_vectors, vnet_header,
 )
@@ -47,7 +47,7 @@ cdef int send_cut(link_t *link, workspace_t *ws, frame_t *frame, uint32_t *sent,
     `sent` is 0 again once they all are; `refused` counts those that the peer will never take.
     """
     cdef segments_t cut
-    cdef netif_offload meta
+    cdef frame_meta meta
     cdef uint32_t length, taken, used = FRAME_HEADROOM, count = 0
     cdef uint32_t skip = sent[0]
     if segments_begin(&cut, frame.data, frame.length, vnet_header(frame), False) < 0:

@@ -2,6 +2,7 @@
 """A worker's private memory for the burst at hand, and the budgets that bound a burst."""
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport RING_SLOTS, copy_segment, tx_request
+from netback.dataplane.extras cimport frame_meta
 from netback.dataplane.arena cimport Arena, arena_t
 from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
 
@@ -23,8 +24,7 @@ cdef struct chain_t:             # one frame of a TX ring
     uint32_t segments
     uint16_t flags
     int16_t status               # of every data slot
-    uint16_t gso_size
-    uint8_t gso_type
+    frame_meta meta
     uint8_t fixed_up
     uint8_t completed
     uint8_t dropped

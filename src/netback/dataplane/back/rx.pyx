@@ -18,7 +18,7 @@ other slots are delivered), a frame can never fit (dropped and counted). What th
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_GSO, FULL_FRAME_SLOTS, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, MIN_FRAME,
+    FULL_FRAME_SLOTS, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, MIN_FRAME,
     NETIF_RSP_ERROR, NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE,
     RING_SLOTS, copy_segment, extra_info, rx_request, rx_response,
 )
@@ -26,6 +26,7 @@ from netback.dataplane.arena cimport name_local
 from netback.dataplane.back.queue cimport BACKLOG_FRAMES, back_queue
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES,
@@ -34,7 +35,7 @@ from netback.dataplane.link cimport (
     state_rows,
 )
 from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, netif_offload, virtio_to_netif,
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, virtio_to_netif,
 )
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, LARGE_BYTES, PEER_CLOSED, VNET_HDR, frame_t, peer_t, vnet_header,
@@ -202,7 +203,7 @@ cdef inline void note_posted(back_queue *queue, uint32_t pending) noexcept nogil
 
 cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
     """Stage one frame, cut or drop it: 0 where it is done with, else the slots that it, or its next segment, needs."""
-    cdef netif_offload meta
+    cdef frame_meta meta
     cdef uint32_t needed
     cdef int verdict
     cdef bint gso
@@ -221,17 +222,16 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, vnet_header(frame))
         memset(vnet_header(frame), 0, VNET_HDR)
-        memset(&meta, 0, sizeof(meta))
+        clear_meta(&meta)
         queue.link.counters[RX_COMPLETED] += 1
-    gso = meta.gso_type != GSO_TYPE_NONE
-    needed = slots_needed(queue, frame.length, gso)
-    if gso and needed > queue.habits.most_posted:
+    needed = slots_needed(queue, frame.length, extras_count(&meta))
+    if meta.gso_type != GSO_TYPE_NONE and needed > queue.habits.most_posted:
         return begin_segments(queue, ws, burst, frame, False)    # it would wait for ever
     return place_whole(queue, ws, burst, frame, needed, &meta)
 
 
 cdef uint32_t place_whole(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, uint32_t needed,
-                          netif_offload *meta) noexcept nogil:
+                          frame_meta *meta) noexcept nogil:
     """Stage a frame that goes as it is: 0 where it is done with, else `needed`, the slots that it takes."""
     if needed > RING_SLOTS or (needed > 1 and not queue.sg):
         queue.link.counters[RX_TOO_BIG] += 1
@@ -259,7 +259,7 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
     """Stage segments of a frame that is being cut while slots and memory last: 0 where it is done with, else the slots
     that the next one needs.
     """
-    cdef netif_offload meta
+    cdef frame_meta meta
     cdef uint32_t length, needed
     cdef bint gso = queue.segments.gso_size != 0
     while queue.segments.index < queue.segments.count:
@@ -281,15 +281,15 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
     return 0
 
 
-cdef inline uint32_t slots_needed(back_queue *queue, uint32_t length, bint gso) noexcept nogil:
-    return (queue.rx_offset + length + PAGE_SIZE - 1) // PAGE_SIZE + gso
+cdef inline uint32_t slots_needed(back_queue *queue, uint32_t length, uint32_t extras) noexcept nogil:
+    return (queue.rx_offset + length + PAGE_SIZE - 1) // PAGE_SIZE + extras
 
 
 # --- stage: a frame's bytes to posted requests
 
 cdef inline void stage(
         back_queue *queue, workspace_t *ws, burst_t *burst, const uint8_t *data, uint32_t length,
-        netif_offload *meta) noexcept nogil:
+        frame_meta *meta) noexcept nogil:
     """Spread a frame over posted requests: flags and the extra go with the first slot, each status is the bytes of its
     slot (netif.h). The caller has looked for room.
     """
@@ -308,8 +308,8 @@ cdef inline void stage(
         at += body.status
         if at < length:
             body.flags |= NETRXF_more_data
-        if bodies + first == body and meta.gso_type != GSO_TYPE_NONE:
-            stage_extra(queue, ws, burst, meta)
+        if bodies + first == body and meta.extras:
+            stage_extras(queue, ws, burst, meta)
     burst.bytes += length
     burst.frames += 1
     if queue.link.traced or queue.link.captured:
@@ -342,27 +342,27 @@ cdef inline void stage_copy(
     burst.segments += 1
 
 
-cdef inline void stage_extra(back_queue *queue, workspace_t *ws, burst_t *burst, netif_offload *meta) noexcept nogil:
-    """The GSO extra takes a request's slot and returns its buffer unused (netif.h)."""
-    cdef extra_info *extra = <extra_info *>(<rx_response *>ws.bodies + burst.used)
-    take_request(queue, ws, burst, <rx_response *>extra)
-    memset(extra, 0, sizeof(extra_info))
-    extra.type = EXTRA_TYPE_GSO
-    extra.gso_size = meta.gso_size
-    extra.gso_type = meta.gso_type
+cdef inline void stage_extras(back_queue *queue, workspace_t *ws, burst_t *burst, frame_meta *meta) noexcept nogil:
+    """An extra info takes a request's slot and returns its buffer unused (netif.h)."""
+    cdef rx_response *body
+    cdef uint32_t left = meta.extras
+    while left:
+        body = <rx_response *>ws.bodies + burst.used
+        take_request(queue, ws, burst, body)
+        left = write_extra(<extra_info *>body, meta, left)
 
 
-cdef inline uint16_t rx_flags(netif_offload *meta) noexcept nogil:
+cdef inline uint16_t rx_flags(frame_meta *meta) noexcept nogil:
     return (
         (NETRXF_csum_blank if meta.csum_blank else 0)
         | (NETRXF_data_validated if meta.data_validated or meta.csum_blank else 0)
-        | (NETRXF_extra_info if meta.gso_type != GSO_TYPE_NONE else 0)
+        | (NETRXF_extra_info if meta.extras else 0)
     )
 
 
 cdef void trace_frame(
         back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, const uint8_t *data,
-        uint32_t length, netif_offload *meta) noexcept nogil:
+        uint32_t length, frame_meta *meta) noexcept nogil:
     """Records for links that are traced (each slot) or captured (the frame)."""
     cdef record_t entry
     cdef rx_response *bodies = <rx_response *>ws.bodies
@@ -372,7 +372,7 @@ cdef void trace_frame(
     entry.gso_size = meta.gso_size
     if queue.link.traced:
         for i in range(first, end):
-            if meta.gso_type != GSO_TYPE_NONE and i == first + 1:
+            if first < i <= first + extras_count(meta):
                 continue
             entry.kind = RECORD_RX_SLOT
             entry.index = queue.rx.rsp_prod + i

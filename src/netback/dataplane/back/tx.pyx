@@ -16,20 +16,20 @@ are answered ERROR), the peer is full or busy (the rest of the burst stays in th
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
-    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, GSO_TYPE_TCPV6,
-    MIN_FRAME, NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated,
-    NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, extra_info,
-    tx_request, tx_response,
+    GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank,
+    NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT,
+    copy_segment, tx_request, tx_response,
 )
 from netback.dataplane.back.queue cimport back_queue
 from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_OKAY, clear_meta, read_extras
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_RING_IDLE,
     STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL,
     TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, break_link, link_t, peer_refuses,
 )
-from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, netif_to_virtio
+from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
 from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.record cimport RECORD_TX_FRAME, RECORD_TX_SLOT, record, record_t
@@ -37,8 +37,7 @@ from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 from netback.dataplane.send cimport CUT_BLOCKED, CUT_DONE, CUT_IMPOSSIBLE, CUT_PAUSED, send_cut, send_frames
 from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
 
-cdef enum:
-    EXTRA_TYPES_END = 5          # io/netif.h knows 1 (GSO) to 4 (HASH); those not offered mean nothing here
+cdef int[4] extras_reason = [REASON_NONE, REASON_TRUNCATED, REASON_EXTRA, REASON_GSO]    # by EXTRAS_*
 
 
 # --- poll: one burst
@@ -82,46 +81,29 @@ cdef inline void take(back_queue *queue, workspace_t *ws, uint32_t count) noexce
 
 # --- read: chains, validated
 
-cdef inline int read_extras(workspace_t *ws, uint32_t at, uint32_t available, chain_t *chain) noexcept nogil:
-    """The extra infos behind a first request: they fill slots of their own."""
-    cdef extra_info *extra
-    while True:
-        if chain.slots >= available:
-            return REASON_TRUNCATED
-        extra = <extra_info *>&ws.requests[at + chain.slots]
-        chain.slots += 1
-        chain.extras += 1
-        if extra.type == EXTRA_TYPE_NONE or extra.type >= EXTRA_TYPES_END:
-            return REASON_EXTRA
-        if extra.type == EXTRA_TYPE_GSO:
-            if extra.gso_size == 0 or extra.gso_type == GSO_TYPE_NONE or extra.gso_type > GSO_TYPE_TCPV6:
-                return REASON_GSO
-            chain.gso_size = extra.gso_size
-            chain.gso_type = extra.gso_type
-        if not extra.flags & EXTRA_FLAG_MORE:
-            return REASON_NONE
-
-
 cdef inline int read_chain(workspace_t *ws, uint32_t at, uint32_t available, chain_t *chain) noexcept nogil:
     """One frame's slots: the first request's size is the frame's, the others' are their own (netif.h)."""
     cdef tx_request *first = &ws.requests[at]
     cdef tx_request *request = first
     cdef uint32_t others = 0
     cdef uint32_t data_slots = 1
-    cdef int reason
+    cdef int outcome
     cdef bint bad = first.size < MIN_FRAME
     chain.slots = 1
     chain.extras = 0
     chain.flags = first.flags
     chain.length = first.size
-    chain.gso_type = GSO_TYPE_NONE
-    chain.gso_size = 0
+    clear_meta(&chain.meta)
+    chain.meta.csum_blank = (first.flags & NETTXF_csum_blank) != 0
+    chain.meta.data_validated = (first.flags & NETTXF_data_validated) != 0
     chain.fixed_up = chain.completed = chain.dropped = 0
     chain.segments = 0
     if first.flags & NETTXF_extra_info:
-        reason = read_extras(ws, at, available, chain)
-        if reason != REASON_NONE:
-            return reason
+        outcome = read_extras(<uint8_t *>(first + 1), sizeof(tx_request), available - 1, EXTRAS_KNOWN, &chain.meta,
+                              &chain.extras)
+        chain.slots += chain.extras
+        if outcome != EXTRAS_OKAY:
+            return extras_reason[outcome]
     while request.flags & NETTXF_more_data:
         if data_slots > MAX_DATA_SLOTS:
             return REASON_SLOTS
@@ -185,7 +167,7 @@ cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, 
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)
             used += (chain.length + FRAME_HEADROOM + 63) & ~<uint32_t>63
-            cuts += chain.length // chain.gso_size if chain.gso_size else 0
+            cuts += chain.length // chain.meta.gso_size if chain.meta.gso_size else 0
         at += chain.slots
         count += 1
     kill_point()
@@ -206,14 +188,8 @@ cdef inline bint copied(workspace_t *ws, chain_t *chain) noexcept nogil:
 
 cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexcept nogil:
     """Fill the frame's header, completing in software what the peer cannot take; PASS, SEGMENT or DROP."""
-    cdef netif_offload meta
-    cdef int verdict
-    meta.csum_blank = (chain.flags & NETTXF_csum_blank) != 0
-    meta.data_validated = (chain.flags & NETTXF_data_validated) != 0
-    meta.gso_type = chain.gso_type
-    meta.gso_size = chain.gso_size
-    verdict = netif_to_virtio(
-        frame.data, frame.length, &frame.length, &meta, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
+    cdef int verdict = netif_to_virtio(
+        frame.data, frame.length, &frame.length, &chain.meta, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
     )
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, vnet_header(frame))
@@ -314,8 +290,8 @@ cdef void trace_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32
     cdef uint32_t i
     memset(&entry, 0, sizeof(entry))
     entry.status = chain.status
-    entry.gso_type = chain.gso_type
-    entry.gso_size = chain.gso_size
+    entry.gso_type = chain.meta.gso_type
+    entry.gso_size = chain.meta.gso_size
     if queue.link.traced and chain.status == NETIF_RSP_OKAY:
         for i in range(chain.slots):
             if 0 < i <= chain.extras:

@@ -15,16 +15,16 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_NONE, GSO_TYPE_NONE, GSO_TYPE_TCPV6, MIN_FRAME, NETIF_RSP_DROPPED,
-    NETIF_RSP_ERROR, NETIF_RSP_OKAY,
-    NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS,
-    RX_SLOT, extra_info, rx_request, rx_response, virtio_net_hdr,
+    GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY, NETRXF_csum_blank,
+    NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, RX_SLOT, rx_request,
+    rx_response, virtio_net_hdr,
 )
-from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_OKAY, clear_meta, read_extras
+from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_offload, netif_to_virtio,
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio,
 )
 from netback.dataplane.link cimport (
     REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FRAMES, RX_FULL,
@@ -37,7 +37,6 @@ from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, fr
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
-    EXTRA_TYPES_END = 5          # io/netif.h knows 1 (GSO) to 4 (HASH); we ask for none of the others
     VECTORS = RING_SLOTS + BURST_FRAMES          # of a burst: a slot's data, and before each frame its headers
 
 
@@ -70,33 +69,6 @@ cdef inline uint8_t *page_of(front_queue *queue, uint32_t at) noexcept nogil:
     return queue.rx_pages[(queue.rx.rsp_cons + at) & (RING_SLOTS - 1)]
 
 
-cdef inline bint take_extra(rx_response *slot, chain_t *chain) noexcept nogil:
-    """Whether it is one that netif.h knows."""
-    cdef extra_info *extra = <extra_info *>slot
-    if extra.type == EXTRA_TYPE_NONE or extra.type >= EXTRA_TYPES_END:
-        return False
-    if extra.type == EXTRA_TYPE_GSO:
-        chain.gso_size = extra.gso_size
-        chain.gso_type = extra.gso_type
-        return extra.gso_size != 0 and GSO_TYPE_NONE < extra.gso_type <= GSO_TYPE_TCPV6
-    return True
-
-
-cdef inline bint take_extras(workspace_t *ws, uint32_t pending, chain_t *chain) noexcept nogil:
-    """The extra infos behind a first response, each in a slot of its own."""
-    cdef extra_info *extra
-    while True:
-        if chain.segment + chain.slots >= pending:
-            return False
-        extra = <extra_info *>response(ws, chain.segment + chain.slots)
-        chain.slots += 1
-        chain.extras += 1
-        if not take_extra(<rx_response *>extra, chain):
-            return False
-        if not extra.flags & EXTRA_FLAG_MORE:
-            return True
-
-
 cdef inline bint take_data(front_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain) noexcept nogil:
     """One data slot: it must answer what was posted there, and stay within its page."""
     cdef rx_response *slot = response(ws, at)
@@ -118,12 +90,16 @@ cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pendin
     chain.fixed_up = 0
     chain.status = NETIF_RSP_OKAY
     chain.flags = slot.flags
-    chain.gso_type = GSO_TYPE_NONE
-    chain.gso_size = 0
+    clear_meta(&chain.meta)
+    chain.meta.csum_blank = (slot.flags & NETRXF_csum_blank) != 0
+    chain.meta.data_validated = (slot.flags & NETRXF_data_validated) != 0
     if not take_data(queue, ws, chain.segment, chain):
         return False
-    if slot.flags & NETRXF_extra_info and not take_extras(ws, pending, chain):
-        return False
+    if slot.flags & NETRXF_extra_info:
+        if read_extras(<uint8_t *>(slot + 1), sizeof(rx_response), pending - chain.segment - 1, EXTRAS_KNOWN,
+                       &chain.meta, &chain.extras) != EXTRAS_OKAY:
+            return False
+        chain.slots += chain.extras
     while slot.flags & NETRXF_more_data:
         if chain.segment + chain.slots >= pending or chain.slots - chain.extras == MAX_DATA_SLOTS:
             return False
@@ -148,7 +124,7 @@ cdef uint32_t assemble(front_queue *queue, workspace_t *ws, uint32_t pending, in
             break
         at += ws.chains[count].slots
         size += ws.chains[count].length
-        cuts += ws.chains[count].length // ws.chains[count].gso_size if ws.chains[count].gso_size else 0
+        cuts += ws.chains[count].length // ws.chains[count].meta.gso_size if ws.chains[count].meta.gso_size else 0
         count += 1
     return count
 
@@ -229,30 +205,21 @@ cdef int forward_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexce
     return done
 
 
-cdef inline void describe(chain_t *chain, netif_offload *said) noexcept nogil:
-    said.csum_blank = (chain.flags & NETRXF_csum_blank) != 0
-    said.data_validated = (chain.flags & NETRXF_data_validated) != 0
-    said.gso_type = chain.gso_type
-    said.gso_size = chain.gso_size
-
-
 cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *head) noexcept nogil:
     """Fill the header; a frame that the peer cannot take so is brought together in private memory, and completed if
     that is all it lacks. PASS, SEGMENT or DROP."""
-    cdef netif_offload said
     cdef uint32_t caps = queue.link.peer.caps
     cdef virtio_net_hdr *hdr = vnet_header(head)
     cdef uint8_t fixed_up
     cdef int verdict
-    describe(chain, &said)
     head.length = 0
-    if said.csum_blank or said.gso_type != GSO_TYPE_NONE:
+    if chain.meta.csum_blank or chain.meta.gso_type != GSO_TYPE_NONE:
         head.length = gather(queue, ws, chain, head.data, HEADERS_MAX)
-    verdict = netif_to_virtio(head.data, head.length, &chain.length, &said, caps, hdr, &fixed_up)
+    verdict = netif_to_virtio(head.data, head.length, &chain.length, &chain.meta, caps, hdr, &fixed_up)
     if verdict == OFFLOAD_COMPLETE or verdict == OFFLOAD_SEGMENT:
         # Judged anew, as a whole: the backend may have changed its pages since.
         head.length = gather(queue, ws, chain, head.data, FRAME_BYTES)
-        verdict = netif_to_virtio(head.data, head.length, &head.length, &said, caps, hdr, &fixed_up)
+        verdict = netif_to_virtio(head.data, head.length, &head.length, &chain.meta, caps, hdr, &fixed_up)
         chain.length = head.length
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(head.data, head.length, hdr)

@@ -16,14 +16,15 @@ from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_GSO, GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank,
-    NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, extra_info, tx_request,
+    GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank,
+    NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, TX_SLOT, extra_info, tx_request,
     virtio_net_hdr,
 )
-from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
+from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
-    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, netif_offload, virtio_to_netif,
+    OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, virtio_to_netif,
 )
 from netback.dataplane.segment cimport MAX_NETIF_FRAME, segments_begin, segments_next
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
@@ -121,34 +122,34 @@ cdef inline void put_request(front_queue *queue, uint16_t page, uint16_t offset,
     queue.tx.req_prod += 1
 
 
-cdef inline void put_extra(front_queue *queue, netif_offload *said) noexcept nogil:
-    cdef extra_info *extra = <extra_info *>tx_slot(queue.tx.shared, queue.tx.req_prod)
-    memset(extra, 0, sizeof(tx_request))
-    extra.type = EXTRA_TYPE_GSO
-    extra.gso_size = said.gso_size
-    extra.gso_type = said.gso_type
-    queue.extras_sent += 1
-    queue.tx.req_prod += 1
+cdef inline void put_extras(front_queue *queue, frame_meta *meta) noexcept nogil:
+    cdef uint8_t *slot
+    cdef uint32_t left = meta.extras
+    while left:
+        slot = tx_slot(queue.tx.shared, queue.tx.req_prod)
+        memset(slot, 0, TX_SLOT)
+        left = write_extra(<extra_info *>slot, meta, left)
+        queue.extras_sent += 1
+        queue.tx.req_prod += 1
 
 
-cdef inline uint16_t tx_flags(netif_offload *said) noexcept nogil:
+cdef inline uint16_t tx_flags(frame_meta *meta) noexcept nogil:
     return (
-        (NETTXF_csum_blank if said.csum_blank else 0)
-        | (NETTXF_data_validated if said.data_validated or said.csum_blank else 0)
-        | (NETTXF_extra_info if said.gso_type != GSO_TYPE_NONE else 0)
+        (NETTXF_csum_blank if meta.csum_blank else 0)
+        | (NETTXF_data_validated if meta.data_validated or meta.csum_blank else 0)
+        | (NETTXF_extra_info if meta.extras else 0)
     )
 
 
 cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, uint32_t length,
-                    netif_offload *said) noexcept nogil:
+                    frame_meta *meta) noexcept nogil:
     """Requests of a frame that lies in pages: the first one's size is the frame's, the others' are their own
     (netif.h)."""
     cdef uint32_t size = min(length, PAGE_SIZE - offset)
     cdef uint32_t at = size
     cdef uint32_t i = 1
-    put_request(queue, pages[0], offset, tx_flags(said) | (NETTXF_more_data if at < length else 0), length)
-    if said.gso_type != GSO_TYPE_NONE:
-        put_extra(queue, said)
+    put_request(queue, pages[0], offset, tx_flags(meta) | (NETTXF_more_data if at < length else 0), length)
+    put_extras(queue, meta)
     while at < length:
         size = min(length - at, <uint32_t>PAGE_SIZE)
         at += size
@@ -160,11 +161,11 @@ cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, 
 
 # --- frames in private memory: the long way
 
-cdef inline uint32_t slots_of(uint32_t length, bint gso) noexcept nogil:
-    return (length + PAGE_SIZE - 1) // PAGE_SIZE + gso
+cdef inline uint32_t slots_needed(uint32_t length, uint32_t extras) noexcept nogil:
+    return (length + PAGE_SIZE - 1) // PAGE_SIZE + extras
 
 
-cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, netif_offload *said) noexcept nogil:
+cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, frame_meta *meta) noexcept nogil:
     """Into pages, and their requests to the ring: the caller has looked for room."""
     cdef uint16_t pages[FRAME_PAGES]
     cdef uint32_t i, at = 0
@@ -172,14 +173,14 @@ cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, n
         pages[i] = take_page(queue)
         memcpy(queue.tx_pages[pages[i]], data + at, min(length - at, <uint32_t>PAGE_SIZE))
         at += PAGE_SIZE
-    put_frame(queue, pages, 0, length, said)
+    put_frame(queue, pages, 0, length, meta)
 
 
 cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
     """Segments of the frame at `data` to the ring: 0 where it is done with, else the slots that the next one needs."""
-    cdef netif_offload meta
+    cdef frame_meta meta
     cdef uint32_t length
-    cdef uint32_t needed = slots_of(queue.cut.largest, queue.cut.gso_size != 0)
+    cdef uint32_t needed = slots_needed(queue.cut.largest, queue.cut.gso_size != 0)
     while queue.cut.index < queue.cut.count:
         if room(queue) < needed:
             return needed
@@ -201,7 +202,7 @@ cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame, bin
     """Begin to cut a frame; the cut goes on later where not all its segments have room. `whole`: into GSO frames."""
     queue.tx_cuts = BURST_FRAMES
     if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame), whole) < 0
-            or not fits(queue, queue.cut.largest, slots_of(queue.cut.largest, queue.cut.gso_size != 0))):
+            or not fits(queue, queue.cut.largest, slots_needed(queue.cut.largest, queue.cut.gso_size != 0))):
         queue.link.counters[TX_DROPPED] += 1
         return 0
     queue.cutting = True
@@ -210,26 +211,26 @@ cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame, bin
 
 cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
     """One frame from private memory to the ring: 0 where it is done with, else the slots that it lacks."""
-    cdef netif_offload said
+    cdef frame_meta meta
     cdef virtio_net_hdr *hdr = vnet_header(frame)
     cdef uint32_t needed
-    cdef int verdict = virtio_to_netif(frame.data, frame.length, &frame.length, hdr, queue.caps, &said)
+    cdef int verdict = virtio_to_netif(frame.data, frame.length, &frame.length, hdr, queue.caps, &meta)
     if verdict == OFFLOAD_SPLIT:
         return start_cut(queue, ws, frame, queue.sg and queue.tx_slots >= FULL_FRAME_SLOTS)
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, hdr)
         memset(hdr, 0, VNET_HDR)
-        memset(&said, 0, sizeof(said))
+        clear_meta(&meta)
         queue.link.counters[TX_COMPLETED] += 1
-    needed = slots_of(frame.length, said.gso_type != GSO_TYPE_NONE)
-    if verdict == OFFLOAD_SEGMENT or (said.gso_type != GSO_TYPE_NONE and not fits(queue, frame.length, needed)):
+    needed = slots_needed(frame.length, extras_count(&meta))
+    if verdict == OFFLOAD_SEGMENT or (meta.gso_type != GSO_TYPE_NONE and not fits(queue, frame.length, needed)):
         return start_cut(queue, ws, frame, False)
     if verdict == OFFLOAD_DROP or frame.length < MIN_FRAME or not fits(queue, frame.length, needed):
         queue.link.counters[TX_DROPPED] += 1
         return 0
     if room(queue) < needed:
         return needed
-    copy_frame(queue, frame.data, frame.length, &said)
+    copy_frame(queue, frame.data, frame.length, &meta)
     return 0
 
 
@@ -280,28 +281,28 @@ cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcep
 
 
 cdef inline bint goes_as_it_is(front_queue *queue, scattered_t *read, uint32_t offset,
-                               netif_offload *said) noexcept nogil:
+                               frame_meta *meta) noexcept nogil:
     """Whether a frame can go from the pages that it lies in, and its flags. Pages of padding are free again."""
     cdef frame_t *frame = &read.frame
     cdef uint32_t have = min(frame.length, PAGE_SIZE - offset)
     if offset + frame.length > read.held * PAGE_SIZE or frame.length > MAX_NETIF_FRAME:
         return False
-    if virtio_to_netif(frame.data, have, &frame.length, vnet_header(frame), queue.caps, said) != OFFLOAD_PASS:
+    if virtio_to_netif(frame.data, have, &frame.length, vnet_header(frame), queue.caps, meta) != OFFLOAD_PASS:
         return False
     give_pages(queue, read, (offset + frame.length + PAGE_SIZE - 1) // PAGE_SIZE)
-    return slots(queue) >= read.held + (said.gso_type != GSO_TYPE_NONE)
+    return slots(queue) >= read.held + extras_count(meta)
 
 
 cdef void place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
     """One frame that was read into pages to the ring; by the long way where it cannot go as it is."""
     cdef frame_t linear
-    cdef netif_offload said
+    cdef frame_meta meta
     cdef uint32_t offset = <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
     if read.frame.length < MIN_FRAME:
         give_pages(queue, read, 0)
         queue.link.counters[TX_DROPPED] += read.frame.length != 0        # else the peer has counted it
-    elif queue.backlog.count == 0 and goes_as_it_is(queue, read, offset, &said):
-        put_frame(queue, read.pages, offset, read.frame.length, &said)
+    elif queue.backlog.count == 0 and goes_as_it_is(queue, read, offset, &meta):
+        put_frame(queue, read.pages, offset, read.frame.length, &meta)
     else:
         gather(queue, read, &linear)
         place_or_hold(queue, ws, &linear)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extra infos: slots behind a frame's first one that say more of the frame (netif.h), on both rings and at both ends.
+
+`frame_meta` is all that a frame says of itself: the flags of its first slot, which the two rings number differently,
+and what its extra infos hold. Each field but the first four counts only where `extras` has its type's bit.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from netback.dataplane.abi cimport (
+    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, EXTRA_TYPES_END,
+    GSO_TYPE_NONE, GSO_TYPE_TCPV6, MAC_BYTES, extra_info,
+)
+
+cdef extern from *:
+    int __builtin_popcount(unsigned int bits) nogil
+    int __builtin_ctz(unsigned int bits) nogil
+
+cdef enum:                      # what became of reading extra infos
+    EXTRAS_OKAY
+    EXTRAS_TRUNCATED            # the last one announces another, which is not there
+    EXTRAS_UNKNOWN              # a type that the reader does not know
+    EXTRAS_GSO                  # GSO of size 0 or of an unknown type
+
+cdef enum:                      # types that a reader knows, one bit each; types that are not offered say nothing to it
+    EXTRAS_KNOWN = 1 << EXTRA_TYPE_GSO | 1 << EXTRA_TYPE_MCAST_ADD | 1 << EXTRA_TYPE_MCAST_DEL | 1 << EXTRA_TYPE_HASH
+
+
+cdef struct frame_meta:
+    uint8_t csum_blank
+    uint8_t data_validated
+    uint8_t gso_type            # GSO_TYPE_NONE, or with the GSO bit in `extras`
+    uint8_t extras              # 1 << EXTRA_TYPE_* of each extra info that came, or that is to be written
+    uint16_t gso_size
+    uint16_t xdp_headroom
+    uint8_t hash_type
+    uint8_t hash_algorithm
+    uint8_t hash_value[4]
+    uint8_t mcast_add[MAC_BYTES]
+    uint8_t mcast_del[MAC_BYTES]
+
+
+cdef inline void clear_meta(frame_meta *meta) noexcept nogil:
+    """A frame that says nothing of itself."""
+    meta.csum_blank = meta.data_validated = meta.gso_type = meta.extras = 0
+    meta.gso_size = 0
+
+
+cdef inline void set_gso(frame_meta *meta, uint8_t gso_type, uint16_t gso_size) noexcept nogil:
+    """GSO toward a receiver that completes the checksum of each segment: both checksum flags go with it, since Windows
+    is slow with RX GSO that lacks one."""
+    meta.csum_blank = meta.data_validated = 1
+    meta.gso_type = gso_type
+    meta.gso_size = gso_size
+    meta.extras |= 1 << EXTRA_TYPE_GSO
+
+
+cdef inline uint32_t extras_count(const frame_meta *meta) noexcept nogil:
+    """Slots that its extra infos take."""
+    return __builtin_popcount(meta.extras)
+
+
+cdef inline int read_extra(const extra_info *extra, uint32_t known, frame_meta *meta) noexcept nogil:
+    """Take one extra info into *meta; of several of one type the last counts."""
+    if extra.type >= EXTRA_TYPES_END or not known >> extra.type & 1:
+        return EXTRAS_UNKNOWN
+    if extra.type == EXTRA_TYPE_GSO:
+        if extra.u.gso.size == 0 or not GSO_TYPE_NONE < extra.u.gso.type <= GSO_TYPE_TCPV6:
+            return EXTRAS_GSO
+        meta.gso_size = extra.u.gso.size
+        meta.gso_type = extra.u.gso.type
+    elif extra.type == EXTRA_TYPE_MCAST_ADD:
+        memcpy(meta.mcast_add, extra.u.mcast, MAC_BYTES)
+    elif extra.type == EXTRA_TYPE_MCAST_DEL:
+        memcpy(meta.mcast_del, extra.u.mcast, MAC_BYTES)
+    elif extra.type == EXTRA_TYPE_HASH:
+        meta.hash_type = extra.u.hash.type
+        meta.hash_algorithm = extra.u.hash.algorithm
+        memcpy(meta.hash_value, extra.u.hash.value, sizeof(meta.hash_value))
+    else:
+        meta.xdp_headroom = extra.u.xdp_headroom
+    meta.extras |= 1 << extra.type
+    return EXTRAS_OKAY
+
+
+cdef inline int read_extras(const uint8_t *slots, uint32_t slot_size, uint32_t available, uint32_t known,
+                            frame_meta *meta, uint32_t *count) noexcept nogil:
+    """Read the extra infos behind a first slot into *meta: `available` slots of `slot_size` bytes are at `slots`, all
+    of them private copies (XSA-155). *count is how many were looked at."""
+    cdef const extra_info *extra
+    cdef int outcome
+    count[0] = 0
+    while True:
+        if count[0] == available:
+            return EXTRAS_TRUNCATED
+        extra = <const extra_info *>(slots + count[0] * slot_size)
+        count[0] += 1
+        outcome = read_extra(extra, known, meta)
+        if outcome != EXTRAS_OKAY or not extra.flags & EXTRA_FLAG_MORE:
+            return outcome
+
+
+cdef inline uint32_t write_extra(extra_info *extra, const frame_meta *meta, uint32_t left) noexcept nogil:
+    """Write the first of the types in `left`, which begins as meta.extras: the types that are left."""
+    cdef uint8_t kind = <uint8_t>__builtin_ctz(left)
+    left &= left - 1
+    memset(extra, 0, sizeof(extra_info))
+    extra.type = kind
+    extra.flags = EXTRA_FLAG_MORE if left else 0
+    if kind == EXTRA_TYPE_GSO:
+        extra.u.gso.size = meta.gso_size
+        extra.u.gso.type = meta.gso_type
+    elif kind == EXTRA_TYPE_MCAST_ADD:
+        memcpy(extra.u.mcast, meta.mcast_add, MAC_BYTES)
+    elif kind == EXTRA_TYPE_MCAST_DEL:
+        memcpy(extra.u.mcast, meta.mcast_del, MAC_BYTES)
+    elif kind == EXTRA_TYPE_HASH:
+        extra.u.hash.type = meta.hash_type
+        extra.u.hash.algorithm = meta.hash_algorithm
+        memcpy(extra.u.hash.value, meta.hash_value, sizeof(meta.hash_value))
+    else:
+        extra.u.xdp_headroom = meta.xdp_headroom
+    return left
