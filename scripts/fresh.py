@@ -80,7 +80,7 @@ def main() -> None:
             for command in COMMANDS:
                 if options.only in (None, command) and not passes(archive, suite, command):
                     failed.append(f"{suite}: make {command}")
-    except ConfigError as error:
+    except (ConfigError, subprocess.CalledProcessError) as error:
         sys.exit(f"fresh: {error}")
     if failed:
         sys.exit(f"fresh: failed: {', '.join(failed)}")
