@@ -25,7 +25,7 @@ def site() -> Iterator[Site]:
     with new_network():
         veth("eth1", "far1")
         network, far = PacketNetwork("eth1"), FarLink("far1")
-        choke = partial(tc, "qdisc add dev eth1 root tbf rate 8bit burst 2000 limit 1000000000")
+        choke = partial(tc, "qdisc add dev eth1 root tbf rate 64bit burst 2000 limit 1000000000")
         yield Site(network, far, choke, partial(tc, "qdisc del dev eth1 root"))
         network.close()
         far.close()

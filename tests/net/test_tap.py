@@ -107,7 +107,7 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
         assert isinstance(site.network, TapNetwork)
         fcntl.ioctl(site.network.peers[0].fd, TUNSETSNDBUF, struct.pack("i", 100_000))
         veth("slow0", "slow1")
-        tc("qdisc add dev slow0 root tbf rate 8bit burst 2000 limit 1000000000")
+        tc("qdisc add dev slow0 root tbf rate 64bit burst 2000 limit 1000000000")
         ip("link add br0 type bridge")
         ip("link set br0 up")
         ip("link set slow0 master br0")

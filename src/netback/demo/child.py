@@ -87,7 +87,8 @@ class Child:
 
     async def ready(self) -> None:
         """Wait until the role's object is entered; DemoError says why it was not."""
-        await asyncio.shield(self._ready)
+        await asyncio.wait({self._ready})
+        self._ready.result()
 
     async def call(self, method: str, **arguments: object) -> Any:
         """Call a method of the role: its result. DemoError carries its error, or the end of the process."""
