@@ -22,8 +22,8 @@ FIELDS = (
 FIELDS += ("frame.len", "frame.cap_len", "frame.comment")
 
 
-def told(path: Path, *fields: str) -> list[list[str]]:
-    """These fields of each packet, as tshark reads them; any complaint is a failure."""
+def fields_of(path: Path, *fields: str) -> list[list[str]]:
+    """These fields of each packet, as tshark reads them; a warning is a failure."""
     command = [
         "tshark",
         "-n",
@@ -75,7 +75,7 @@ def test_a_frame_tells_how_it_crossed_the_ring(tmp_path: Path) -> None:
         take(tx)
         take(rx)
     size = str(len(FRAME))
-    assert told(path, *FIELDS) == [
+    assert fields_of(path, *FIELDS) == [
         [
             "1700000000.123456789",
             "vif3.0-q0-tx",
@@ -104,7 +104,7 @@ def test_a_frame_that_was_answered_error_is_there_without_its_bytes(tmp_path: Pa
         Capture(stream).sink("vif3.0")(
             record(RecordKind.TX_FRAME, status=-1, size=1514, frame=b"", flags=0x40)
         )
-    (packet,) = told(path, *FIELDS)
+    (packet,) = fields_of(path, *FIELDS)
     assert packet[4:6] == ["1514", "0"]
     assert packet[6].endswith("flags 0x40, first gref 9 offset 0, answered ERROR")
 
@@ -125,7 +125,7 @@ def test_any_length_is_padded_right(tmp_path: Path, size: int) -> None:
                 direction=Direction.INBOUND,
                 comment=comment,
             )
-    assert told(path, "frame.len", "frame.comment") == [
+    assert fields_of(path, "frame.len", "frame.comment") == [
         [str(size), ""],
         [str(size), "one"],
         [str(size), "four"],
@@ -145,7 +145,7 @@ def test_queues_of_many_threads_share_a_file(tmp_path: Path) -> None:
 
         list(threads.map(queue, range(8)))
     assert capture.frames == 400
-    names = [name for (name,) in told(path, "frame.interface_name")]
+    names = [name for (name,) in fields_of(path, "frame.interface_name")]
     assert {name: names.count(name) for name in names} == {f"vif{n}.0-q{n}-rx": 50 for n in range(8)}
 
 

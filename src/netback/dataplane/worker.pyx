@@ -538,8 +538,10 @@ cdef class Worker:
         return self.worker.wakes
 
     def records(self) -> tuple[bytes, int]:
-        """What traced and captured links wrote down since the last call (`dataplane/records.py` parses it), and how
-        many records were lost for want of room.
+        """The records of traced and captured links since the last call, in order of time, and the number of those lost.
+
+        The bytes are record_t structures, each followed by the frame's bytes and padded to 8 (`dataplane/records.py`
+        parses them). A record is lost where less than its size was left of RECORD_BYTES: the caller was too slow.
         """
         data = (<char *>self.ws.records)[:self.ws.records_used]
         lost = self.ws.records_lost

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network written in Python: you hold one end of a socketpair, the vif the other, one message is one frame."""
+"""A network written in Python: the caller has one end of a socketpair, the vif the other; one message is one frame."""
 
 import asyncio
 import socket
@@ -12,16 +12,16 @@ from netback.errors import GoneError
 from netback.net.base import Linkless
 from netback.net.buffers import BURSTS, drain, make_room
 
-FRAME_MOST = 65536 + 512
-"""FRAME_BYTES of dataplane/peers/peer.pxd."""
+MAX_FRAME = 65536 + 512
+"""Bytes: FRAME_BYTES of dataplane/peers/peer.pxd."""
 
 
 class PythonNetwork(Linkless):
-    """Any Python object's way to a vif: `await recv()` what the guest sent, `await send(frame)` what it shall receive.
+    """Joins Python code to a vif: `await recv()` gives the guest's frames, `await send(frame)` gives the guest frames.
 
-    Plain Ethernet frames, complete in themselves; with `vnet_hdr` each is led by its virtio_net_hdr (10 bytes,
-    abi.virtio_net.HEADER), may be 64 KiB and ask for checksums and segmentation. `socket` is non-blocking, for those
-    who bring their own loop.
+    Frames are plain, complete Ethernet frames. With `vnet_hdr` a virtio_net_hdr (10 bytes, abi.virtio_net.HEADER) leads
+    each of them; then a frame may have 64 KiB and ask for checksums and segmentation. `socket` is the caller's end,
+    non-blocking, for code with an event loop of its own.
     """
 
     def __init__(self, name: str = "python", *, vnet_hdr: bool = False) -> None:
@@ -36,30 +36,33 @@ class PythonNetwork(Linkless):
         self.peers = (peer,)
 
     async def recv(self) -> bytes:
-        """The next frame from the guest; EOFError once the vif is closed."""
-        frame = await asyncio.get_running_loop().sock_recv(self.socket, FRAME_MOST + virtio_net.HEADER.size)
+        """The next frame from the guest. EOFError: the vif's end is closed, and every frame was read."""
+        frame = await asyncio.get_running_loop().sock_recv(self.socket, MAX_FRAME + virtio_net.HEADER.size)
         if not frame:
             raise EOFError(f"{self.name}: the vif's end is closed")
         return frame
 
     async def send(self, frame: bytes) -> None:
-        """Give the guest a frame: returns when there was room for it. BrokenPipeError once the vif is closed."""
+        """Give the guest a frame; returns once there is room for it.
+
+        BrokenPipeError: the vif's end is closed. ValueError: the frame is empty.
+        """
         if len(frame) < self._least:
-            raise ValueError("an empty message would end the connection")
+            raise ValueError(f"{self.name}: the frame is empty, which would end the connection")
         await asyncio.get_running_loop().sock_sendall(self.socket, frame)
 
     def check(self) -> bool:
-        """See that your end is open."""
+        """GoneError: the caller's end is closed. The pair is never joined again."""
         with suppress(BlockingIOError):
             if self._near.fileno() >= 0 and not self._near.recv(1, socket.MSG_PEEK):
                 raise GoneError(f"{self.name}: its far end is closed")
         return False
 
     def offloads(self, caps: int) -> None:
-        """Whatever you send, we complete and cut what the guest cannot take."""
+        """There is no kernel to ask: the data plane completes and segments what the guest cannot take."""
 
     def drain(self) -> int:
-        """Throw away what you sent before the guest connected."""
+        """Throw away the frames that were sent before the guest connected."""
         return drain(self._near)
 
     def drops(self) -> dict[str, int]:
@@ -71,6 +74,6 @@ class PythonNetwork(Linkless):
         self._near.close()
 
     def remove(self) -> None:
-        """Close both ends; whoever waits in `recv` would wait for ever: `close` first, and let it see EOFError."""
+        """Close both ends. A task in `recv` would wait for ever: call `close` first and let it read EOFError."""
         self.close()
         self.socket.close()
