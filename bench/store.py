@@ -20,7 +20,7 @@ from netback.abi.xs_wire import Op
 from netback.platforms.emulated.protocol import STORE_SOCKET
 from netback.xenstore.wire import Packet, Parser, joined
 
-from .contenders import CPU_A, CPU_B, emulator
+from .backends import CPU_A, CPU_B, emulator
 from .report import Row
 from .rings import pinned
 

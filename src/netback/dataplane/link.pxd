@@ -125,8 +125,8 @@ cdef inline bint gives_up(link_t *link) noexcept nogil:
     """Whether the frame that a busy peer just refused is lost, rather than tried again in a millisecond.
 
     AF_PACKET reports each drop of an egress filter, a shaper or the far end as ENOBUFS, also those that it will repeat
-    for ever (decisions.md, TX backpressure). So a link waits for 20 ms from the first refusal on, and not again before
-    200 ms have passed since; a refusal outside that time is a loss, as on a wire.
+    for ever (docs/decisions.md, TX backpressure). So a link waits for 20 ms from the first refusal on, and not again
+    before 200 ms have passed since; a refusal outside that time is a loss, as on a wire.
     """
     cdef uint64_t now
     if link.peer.blocked != PEER_BUSY:
