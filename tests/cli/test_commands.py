@@ -85,6 +85,29 @@ async def test_one_line_for_each_mistake(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("attach",), "Missing argument 'DOMAIN'; see netback attach --help"),
+        (("attach", "1"), "Missing option '--net'; see netback attach --help"),
+        (("guest",), "Missing option '--net'; see netback guest --help"),
+        (("list", "--nonsense"), "No such option: --nonsense; see netback list --help"),
+        (("nonsense\x1b",), r"No such command 'nonsense\x1b'; see netback --help"),
+        (("run", "--workers", "0"), "Invalid value for '--workers': "),
+        (("lab", "run"), "Missing argument 'SCENARIO'; see netback lab run --help"),
+    ],
+)
+async def test_one_line_for_wrong_words(arguments: tuple[str, ...], reason: str) -> None:
+    code, out, err = await run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"netback: {reason}")
+
+
+async def test_without_a_command_the_help_is_shown() -> None:
+    code, out, err = await run()
+    assert (code, "attach" in out + err) == (2, True)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [("run",), ("attach", "1", "--net", "null"), ("detach", "1"), ("list",), ("guest", "--net", "null")],
 )

@@ -6,7 +6,7 @@ A command's file imports what it does when it runs, so that `--help` is quick an
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -22,6 +22,9 @@ from netback.cli.list import list_devices
 from netback.cli.run import run
 from netback.cli.unit import unit
 from netback.errors import ConfigError, NetbackError, PlatformError, printable
+
+UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+"""Click's, from the Click that typer uses: in some versions its own."""
 
 app = typer.Typer(name="netback", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -57,13 +60,24 @@ def main() -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks
     try:
-        app()
+        return app(prog_name="netback", standalone_mode=False) or 0
     except SystemExit as end:
         return _code(end)
+    except UsageError as error:
+        _explain(error)
+        return 2
     except (NetbackError, OSError) as error:
         typer.echo(f"netback: {printable(str(error))}", err=True)
         return exit_code(error)
-    return 0
+
+
+def _explain(error: Any) -> None:
+    """A mistake in the command line, in one line; where a command is missing altogether, the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    command = error.ctx.command_path if error.ctx is not None else "netback"
+    typer.echo(f"netback: {printable(error.format_message().rstrip('.'))}; see {command} --help", err=True)
 
 
 def exit_code(error: Exception) -> int:
