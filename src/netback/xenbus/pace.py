@@ -11,10 +11,10 @@ from collections.abc import Callable
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Delays before a device that failed is tried again; the last one repeats."""
 
-FREE_ROUNDS = 64
+FREE_ROUNDS = 128
 """Rounds that a device may do at once. A guest that reloads its driver causes about nine."""
-FREE_ROUNDS_PER_SECOND = 4.0
-"""How fast it regains them."""
+FREE_ROUNDS_PER_SECOND = 10.0
+"""How fast it regains them: enough for a reload every second."""
 LANE_SECONDS = 0.01
 """The time between two rounds of devices that have none left, all of them together: about a sixth of a core."""
 
