@@ -3,4 +3,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.hostile.scene")
+pytest.register_assert_rewrite("tests.hostile.topology")

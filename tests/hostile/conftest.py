@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated Xen for every test here, and the scene that all of them play in."""
+"""An emulated Xen for every test here, and the topology that all of them play in."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netback.platforms.emulated import Emulator
-from tests.hostile.scene import Scene, hostile
+from tests.hostile.topology import Topology, hostile
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def xen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def scene(xen: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Scene]:
+async def topology(xen: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Topology]:
     """A hostile guest and an honest one beside it. What must hold of every attack is checked at the end."""
-    async with hostile(xen, caplog) as scene:
-        yield scene
+    async with hostile(xen, caplog) as topology:
+        yield topology

@@ -6,11 +6,11 @@ import asyncio
 import pytest
 
 from netback.lab.inside import attacks
-from tests.hostile.scene import Scene
+from tests.hostile.topology import Topology
 
 
-async def test_the_lab_s_attacks(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_lab_s_attacks(topology: Topology, capsys: pytest.CaptureFixture[str]) -> None:
     async with asyncio.timeout(60):
-        await attacks.run(scene.bad)
+        await attacks.run(topology.bad)
     assert len(capsys.readouterr().out.splitlines()) == len(attacks.CASES)
-    assert await scene.backend.store.read(f"{scene.name.errors}/error")
+    assert await topology.backend.store.read(f"{topology.name.errors}/error")

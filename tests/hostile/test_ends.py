@@ -12,7 +12,7 @@ from netback.daemon import Backend, BackendConfig
 from netback.frontend import Guest, Script
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
-from tests.hostile.scene import SECONDS, Scene, calm, frame, nothing_left, resident, tx, until
+from tests.hostile.topology import SECONDS, Topology, calm, frame, nothing_left, resident, tx, until
 
 CYCLES = 50
 GROWTH = 24 << 20
@@ -62,57 +62,62 @@ async def test_guests_killed_in_a_burst(xen: Path, caplog: pytest.LogCaptureFixt
     calm(caplog, lines=2 * CYCLES)
 
 
-async def test_connections_again_and_again(scene: Scene) -> None:
-    """XSA-465, -371: closing and connecting anew is idempotent; each time the rings are the guest's again."""
-    await scene.connect()
+async def test_connections_again_and_again(topology: Topology) -> None:
+    """XSA-465, -371: closing and connecting again is idempotent; each time the rings are the guest's again."""
+    await topology.connect()
     before = resident()
     for _ in range(CYCLES):
-        await busy(scene.bad, scene.far)
-        await scene.answers(0, 200)
+        await busy(topology.bad, topology.far)
+        await topology.answers(0, 200)
         for _ in range(200):
-            await scene.far.recv()
-        await scene.bad.set_state(State.CLOSED)
-        await scene.state(State.CLOSED)
-        rings = scene.bad.rings
-        assert not scene.bad.guest.domain.still_in_use(rings.tx.gref)
-        assert not scene.bad.guest.domain.still_in_use(rings.rx.gref)
+            await topology.far.recv()
+        await topology.bad.set_state(State.CLOSED)
+        await topology.state(State.CLOSED)
+        rings = topology.bad.rings
+        assert not topology.bad.guest.domain.still_in_use(rings.tx.gref)
+        assert not topology.bad.guest.domain.still_in_use(rings.rx.gref)
         rings.close()
-        await scene.bad.set_state(State.INITIALISING)
-        await scene.state(State.INIT_WAIT)
-        await scene.bad.open_rings()
+        await topology.bad.set_state(State.INITIALISING)
+        await topology.state(State.INIT_WAIT)
+        await topology.bad.open_rings()
         async with asyncio.timeout(SECONDS):
-            await scene.bad.connect()
+            await topology.bad.connect()
     assert resident() - before < GROWTH
-    await scene.works()
+    await topology.works()
 
 
 @pytest.mark.parametrize("goes", ["closed", "gone", "detached", "killed"])
-async def test_a_broken_vif_goes(scene: Scene, goes: str) -> None:
+async def test_a_broken_vif_goes(topology: Topology, goes: str) -> None:
     """XSA-90, -374, -424: the worker only says that the vif broke; it is taken down elsewhere, however it goes."""
-    await scene.connect()
-    page = scene.bad.grant(frame(1))
-    scene.bad.post(scene.bad.tx, *[tx(page, 60)] * 100, tx(page, 60, flags=TxFlag.MORE_DATA))
-    await scene.closes("TX chain runs past req_prod")
-    await scene.others_pass()
+    await topology.connect()
+    page = topology.bad.grant(frame(1))
+    topology.bad.post(topology.bad.tx, *[tx(page, 60)] * 100, tx(page, 60, flags=TxFlag.MORE_DATA))
+    await topology.closes("TX chain runs past req_prod")
+    await topology.others_pass()
     if goes == "closed":
-        await scene.bad.set_state(State.CLOSED)
-        await scene.state(State.CLOSED)
+        await topology.bad.set_state(State.CLOSED)
+        await topology.state(State.CLOSED)
     elif goes == "gone":
-        await scene.bad.guest.store.rm(scene.bad.path)
-        await scene.state(State.CLOSED)
+        await topology.bad.guest.store.rm(topology.bad.path)
+        await topology.state(State.CLOSED)
     elif goes == "detached":
-        assert not await scene.backend.detach(scene.name, seconds=0.1)
-        assert scene.name not in scene.backend.devices or scene.backend.devices[scene.name].vif is None
-    await scene.others_pass()
+        assert not await topology.backend.detach(topology.name, seconds=0.1)
+        assert (
+            topology.name not in topology.backend.devices
+            or topology.backend.devices[topology.name].vif is None
+        )
+    await topology.others_pass()
 
 
-async def test_both_ends_at_once(scene: Scene) -> None:
+async def test_both_ends_at_once(topology: Topology) -> None:
     """The guest breaks its ring, closes and is taken away in the same moment; it ends once, and alone."""
-    await scene.connect()
-    scene.bad.tx.push(1000)
-    scene.bad.notify()
+    await topology.connect()
+    topology.bad.tx.push(1000)
+    topology.bad.notify()
     await asyncio.gather(
-        scene.bad.set_state(State.CLOSED), scene.backend.detach(scene.name, seconds=5), scene.others_pass(20)
+        topology.bad.set_state(State.CLOSED),
+        topology.backend.detach(topology.name, seconds=5),
+        topology.others_pass(20),
     )
-    await scene.until(lambda: scene.name not in scene.backend.devices)
-    assert not scene.bad.guest.domain.still_in_use(scene.bad.rings.tx.gref)
+    await topology.until(lambda: topology.name not in topology.backend.devices)
+    assert not topology.bad.guest.domain.still_in_use(topology.bad.rings.tx.gref)

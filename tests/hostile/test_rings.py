@@ -19,17 +19,17 @@ from netback.abi.netif import (
 )
 from netback.frontend import GrantedPage
 from tests.dataplane.offload_frames import build
-from tests.hostile.scene import Scene, frame, tx
+from tests.hostile.topology import Topology, frame, tx
 from tests.offload_oracle import TCP
 
 WILD = (257, 1000, 1 << 31, (1 << 32) - 1)
 
 
-def chain(scene: Scene, data: bytes, lengths: list[int], flags: int = 0) -> list[bytes]:
+def chain(topology: Topology, data: bytes, lengths: list[int], flags: int = 0) -> list[bytes]:
     """A frame in slots of these lengths, each in a page of its own at an odd place."""
     slots, at = [], 0
     for i, length in enumerate(lengths):
-        page = scene.bad.grant()
+        page = topology.bad.grant()
         page.write(100 + i, data[at : at + length])
         more = TxFlag.MORE_DATA if i + 1 < len(lengths) else 0
         size = length if i else len(data)
@@ -44,28 +44,28 @@ def extra(kind: int, size: int = 1400, gso: int = 1, flags: int = 0) -> bytes:
 
 @pytest.mark.parametrize("ahead", WILD)
 @pytest.mark.parametrize("which", ["tx", "rx"])
-async def test_wild_req_prod(scene: Scene, which: str, ahead: int) -> None:
+async def test_wild_req_prod(topology: Topology, which: str, ahead: int) -> None:
     """XSA-39: an index that cannot be ends this vif, after what came before it was answered."""
-    await scene.connect()
-    await scene.works()
-    ring = scene.bad.tx if which == "tx" else scene.bad.rx
+    await topology.connect()
+    await topology.works()
+    ring = topology.bad.tx if which == "tx" else topology.bad.rx
     ring.push((ring.rsp_prod + ahead) % 2**32)
-    scene.bad.notify()
+    topology.bad.notify()
     if which == "rx":
-        await scene.far.send(frame(1))
-    await scene.closes(f"{which.upper()} req_prod is impossible")
-    await scene.others_pass()
-    await scene.comes_back()
+        await topology.far.send(frame(1))
+    await topology.closes(f"{which.upper()} req_prod is impossible")
+    await topology.others_pass()
+    await topology.comes_back()
 
 
 @pytest.mark.parametrize("ahead", WILD)
-async def test_a_ring_that_is_wild_from_the_start(scene: Scene, ahead: int) -> None:
+async def test_a_ring_that_is_wild_from_the_start(topology: Topology, ahead: int) -> None:
     """XSA-39: nothing is answered on a ring whose first look shows nonsense."""
-    await scene.bad.offered()
-    scene.bad.tx.req_prod = ahead
-    await scene.say()
-    await scene.closes("TX req_prod is impossible")
-    assert scene.bad.tx.rsp_prod == 0
+    await topology.bad.offered()
+    topology.bad.tx.req_prod = ahead
+    await topology.say()
+    await topology.closes("TX req_prod is impossible")
+    assert topology.bad.tx.rsp_prod == 0
 
 
 FATAL: dict[str, tuple[str, Callable[[GrantedPage], list[bytes]]]] = {
@@ -106,137 +106,137 @@ FATAL: dict[str, tuple[str, Callable[[GrantedPage], list[bytes]]]] = {
 
 
 @pytest.mark.parametrize("what", FATAL)
-async def test_impossible_chains(scene: Scene, what: str) -> None:
+async def test_impossible_chains(topology: Topology, what: str) -> None:
     """XSA-39, XSA-374: the good frame before one is answered; the vif ends, and that is a normal state to tear down."""
     reason, slots = FATAL[what]
-    await scene.connect()
-    page = scene.bad.grant(frame(1))
+    await topology.connect()
+    page = topology.bad.grant(frame(1))
     good = [] if what == "extras without end" else [tx(page, 60, number=9)]
-    scene.bad.post(scene.bad.tx, *good, *slots(page))
-    await scene.closes(reason)
-    assert scene.bad.answers(scene.bad.tx, 0, len(good)) == [(9, Status.OKAY)] * len(good)
-    assert scene.bad.tx.rsp_prod == len(good), "nothing of the chain that broke it is answered"
-    assert [await scene.far.recv() for _ in good] == [frame(1)] * len(good)
-    await scene.others_pass()
-    await scene.comes_back()
+    topology.bad.post(topology.bad.tx, *good, *slots(page))
+    await topology.closes(reason)
+    assert topology.bad.answers(topology.bad.tx, 0, len(good)) == [(9, Status.OKAY)] * len(good)
+    assert topology.bad.tx.rsp_prod == len(good), "nothing of the chain that broke it is answered"
+    assert [await topology.far.recv() for _ in good] == [frame(1)] * len(good)
+    await topology.others_pass()
+    await topology.comes_back()
 
 
 @pytest.mark.parametrize("count", [18, 19, MAX_DATA_SLOTS])
-async def test_many_slots_behind_a_tiny_head(scene: Scene, count: int) -> None:
+async def test_many_slots_behind_a_tiny_head(topology: Topology, count: int) -> None:
     """XSA-432, XSA-423: the head in a few bytes and as many slots as are served; the frame leaves in one piece."""
-    await scene.connect()
+    await topology.connect()
     data = frame(5, 1000)
-    scene.bad.post(scene.bad.tx, *chain(scene, data, [*[1] * (count - 1), len(data) - count + 1]))
-    assert await scene.answers(0, count) == [(i, Status.OKAY) for i in range(count)]
-    assert await scene.far.recv() == data
+    topology.bad.post(topology.bad.tx, *chain(topology, data, [*[1] * (count - 1), len(data) - count + 1]))
+    assert await topology.answers(0, count) == [(i, Status.OKAY) for i in range(count)]
+    assert await topology.far.recv() == data
 
 
-async def test_one_slot_too_many(scene: Scene) -> None:
+async def test_one_slot_too_many(topology: Topology) -> None:
     """XSA-432: 21 data slots are all answered ERROR; the vif and the frame behind live."""
-    await scene.connect()
+    await topology.connect()
     data, count = frame(5, 1000), MAX_DATA_SLOTS + 1
-    scene.bad.post(scene.bad.tx, *chain(scene, data, [*[1] * (count - 1), len(data) - count + 1]))
-    assert await scene.answers(0, count) == [(i, Status.ERROR) for i in range(count)]
-    await scene.works()
+    topology.bad.post(topology.bad.tx, *chain(topology, data, [*[1] * (count - 1), len(data) - count + 1]))
+    assert await topology.answers(0, count) == [(i, Status.ERROR) for i in range(count)]
+    await topology.works()
 
 
 @pytest.mark.parametrize("version", [4, 6])
-async def test_headers_split_byte_by_byte(scene: Scene, version: int) -> None:
+async def test_headers_split_byte_by_byte(topology: Topology, version: int) -> None:
     """XSA-423: Ethernet, IP and TCP headers over 20 slots; what reaches the network is one piece, its checksum done."""
-    await scene.connect()
+    await topology.connect()
     data = build(version, TCP, bytes(range(200)))
     slots = chain(
-        scene, data, [*[3] * (MAX_DATA_SLOTS - 1), len(data) - 3 * (MAX_DATA_SLOTS - 1)], TxFlag.CSUM_BLANK
+        topology, data, [*[3] * (MAX_DATA_SLOTS - 1), len(data) - 3 * (MAX_DATA_SLOTS - 1)], TxFlag.CSUM_BLANK
     )
-    scene.bad.post(scene.bad.tx, *slots)
-    assert {status for _, status in await scene.answers(0, MAX_DATA_SLOTS)} == {Status.OKAY}
-    sent = await scene.far.recv()
+    topology.bad.post(topology.bad.tx, *slots)
+    assert {status for _, status in await topology.answers(0, MAX_DATA_SLOTS)} == {Status.OKAY}
+    sent = await topology.far.recv()
     at = 14 + (20 if version == 4 else 40) + 16
     assert (sent[:at], sent[at + 2 :]) == (data[:at], data[at + 2 :])
     assert sent[at : at + 2] != b"\0\0"
 
 
-async def test_zero_length_slots(scene: Scene) -> None:
+async def test_zero_length_slots(topology: Topology) -> None:
     """XSA-448: they are answered OKAY, contribute nothing, and their grants are not even looked at."""
-    await scene.connect()
+    await topology.connect()
     data = frame(3, 400)
-    slots = chain(scene, data, [100, 0, 0, 200, 0, 100, 0])
+    slots = chain(topology, data, [100, 0, 0, 200, 0, 100, 0])
     nowhere = struct.pack("<I", 0xFFFFFFFF)
     slots[1], slots[6] = nowhere + slots[1][4:], nowhere + slots[6][4:]
-    scene.bad.post(scene.bad.tx, *slots)
-    assert await scene.answers(0, 7) == [(i, Status.OKAY) for i in range(7)]
-    assert await scene.far.recv() == data
-    page = scene.bad.grant()
-    scene.bad.post(scene.bad.tx, tx(page, 0, number=7))
-    assert await scene.answers(7, 1) == [(7, Status.ERROR)]
-    await scene.works()
+    topology.bad.post(topology.bad.tx, *slots)
+    assert await topology.answers(0, 7) == [(i, Status.OKAY) for i in range(7)]
+    assert await topology.far.recv() == data
+    page = topology.bad.grant()
+    topology.bad.post(topology.bad.tx, tx(page, 0, number=7))
+    assert await topology.answers(7, 1) == [(7, Status.ERROR)]
+    await topology.works()
 
 
-async def test_slots_beyond_their_page(scene: Scene) -> None:
+async def test_slots_beyond_their_page(topology: Topology) -> None:
     """Offset and size are checked together and in wide numbers: every slot of that frame says ERROR."""
-    await scene.connect()
-    page = scene.bad.grant(frame(1))
+    await topology.connect()
+    page = topology.bad.grant(frame(1))
     for at, (offset, size) in enumerate(((4095, 60), (65535, 60), (4096, 14), (65535, 65535))):
-        scene.bad.post(scene.bad.tx, tx(page, size, offset=offset, number=at))
-        assert await scene.answers(at, 1) == [(at, Status.ERROR)]
-    await scene.works()
+        topology.bad.post(topology.bad.tx, tx(page, size, offset=offset, number=at))
+        assert await topology.answers(at, 1) == [(at, Status.ERROR)]
+    await topology.works()
 
 
-async def test_no_stale_byte_in_a_response(scene: Scene) -> None:
-    """XSA-216: a response fills its whole slot; what the request said there, and what our memory held, is not in it."""
-    await scene.connect()
-    page, into = scene.bad.grant(frame(1)), scene.bad.grant()
-    scene.bad.post(scene.bad.tx, tx(page, 60, number=3), tx(page, 60, offset=5000, number=4))
-    await scene.answers(0, 2)
-    assert scene.bad.tx.get(0) == struct.pack("<Hh8x", 3, Status.OKAY)
-    assert scene.bad.tx.get(1) == struct.pack("<Hh8x", 4, Status.ERROR)
+async def test_no_stale_byte_in_a_response(topology: Topology) -> None:
+    """XSA-216: a response fills its whole slot; it holds nothing of the request, nor of netback's memory."""
+    await topology.connect()
+    page, into = topology.bad.grant(frame(1)), topology.bad.grant()
+    topology.bad.post(topology.bad.tx, tx(page, 60, number=3), tx(page, 60, offset=5000, number=4))
+    await topology.answers(0, 2)
+    assert topology.bad.tx.get(0) == struct.pack("<Hh8x", 3, Status.OKAY)
+    assert topology.bad.tx.get(1) == struct.pack("<Hh8x", 4, Status.ERROR)
     gso = [tx(page, 60, flags=TxFlag.EXTRA_INFO, number=5), extra(ExtraType.HASH, size=0xFFFF, gso=0xFF)]
-    scene.bad.post(scene.bad.tx, *gso)
-    await scene.answers(2, 2)
-    assert scene.bad.tx.get(3) == struct.pack("<Hh8x", 0, Status.NULL)
-    scene.bad.post(scene.bad.rx, RX_REQUEST.pack(77, 0xFFFF, into.gref))
-    await scene.far.send(frame(2))
-    await scene.answers(0, 1, scene.bad.rx)
-    assert scene.bad.rx.get(0) == struct.pack("<HHHh", 77, 0, 0, 60)
+    topology.bad.post(topology.bad.tx, *gso)
+    await topology.answers(2, 2)
+    assert topology.bad.tx.get(3) == struct.pack("<Hh8x", 0, Status.NULL)
+    topology.bad.post(topology.bad.rx, RX_REQUEST.pack(77, 0xFFFF, into.gref))
+    await topology.far.send(frame(2))
+    await topology.answers(0, 1, topology.bad.rx)
+    assert topology.bad.rx.get(0) == struct.pack("<HHHh", 77, 0, 0, 60)
     assert into.read(0, 60) == frame(2)
     assert into.read(60) == bytes(4096 - 60), "nothing is written behind the frame"
 
 
-def bad_grefs(scene: Scene) -> dict[str, int]:
+def bad_grefs(topology: Topology) -> dict[str, int]:
     """A revoked one, another domain's, one whose frame lies outside, one of no table."""
-    domain = scene.bad.guest.domain
-    revoked, foreign, outside = (scene.bad.grant(b"secret") for _ in range(3))
+    domain = topology.bad.guest.domain
+    revoked, foreign, outside = (topology.bad.grant(b"secret") for _ in range(3))
     domain.revoke(revoked.gref)
     domain.put_entry(foreign.gref, (foreign.address - domain.memory.address) // 4096, 99)
     domain.put_entry(outside.gref, 0xFFFFFF, 0)
     return {"revoked": revoked.gref, "foreign": foreign.gref, "outside": outside.gref, "none": 0xFFFFFFFF}
 
 
-async def test_bad_grants_are_answered_error(scene: Scene) -> None:
+async def test_bad_grants_are_answered_error(topology: Topology) -> None:
     """XSA-361, -362, -365, -367: each copy's status counts, none of a failed frame's bytes is sent, the vif lives."""
-    await scene.connect()
-    good = scene.bad.grant(frame(1, 200))
-    grefs = bad_grefs(scene)
+    await topology.connect()
+    good = topology.bad.grant(frame(1, 200))
+    grefs = bad_grefs(topology)
     for gref in grefs.values():
-        at = scene.bad.tx.req_prod
+        at = topology.bad.tx.req_prod
         first = tx(good, 160, flags=TxFlag.MORE_DATA, number=at)
-        scene.bad.post(scene.bad.tx, first, tx(good, 60, gref=gref, number=at + 1))
-        assert await scene.answers(at, 2) == [(at, Status.ERROR), (at + 1, Status.ERROR)]
-    await scene.works()
-    await scene.others_pass()
-    readonly = scene.bad.grant(readonly=True)
+        topology.bad.post(topology.bad.tx, first, tx(good, 60, gref=gref, number=at + 1))
+        assert await topology.answers(at, 2) == [(at, Status.ERROR), (at + 1, Status.ERROR)]
+    await topology.works()
+    await topology.others_pass()
+    readonly = topology.bad.grant(readonly=True)
     for gref in (*grefs.values(), readonly.gref):
-        at = scene.bad.rx.req_prod
-        scene.bad.post(scene.bad.rx, RX_REQUEST.pack(at, 0, gref))
-        await scene.far.send(frame(at))
-        (answer,) = await scene.answers(at, 1, scene.bad.rx)
+        at = topology.bad.rx.req_prod
+        topology.bad.post(topology.bad.rx, RX_REQUEST.pack(at, 0, gref))
+        await topology.far.send(frame(at))
+        (answer,) = await topology.answers(at, 1, topology.bad.rx)
         assert (answer[0], answer[-1]) == (at, Status.ERROR)
     assert readonly.read() == bytes(4096)
-    into = scene.bad.grant()
-    at = scene.bad.rx.req_prod
-    scene.bad.post(scene.bad.rx, RX_REQUEST.pack(1, 0, into.gref))
-    await scene.far.send(frame(9))
-    assert (await scene.answers(at, 1, scene.bad.rx))[0][-1] == 60
+    into = topology.bad.grant()
+    at = topology.bad.rx.req_prod
+    topology.bad.post(topology.bad.rx, RX_REQUEST.pack(1, 0, into.gref))
+    await topology.far.send(frame(9))
+    assert (await topology.answers(at, 1, topology.bad.rx))[0][-1] == 60
     assert into.read(0, 60) == frame(9)
 
 
@@ -263,54 +263,54 @@ class Flipper:
                 page.write(offset, other)
 
 
-async def test_requests_that_change_under_the_backend(scene: Scene) -> None:
+async def test_requests_that_change_under_the_backend(topology: Topology) -> None:
     """XSA-155, XSA-197: what was checked is what is used. A size and an offset that are never good together flip while
     they are read; torn ones are judged as they were copied, and nothing beyond the page ever leaves."""
-    await scene.connect()
-    page, beside = scene.bad.grant(b"A" * 4096), scene.bad.grant(b"SECRET" * 600)
+    await topology.connect()
+    page, beside = topology.bad.grant(b"A" * 4096), topology.bad.grant(b"SECRET" * 600)
     assert beside.address == page.address + 4096
     tame, wild = tx(page, 100, number=1), tx(page, 2000, offset=4000, number=2)
-    slots = [(scene.bad.rings.tx, 64 + 12 * at, tame, wild) for at in range(32)]
+    slots = [(topology.bad.rings.tx, 64 + 12 * at, tame, wild) for at in range(32)]
     rounds, sent = 200, 0
     with Flipper(*slots):
         for number in range(rounds):
             base = number * 32
-            scene.bad.tx.push(base + 32)
-            scene.bad.notify()
-            await scene.answers(base, 32)
-            sent += await allowed(scene)
-    counted = await scene.counters()
+            topology.bad.tx.push(base + 32)
+            topology.bad.notify()
+            await topology.answers(base, 32)
+            sent += await allowed(topology)
+    counted = await topology.counters()
     assert counted["tx_frames"] == sent > 0
     assert counted["tx_frames"] + counted["tx_errors"] == rounds * 32
-    scene.bad.tx.push(rounds * 32)
-    await scene.works()
+    topology.bad.tx.push(rounds * 32)
+    await topology.works()
 
 
-async def allowed(scene: Scene) -> int:
+async def allowed(topology: Topology) -> int:
     """What reached the network so far: frames that one consistent request asks for, of the granted page alone."""
     count = 0
     while True:
         try:
-            data = scene.far.socket.recv(1 << 17)
+            data = topology.far.socket.recv(1 << 17)
         except BlockingIOError:
             return count
         assert data in (b"A" * 100, b"A" * 2000)
         count += 1
 
 
-async def test_headers_that_change_under_the_backend(scene: Scene) -> None:
+async def test_headers_that_change_under_the_backend(topology: Topology) -> None:
     """XSA-155: lengths in headers flip while a checksum is completed; our copy is what is parsed and sent."""
-    await scene.connect()
+    await topology.connect()
     data = build(4, TCP, bytes(400))
-    page = scene.bad.grant(data)
+    page = topology.bad.grant(data)
     request = tx(page, len(data), flags=TxFlag.CSUM_BLANK | TxFlag.DATA_VALIDATED, number=1)
     with Flipper((page, 14, data[14:40], b"\x4f" + b"\xff" * 25)):
         for base in range(0, 6400, 32):
-            scene.bad.post(scene.bad.tx, *[request] * 32, notify=True)
-            assert {status for _, status in await scene.answers(base, 32)} == {Status.OKAY}
+            topology.bad.post(topology.bad.tx, *[request] * 32, notify=True)
+            assert {status for _, status in await topology.answers(base, 32)} == {Status.OKAY}
             while True:
                 try:
-                    assert len(scene.far.socket.recv(1 << 17)) == len(data)
+                    assert len(topology.far.socket.recv(1 << 17)) == len(data)
                 except BlockingIOError:
                     break
-    await scene.works()
+    await topology.works()

@@ -95,7 +95,7 @@ async def test_no_index_is_left(store: Store, guest: Guest) -> None:
 
 
 async def test_an_index_that_cannot_be_looked_at(guest: Guest) -> None:
-    """As a domain that may not: the cause is told, not taken for free."""
+    """A domain without the right to read it: the error has the cause, and the index is not taken for free."""
     with pytest.raises(PlatformError, match=r"^cannot read /local/domain/0/device/vif/0: EACCES$"):
         await free_index(guest.store, 0, 0)
 

@@ -70,7 +70,7 @@ async def test_wrong_keys(
     backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture,
     keys: dict[str, str | None], reason: str,
 ) -> None:  # fmt: skip
-    """Said in the error node and the log; nothing stays mapped; and the frontend may do better the next time."""
+    """The reason is in the error node and the log, nothing stays mapped, and better keys connect the next time."""
     name = await add(backend.store, guest.domid)
     await guest.connect(wait=False, **keys)
     await until_state(guest.store, name.backend, State.CLOSING)
@@ -131,7 +131,7 @@ async def test_a_ring_that_is_broken_from_the_start(backend: Backend, guest: Gue
 async def test_a_limit_that_is_not_kept_is_said(
     backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """xl's rate= in vif: the kernel's backend keeps it, and nobody should find out late that we do not."""
+    """rate= in xl's vif: the kernel's backend enforces it, netback does not, so it warns."""
     name = await add(backend.store, guest.domid, rate="1250,50000")
     await guest.connect()
     assert [line for line in lines(caplog) if line.startswith(f"{name}: rate=1250,50000 is not enforced")]
@@ -231,7 +231,7 @@ async def test_a_frontend_has_its_address_before_it_may_connect(backend: Backend
     """Linux's netfront gives up for good where InitWait comes before `mac`."""
     name, seen = DeviceName("qnic", 0, guest.domid, "0"), []
     async with await backend.store.watch("/local/domain") as watch:
-        await add(backend.store, guest.domid, kind="qnic", told=False)
+        await add(backend.store, guest.domid, kind="qnic", mac_written=False)
         async for path in watch:
             seen.append(path)
             if seen.count(f"{name.backend}/state") == 2:
@@ -240,7 +240,7 @@ async def test_a_frontend_has_its_address_before_it_may_connect(backend: Backend
 
 
 async def test_a_network_that_comes_later(backend: Backend, guest: Guest) -> None:
-    """Said, and tried again: no state changes for it."""
+    """It is an error, tried again; no state changes."""
     name = await add(backend.store, guest.domid, net="packet:nb-not-here")
     assert "realization of net device 0 failed: " in await error_of(backend, name)
     await backend.store.write(f"{name.backend}/net", "null")
@@ -287,7 +287,7 @@ async def test_journals_of_devices_that_are_no_more(xen: Path, network: PythonNe
 async def test_a_journal_of_other_rings_is_void(
     backend: Backend, xen: Path, guest: Guest, network: PythonNetwork
 ) -> None:
-    """New rings may have the numbers of old ones: whoever is not a successor begins with an empty journal."""
+    """New rings may have the numbers of old ones: a device that is not adopted begins with an empty journal."""
     name = DeviceName("vif", 0, guest.domid, "0")
     journal = xen / "journal" / f"vif-{guest.domid}-0"
     guest.port = guest.domain.events.alloc_unbound(0)
@@ -436,17 +436,17 @@ async def test_a_capture_that_fails_holds_up_nobody(
     """It is called in the worker's thread, which serves others too: a full disk must not end that."""
     name = await add(backend.store, guest.domid)
     await guest.connect()
-    told: list[bytes] = []
+    records: list[bytes] = []
 
     def fail(record: Record) -> None:
-        told.append(record.frame)
+        records.append(record.frame)
         raise OSError("no space left")
 
     await backend.capture(name, fail)
     for _ in range(2):
         await exchange(guest, network)
     await backend.capture(name, None)
-    assert len(told) == 1
+    assert len(records) == 1
     assert "no space left" in caplog.text
 
 

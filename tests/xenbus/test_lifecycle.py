@@ -214,8 +214,8 @@ async def test_the_toolstack_takes_a_device(
     assert "state" in await backend.store.directory(guest.path)
 
 
-async def test_closing_that_somebody_else_wrote(backend: Backend, guest: Guest) -> None:
-    """Nobody is connected: nothing to wait for."""
+async def test_closing_that_another_process_wrote(backend: Backend, guest: Guest) -> None:
+    """No frontend is connected, so Closed follows at once."""
     name = await add(backend.store, guest.domid)
     await until_state(guest.store, name.backend, State.INIT_WAIT)
     await backend.store.write(f"{name.backend}/state", "5")
@@ -348,7 +348,7 @@ async def test_a_driver_domain(xen: Path, network: PythonNetwork) -> None:
 
 @pytest.mark.parametrize("closing", [False, True])
 async def test_a_restart_changes_no_state(xen: Path, network: PythonNetwork, closing: bool) -> None:
-    """Also a Closing that a predecessor said, and that the guest has not answered yet, stands."""
+    """A Closing that a predecessor wrote and the guest has not answered stands, too."""
     async with join(xen) as guest:
         async with serving(xen, network) as backend:
             name = await add(backend.store, guest.domid)

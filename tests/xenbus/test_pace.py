@@ -10,7 +10,7 @@ from netback.xenbus.pace import FREE_ROUNDS, FREE_ROUNDS_PER_SECOND, RETRY_SECON
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """Seconds that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0

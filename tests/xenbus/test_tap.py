@@ -139,7 +139,7 @@ async def test_the_mtu_is_told_only_where_there_is_a_frontend(backend: Backend, 
 
 
 async def test_a_restart_leaves_the_tap(xen: Path, network: PythonNetwork, guest: Guest) -> None:
-    """The link stays while nobody serves it, also under another name, and the next backend takes up that one."""
+    """The link stays while no backend runs, also under another name, and the next backend joins it."""
     async with serving(xen, network) as backend:
         name = await backend.attach(guest.domid, "tap")
         await guest.connect()
@@ -169,7 +169,7 @@ async def test_a_tap_that_somebody_removed(backend: Backend, guest: Guest) -> No
 
 
 async def test_a_link_that_comes_later(backend: Backend, guest: Guest) -> None:
-    """Nobody has to tell the backend: it looks again."""
+    """The backend notices by itself."""
     name = await add(backend.store, guest.domid, net="packet:late0")
     await until(backend.store, f"{name.errors}/error", bool)
     veth("late0", "late1")

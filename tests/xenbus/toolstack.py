@@ -23,12 +23,12 @@ async def add(
     kind: DeviceType = "vif",
     number: str = "0",
     backend: int = 0,
-    told: bool = True,
+    mac_written: bool = True,
     **changes: str | None,
 ) -> DeviceName:
     """Write a new device's nodes in one transaction; `changes` replace backend keys, None leaves one out.
 
-    `told`: whether the frontend's side has the MAC address, too.
+    `mac_written`: the frontend's directory has the MAC address, too.
     """
     name = DeviceName(kind, backend, domid, number)
     ours: dict[str, str | None] = {
@@ -41,7 +41,7 @@ async def add(
     }
     ours |= {key.replace("_", "-"): value for key, value in changes.items()}
     frontend = {"backend": name.backend, "backend-id": str(backend), "state": "1"} | (
-        {"mac": MAC} if told else {}
+        {"mac": MAC} if mac_written else {}
     )
 
     async def body(tx: int) -> None:

@@ -17,28 +17,28 @@ _DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def decimal(text: str, below: int) -> int | None:
-    """A number as the store writes it, or None."""
+    """The number that a text is in decimal, without leading zeros; None where it is none, or not below the bound."""
     return int(text) if _DECIMAL.fullmatch(text) and int(text) < below else None
 
 
 def home(domid: int) -> str:
-    """A domain's own part of the store."""
+    """The root of a domain's own nodes (xenstore-paths)."""
     return f"/local/domain/{domid}"
 
 
 def backends(backend_domid: int, kind: DeviceType) -> str:
-    """Where a backend domain finds its devices of a type."""
+    """The directory of a backend domain's devices of a type."""
     return f"{home(backend_domid)}/backend/{kind}"
 
 
 def errors(backend_domid: int, kind: DeviceType) -> str:
-    """Where a backend domain's devices of a type have their error nodes."""
+    """The directory of the error nodes of a backend domain's devices of a type."""
     return f"{home(backend_domid)}/error/backend/{kind}"
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceName:
-    """A device as its backend directory names it; `number` is that directory's name, a decimal if all is well."""
+    """A device, by its backend directory; `number` is that directory's name, which should be a decimal number."""
 
     kind: DeviceType
     backend_domid: int
@@ -50,7 +50,7 @@ class DeviceName:
 
     @property
     def index(self) -> int:
-        """The device's number; ConfigError where the directory is not named so."""
+        """The device's number. ConfigError: `number` is no decimal number, or too large for one."""
         index = decimal(self.number, _INDEX_END)
         if index is None:
             raise ConfigError(f"failed to parse name '{self.number}'")
@@ -58,7 +58,7 @@ class DeviceName:
 
     @property
     def link(self) -> str:
-        """What a link made for it is called: the name by which xentop and the scripts look for it."""
+        """The name of a link made for it, by which xentop and the hotplug scripts find it."""
         return f"vif{self.domid}.{self.index}"
 
     @property
@@ -67,7 +67,7 @@ class DeviceName:
 
     @property
     def frontend(self) -> str:
-        """Where we put the frontend's directory; a toolstack's device says it itself."""
+        """The frontend's directory where `attach` puts it; any device names its own in its `frontend` node."""
         return f"{home(self.domid)}/device/vif/{self.number}"
 
     @property
@@ -77,17 +77,17 @@ class DeviceName:
 
     @property
     def backend_perms(self) -> list[str]:
-        """Ours; the guest may read."""
+        """Owned by the backend's domain; the guest may read."""
         return [f"n{self.backend_domid}", f"r{self.domid}"]
 
     @property
     def frontend_perms(self) -> list[str]:
-        """The guest's; we may read and write."""
+        """Owned by the guest; the backend's domain may read and write."""
         return [f"n{self.domid}", f"b{self.backend_domid}"]
 
 
 async def remove_empty(store: Store, path: str, levels: int) -> None:
-    """Remove a directory, then its parents, as many as asked for, while they are empty."""
+    """Remove a directory, then its parents while they are empty; `levels` directories at most."""
     await store.rm(path, missing_ok=True)
     for _ in range(levels - 1):
         path = path.rpartition("/")[0]
@@ -98,7 +98,7 @@ async def remove_empty(store: Store, path: str, levels: int) -> None:
 
 
 async def remove_device(store: Store, name: DeviceName, frontend: str) -> None:
-    """Remove both directories of a device, in one step for whoever watches."""
+    """Remove both directories of a device, in one transaction."""
 
     async def body(tx: int) -> None:
         for path in (frontend, name.backend):

@@ -157,7 +157,7 @@ _WORDS = {
     "attached": ("rings down", "rings up"),
     "broken": ("frontend sound", "frontend broken"),
     "elsewhere": ("rings not in another process", "rings in another process"),
-    "refused": ("it came to Connected anew", "it never left Connected"),
+    "refused": ("it came to Connected since Closing", "it never left Connected"),
 }
 """Each flag, false and true, as docs/states.md has it."""
 

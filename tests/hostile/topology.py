@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend with two guests: one does what a test tells it to, the other wants nothing but its frames to pass.
+"""A backend with two guests: a hostile one, which a test drives, and an honest one, whose frames must pass.
 
-Both are served by one worker thread. At the end of every scene, whatever was done: the honest guest still passes
-frames both ways, nobody saw a traceback, the log is short, and no descriptor or mapping is left.
+One worker thread serves both. At the end of every test the honest guest still passes frames both ways, the log is short
+and has no traceback, and no descriptor or mapping is left.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from netback.xenstore.aio import Store
 SECONDS = 20.0
 """How long what must happen may take."""
 LINES = 20
-"""What one scene may write to the log: a vif's budget of ten lines, and some."""
+"""What one topology may write to the log: a vif's budget of ten lines, and some."""
 
 
 BUDGET = 10
@@ -41,13 +41,13 @@ BUDGET = 10
 
 
 def frame(seed: int, length: int = 60) -> bytes:
-    """An Ethernet frame of a protocol that nobody looks into."""
+    """An Ethernet frame of a protocol that netback does not parse."""
     body = b"".join(((seed + i) & 0xFFFFFFFF).to_bytes(4, "big") for i in range(length // 4))
     return (bytes.fromhex("00163e00000200163e00000188b5") + body)[:length]
 
 
 @dataclass
-class Scene:
+class Topology:
     """Who takes part."""
 
     directory: Path
@@ -130,7 +130,7 @@ class Scene:
         assert not any(domain.still_in_use(ring.gref) for ring in (self.bad.rings.tx, self.bad.rings.rx))
 
     async def comes_back(self) -> None:
-        """A frontend that closed may begin anew, and then works: what it did before has left nothing."""
+        """A frontend that closed may begin again, and then works: what it did before has left nothing."""
         for state, answer in ((State.CLOSED, State.CLOSED), (State.INITIALISING, State.INIT_WAIT)):
             await self.bad.set_state(state)
             await self.state(answer)
@@ -212,13 +212,13 @@ async def nothing_left(directory: Path) -> AsyncIterator[None]:
         gc.collect()
         before = holdings()
         yield
-        gc.collect()  # a guest's worker gives its descriptors back when nobody knows it any more
+        gc.collect()  # a guest's worker gives its descriptors back when the last reference to it is gone
         await until(store, lambda: holdings() == before)
         assert holdings() == before
 
 
 @asynccontextmanager
-async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Scene]:
+async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Topology]:
     """Both guests attached, the honest one connected; the hostile one has done nothing yet."""
     caplog.set_level(logging.INFO)
     networks = {name: PythonNetwork(name) for name in ("python:bad", "python:good", "guest")}
@@ -234,12 +234,14 @@ async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIte
             await backend.attach(good.guest.domid, "python:good")
             async with asyncio.timeout(SECONDS):
                 await good.connected()
-            scene = Scene(directory, backend, networks["python:bad"], good, networks["python:good"], caplog)
-            await scene.others_pass()
-            async with nothing_left(directory), scene.bad_life():
-                yield scene
-                await scene.others_pass()
-            await scene.others_pass()
+            topology = Topology(
+                directory, backend, networks["python:bad"], good, networks["python:good"], caplog
+            )
+            await topology.others_pass()
+            async with nothing_left(directory), topology.bad_life():
+                yield topology
+                await topology.others_pass()
+            await topology.others_pass()
             calm(caplog)
 
 
