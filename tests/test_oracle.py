@@ -233,7 +233,7 @@ def test_tx_full_ring_over_a_wrap(start: int) -> None:
     [
         ("0100 0000 09000000", True, True),
         ("0500 0000 09000000", True, False),  # read-only
-        ("1900 0000 09000000", True, True),  # in use by somebody, which is no hindrance
+        ("1900 0000 09000000", True, True),  # in use by another mapping, which is no hindrance
         ("0000 0000 09000000", False, False),  # revoked
         ("0200 0000 09000000", False, False),  # a transfer
         ("0300 0000 09000000", False, False),  # transitive: version 2 only

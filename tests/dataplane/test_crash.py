@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Killed at every step of a burst, in both directions: what a second process finds, and makes of it (rules 2).
+"""Killed at every step of a burst, in both directions: what a second process finds, and makes of it.
+
+docs/decisions.md, Restart guarantee, has what must hold.
 
 The first process is a fork that shares the guest's memory, the journal's file and the network's socket, and nothing
 else; it is killed by SIGKILL at the n-th kill point, for every n that a burst has. The second takes up the rings from

@@ -107,7 +107,7 @@ def let_through(bench: Bench, frames: int) -> list[bytes]:
     return sent
 
 
-def test_slots_that_nobody_announces_are_looked_for_once_a_millisecond() -> None:
+def test_unannounced_slots_are_looked_for_once_a_millisecond() -> None:
     """The look once made the link runnable, and so the worker did nothing else."""
     with bench() as b:
         b.worker.remove(b.queue)
@@ -127,7 +127,7 @@ def test_slots_that_nobody_announces_are_looked_for_once_a_millisecond() -> None
 
 
 def test_a_network_that_goes_while_it_is_full_holds_up_no_guest() -> None:
-    """Nobody asked for room any more, and nobody said that there is none to wait for."""
+    """The worker waited for room at a peer that had hung up."""
     with bench() as b:
         narrow(b)
         post_buffers(b, 8)
@@ -223,7 +223,7 @@ def test_busy_queues_do_not_keep_the_worker_from_looking_up() -> None:
 
 
 def tap_frontend(network: TapNetwork) -> tuple[FrontQueue, Worker]:
-    """A frontend's queue on memory of its own, with nobody at the rings' other end."""
+    """A frontend's queue on memory of its own, without a backend."""
     memory, pages = mmap.mmap(-1, 514 * PAGE_SIZE), mmap.mmap(-1, PAGE_SIZE)
     at = address_of(memory)
     events = EmulatedEvents(
@@ -497,7 +497,7 @@ def test_a_broken_queue_is_reported_before_another_takes_its_place() -> None:
 
 
 def test_what_is_submitted_to_a_thread_that_ended_is_done() -> None:
-    """A dead worker is a normal state for who takes things down (XSA-374): nobody waits for it for ever."""
+    """A dead worker is a normal state for callers that take links down (XSA-374): no call waits for it."""
     with bench() as b:
         with served(b.worker) as thread:
             pass

@@ -71,7 +71,7 @@ cdef packed struct tx_request:
     uint16_t size
 
 
-# the whole slot: 4 bytes and zeros, so that no stale byte of ours is shown (XSA-216)
+# the whole slot: 4 bytes and zeros, so that the guest sees no stale byte of the backend's (XSA-216)
 cdef packed struct tx_response:
     uint16_t id
     int16_t status

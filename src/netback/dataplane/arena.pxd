@@ -12,7 +12,7 @@ cdef struct arena_t:
 
 
 cdef inline bint name_local(arena_t *arena, copy_end *end, const uint8_t *data, uint32_t length) noexcept nogil:
-    """Say our end of a copy: by its gref where it lies in one named page, and this is True; else by its address."""
+    """Fill in the local end of a copy: gref if within one self-granted page, and then True; else address."""
     cdef size_t at = <size_t>data - <size_t>arena.memory     # far beyond them where it is not in the arena
     cdef size_t page = at // PAGE_SIZE
     cdef uint32_t offset = at % PAGE_SIZE

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker's memory for the frames of a burst from a peer. Knows pages and what they are called, nothing of frames.
 
-On a real Xen a copy between two grants costs Linux less than one with an address: it neither looks up nor pins a page
-of ours (`netback lab profile` tells what that saves). So a platform may put pages that are granted to this domain
+On a real Xen a copy between two grants costs Linux less than one with an address: it neither looks up nor pins a local
+page (`netback lab profile` measures what that saves). So a platform may put pages that are granted to this domain
 itself in the place of the first ones. TX frames lie elsewhere: a tap takes them more slowly out of such pages.
 """
 from array import array

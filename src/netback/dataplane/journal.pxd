@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Responses that outlive the process that wrote them (rules 2)."""
+"""Responses that outlive the process that wrote them (docs/decisions.md, Journal)."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport RX_SLOT, TX_SLOT, rx_response, tx_response
 from netback.dataplane.ring cimport back_ring

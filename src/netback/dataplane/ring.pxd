@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Xen's shared ring, both ends: the only place that touches its indices.
 
-Indices are free-running uint32_t, so every difference below wraps as io/ring.h wants. A backend answers in
-ring order and takes a request only when it answers it, so one private index is all that it has: nothing read
-from the page moves it, and `back_pending` checks.
+A ring is one page: four indices, then RING_SLOTS slots. The frontend writes requests and moves req_prod, the backend
+writes each response over its request and moves rsp_prod. All indices are free-running uint32_t, so every difference
+below wraps as io/ring.h wants, and slot i lies at i modulo RING_SLOTS.
+
+The far side may write anything to the page at any time (XSA-155). So an index is read once, checked, and used from
+private memory: `back_pending` and `front_pending` are these checks, and a difference that cannot be breaks the link
+(XSA-39, XSA-155). A backend answers in ring order and takes a request only when it answers it, so rsp_prod is the one
+private index that it has, and a process that takes the ring over finds it in the page.
+
+Order of stores and loads: slots are written before the producer index (release) and read after it (acquire). Two more
+fences are full ones. A producer stores its index, then reads the other side's event index; a consumer that wants to
+sleep stores its event index, then reads the producer index once more. With both fences one of them sees the other's
+store, so no wake-up is lost: the producer notifies, or the consumer finds the work (io/ring.h's RING_PUSH_*_AND_CHECK_
+NOTIFY and RING_FINAL_CHECK_FOR_*).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.abi cimport RING_HEADER, RING_SLOTS, TX_SLOT, RX_SLOT
@@ -36,7 +47,7 @@ cdef struct sring:               # struct xen_netif_*_sring's head
 
 cdef struct back_ring:
     sring *shared
-    uint32_t rsp_prod            # what we have published; requests from here on are not ours until they are answered
+    uint32_t rsp_prod            # published so far; requests from here on are not taken until they are answered
 
 
 cdef struct front_ring:

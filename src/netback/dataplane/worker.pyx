@@ -176,7 +176,7 @@ cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept no
 
 cdef void on_timer(worker_t *worker, link_t *link, direction_t *direction) noexcept nogil:
     """A direction's timer ended: an event where its state waits for one. A state that may expire does so if nothing
-    moved since the timer was set; else the time begins anew.
+    moved since the timer was set; else its time begins again.
     """
     cdef row_t *row = &worker.rows[direction.state]
     if row.timer == 0:

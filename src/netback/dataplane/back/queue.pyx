@@ -87,6 +87,6 @@ cdef class BackQueue(Link):
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
-        """The indices of both rings as they stand in the shared pages, and ours."""
+        """The indices of both rings as they stand in the shared pages, and the backend's private one."""
         return {"tx": ring_indices(<size_t>self.queue.tx.shared, self.queue.tx.rsp_prod),
                 "rx": ring_indices(<size_t>self.queue.rx.shared, self.queue.rx.rsp_prod)}
