@@ -23,7 +23,7 @@ from .far import PLAIN, FarLink, FarSocket, await_readable
 from .namespace import await_up, ip
 
 OURS = b"\x88\xb5"
-"""IEEE 802 local experimental ethertype: nobody else's frames have it."""
+"""IEEE 802 local experimental ethertype: no other frames here have it."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ def frame(number: int, size: int = 60) -> bytes:
 
 
 def big_tcp(version: int) -> bytes:
-    """As much TCP as a link passes in one frame (gso_max_size, 64 KiB), for somebody behind it to cut."""
+    """As much TCP as a link passes in one frame (gso_max_size, 64 KiB), to be segmented behind it."""
     l4 = 14 + (20 if version == 4 else 40)
     payload = bytes(i % 251 for i in range(65535 - 100))
     whole = build(version, TCP, payload)

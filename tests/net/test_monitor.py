@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes to links, as followers are told of them."""
+"""Changes to links, as followers hear of them."""
 
 import asyncio
 import socket
@@ -47,7 +47,7 @@ class Follower:
             await self._news.wait()
         self._news.clear()
 
-    async def told(self) -> None:
+    async def hears(self) -> None:
         """Return once it was called, and will be called no more for what the kernel did before this."""
         await self.called()
         await passed(self._monitor)
@@ -82,11 +82,11 @@ async def test_a_name_that_appears(monitor: LinkMonitor) -> None:
     ip("link add other0 type bridge")
     await follower.silent()
     ip("link add late0 type bridge")
-    await follower.told()
+    await follower.hears()
     ip("link del late0")
-    await follower.told()
+    await follower.hears()
     ip("link set other0 name late0")
-    await follower.told()
+    await follower.hears()
 
 
 async def test_an_alternative_name_that_appears(monitor: LinkMonitor) -> None:
@@ -94,7 +94,7 @@ async def test_an_alternative_name_that_appears(monitor: LinkMonitor) -> None:
     index = await make(monitor, "dum0")
     follower = Follower(monitor, "a-long-name-of-twenty-and-more-letters")
     add_altname(index, "a-long-name-of-twenty-and-more-letters")
-    await follower.told()
+    await follower.hears()
 
 
 @pytest.mark.parametrize("words", ["link set dum0 name dum1", "link set dum0 mtu 1400", "link del dum0"])
@@ -102,7 +102,7 @@ async def test_an_index(monitor: LinkMonitor, words: str) -> None:
     follower = Follower(monitor, await make(monitor, "dum0"))
     await follower.silent()
     ip(words)
-    await follower.told()
+    await follower.hears()
 
 
 async def test_a_link_that_moves(monitor: LinkMonitor) -> None:
@@ -111,10 +111,10 @@ async def test_a_link_that_moves(monitor: LinkMonitor) -> None:
     follower = Follower(monitor, "dum0")
     with other_network() as other:
         send_to("dum0", other)
-        await follower.told()
+        await follower.hears()
         await follower.silent()
         bring_back("dum0", other)
-        await follower.told()
+        await follower.hears()
 
 
 async def test_following_something_else(monitor: LinkMonitor) -> None:
@@ -124,7 +124,7 @@ async def test_following_something_else(monitor: LinkMonitor) -> None:
     await follower.silent()
     for name in ("b0", "c0"):
         ip(f"link add {name} type bridge")
-        await follower.told()
+        await follower.hears()
     await follower.silent()
     monitor.follow(follower.call, ())
     ip("link del b0")
@@ -137,7 +137,7 @@ async def test_lost_messages_have_everybody_look(monitor: LinkMonitor) -> None:
     follower = Follower(monitor, "never0")
     for change in range(1000):  # while the event loop reads nothing
         set_mtu(index, 1400 + change % 2)
-    await follower.told()
+    await follower.hears()
 
 
 async def test_ends(monitor: LinkMonitor) -> None:

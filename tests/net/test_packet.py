@@ -32,7 +32,7 @@ def site() -> Iterator[Site]:
 
 
 class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
-    """On a link that somebody else made."""
+    """On a link of the host's."""
 
     def test_does_not_hear_what_leaves_by_its_link(self, site: Site) -> None:
         """Neither its own frames nor those of the host that the link belongs to."""

@@ -71,10 +71,10 @@ def test_bad_ones(text: str, words: str) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     """What is read says the same again; a refusal is one line."""
     try:
-        said = str(parse_spec(text))
+        read = str(parse_spec(text))
     except ConfigError as error:
-        said = text if str(error).isprintable() else str(error)
-    assert said == text
+        read = text if str(error).isprintable() else str(error)
+    assert read == text
 
 
 def test_opening() -> None:

@@ -411,7 +411,7 @@ def test_a_guest_s_tap_has_the_address_of_its_vif() -> None:
     assert "02:00:00:00:00:01" in ip("link show eth0"), "an address of the operator's stays"
 
 
-def test_an_address_that_somebody_chose_stays() -> None:
+def test_the_address_of_an_adopted_tap_stays() -> None:
     ip("tuntap add tap0 mode tap")
     ip("link set tap0 address 02:00:00:00:00:01")
     network = TapNetwork("tap0")
@@ -491,7 +491,7 @@ def test_without_permission_for_the_device() -> None:
 
 
 def refusal(link: str) -> str:
-    """What a process without CAP_NET_ADMIN, but with the right to open the device, is told."""
+    """What a process without CAP_NET_ADMIN, but with the right to open the device, gets as an error."""
     script = f"""
 from netback.net.tap import TapNetwork
 from netback.errors import ConfigError

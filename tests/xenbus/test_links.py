@@ -83,7 +83,7 @@ async def connect(backend: Backend, guest: Guest, net: str) -> DeviceName:
 
 
 async def unchanged(guest: Guest, name: DeviceName, answered: int) -> None:
-    """The rings are the same ones, taken up nowhere anew: the guest's requests from before still count."""
+    """The rings are the same ones, not taken up again: the guest's requests from before still count."""
     assert await guest.store.read(f"{name.backend}/state") == str(int(State.CONNECTED))
     assert guest.tx.index(2) >= answered
 
@@ -140,7 +140,7 @@ async def test_a_tap_of_netback_s_is_removed(backend: Backend, guest: Guest, net
 
 
 async def test_a_tap_of_others_is_removed_and_made_again(backend: Backend, guest: Guest) -> None:
-    """Netback waits for it: the one who makes it again may want other flags, another owner."""
+    """Netback waits for it: its maker may give it other flags or another owner."""
     ip("tuntap add t0 mode tap")
     name = await connect(backend, guest, "tap:t0")
     ip("link del t0")

@@ -11,14 +11,14 @@ from typing import Protocol
 from netback.dataplane.peers.peer import Peer
 
 ETH_DATA_LEN = 1500
-"""linux/if_ether.h: the MTU, in bytes, of a link that nobody changed."""
+"""linux/if_ether.h: the MTU, in bytes, of a link by default."""
 
 
 class Network(Protocol):
     """The network of one vif, or of one guest. Everything here is for control code; frames go through `peers`.
 
-    What a method tells the link is remembered, and told again to a link that comes back. No method blocks for longer
-    than one request to the kernel.
+    A network remembers what its methods set on the link, and sets it on a link that comes back. No method blocks for
+    longer than a few requests to the kernel.
     """
 
     @property
@@ -48,8 +48,8 @@ class Network(Protocol):
         """Say which offloads the ring's side takes, as bits of dataplane.caps.Can: a tap then gives no others.
 
         A network that cannot be asked for less (a packet socket, a Python object) does nothing: the native side
-        completes checksums, and cuts what is to be segmented, wherever this guest needs it. Never raises: a link that
-        is gone is told when it is back.
+        completes checksums, and cuts what is to be segmented, wherever this guest needs it. Never raises: they are
+        set on a link that is gone when it is back.
         """
 
     def carrier(self, on: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells networks of changes to links: one rtnetlink socket for a whole backend, read by its event loop.
+"""Calls the followers of a link when it changes: one rtnetlink socket for a whole backend, read by its event loop.
 
 Knows which link a message is about; what a change means is for the network to look up (`Network.check`), so a lost
 message costs one look of each and nothing else.
@@ -51,7 +51,7 @@ class LinkMonitor:
 
     @property
     def works(self) -> bool:
-        """Whether changes are told of."""
+        """Whether followers are called."""
         return self._socket is not None
 
     def follow(self, call: Callable[[], object], keys: Iterable[Key]) -> None:
@@ -90,7 +90,7 @@ class LinkMonitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                calls.update(self._keys)  # messages were lost: everybody looks
+                calls.update(self._keys)  # messages were lost: every follower looks
                 continue
             if sender[0] == 0:  # from the kernel
                 calls.update(*map(self._concerned, messages(data)))

@@ -3,7 +3,7 @@
 
 Knows /dev/net/tun. One queue (no IFF_MULTI_QUEUE): the kernel then answers EBUSY while another process holds the tap,
 where a second queue would silently take a share of the frames. The flag is fixed when a tap is made; a tap that
-somebody else made with it is adopted with it.
+another program made with it is adopted with it.
 
 What netback must know of a tap after a kill stands on the tap itself, as alternative names (ip-link(8)): that netback
 made it, and the MTU that it had before netback lowered it. They follow the tap through renames and network namespaces
@@ -208,7 +208,7 @@ def lower_mtu(link: Link, name: str) -> None:
 
 
 def restore_mtu(link: Link) -> None:
-    """Set the MTU that `lower_mtu` kept, unless somebody changed it since."""
+    """Set the MTU that `lower_mtu` kept, unless it was changed since."""
     if kept := kept_mtu(link):
         if link.mtu == ETH_DATA_LEN:
             set_mtu(link.index, kept[1])
@@ -292,7 +292,7 @@ class TapNetwork:
             self.limit_mtu(True)
 
     def _join(self, waits: tuple[float, ...]) -> None:
-        """Make the tap or adopt it, and give it all that this network was told."""
+        """Make the tap or adopt it, and set what was set on the network before."""
         if found := find_made(self._link):
             adopt(self._fd, found.name, waits)
             self._made = True
@@ -304,9 +304,7 @@ class TapNetwork:
             self._made = False
         self._set_format()
         self.offloads(self._caps)
-        self._tell(
-            Tun.SETCARRIER, INT.pack(False)
-        )  # a tap begins with carrier, but its users are told of changes
+        self._tell(Tun.SETCARRIER, INT.pack(False))  # a new tap has carrier; only a change is an event
         self.carrier(self._carrier)
 
     def _set_format(self) -> None:
@@ -323,7 +321,7 @@ class TapNetwork:
         ) as error:  # EBADFD: the tap was removed; ValueError: the descriptor is closed
             raise PeerError(f"tap:{self._link}: the link is gone ({error})") from error
 
-    # ---- what the vif tells it; all of it is told again to a tap that comes back
+    # ---- settings; a tap that comes back gets them again
 
     def offloads(self, caps: int) -> None:
         """Have the kernel complete and cut what the guest cannot take; it offers no segmentation without checksums."""

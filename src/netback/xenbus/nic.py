@@ -97,7 +97,7 @@ class Nic:
             tracer=self._context.tracer,
             on_notice=self._on_notice,
         )
-        info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not told'}, network {spec}"
+        info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not given'}, network {spec}"
         log.info("%s: %s", name, info)
         if rate := await read_backend(store, name, "rate"):
             link = network.name or "its network"
