@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The oracle: one queue's data plane in plain Python, which the native code must agree with on every input.
 
-Written from protocol.md and rules.md alone, imports nothing of netback, and knows no budget, no offload,
+Written from netif.h and docs/decisions.md alone. It imports nothing of netback, and has no budget, no offload and
 no time: a burst runs until its ring is drained, until slots run out, or until the guest broke the
 protocol. TX is what the guest sends.
 

@@ -525,3 +525,32 @@ def test_a_hung_up_peer_is_reported_and_another_takes_its_place() -> None:
             until(lambda: b.queue.rings["rx"]["rsp_prod"] == 1)
         finally:
             thread.stop()
+
+
+def test_messages_that_are_no_frame_are_counted() -> None:
+    """Two kinds of them vanished without a count."""
+    with bench() as b:
+        post_buffers(b, 8)
+        assert b.peer_end is not None
+        b.peer_end.send(bytes(10))
+        b.peer_end.send(bytes(10 + LARGEST))
+        b.peer_end.send(bytes(10 + 60))
+        b.run()
+        counters = b.queue.counters
+        assert (counters["rx_short"], counters["rx_truncated"], counters["rx_frames"]) == (1, 1, 1)
+
+
+def test_frames_of_more_than_64_kib_arrive_once_one_was_seen() -> None:
+    """BIG TCP from a packet socket: the first frame counts as truncated, and for a while reads have room for more."""
+    with bench() as b:
+        post_buffers(b, 256)
+        head = bytearray(build(4, TCP, b""))
+        head[16:18] = bytes(2)  # longer than the header can have: Linux leaves it 0
+        big = HEADER.pack(1, 1, 54, 1448, 34, 16) + bytes(head) + bytes(150_000)
+        assert b.peer_end is not None
+        for _ in range(3):
+            b.peer_end.send(big)
+            b.run()
+        counters = b.queue.counters
+        assert (counters["rx_truncated"], counters["rx_segmented"], counters["rx_dropped"]) == (1, 2, 0)
+        assert counters["rx_bytes"] >= 2 * 150_000

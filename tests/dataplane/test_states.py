@@ -276,6 +276,7 @@ def raise_event(rig: Rig, event: Event | str) -> None:
         if rig.peer_end is not None:
             rig.hang_up()
             rig.worker.apply(rig.queue, 0, hang_up=True)
+        assert rig.queue.condition is Notice.PEER_GONE
     else:
         assert isinstance(event, Event)
         rig.apply(event)
