@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle itself, held to the words of protocol.md and rules.md 1: every byte here was written by hand.
+"""The oracle itself, held to the words of netif.h and docs/decisions.md: every byte here was written by hand.
 
 Knows nothing of netback: what the native code is compared with must stand on its own.
 """

@@ -59,7 +59,7 @@ NATIVE = {
     "rx_response": ("struct netif_rx_response", {}),
     "extra_info": (
         "struct netif_extra_info",
-        {f"gso_{name}": f"u.gso.{name}" for name in ("size", "type", "pad", "features")},
+        {},
     ),
     "grant_entry": ("struct grant_entry_v1", {}),
     "copy_segment": ("struct ioctl_gntdev_grant_copy_segment", {}),
@@ -117,8 +117,10 @@ RENAMED = {
 """What abi.pxd calls by another name. UDP_L4 is younger than some distributions' linux/virtio_net.h."""
 
 
-OWN = {"MIN_FRAME", "FULL_FRAME_SLOTS"}
-"""Bounds of netback's own, which no header has."""
+OWN = {"MAC_BYTES", "MIN_FRAME", "FULL_FRAME_SLOTS", "EXTRA_TYPES_END", "EXTRA_TYPE_XDP"}
+"""Bounds of netback's own, which no header has; XDP is younger than libxen-dev's netif.h."""
+PARTS = {"tx_response", "foreign_buffer", "copy_end", "extra_gso", "extra_hash", "extra_body"}
+"""Structs of abi.pxd that stand in others, or that no header has so."""
 
 
 def native_constants() -> dict[str, int]:
@@ -135,10 +137,16 @@ def header_name(name: str) -> str:
 def native_structs() -> dict[str, tuple[bool, list[tuple[str, str, str]]]]:
     """Of abi.pxd: whether packed, and (type, name, array) of each field."""
     found = {}
+    sizes = dict(re.findall(r"^    ([A-Z_]+) = (\d+)", PXD, re.MULTILINE))
     for packed, name, body in re.findall(
         r"^cdef (packed )?(?:struct|union) (\w+):.*\n((?:    .+\n)+)", PXD, re.MULTILINE
     ):
-        found[name] = (bool(packed), re.findall(r"^    (\w+(?: \*)?) ?(\w+)(\[\d+\])?", body, re.MULTILINE))
+        fields = re.findall(r"^    (\w+(?: \*)?) ?(\w+)(\[\w+\])?", body, re.MULTILINE)
+        arrays = [
+            (kind, field, f"[{sizes.get(size[1:-1], size[1:-1])}]" * bool(size))
+            for kind, field, size in fields
+        ]
+        found[name] = (bool(packed), arrays)
     return found
 
 
@@ -146,7 +154,7 @@ def as_c(structs: Mapping[str, tuple[bool, list[tuple[str, str, str]]]]) -> str:
     """The same types in C, as ours_NAME."""
     lines = []
     for name, (packed, fields) in structs.items():
-        kind = "union" if name == "copy_end" else "struct"
+        kind = "union" if name in ("copy_end", "extra_body") else "struct"
         types = [(f"ours_{t}" if t in structs else t, field, array) for t, field, array in fields]
         body = " ".join(f"{t} {field}{array};" for t, field, array in types)
         lines.append(
@@ -204,7 +212,7 @@ def test_native_structs(tmp_path: Path) -> None:
     pairs = []
     for name, (_, fields) in native_structs().items():
         if name not in NATIVE:
-            assert name in {"tx_response", "foreign_buffer", "copy_end"}
+            assert name in PARTS
             continue
         struct, renamed = NATIVE[name]
         pairs.append((f"sizeof(ours_{name})", f"sizeof({struct})"))
@@ -213,6 +221,9 @@ def test_native_structs(tmp_path: Path) -> None:
             pairs.append((f"offsetof(ours_{name}, {field})", f"offsetof({struct}, {theirs})"))
             pairs.append((f"sizeof((({struct} *)0)->{theirs})", f"sizeof(((ours_{name} *)0)->{field})"))
     pairs.append(("sizeof(ours_tx_response)", "sizeof(union netif_tx_sring_entry)"))
+    for part in ("u.gso.size", "u.gso.type", "u.gso.features", "u.hash.type", "u.hash.value", "u.mcast"):
+        theirs = "u.mcast.addr" if part == "u.mcast" else part
+        pairs.append((f"offsetof(ours_extra_info, {part})", f"offsetof(struct netif_extra_info, {theirs})"))
     for part in ("virt", "foreign.ref", "foreign.offset", "foreign.domid"):
         ours, theirs = (
             f"offsetof({t}, dest.{part})"
