@@ -16,7 +16,7 @@ from netback.dataplane.sockets cimport (
 )
 
 cdef enum:
-    LARGE_READS = 256            # that follow a truncated frame: BIG TCP comes in flows
+    LARGE_READS = 256            # that follow a frame longer than FRAME_BYTES: BIG TCP comes in flows
 
 
 cdef struct socket_peer:         # `peer` is first: a peer_t * of a socket is a socket_peer *
@@ -68,10 +68,12 @@ cdef inline void set_length(socket_peer *own, mmsghdr *message, received_t *rece
         own.peer.short_frames += 1
     else:
         received.length = message.msg_len - own.peer.header
+        if received.length > FRAME_BYTES:
+            own.large_reads = LARGE_READS
 
 
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
-    """Many frames of ordinary length, or for a while one of any length where there was one that did not fit."""
+    """Many frames of ordinary length, or one of any length for LARGE_READS after the last long one."""
     cdef socket_peer *own = <socket_peer *>peer
     if own.large_reads and largest >= LARGE_BYTES:
         own.large_reads -= 1
