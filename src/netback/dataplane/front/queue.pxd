@@ -9,7 +9,7 @@ from netback.dataplane.ring cimport front_ring
 
 cdef enum:
     FEW_SLOTS = 64               # used at a time while frames are small: more only let an overload build up
-    LARGE_BURSTS = 64            # how long one frame of several slots makes us expect more of them
+    LARGE_BURSTS = 64            # after a frame of several slots, so many reads or bursts provide for more of them
 
 
 cdef inline uint32_t slots_at_a_time(uint32_t most, uint32_t large) noexcept nogil:
@@ -24,24 +24,26 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     uint8_t *rx_pages[RING_SLOTS]        # by slot: page i is posted in slot i and nowhere else
     uint32_t tx_grefs[RING_SLOTS]
     uint32_t rx_grefs[RING_SLOTS]
-    uint16_t free[RING_SLOTS]    # TX pages at hand, the one used last on top: it is the hottest
+    uint16_t free[RING_SLOTS]    # TX pages not in use, the one used last on top, since the cache still has it
     uint32_t free_count
     uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request that has no response yet
-    uint32_t extras_sent         # extra infos that have none
-    uint32_t tx_cuts             # the peer gave GSO that had to be cut: so many reads still go one frame at a time
+    uint32_t extras_sent         # extra infos that have no response yet
+    uint32_t tx_single_reads     # after GSO that had to be cut, so many reads take one frame at a time
     uint32_t tx_slots            # how many of the ring's slots are used at a time, at most
     uint32_t rx_slots
-    bint rx_notify               # the backend is told of posted buffers
+    bint rx_notify               # events tell the backend of posted buffers
     uint32_t caps                # CAN_*: what the backend takes
     bint sg                      # ... and whether it takes more than one slot a frame
-    bint direct                  # the peer's frames are read right into granted pages
-    uint32_t tx_large            # so many more reads expect frames of several slots
+    # Frames are read right into granted pages. Measured (TCP from a guest over packet:, iperf3 of 3 GB): 0.64 CPU
+    # seconds of `netback guest` for each GB, 0.68 by way of private memory.
+    bint direct
+    uint32_t tx_large            # so many more reads provide for frames of several slots
     uint32_t rx_large            # so many more bursts do
     backlog_t backlog            # what one read brought beyond the slots, in order; nothing is read while any waits
     uint32_t needed              # slots that the first of them lacks
-    bint cutting                 # ... or rather its next segment
-    segments_t cut
-    uint32_t rx_cut              # segments that the peer already took of the frame at the RX ring's head
+    bint segmenting                 # ... or rather its next segment
+    segments_t segments
+    uint32_t rx_segments_sent    # of the frame at the RX ring's head, which is being cut
 
 
 cdef class FrontQueue(Link):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frontend's queue: its two rings, its granted pages and the peer behind it, tied together for the worker.
 
-Knows what a queue is made of; how frames move is in front_tx and front_rx, when in worker. Grants, event channels and
-xenstore are frontend/'s.
+Knows what a queue is made of. front/tx and front/rx move frames, the worker says when; frontend/ has grants, event
+channels and the store.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -17,7 +17,7 @@ from netback.dataplane.link cimport ring_indices
 from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
 
 cdef enum:
-    FULL_FRAME_SLOTS = 17        # from so many on, frames are read right into granted pages
+    FULL_FRAME_SLOTS = 17        # a ring of at least so many slots reads frames right into granted pages
 
 
 cdef uint64_t front_producers(link_t *link) noexcept nogil:
@@ -40,12 +40,13 @@ cdef class FrontQueue(Link):
     """The frontend's end of one queue, on rings of its own that begin empty.
 
     `tx_ring` and `rx_ring` are the addresses of the ring pages, `tx_pages` and `rx_pages` 256 pairs each of a page's
-    address and the gref under which the backend may read or write it for as long as this lives. `port` is our event
-    channel. `caps` are CAN_* bits of what the backend takes, `sg` whether frames may have more than a slot. `tx_slots`
-    and `rx_slots` bound how many slots are used at a time; without `rx_notify` the backend is not told of posted
-    buffers. Everything handed in is kept alive.
+    address and the gref under which the backend may read or write it for as long as this object lives. `port` is the
+    frontend's event channel. `caps` are CAN_* bits of what the backend takes, `sg` whether frames may have more than
+    one slot. `tx_slots` and `rx_slots` (1 to 256) bound how many slots are used at a time; without `rx_notify` no event
+    tells the backend of posted buffers. The queue keeps everything handed in alive. Raises ValueError for other bounds.
 
-    All RX buffers are posted at once; the worker reads and arms when the queue is added to it, and notifies once.
+    All RX buffers are posted at once. The worker polls and arms both rings when the queue is added to it, and notifies
+    once.
     """
 
     def __cinit__(self, Events events, Peer peer, *, size_t tx_ring, size_t rx_ring, object tx_pages, object rx_pages,

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest receives: one burst from the RX ring to its peer, top to bottom in a frame's order.
+"""A guest's RX ring to the network behind it: one burst, in a frame's order.
 
     take      private copies of the responses that wait
-    assemble  responses -> chains (frames), each checked against what was posted
-    forward   frames to the peer, right from their pages; checksums and segments are done here where the peer cannot
+    read      responses to chains (frames), each checked against what was posted
+    forward   frames to the peer, right from their pages; checksums are completed and segments cut where the peer cannot
     repost    the buffers go back to the ring in the same burst: one push, at most one notify
 
-Headers that are looked at are private copies: the backend may still write to the pages. What a full peer does not take
+Headers are judged in private copies, since the backend may still write to the pages. What a full peer does not take
 stays in the ring.
 
-May go wrong: a response cannot be (the link breaks), the backend answered ERROR (that frame is lost and counted).
+Goes wrong: a response is impossible (the link breaks), the backend answered ERROR (that frame is lost and counted).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -110,7 +110,7 @@ cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pendin
     return chain.length <= FRAME_BYTES
 
 
-cdef uint32_t assemble(front_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
+cdef uint32_t read_chains(front_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
     """Responses to chains, no more than a burst's budget, so that the backend has buffers while we send; chain.segment
     is the first response of each."""
     cdef uint32_t count = 0
@@ -195,10 +195,10 @@ cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept no
 
 
 cdef int forward_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Send a frame in segments: a CUT_*. Where it is not done with, the ring keeps the frame, and rx_cut the place in
-    it."""
+    """Send a frame in segments: a CUT_*. Where it is not done with, the ring keeps the frame, and rx_segments_sent the
+    place in it."""
     cdef int refused = 0
-    cdef int done = send_cut(&queue.link, ws, frame, &queue.rx_cut, &refused)
+    cdef int done = send_cut(&queue.link, ws, frame, &queue.rx_segments_sent, &refused)
     queue.link.counters[RX_REFUSED] += refused
     queue.link.counters[RX_DROPPED] += done == CUT_IMPOSSIBLE
     queue.link.counters[RX_SEGMENTED] += done == CUT_DONE
@@ -217,7 +217,7 @@ cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *h
         head.length = gather(queue, ws, chain, head.data, HEADERS_MAX)
     verdict = netif_to_virtio(head.data, head.length, &chain.length, &chain.meta, caps, hdr, &fixed_up)
     if verdict == OFFLOAD_COMPLETE or verdict == OFFLOAD_SEGMENT:
-        # Judged anew, as a whole: the backend may have changed its pages since.
+        # Judge the private copy again, as a whole: the backend may have changed its pages since.
         head.length = gather(queue, ws, chain, head.data, FRAME_BYTES)
         verdict = netif_to_virtio(head.data, head.length, &head.length, &chain.meta, caps, hdr, &fixed_up)
         chain.length = head.length
@@ -246,7 +246,7 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains, int 
     for i in range(chains):
         chain = &ws.chains[i]
         if i:
-            queue.rx_cut = 0     # of the ring's first frame alone
+            queue.rx_segments_sent = 0   # of the ring's first frame alone
         if chain.status != NETIF_RSP_OKAY:
             continue
         verdict = offload(queue, ws, chain, &head) if chain.length >= MIN_FRAME else OFFLOAD_DROP
@@ -265,7 +265,7 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains, int 
                 return i
         else:
             chain.status = NETIF_RSP_DROPPED
-    queue.rx_cut = 0             # no cut is under way: the backend has changed the frame that one had begun on
+    queue.rx_segments_sent = 0   # no cut is under way: the backend has changed the frame that one had begun on
     if not flush(queue, &out, &done):
         state[0] = peer_refuses(&queue.link)
     return done
@@ -326,7 +326,7 @@ cdef int poll_front_rx(link_t *link, workspace_t *ws) noexcept nogil:
     if pending == 0:
         return STATE_RING_IDLE
     take(queue, ws, pending)
-    chains = assemble(queue, ws, pending, &broken)
+    chains = read_chains(queue, ws, pending, &broken)
     done = forward(queue, ws, chains, &state)
     repost(queue, ws, done)
     if done < chains:

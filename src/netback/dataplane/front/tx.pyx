@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest sends: one burst from its peer to the TX ring, top to bottom in a frame's order.
+"""Network behind a guest to its TX ring: one burst, in a frame's order.
 
-    reap      responses that came since the last burst give their pages back; nobody is woken for them
-    read      frames from the peer, as a rule right into granted pages
-    place     a frame to requests; checksums and segments are done here where the backend cannot
+    reap      responses that came since the last burst give their pages back; no event is asked for them
+    read      frames from the peer, right into granted pages where the backend takes frames of many slots
+    place     a frame to requests; checksums are completed and segments cut where the backend cannot
     publish   one push, at most one notify
 
-Frames that lack slots are held, those of one read and no more; then, and only then, the ring is armed for an event.
-Where the backend cannot do what the peer's frame asks (no scatter-gather, a tag, a tunnel) the frame goes the long way:
-through private memory, completed or cut.
+Frames of one read that lack slots go to the backlog; only then is the ring armed for an event. Where the backend cannot
+do what the peer's frame asks (no scatter-gather, a tag, a tunnel), the frame goes through private memory, where it is
+completed or cut.
 
-May go wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
+Goes wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
 """
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -50,7 +50,7 @@ cdef enum:
 
 cdef struct scattered_t:         # a frame as it was read: in pages, what is more in private memory
     uint16_t pages[FRAME_PAGES]
-    uint32_t held                # how many pages that is
+    uint32_t count               # of pages
     frame_t frame                # where it begins, in its first page
     uint8_t *linear              # where it begins in private memory, if it has to come together there
 
@@ -80,7 +80,7 @@ cdef inline void give_page(front_queue *queue, uint16_t page) noexcept nogil:
 
 
 cdef inline bint take_response(front_queue *queue, uint32_t index) noexcept nogil:
-    """False where nothing of ours can have that answer."""
+    """False where no request in flight can have that response."""
     cdef uint32_t raw = load_relaxed(<uint32_t *>tx_slot(queue.tx.shared, index))
     cdef uint16_t id = <uint16_t>raw
     cdef int16_t status = <int16_t>(raw >> 16)
@@ -98,7 +98,7 @@ cdef inline bint take_response(front_queue *queue, uint32_t index) noexcept nogi
 
 
 cdef bint reap(front_queue *queue) noexcept nogil:
-    """Take every response that waits; False where one cannot be."""
+    """Take every response that waits; False where one is impossible."""
     cdef int i, pending = front_pending(&queue.tx)
     for i in range(pending):
         if not take_response(queue, queue.tx.rsp_cons + i):
@@ -159,7 +159,7 @@ cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, 
     queue.link.counters[TX_BYTES] += length
 
 
-# --- frames in private memory: the long way
+# --- frames in private memory
 
 cdef inline uint32_t slots_needed(uint32_t length, uint32_t extras) noexcept nogil:
     return (length + PAGE_SIZE - 1) // PAGE_SIZE + extras
@@ -176,19 +176,19 @@ cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, f
     put_frame(queue, pages, 0, length, meta)
 
 
-cdef uint32_t place_cut(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
+cdef uint32_t place_segments(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
     """Segments of the frame at `data` to the ring: 0 where it is done with, else the slots that the next one needs."""
     cdef frame_meta meta
     cdef uint32_t length
-    cdef uint32_t needed = slots_needed(queue.cut.largest, queue.cut.gso_size != 0)
-    while queue.cut.index < queue.cut.count:
+    cdef uint32_t needed = slots_needed(queue.segments.largest, queue.segments.gso_size != 0)
+    while queue.segments.index < queue.segments.count:
         if room(queue) < needed:
             return needed
-        length = segments_next(&queue.cut, data, ws.cuts, CUT_BYTES, &meta)
+        length = segments_next(&queue.segments, data, ws.cuts, CUT_BYTES, &meta)
         if length == 0:
             break
         copy_frame(queue, ws.cuts, length, &meta)
-    queue.cutting = False
+    queue.segmenting = False
     queue.link.counters[TX_SEGMENTED] += 1
     return 0
 
@@ -198,15 +198,16 @@ cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexc
     return length <= MAX_NETIF_FRAME and slots <= queue.tx_slots and (length <= PAGE_SIZE or queue.sg)
 
 
-cdef uint32_t start_cut(front_queue *queue, workspace_t *ws, frame_t *frame, bint whole) noexcept nogil:
+cdef uint32_t begin_segments(front_queue *queue, workspace_t *ws, frame_t *frame, bint whole) noexcept nogil:
     """Begin to cut a frame; the cut goes on later where not all its segments have room. `whole`: into GSO frames."""
-    queue.tx_cuts = BURST_FRAMES
-    if (segments_begin(&queue.cut, frame.data, frame.length, vnet_header(frame), whole) < 0
-            or not fits(queue, queue.cut.largest, slots_needed(queue.cut.largest, queue.cut.gso_size != 0))):
+    cdef int begun = segments_begin(&queue.segments, frame.data, frame.length, vnet_header(frame), whole)
+    cdef uint32_t largest = queue.segments.largest
+    queue.tx_single_reads = BURST_FRAMES
+    if begun < 0 or not fits(queue, largest, slots_needed(largest, queue.segments.gso_size != 0)):
         queue.link.counters[TX_DROPPED] += 1
         return 0
-    queue.cutting = True
-    return place_cut(queue, ws, frame.data)
+    queue.segmenting = True
+    return place_segments(queue, ws, frame.data)
 
 
 cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
@@ -216,7 +217,7 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
     cdef uint32_t needed
     cdef int verdict = virtio_to_netif(frame.data, frame.length, &frame.length, hdr, queue.caps, &meta)
     if verdict == OFFLOAD_SPLIT:
-        return start_cut(queue, ws, frame, queue.sg and queue.tx_slots >= FULL_FRAME_SLOTS)
+        return begin_segments(queue, ws, frame, queue.sg and queue.tx_slots >= FULL_FRAME_SLOTS)
     if verdict == OFFLOAD_COMPLETE:
         complete_checksum(frame.data, frame.length, hdr)
         memset(hdr, 0, VNET_HDR)
@@ -224,7 +225,7 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
         queue.link.counters[TX_COMPLETED] += 1
     needed = slots_needed(frame.length, extras_count(&meta))
     if verdict == OFFLOAD_SEGMENT or (meta.gso_type != GSO_TYPE_NONE and not fits(queue, frame.length, needed)):
-        return start_cut(queue, ws, frame, False)
+        return begin_segments(queue, ws, frame, False)
     if verdict == OFFLOAD_DROP or frame.length < MIN_FRAME or not fits(queue, frame.length, needed):
         queue.link.counters[TX_DROPPED] += 1
         return 0
@@ -234,7 +235,7 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
     return 0
 
 
-cdef void place_or_hold(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+cdef void place_or_keep(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
     """No frame overtakes one that waits."""
     if queue.backlog.count == 0:
         queue.needed = place(queue, ws, frame)
@@ -244,28 +245,28 @@ cdef void place_or_hold(front_queue *queue, workspace_t *ws, frame_t *frame) noe
 
 
 cdef void place_backlog(front_queue *queue, workspace_t *ws) noexcept nogil:
-    """Those that waited, until one lacks slots again."""
+    """Place frames of the backlog until one lacks slots."""
     cdef frame_t *frame
     while queue.backlog.count:
         frame = backlog_first(&queue.backlog)
-        queue.needed = place_cut(queue, ws, frame.data) if queue.cutting else place(queue, ws, frame)
+        queue.needed = place_segments(queue, ws, frame.data) if queue.segmenting else place(queue, ws, frame)
         if queue.needed:
             return
         backlog_pop(&queue.backlog)
 
 
-# --- frames in granted pages: the short way
+# --- frames in granted pages
 
-cdef inline uint32_t pages_of(scattered_t *read) noexcept nogil:
+cdef inline uint32_t pages_filled(scattered_t *read) noexcept nogil:
     """How many pages a frame fills that was read, if they are enough."""
     return (FRAME_HEADROOM + read.frame.length + PAGE_SIZE - 1) // PAGE_SIZE
 
 
 cdef inline void give_pages(front_queue *queue, scattered_t *read, uint32_t kept) noexcept nogil:
     """All but the first `kept`."""
-    while read.held > kept:
-        read.held -= 1
-        give_page(queue, read.pages[read.held])
+    while read.count > kept:
+        read.count -= 1
+        give_page(queue, read.pages[read.count])
 
 
 cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcept nogil:
@@ -274,38 +275,38 @@ cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcep
     linear.length = read.frame.length
     linear.data = read.linear
     memcpy(vnet_header(linear), vnet_header(&read.frame), at + VNET_HDR)
-    for i in range(1, read.held):
+    for i in range(1, read.count):
         memcpy(linear.data + at, queue.tx_pages[read.pages[i]], PAGE_SIZE)
         at += PAGE_SIZE
     give_pages(queue, read, 0)
 
 
-cdef inline bint goes_as_it_is(front_queue *queue, scattered_t *read, uint32_t offset,
-                               frame_meta *meta) noexcept nogil:
+cdef inline bint passes_in_pages(front_queue *queue, scattered_t *read, uint32_t offset,
+                                 frame_meta *meta) noexcept nogil:
     """Whether a frame can go from the pages that it lies in, and its flags. Pages of padding are free again."""
     cdef frame_t *frame = &read.frame
     cdef uint32_t have = min(frame.length, PAGE_SIZE - offset)
-    if offset + frame.length > read.held * PAGE_SIZE or frame.length > MAX_NETIF_FRAME:
+    if offset + frame.length > read.count * PAGE_SIZE or frame.length > MAX_NETIF_FRAME:
         return False
     if virtio_to_netif(frame.data, have, &frame.length, vnet_header(frame), queue.caps, meta) != OFFLOAD_PASS:
         return False
     give_pages(queue, read, (offset + frame.length + PAGE_SIZE - 1) // PAGE_SIZE)
-    return slots(queue) >= read.held + extras_count(meta)
+    return slots(queue) >= read.count + extras_count(meta)
 
 
-cdef void place_scattered(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
-    """One frame that was read into pages to the ring; by the long way where it cannot go as it is."""
+cdef void place_in_pages(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
+    """One frame that was read into pages to the ring; through private memory where it cannot pass as it is."""
     cdef frame_t linear
     cdef frame_meta meta
     cdef uint32_t offset = <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
     if read.frame.length < MIN_FRAME:
         give_pages(queue, read, 0)
         queue.link.counters[TX_DROPPED] += read.frame.length != 0        # else the peer has counted it
-    elif queue.backlog.count == 0 and goes_as_it_is(queue, read, offset, &meta):
+    elif queue.backlog.count == 0 and passes_in_pages(queue, read, offset, &meta):
         put_frame(queue, read.pages, offset, read.frame.length, &meta)
     else:
         gather(queue, read, &linear)
-        place_or_hold(queue, ws, &linear)
+        place_or_keep(queue, ws, &linear)
 
 
 # --- reading
@@ -319,7 +320,7 @@ cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private
         read.pages[page] = take_page(queue)
         vectors[page].iov_base = queue.tx_pages[read.pages[page]]
         vectors[page].iov_len = PAGE_SIZE
-    read.held = pages
+    read.count = pages
     read.frame.data = queue.tx_pages[read.pages[0]] + FRAME_HEADROOM
     vectors[0].iov_base = read.frame.data - header
     vectors[0].iov_len = FIRST_BYTES + header
@@ -328,8 +329,8 @@ cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private
     vectors[pages].iov_len = FRAME_BYTES - VLAN_TAG - paged
 
 
-cdef inline void expect(front_queue *queue, uint32_t length) noexcept nogil:
-    """A large frame lets us expect more of its kind for a while."""
+cdef inline void note_size(front_queue *queue, uint32_t length) noexcept nogil:
+    """A frame of several slots: provide for more of them."""
     if length > FIRST_BYTES:
         queue.tx_large = LARGE_BURSTS
 
@@ -343,16 +344,16 @@ cdef inline void note_losses(front_queue *queue, int got) noexcept nogil:
     peer.short_frames = peer.truncated = 0
 
 
-cdef inline void settle(front_queue *queue, scattered_t *reads, int got, int count) noexcept nogil:
+cdef inline void release_unused(front_queue *queue, scattered_t *reads, int got, int count) noexcept nogil:
     """Give back the pages that the frames of a read did not fill, before any of them is placed."""
     cdef int i
     for i in range(count):
-        give_pages(queue, &reads[i], pages_of(&reads[i]) if i < got else 0)
+        give_pages(queue, &reads[i], pages_filled(&reads[i]) if i < got else 0)
         if i < got:
-            expect(queue, reads[i].frame.length)
+            note_size(queue, reads[i].frame.length)
 
 
-cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
+cdef int read_into_pages(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
     """Read frames into granted pages and place them: how many came, -1 where the peer refuses."""
     cdef scattered_t reads[BURST_FRAMES]
     cdef received_t received[BURST_FRAMES]
@@ -369,23 +370,23 @@ cdef int read_direct(front_queue *queue, workspace_t *ws, int count) noexcept no
         reads[i].frame.length = received[i].length
         if not peer.header:
             memset(vnet_header(&reads[i].frame), 0, VNET_HDR)
-    settle(queue, reads, got, count)
+    release_unused(queue, reads, got, count)
     for i in range(got):
         if received[i].tag and reads[i].frame.length >= 12:
             restore_tag(&reads[i].frame, received[i].tag, peer.header != 0)
             reads[i].linear -= VLAN_TAG
-        place_scattered(queue, ws, &reads[i])
+        place_in_pages(queue, ws, &reads[i])
     return got
 
 
-cdef int read_linear(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
+cdef int read_into_arena(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
     """The same by way of private memory, for backends without scatter-gather and rings that are used a few slots at a
     time."""
     cdef peer_t *peer = queue.link.peer
     cdef int i, got = peer.receive(peer, ws.arena, FRAME_BYTES, ws.frames, count)
     for i in range(got):
-        expect(queue, ws.frames[i].length)
-        place_or_hold(queue, ws, &ws.frames[i])
+        note_size(queue, ws.frames[i].length)
+        place_or_keep(queue, ws, &ws.frames[i])
     if peer.release != NULL:
         peer.release(peer)
     return got
@@ -394,8 +395,8 @@ cdef int read_linear(front_queue *queue, workspace_t *ws, int count) noexcept no
 cdef inline uint32_t frames_at_once(front_queue *queue) noexcept nogil:
     """As many as are likely to fit; one at a time while the peer gives what has to be cut."""
     cdef uint32_t each = FULL_FRAME_SLOTS if queue.tx_large else 1
-    if queue.tx_cuts:
-        queue.tx_cuts -= 1
+    if queue.tx_single_reads:
+        queue.tx_single_reads -= 1
         return 1
     return max(<uint32_t>1, room(queue) // each)
 
@@ -410,7 +411,7 @@ cdef void collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept n
     while taken < BURST_FRAMES and room(queue) and moved[0] < enough and queue.backlog.count == 0:
         count = min(frames_at_once(queue), <uint32_t>BURST_FRAMES - taken)
         direct = queue.direct and queue.link.peer.read != NULL
-        got = read_direct(queue, ws, count) if direct else read_linear(queue, ws, count)
+        got = read_into_pages(queue, ws, count) if direct else read_into_arena(queue, ws, count)
         queue.tx_large -= queue.tx_large != 0
         note_losses(queue, got)
         if got < count:
