@@ -56,13 +56,15 @@ async def test_a_storm_that_nobody_asked_for_does_not_come_back(topology: Topolo
     """XSA-391: the guest is notified where it asked to be, once for a burst: not for each slot."""
     await topology.connect()
     page = topology.bad.grant(frame(1))
-    before = topology.bad.notifications
-    for _ in range(50):
+    for burst in range(51):
         topology.bad.tx.rsp_event = (topology.bad.tx.rsp_prod + 10_000) % 2**32
         end = topology.bad.post(topology.bad.tx, *[tx(page, 60)] * 64, notify=True)
         await topology.until(lambda end=end: topology.bad.tx.rsp_prod == end)  # type: ignore[misc]
         for _ in range(64):
             await topology.far.recv()
+        if burst == 0:  # the notification of the attach came before these responses: take it now
+            await topology.backend.store.read("/local/domain/0/name")
+            before = topology.bad.notifications
     assert topology.bad.notifications == before
     assert (await topology.counters())["tx_notifies"] == 0
 
