@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses the headers of a frame: see headers.pxd."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from netback.dataplane.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio_net_hdr
 
 cdef enum:
-    ETH_TYPE = 12
-
-    TYPE_IPV4 = 0x0800
-    TYPE_IPV6 = 0x86DD
-    TYPE_8021Q = 0x8100
-    TYPE_8021AD = 0x88A8
     TYPE_ETHERNET = 0x6558      # transparent Ethernet bridging
 
     OPTION_END = 0
@@ -20,12 +14,9 @@ cdef enum:
     OPTION_JUMBO = 0xC2
     MAX_JUMBO = 1 << 24         # far above Linux' largest GSO frame (512 KiB); keeps sums of positions in 32 bits
 
-    PROTO_HOP_BY_HOP = 0
     PROTO_IPV4 = 4
     PROTO_IPV6 = 41
     PROTO_GRE = 47
-    PROTO_ROUTING = 43
-    PROTO_DESTINATION = 60
 
     VXLAN_HEAD = 8
     VXLAN_VNI = 0x08            # flag: the VNI is valid
@@ -33,30 +24,6 @@ cdef enum:
     GENEVE_HEAD = 8
     GRE_HEAD = 4
     GRE_KEY = 0x20
-
-
-cdef inline int parse_link(const uint8_t *frame, uint32_t have, uint32_t at, headers_t *h) noexcept nogil:
-    """The type behind the Ethernet header at `at` and its tags, or -1."""
-    cdef uint16_t kind
-    h.l3 = at + ETH_HEAD
-    h.tags = 0
-    if have < h.l3:
-        return -1
-    kind = get16(frame + at + ETH_TYPE)
-    while kind == TYPE_8021Q or kind == TYPE_8021AD:
-        h.tags += 1
-        h.l3 += 4
-        if h.tags > MAX_TAGS or have < h.l3:
-            return -1
-        kind = get16(frame + h.l3 - 2)
-    return kind
-
-
-cdef inline int set_end(headers_t *h, uint32_t base, uint32_t size, uint32_t length) noexcept nogil:
-    """The packet ends `size` bytes behind `base`, or with the frame where its header has no length."""
-    h.sized = size != 0
-    h.end = base + size if size else length
-    return -1 if h.end > length else 0
 
 
 cdef void source_route(const uint8_t *frame, headers_t *h) noexcept nogil:
@@ -70,23 +37,6 @@ cdef void source_route(const uint8_t *frame, headers_t *h) noexcept nogil:
         if (frame[at] == OPTION_LSRR or frame[at] == OPTION_SSRR) and size >= 7 and frame[at + 2] <= size:
             h.final = at + size - 4
         at += size
-
-
-cdef inline int parse_ipv4(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    cdef const uint8_t *ip = frame + h.l3
-    if have < h.l3 + 20 or ip[0] >> 4 != 4 or ip[0] & 15 < 5:
-        return -1
-    h.version = 4
-    h.protocol = ip[9]
-    h.final = h.l3 + 16
-    h.next_header = h.l3 + 9
-    h.l4 = h.l3 + 4 * (ip[0] & 15)
-    h.jumbo = 0
-    if have < h.l4 or get16(ip + 6) & 0x3FFF:       # a fragment: more to come, or not the first
-        return -1
-    if h.l4 > h.l3 + 20:
-        source_route(frame, h)
-    return set_end(h, h.l3, get16(ip + 2), length)
 
 
 cdef int final_destination(const uint8_t *routing, uint32_t at, headers_t *h) noexcept nogil:
@@ -116,7 +66,7 @@ cdef int skip_extensions(const uint8_t *frame, uint32_t have, headers_t *h) noex
     return -1 if h.protocol == PROTO_FRAGMENT else 0
 
 
-cdef inline uint32_t jumbo_size(const uint8_t *frame, uint32_t have, const headers_t *h) noexcept nogil:
+cdef uint32_t jumbo_size(const uint8_t *frame, uint32_t have, const headers_t *h) noexcept nogil:
     """Payload bytes of a jumbogram as Linux builds one for BIG TCP: hop-by-hop options with that option alone; else 0.
     A length that the IPv6 header could hold is an error (RFC 2675 3)."""
     cdef const uint8_t *option = frame + h.l4
@@ -126,70 +76,6 @@ cdef inline uint32_t jumbo_size(const uint8_t *frame, uint32_t have, const heade
         return 0
     size = get32(option + 4)
     return size if 0xFFFF < size <= MAX_JUMBO else 0
-
-
-cdef inline int parse_ipv6(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    cdef const uint8_t *ip = frame + h.l3
-    cdef uint32_t size
-    if have < h.l3 + IPV6_HEAD or ip[0] >> 4 != 6:
-        return -1
-    h.version = 6
-    h.protocol = ip[6]
-    h.next_header = h.l3 + 6
-    h.final = h.l3 + 24
-    h.l4 = h.l3 + IPV6_HEAD
-    h.jumbo = 0
-    size = get16(ip + 4)
-    if size == 0:
-        size = jumbo_size(frame, have, h)
-        h.jumbo = JUMBO_HEAD if size else 0
-    if set_end(h, h.l4, size, length):
-        return -1
-    return skip_extensions(frame, have, h)
-
-
-cdef inline int parse_ip(int kind, const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    """The packet of EtherType `kind` at h.l3."""
-    if kind == TYPE_IPV4:
-        return parse_ipv4(frame, have, length, h)
-    if kind == TYPE_IPV6:
-        return parse_ipv6(frame, have, length, h)
-    return -1
-
-
-cdef int parse_network(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    return parse_ip(parse_link(frame, have, 0, h), frame, have, length, h)
-
-
-cdef inline int parse_tcp(const uint8_t *frame, uint32_t limit, headers_t *h) noexcept nogil:
-    if limit < h.l4 + TCP_HEAD or frame[h.l4 + 12] >> 4 < 5:
-        return -1
-    h.check = TCP_CHECK
-    h.payload = h.l4 + 4 * (frame[h.l4 + 12] >> 4)
-    return -1 if h.payload > limit else 0
-
-
-cdef inline int parse_udp(const uint8_t *frame, uint32_t limit, headers_t *h) noexcept nogil:
-    """A datagram shorter than its packet would be summed with a length that its receiver does not use."""
-    if limit < h.l4 + UDP_HEAD or get16(frame + h.l4 + 4) != h.end - h.l4:
-        return -1
-    h.check = UDP_CHECK
-    h.payload = h.l4 + UDP_HEAD
-    return 0
-
-
-cdef inline int parse_transport(const uint8_t *frame, uint32_t have, headers_t *h) noexcept nogil:
-    cdef uint32_t limit = min(have, h.end)
-    if h.protocol == PROTO_TCP:
-        return parse_tcp(frame, limit, h)
-    if h.protocol == PROTO_UDP:
-        return parse_udp(frame, limit, h)
-    return -1
-
-
-cdef int parse(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    have = min(have, length)
-    return -1 if parse_network(frame, have, length, h) else parse_transport(frame, have, h)
 
 
 # --- tunnels. Each function gives the EtherType of what a tunnel's header at *at carries, and moves *at behind it.
