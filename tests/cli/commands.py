@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `netback` as a user runs it: a process, its exit code and what it prints."""
+"""Runs the command `netback` as a user does: a process, its exit code and its output."""
 
 import asyncio
 import os
@@ -35,13 +35,13 @@ async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str
 
 
 @asynccontextmanager
-async def running(says: str, *arguments: str | Path) -> AsyncIterator[Process]:
-    """A command that stays, from when it says that it is ready until it is ended by SIGTERM, which it survives well."""
+async def running(ready: str, *arguments: str | Path) -> AsyncIterator[Process]:
+    """Run a command that stays: enter once it prints `ready`; at the end SIGTERM must end it cleanly."""
     process = await start(*arguments)
     assert process.stderr is not None
     try:
         async with asyncio.timeout(SECONDS):
-            while says not in (line := (await process.stderr.readline()).decode()):
+            while ready not in (line := (await process.stderr.readline()).decode()):
                 assert line, f"{arguments} ended with {await process.wait()}"
         yield process
     finally:

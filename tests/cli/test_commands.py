@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands as a user runs them: processes, exit codes, one line for what goes wrong; and kill -9."""
+"""The commands as processes: exit codes, one line per failure, and kill -9."""
 
 import asyncio
 import json
@@ -112,14 +112,14 @@ async def test_without_a_command_the_help_is_shown() -> None:
     [("run",), ("attach", "1", "--net", "null"), ("detach", "1"), ("list",), ("guest", "--net", "null")],
 )
 async def test_no_xen_here(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """A store that is missing may come: EX_TEMPFAIL says that another try may succeed."""
+    """A missing store may appear later: EX_TEMPFAIL tells the caller to try again."""
     code, _, err = await run(*arguments, "--dir", tmp_path / "none")
     assert (code, err.count("\n")) == (os.EX_TEMPFAIL, 1)
     assert str(tmp_path / "none") in err
 
 
 async def test_domain_0_gets_a_device_where_it_is_asked_for(xen: Path) -> None:
-    """The kernel of a backend's own domain would take the device: not by a slip of the finger."""
+    """The kernel of the backend's own domain would take the device, so this needs `--force`."""
     assert (await run("attach", "0", "--net", "null", "--dir", xen))[0] == 2
     assert (await run("list", "--json", "--dir", xen))[1] == "[]\n"
     assert (await run("attach", "0", "--net", "null", "--force", "--dir", xen))[:2] == (0, "vif0.0\n")
@@ -148,7 +148,7 @@ async def sends(guest: Guest) -> None:
 
 
 async def test_a_backend_that_is_killed(xen: Path, guest: Guest) -> None:
-    """Nothing but the directory, the configuration and the rings goes from one process to the next."""
+    """Two processes share only the directory, the configuration and the rings."""
     serve = ("run", "--platform", "emulated", "--dir", xen, "--workers", "1")
     async with running("serving domain 0", *serve) as backend:
         assert (await run("attach", str(guest.domid), "--net", "null", "--dir", xen))[
@@ -167,7 +167,7 @@ async def test_a_backend_that_is_killed(xen: Path, guest: Guest) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 async def test_a_backend_that_is_ended(xen: Path, guest: Guest, how: signal.Signals) -> None:
-    """It goes at once, and no guest notices."""
+    """It ends at once, and the guest sees no change."""
     async with running("serving domain 0", "run", "--dir", xen, "--net", "null") as backend:
         await run("attach", str(guest.domid), "--net", "null", "--type", "qnic", "--dir", xen)
         await guest.connect()
@@ -226,7 +226,7 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
 
 
 async def test_a_list_without_a_backend(xen: Path, guest: Guest) -> None:
-    """Also beside the socket of one that was killed."""
+    """Also beside the socket that a killed process left."""
     async with running("serving domain 0", "run", "--dir", xen) as backend:
         await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
         backend.kill()
@@ -248,7 +248,7 @@ async def test_detach_says_that_it_was_forced(xen: Path, guest: Guest) -> None:
 
 
 async def test_a_guest_of_our_own(xen: Path) -> None:
-    """`netback guest` and `netback run`, brought together by name; the guest's end is its domain's."""
+    """`netback guest` and `netback run`, connected by the guest's name; the guest's end is its domain's end."""
     async with running("serving domain 0", "run", "--dir", xen) as backend:
         guest = await start("guest", "--dir", xen, "--net", "null", "--name", "alice", "--domid", "5")
         assert guest.stdout is not None
@@ -266,7 +266,7 @@ async def test_a_guest_of_our_own(xen: Path) -> None:
 
 
 async def test_attach_waits_for_a_guest_that_was_just_started(xen: Path) -> None:
-    """Two commands behind each other in a script: the guest has not joined when `attach` begins."""
+    """Two commands in a row, as in a script: the guest has not joined when `attach` starts."""
     attaching = asyncio.create_task(run("attach", "guest-1", "--net", "null", "--dir", xen))
     await asyncio.sleep(0)
     async with join(xen):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--dir`: a directory that another user owns, may write to, or leads elsewhere by a link is refused in one line."""
+"""`--dir` refuses, in one line, a directory that another user owns or may write to, and a symbolic link."""
 
 import os
 from collections.abc import Callable
@@ -66,7 +66,7 @@ async def test_a_link(tmp_path: Path, make: Callable[[Path], None]) -> None:
 
 @pytest.mark.parametrize("name", ["journal", "backend-0.lock"])
 async def test_a_link_inside(xen: Path, name: str) -> None:
-    """Nothing is removed, locked or written behind a link, though it looks like one of netback's own files."""
+    """Behind a link no file is removed, locked or written, even if it has the name of one of netback's files."""
     elsewhere = xen / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "vif-1-0").write_text("a letter")

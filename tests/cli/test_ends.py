@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGTERM and SIGINT at any instant: the right exit code, and never a traceback.
 
-A process sends itself the signal at a chosen audit event (sys.addaudithook): each import, open, connect, bind, lock.
-Events are counted from the command's first line on. Before it the interpreter starts, which no program can change.
+A process signals itself at a chosen audit event (sys.addaudithook): an import, open, connect, bind or lock. Events are
+counted from the command's first line. Before that line the interpreter starts, which no program controls.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
 
 
 async def launch(number: int, event: str, at: int, *words: str | Path) -> Process:
-    """`netback WORDS`, which gets the signal at the `at`-th such event; 0: it prints each of them instead."""
+    """Run `netback WORDS`, signalled at the `at`-th audit event; with 0 it prints each event instead."""
     arguments = (str(number), event, str(at), *map(str, words))
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", LAUNCH, *arguments, stdout=PIPE, stderr=STDOUT, env=PLAIN
@@ -59,7 +59,7 @@ async def end(process: Process) -> tuple[int | None, str]:
 
 
 async def count_events(*words: str | Path) -> int:
-    """Events until the command says that it has started, by a line that is no event."""
+    """The number of events before the command's first line of output, which means that it has started."""
     process = await launch(0, "*", 0, *words)
     assert process.stdout is not None
     count = 0
@@ -86,7 +86,7 @@ async def test_a_service_that_is_ended_while_it_starts(
         assert process.stdout is not None
         if (
             await process.stdout.readline()
-        ):  # started: this time with fewer events, as with modules compiled before
+        ):  # it started after fewer events this time, since modules are compiled now
             process.send_signal(number)
         code, out = await end(process)
         assert (code, "Traceback" in out, "Error" in out) == (0, False, False), f"at event {at}: {out}"
@@ -94,7 +94,7 @@ async def test_a_service_that_is_ended_while_it_starts(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_command_that_is_ended(xen: Path, number: signal.Signals) -> None:
-    """It ends by the signal, as a shell expects of a command, and without a word."""
+    """The signal ends it, as a shell expects of a command, without output."""
     for at in (1, 300, 900):
         assert await end(await launch(number, "*", at, "list", "--dir", xen)) == (-number, "")
 
@@ -124,20 +124,20 @@ async def test_a_hypervisor_that_does_not_answer(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("command", "says"), [("run", "serving"), ("emulate", "emulated Xen"), ("guest", "domain")]
+    ("command", "ready"), [("run", "serving"), ("emulate", "emulated Xen"), ("guest", "domain")]
 )
 async def test_signals_until_the_end(
-    xen: Path, tmp_path: Path, command: str, says: str, number: signal.Signals
+    xen: Path, tmp_path: Path, command: str, ready: str, number: signal.Signals
 ) -> None:
-    """One signal begins the end; more of them, up to the interpreter's last instant, change nothing."""
+    """The first signal begins the shutdown; further ones, up to the interpreter's last instant, change nothing."""
     directory = tmp_path / "new" if command == "emulate" else xen
     process = await launch(0, "*", -1, *SERVICES[command], "--dir", directory)
     assert process.stdout is not None
     async with asyncio.timeout(SECONDS):
-        while says not in (await process.stdout.readline()).decode():
+        while ready not in (await process.stdout.readline()).decode():
             assert not process.stdout.at_eof()
         pidfd = os.pidfd_open(process.pid)
-        with suppress(ProcessLookupError):  # it has ended
+        with suppress(ProcessLookupError):  # the process has ended
             while True:
                 signal.pidfd_send_signal(pidfd, number)
                 await asyncio.sleep(0)
@@ -145,4 +145,4 @@ async def test_signals_until_the_end(
     code, out = await end(process)
     assert (code, "Traceback" in out, "Error" in out) == (0, False, False), (
         out
-    )  # a guest also tells its states
+    )  # a guest also prints its states

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback list` and `detach` beside stray nodes, and beside a process that is no good backend."""
+"""`netback list` and `detach` beside stray nodes, and beside a process that answers wrongly."""
 
 import json
 import socket
@@ -34,7 +34,7 @@ async def test_a_backend_that_dies_while_it_answers(xen: Path) -> None:
         assert (code, out, err.count("\n")) == (0, f"vif{guest.domid}.0\n", 1)
         code, out, err = await run("list", "--json", "--dir", xen)
     assert (code, err.count("\n")) == (0, 1)
-    assert "the answer ends in the middle; this is what the store has" in err
+    assert "the answer ends in the middle; showing the store's data only" in err
     assert json.loads(out)[0]["backend"] == "InitWait"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's "By hand", run as it stands."""
+"""Runs the example of README's section "By hand"."""
 
 import os
 import re
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 ASIDE = 'mount -t tmpfs names /run/netns && exec bash -e "$0"'
-"""The names of network namespaces are this test's alone, and go with its mount namespace."""
+"""The network namespaces' names exist in this test's mount namespace and disappear with it."""
 END = "kill $(jobs -p); wait; ip netns del host; ip netns del guest\n"
 
 

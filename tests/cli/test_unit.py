@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback run` as a service: its configuration, loaded again at SIGHUP, and its supervisor."""
+"""`netback run` as a service: its configuration, reloaded at SIGHUP, and its supervisor."""
 
 import asyncio
 import json
@@ -51,10 +51,10 @@ async def test_a_mistake_is_reported_before_anything_is_done(tmp_path: Path) -> 
     ("text", "said"),
     [
         (ATTACH, "is loaded"),
-        ("nett = 1", "stays as it was: {config}: nett: unknown key"),
-        ("device = " + "[" * 100_000, "stays as it was: {config}: nested too deeply"),
-        (".".join("a" * 100_000) + " = 1", "stays as it was: {config}: nested too deeply"),
-        ("# " * (1 << 20), "stays as it was: {config}: cannot be read: larger than 1048576 bytes"),
+        ("nett = 1", "stays in force: {config}: nett: unknown key"),
+        ("device = " + "[" * 100_000, "stays in force: {config}: nested too deeply"),
+        (".".join("a" * 100_000) + " = 1", "stays in force: {config}: nested too deeply"),
+        ("# " * (1 << 20), "stays in force: {config}: cannot be read: larger than 1048576 bytes"),
     ],
     ids=lambda value: value[:16],
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the daemon stand on."""
+"""Fixtures for the daemon's tests."""
 
 from tests.vif.fixtures import xen
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file: what it means, and one line for each mistake."""
+"""The configuration file: its meaning, and one line for each mistake."""
 
 import os
 import re
@@ -98,7 +98,7 @@ WRONG = (
 
 @pytest.mark.parametrize("key", Config.__struct_fields__ + DeviceRule.__struct_fields__)
 def test_each_key_with_each_type(tmp_path: Path, key: str) -> None:
-    """A value is taken or refused, never anything else; what is refused is one short line about this key."""
+    """Any value is either accepted or refused; a refusal is one short line about this key."""
     path = tmp_path / "netback.toml"
     rule = "" if key in Config.__struct_fields__ else "[[device]]\n" + "net = 'null'\n" * (key != "net")
     for value in WRONG:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket: private from its first moment, and nothing that either end sends harms another."""
+"""The control socket: private as soon as it exists, and bytes from either end harm no other client."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ async def serving(path: Path) -> AsyncIterator[Path]:
 
 @asynccontextmanager
 async def answering(path: Path, *parts: bytes) -> AsyncIterator[None]:
-    """No backend: answers any question with these bytes, and closes."""
+    """A process that is not a backend: it answers any question with these bytes and closes."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
@@ -48,7 +48,7 @@ async def test_an_answer(tmp_path: Path) -> None:
 
 
 async def test_no_backend(tmp_path: Path) -> None:
-    """Also where a killed one left its socket."""
+    """Covers a socket that a killed backend left."""
     assert await ask(tmp_path, 0, "offer", dict[str, str]) is None
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / socket_name(0)))
@@ -85,7 +85,7 @@ async def test_a_question_without_an_answer(tmp_path: Path, question: str, reaso
     ],
 )
 async def test_a_peer_that_answers_nonsense(tmp_path: Path, parts: tuple[bytes, ...]) -> None:
-    """A backend that dies while it answers is the commonest."""
+    """The most frequent case is a backend that dies while it answers."""
     async with answering(tmp_path, *parts):
         with pytest.raises(ControlError, match=str(tmp_path)) as refused:
             await ask(tmp_path, 0, "offer", dict[str, str])
@@ -100,7 +100,7 @@ async def test_an_answer_without_an_end(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def test_silent_peers_keep_no_other_out(tmp_path: Path) -> None:
-    """Half of the connections that are served at a time say nothing; the end does not wait for them either."""
+    """Half of the connections that may be open at once stay silent; shutting down does not wait for them either."""
     async with serving(tmp_path):
         silent = [await asyncio.open_unix_connection(str(tmp_path / socket_name(0))) for _ in range(16)]
         assert await ask(tmp_path, 0, "offer", dict[str, str])
@@ -112,7 +112,7 @@ async def test_silent_peers_keep_no_other_out(tmp_path: Path) -> None:
 async def test_the_socket_is_private_from_the_first_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its mode when bind returns, whatever the umask: a later chmod would leave a moment."""
+    """The mode is right when bind returns, whatever the umask: a later chmod would leave a gap."""
     modes = []
 
     class Socket(socket.socket):

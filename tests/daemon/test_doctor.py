@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks on made-up machines: each can hold and each can fail."""
+"""The doctor's checks on simulated machines: each check passes on one and fails on another."""
 
 import asyncio
 import re
@@ -75,7 +75,7 @@ def test_a_driver_domain_needs_xl_devd_for_scripts(tmp_path: Path) -> None:
 
 
 async def test_errors_and_quotas_of_the_running_backend(tmp_path: Path) -> None:
-    """In a driver domain the store allows so many nodes and watches; each device that lacks some says so."""
+    """In a driver domain the store limits nodes and watches; each device that exceeds them reports it."""
     refused = "xenstore: WATCH /local/domain/3/x: E2BIG (the quota of watches of this domain is used up)"
     devices = [
         DeviceStatus(device="vif3.0", type="vif", domid=3, index="0", error=refused),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log lines: the journal's form where the journal listens, a form with times elsewhere."""
+"""Log lines: the journal's format if the journal reads them, a format with times otherwise."""
 
 import logging
 import os
@@ -55,7 +55,7 @@ def test_the_form_goes_by_what_stderr_is(tmp_path: Path, journal: bool) -> None:
 
 @pytest.mark.parametrize("formatter", [JournalFormatter, LineFormatter])
 def test_a_guest_cannot_write_lines_of_its_own(formatter: type[logging.Formatter]) -> None:
-    """Nor steer a terminal; a traceback of netback's keeps its lines."""
+    """A message cannot start a second line or control a terminal; netback's own tracebacks keep their lines."""
     record = logging.LogRecord("netback.xenbus", logging.INFO, "", 0, "vif3.0: %s", ("a\n<0>b\x1b[2J",), None)
     assert formatter("%(message)s").format(record).endswith(r"vif3.0: a\n<0>b\x1b[2J")
     record.exc_text = "Traceback\n  line"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service manager hears: a real socket, and a descriptor that comes through it."""
+"""Notifications to a service manager over a real socket, and a descriptor that it hands back."""
 
 import os
 import socket
@@ -69,7 +69,9 @@ def test_a_descriptor_is_held(manager: socket.socket, tmp_path: Path) -> None:
 
 
 def test_a_descriptor_for_each_queue_is_held(manager: socket.socket, tmp_path: Path) -> None:
-    """The first has the name that a netback of one queue gave it, so that each adopts what the other left."""
+    """The first queue's name is the one that a single-queue netback used, so either version adopts the other's
+    descriptor.
+    """
     ends = os.pipe()
     with closing(Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})) as notifier:
         fd_store = SystemdFdStore(notifier)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeviceStatus from the store alone: everything that can be shown is, and nothing in it can steer a terminal."""
+"""DeviceStatus from the store alone: it shows all that can be read, and no text in it can control a terminal."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -69,7 +69,7 @@ async def test_texts_cannot_steer_a_terminal(dom0: Store, guest: Guest) -> None:
 
 
 async def test_what_a_driver_domain_may_not_read_is_left_out(xen: Path, dom0: Store) -> None:
-    """libxl gives a guest's name to that guest alone; a stray directory that may not be listed hides no other."""
+    """libxl lets only the guest itself read its name; a stray directory that may not be listed hides no other."""
     with EmulatedDomain.join(xen, name="driver") as driver, EmulatedDomain.join(xen, name="g") as guest:
         for domid in (driver.domid, guest.domid):
             for node in ("", "/name", "/domid"):

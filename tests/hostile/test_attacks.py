@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attacks that the lab runs in a guest of a real Xen, here against the same backend on an emulated one."""
+"""The lab runs these attacks in a guest of a real Xen; here the same backend meets them on an emulated one."""
 
 import asyncio
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends in every order: guests killed in a burst, connections again and again, a vif that broke and then goes."""
+"""Ends in every order: guests killed during a burst, repeated connections, a broken vif that is then removed."""
 
 import asyncio
 from pathlib import Path
@@ -31,7 +31,7 @@ async def busy(script: Script, far: PythonNetwork) -> None:
 
 
 async def life(backend: Backend, far: PythonNetwork, directory: Path, number: int) -> None:
-    """A guest joins, connects, and is gone in the middle of a burst; every other one broke its ring before."""
+    """A guest joins, connects, and ends in the middle of a burst; every second one broke its ring before."""
     async with Guest(directory, name="brief") as guest, Script(guest) as script:
         name = await backend.attach(guest.domid, "python:bad")
         async with asyncio.timeout(SECONDS):
@@ -63,7 +63,7 @@ async def test_guests_killed_in_a_burst(xen: Path, caplog: pytest.LogCaptureFixt
 
 
 async def test_connections_again_and_again(topology: Topology) -> None:
-    """XSA-465, -371: closing and connecting again is idempotent; each time the rings are the guest's again."""
+    """XSA-465, -371: closing and connecting again is idempotent; the guest gets its rings back each time."""
     await topology.connect()
     before = resident()
     for _ in range(CYCLES):
@@ -88,7 +88,7 @@ async def test_connections_again_and_again(topology: Topology) -> None:
 
 @pytest.mark.parametrize("goes", ["closed", "gone", "detached", "killed"])
 async def test_a_broken_vif_goes(topology: Topology, goes: str) -> None:
-    """XSA-90, -374, -424: the worker only says that the vif broke; it is taken down elsewhere, however it goes."""
+    """XSA-90, -374, -424: the worker only reports that the vif broke; the event loop takes it down."""
     await topology.connect()
     page = topology.bad.grant(frame(1))
     topology.bad.post(topology.bad.tx, *[tx(page, 60)] * 100, tx(page, 60, flags=TxFlag.MORE_DATA))
@@ -110,7 +110,7 @@ async def test_a_broken_vif_goes(topology: Topology, goes: str) -> None:
 
 
 async def test_both_ends_at_once(topology: Topology) -> None:
-    """The guest breaks its ring, closes and is taken away in the same moment; it ends once, and alone."""
+    """The guest breaks its ring, closes and is removed at the same moment; its device ends once and no other does."""
     await topology.connect()
     topology.bad.tx.push(1000)
     topology.bad.notify()

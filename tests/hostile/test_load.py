@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that cost, end to end: storms of events, and receivers that never receive."""
+"""Guests that cause load, end to end: storms of events, and receivers that never receive."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ from tests.hostile.topology import Topology, frame, resident, tx
 
 STORM = 200_000
 GROWTH = 32 << 20
-"""What a process may grow by while it is flooded: some buffers, and the allocator's taste."""
+"""Bytes by which a flooded process may grow: some buffers, and the allocator's slack."""
 
 
 def storm(topology: Topology, stop: threading.Event) -> int:
-    """Send events as fast as a guest can, in a thread of its own: how many."""
+    """Send events from a thread as fast as possible; return their number."""
     sent = 0
     while not stop.is_set() or sent < STORM:
         topology.bad.notify()
@@ -22,10 +22,10 @@ def storm(topology: Topology, stop: threading.Event) -> int:
 
 
 async def test_a_storm_of_empty_events(topology: Topology) -> None:
-    """XSA-331, -332: events without work are served later and later; the other vif's frames pass all the while.
+    """XSA-331, -332: events without work are served with growing delays; the other vif's frames keep passing.
 
-    After some that cost nothing each waits twice as long as the last, to sixteen milliseconds. However slow a machine
-    is, that is a bound from above.
+    After some free ones each delay is twice the last, up to sixteen milliseconds. This bounds the number of wake-ups
+    from above on any machine.
     """
     await topology.connect()
     began = time.monotonic()
@@ -44,7 +44,7 @@ async def test_a_storm_of_empty_events(topology: Topology) -> None:
 
 
 async def test_a_storm_with_work_is_no_storm(topology: Topology) -> None:
-    """XSA-332: the back-off is for empty events; one that brings a frame is served at once, also amid empty ones."""
+    """XSA-332: the back-off applies to empty events; an event with a frame is served at once, even among empty ones."""
     await topology.connect()
     for _ in range(200):
         topology.bad.notify()
@@ -53,7 +53,7 @@ async def test_a_storm_with_work_is_no_storm(topology: Topology) -> None:
 
 
 async def test_a_storm_that_nobody_asked_for_does_not_come_back(topology: Topology) -> None:
-    """XSA-391: the guest is notified where it asked to be, once for a burst: not for each slot."""
+    """XSA-391: the guest is notified where it asked for it, once per burst and not once per slot."""
     await topology.connect()
     page = topology.bad.grant(frame(1))
     for burst in range(51):
@@ -70,7 +70,7 @@ async def test_a_storm_that_nobody_asked_for_does_not_come_back(topology: Topolo
 
 
 async def flood(topology: Topology) -> int:
-    """Send to a guest until its network takes no more: how many frames that were."""
+    """Send to a guest until its network accepts no more; return the number of frames."""
     sent = 0
     while True:
         try:
@@ -81,8 +81,8 @@ async def flood(topology: Topology) -> int:
 
 
 async def test_a_guest_that_never_receives(topology: Topology) -> None:
-    """XSA-392: no slot, so nothing is read but one frame that waits; memory stays, TX goes on, and when slots come
-    all of it is delivered in order."""
+    """XSA-392: without slots only one frame is read, and it waits. Memory does not grow, TX continues, and once slots
+    come every frame is delivered in order."""
     await topology.connect()
     before = resident()
     sent = await flood(topology)
@@ -107,7 +107,7 @@ async def test_a_guest_that_never_receives(topology: Topology) -> None:
 
 
 async def test_a_guest_that_leaves_one_slot_too_few(topology: Topology) -> None:
-    """XSA-392: a frame of three slots waits at two, with nothing of it written, and goes at the third."""
+    """XSA-392: a frame of three slots waits while two are free, with nothing written, and goes with the third."""
     await topology.connect()
     pages = [topology.bad.grant() for _ in range(3)]
     data = frame(7, 9000)
@@ -128,7 +128,7 @@ async def test_a_guest_that_leaves_one_slot_too_few(topology: Topology) -> None:
 
 
 async def test_a_guest_that_does_not_take_its_answers(topology: Topology) -> None:
-    """It sends as long as it has slots: the ring is full of answers, and nothing else is ours to hold."""
+    """A guest sends as long as it has slots: then its ring is full of responses, and netback holds nothing else."""
     await topology.connect()
     page = topology.bad.grant(frame(1))
     for _ in range(4):

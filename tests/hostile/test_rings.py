@@ -26,7 +26,7 @@ WILD = (257, 1000, 1 << 31, (1 << 32) - 1)
 
 
 def chain(topology: Topology, data: bytes, lengths: list[int], flags: int = 0) -> list[bytes]:
-    """A frame in slots of these lengths, each in a page of its own at an odd place."""
+    """The slots of a frame with these lengths, each in its own page at an odd offset."""
     slots, at = [], 0
     for i, length in enumerate(lengths):
         page = topology.bad.grant()
@@ -45,7 +45,7 @@ def extra(kind: int, size: int = 1400, gso: int = 1, flags: int = 0) -> bytes:
 @pytest.mark.parametrize("ahead", WILD)
 @pytest.mark.parametrize("which", ["tx", "rx"])
 async def test_wild_req_prod(topology: Topology, which: str, ahead: int) -> None:
-    """XSA-39: an index that cannot be ends this vif, after what came before it was answered."""
+    """XSA-39: an impossible index ends this vif, after the earlier requests were answered."""
     await topology.connect()
     await topology.works()
     ring = topology.bad.tx if which == "tx" else topology.bad.rx
@@ -60,7 +60,7 @@ async def test_wild_req_prod(topology: Topology, which: str, ahead: int) -> None
 
 @pytest.mark.parametrize("ahead", WILD)
 async def test_a_ring_that_is_wild_from_the_start(topology: Topology, ahead: int) -> None:
-    """XSA-39: nothing is answered on a ring whose first look shows nonsense."""
+    """XSA-39: a ring that is invalid at the first read gets no response."""
     await topology.bad.offered()
     topology.bad.tx.req_prod = ahead
     await topology.say()
@@ -107,7 +107,7 @@ FATAL: dict[str, tuple[str, Callable[[GrantedPage], list[bytes]]]] = {
 
 @pytest.mark.parametrize("what", FATAL)
 async def test_impossible_chains(topology: Topology, what: str) -> None:
-    """XSA-39, XSA-374: the good frame before one is answered; the vif ends, and that is a normal state to tear down."""
+    """XSA-39, XSA-374: the good frame before it is answered; the vif ends, and is then torn down as usual."""
     reason, slots = FATAL[what]
     await topology.connect()
     page = topology.bad.grant(frame(1))
@@ -123,7 +123,7 @@ async def test_impossible_chains(topology: Topology, what: str) -> None:
 
 @pytest.mark.parametrize("count", [18, 19, MAX_DATA_SLOTS])
 async def test_many_slots_behind_a_tiny_head(topology: Topology, count: int) -> None:
-    """XSA-432, XSA-423: the head in a few bytes and as many slots as are served; the frame leaves in one piece."""
+    """XSA-432, XSA-423: the head in a few bytes and the maximum number of slots; the frame is sent in one piece."""
     await topology.connect()
     data = frame(5, 1000)
     topology.bad.post(topology.bad.tx, *chain(topology, data, [*[1] * (count - 1), len(data) - count + 1]))
@@ -132,7 +132,7 @@ async def test_many_slots_behind_a_tiny_head(topology: Topology, count: int) -> 
 
 
 async def test_one_slot_too_many(topology: Topology) -> None:
-    """XSA-432: 21 data slots are all answered ERROR; the vif and the frame behind live."""
+    """XSA-432: 21 data slots are all answered ERROR; the vif and the frame after them continue."""
     await topology.connect()
     data, count = frame(5, 1000), MAX_DATA_SLOTS + 1
     topology.bad.post(topology.bad.tx, *chain(topology, data, [*[1] * (count - 1), len(data) - count + 1]))
@@ -142,7 +142,7 @@ async def test_one_slot_too_many(topology: Topology) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 async def test_headers_split_byte_by_byte(topology: Topology, version: int) -> None:
-    """XSA-423: Ethernet, IP and TCP headers over 20 slots; what reaches the network is one piece, its checksum done."""
+    """XSA-423: Ethernet, IP and TCP headers over 20 slots; the network gets one frame with its checksum completed."""
     await topology.connect()
     data = build(version, TCP, bytes(range(200)))
     slots = chain(
@@ -157,7 +157,7 @@ async def test_headers_split_byte_by_byte(topology: Topology, version: int) -> N
 
 
 async def test_zero_length_slots(topology: Topology) -> None:
-    """XSA-448: they are answered OKAY, contribute nothing, and their grants are not even looked at."""
+    """XSA-448: slots of length 0 are answered OKAY, contribute nothing, and their grants are never used."""
     await topology.connect()
     data = frame(3, 400)
     slots = chain(topology, data, [100, 0, 0, 200, 0, 100, 0])
@@ -173,7 +173,7 @@ async def test_zero_length_slots(topology: Topology) -> None:
 
 
 async def test_slots_beyond_their_page(topology: Topology) -> None:
-    """Offset and size are checked together and in wide numbers: every slot of that frame says ERROR."""
+    """Offset and size are checked together in wide integers: every slot of that frame is answered ERROR."""
     await topology.connect()
     page = topology.bad.grant(frame(1))
     for at, (offset, size) in enumerate(((4095, 60), (65535, 60), (4096, 14), (65535, 65535))):
@@ -183,7 +183,7 @@ async def test_slots_beyond_their_page(topology: Topology) -> None:
 
 
 async def test_no_stale_byte_in_a_response(topology: Topology) -> None:
-    """XSA-216: a response fills its whole slot; it holds nothing of the request, nor of netback's memory."""
+    """XSA-216: a response fills its whole slot; it contains no bytes of the request or of netback's memory."""
     await topology.connect()
     page, into = topology.bad.grant(frame(1)), topology.bad.grant()
     topology.bad.post(topology.bad.tx, tx(page, 60, number=3), tx(page, 60, offset=5000, number=4))
@@ -203,7 +203,7 @@ async def test_no_stale_byte_in_a_response(topology: Topology) -> None:
 
 
 def bad_grefs(topology: Topology) -> dict[str, int]:
-    """A revoked one, another domain's, one whose frame lies outside, one of no table."""
+    """A revoked grant, another domain's, one whose frame is outside its memory, one outside the table."""
     domain = topology.bad.guest.domain
     revoked, foreign, outside = (topology.bad.grant(b"secret") for _ in range(3))
     domain.revoke(revoked.gref)
@@ -213,7 +213,7 @@ def bad_grefs(topology: Topology) -> dict[str, int]:
 
 
 async def test_bad_grants_are_answered_error(topology: Topology) -> None:
-    """XSA-361, -362, -365, -367: each copy's status counts, none of a failed frame's bytes is sent, the vif lives."""
+    """XSA-361, -362, -365, -367: each copy's status counts, no byte of a failed frame is sent, the vif continues."""
     await topology.connect()
     good = topology.bad.grant(frame(1, 200))
     grefs = bad_grefs(topology)
@@ -241,7 +241,7 @@ async def test_bad_grants_are_answered_error(topology: Topology) -> None:
 
 
 class Flipper:
-    """A thread of the guest that rewrites what the backend is reading, as fast as it can."""
+    """A thread of the guest that rewrites a request while the backend reads it, as fast as it can."""
 
     def __init__(self, *flips: tuple[GrantedPage, int, bytes, bytes]) -> None:
         self._flips = flips
@@ -264,8 +264,8 @@ class Flipper:
 
 
 async def test_requests_that_change_under_the_backend(topology: Topology) -> None:
-    """XSA-155, XSA-197: what was checked is what is used. A size and an offset that are never good together flip while
-    they are read; torn ones are judged as they were copied, and nothing beyond the page ever leaves."""
+    """XSA-155, XSA-197: the values that were checked are the values used. A size and an offset that are never valid
+    together change while they are read; a torn pair is judged as copied, and nothing beyond the page leaves."""
     await topology.connect()
     page, beside = topology.bad.grant(b"A" * 4096), topology.bad.grant(b"SECRET" * 600)
     assert beside.address == page.address + 4096
@@ -287,7 +287,7 @@ async def test_requests_that_change_under_the_backend(topology: Topology) -> Non
 
 
 async def allowed(topology: Topology) -> int:
-    """What reached the network so far: frames that one consistent request asks for, of the granted page alone."""
+    """Check that each frame on the network matches one consistent request and the granted page; return their number."""
     count = 0
     while True:
         try:
@@ -299,7 +299,7 @@ async def allowed(topology: Topology) -> int:
 
 
 async def test_headers_that_change_under_the_backend(topology: Topology) -> None:
-    """XSA-155: lengths in headers flip while a checksum is completed; our copy is what is parsed and sent."""
+    """XSA-155: lengths in headers change while a checksum is completed; netback parses and sends its own copy."""
     await topology.connect()
     data = build(4, TCP, bytes(400))
     page = topology.bad.grant(data)

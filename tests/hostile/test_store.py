@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile words in the store, end to end: what a guest may write into its own directory, it may write as it likes."""
+"""Hostile store contents, end to end: a guest may write anything into its own directory."""
 
 import asyncio
 import logging
@@ -32,18 +32,18 @@ NONSENSE = (
     "/local/domain/0",
     "../../0/backend",
 )
-"""Empty, padded, signed, hexadecimal, not ASCII, not even text, for a formatter, beyond 32 bits, a path."""
+"""Empty, padded, signed, hexadecimal, not ASCII, not text, a format string, beyond 32 bits, a path."""
 
 
 @pytest.mark.parametrize("key", KEYS)
 async def test_nonsense_in_a_key(topology: Topology, key: str) -> None:
-    """XSA-175, -178: strictly decimal and in range, or this vif closes and says which key; never more than a few words
-    of it come back in the reason, and those escaped."""
+    """XSA-175, -178: strictly decimal and in range, or this vif closes and names the key; the reason quotes only a few
+    words of the value, escaped."""
     await topology.bad.offered()
     may_miss = key not in KEYS[:4]
     for text in NONSENSE:
         if may_miss and text == "":
-            continue  # as good as absent, which is allowed
+            continue  # counts as absent, which is allowed
         await topology.say(**{key.replace("-", "_"): text})
         await topology.closes(f"the frontend's {key} is ")
         error = await topology.backend.store.read(f"{topology.name.errors}/error")
@@ -74,7 +74,7 @@ WRONG: dict[str, dict[str, str | None]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 async def test_numbers_that_lead_nowhere(topology: Topology, what: str) -> None:
-    """Well-written and wrong: the vif closes, nothing stays mapped or bound, and better keys connect it."""
+    """Well-formed and wrong: the vif closes, nothing stays mapped or bound, and valid keys connect it."""
     keys = WRONG[what]
     await topology.bad.offered()
     before = holdings()
@@ -88,7 +88,7 @@ async def test_numbers_that_lead_nowhere(topology: Topology, what: str) -> None:
 
 
 async def test_keys_that_nobody_asked_for(topology: Topology) -> None:
-    """Queues and channels that were not offered, and directories where values should be, are not even read."""
+    """Queues and channels that were not offered, and directories in place of values, are not read."""
     await topology.bad.offered()
     for key in (
         "queue-0/tx-ring-ref",
@@ -107,7 +107,7 @@ async def test_keys_that_nobody_asked_for(topology: Topology) -> None:
 
 @pytest.mark.parametrize("text", NONSENSE)
 async def test_a_state_that_is_none(topology: Topology, text: str) -> None:
-    """As good as a directory that is gone: the rings are down, and an honest start works."""
+    """Counts as a missing directory: the rings are disconnected, and an honest start works."""
     await topology.connect()
     await topology.bad.write("state", text)
     await topology.state(State.CLOSED)
@@ -118,7 +118,7 @@ async def test_a_state_that_is_none(topology: Topology, text: str) -> None:
 
 
 async def test_a_directory_that_comes_and_goes(topology: Topology) -> None:
-    """The guest's own directory: removed while frames flow, and written again, many times."""
+    """The guest removes its own directory while frames flow and writes it again, many times."""
     frontend = f"/local/domain/{topology.bad.guest.domid}/{topology.bad.path}"
     await topology.connect()
     for _ in range(10):
@@ -132,7 +132,7 @@ async def test_a_directory_that_comes_and_goes(topology: Topology) -> None:
 
 
 async def test_states_that_flap(topology: Topology) -> None:
-    """XSA-157, -180: a guest that breaks its vif for ever fills no log; the last lines say how often it did."""
+    """XSA-157, -180: a guest that breaks its vif for ever does not fill the log; its last lines count repetitions."""
     await topology.bad.offered()
     for _ in range(60):
         await topology.say(tx_ring_ref="nonsense")
@@ -147,7 +147,7 @@ async def test_states_that_flap(topology: Topology) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_states_in_any_order(topology: Topology, seed: int) -> None:
-    """Faster than the backend looks, and not waiting for it before it begins again: it is answered all the same."""
+    """States that change faster than the backend reads, with a restart before its answer: it is still answered."""
     chance = random.Random(seed)
     await topology.connect()
     for _ in range(6):
@@ -160,7 +160,7 @@ async def test_states_in_any_order(topology: Topology, seed: int) -> None:
 
 
 async def test_a_flood_of_changes(topology: Topology) -> None:
-    """XSA-349: thousands of writes to a watched node are one piece of news each time that the backend looks."""
+    """XSA-349: thousands of writes to a watched node wake the backend once per read."""
     await topology.connect()
     device = topology.backend.devices[topology.name]
     before = device.rounds
@@ -171,7 +171,7 @@ async def test_a_flood_of_changes(topology: Topology) -> None:
 
 
 async def test_a_guest_that_never_rests(topology: Topology) -> None:
-    """XSA-206: the backend's transactions are short and tried again with a bound, and no other guest waits for them.
+    """XSA-206: the backend's transactions are short, and retried with a bound; no other guest waits for them.
 
     The device ends where its facts lead, whatever its guest writes meanwhile.
     """
@@ -214,7 +214,7 @@ async def test_a_port_that_is_taken(topology: Topology) -> None:
 
 
 async def test_the_store_is_full_for_the_guest_alone(topology: Topology) -> None:
-    """XSA-115, -354: who takes all that its quotas give is refused more; backend and others work."""
+    """XSA-115, -354: a guest that uses up its quotas is refused more; the backend and the other guests work."""
     await topology.connect()
     store, refused = topology.bad.guest.store, set[str]()
     for number in range(1200):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend with two guests: a hostile one, which a test drives, and an honest one, whose frames must pass.
+"""A backend with two guests: a hostile one that a test drives, and an honest one whose frames must pass.
 
 One worker thread serves both. At the end of every test the honest guest still passes frames both ways, the log is short
 and has no traceback, and no descriptor or mapping is left.
@@ -31,13 +31,13 @@ from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 
 SECONDS = 20.0
-"""How long what must happen may take."""
+"""Seconds that a required event may take."""
 LINES = 20
-"""What one topology may write to the log: a vif's budget of ten lines, and some."""
+"""Lines that one topology may log: a vif's budget of ten, and a few more."""
 
 
 BUDGET = 10
-"""Lines of one vif in ten seconds; what more there is gets counted."""
+"""Log lines of one vif in ten seconds; further ones are only counted."""
 
 
 def frame(seed: int, length: int = 60) -> bytes:
@@ -48,12 +48,12 @@ def frame(seed: int, length: int = 60) -> bytes:
 
 @dataclass
 class Topology:
-    """Who takes part."""
+    """Backend, guests and networks."""
 
     directory: Path
     backend: Backend
     far: PythonNetwork
-    """What the hostile guest's frames reach."""
+    """The network behind the hostile guest's vif."""
     good: Frontend
     good_far: PythonNetwork
     caplog: pytest.LogCaptureFixture
@@ -64,7 +64,7 @@ class Topology:
 
     @asynccontextmanager
     async def bad_life(self) -> AsyncIterator[None]:
-        """A hostile guest, from joining to its end, with a device."""
+        """Create a hostile guest with a device; end it at the exit."""
         async with Guest(self.directory, name="bad") as guest, Script(guest) as self.bad:
             self.name = await self.backend.attach(guest.domid, "python:bad")
             yield
@@ -72,13 +72,13 @@ class Topology:
 
     @property
     def vif(self) -> Vif:
-        """The hostile guest's vif, as the backend has it."""
+        """The backend's vif of the hostile guest."""
         vif = self.backend.devices[self.name].vif
         assert vif is not None
         return vif
 
     async def counters(self) -> dict[str, int]:
-        """The hostile guest's counters, once the worker's burst is over: a burst counts after it delivered."""
+        """The hostile guest's counters after the worker's burst: a burst updates them after it delivered."""
         await self.backend.respond()
         return self.vif.counters
 
@@ -89,7 +89,7 @@ class Topology:
     # ---- the honest guest
 
     async def others_pass(self, count: int = 8) -> None:
-        """The honest guest's frames, both ways, in order and unchanged."""
+        """Pass the honest guest's frames both ways; they must arrive in order and unchanged."""
         async with asyncio.timeout(SECONDS):
             for _ in range(count):
                 self.sent += 1
@@ -99,16 +99,16 @@ class Topology:
                 await self.good_far.send(message)
                 assert await near(self.good).recv() == message
 
-    # ---- the hostile one
+    # ---- the hostile guest
 
     async def connect(self, config: FrontConfig = FrontConfig(), **keys: str) -> None:  # noqa: B008 (frozen)
-        """As an honest frontend does."""
+        """Connect as an honest frontend does."""
         async with asyncio.timeout(SECONDS):
             await self.bad.offered()
             await self.bad.connect(config, **keys)
 
     async def say(self, **keys: str | None) -> None:
-        """An honest frontend's keys, some of them replaced or left out, and Connected; nothing is waited for."""
+        """Write an honest frontend's keys, some replaced or left out, and Connected; wait for nothing."""
         nodes: dict[str, str | None] = {**self.bad.rings.nodes(), **FrontConfig().nodes()}
         nodes |= {key.replace("_", "-"): value for key, value in keys.items()}
         for key, value in nodes.items():
@@ -116,12 +116,14 @@ class Topology:
         await self.bad.set_state(State.CONNECTED)
 
     async def state(self, state: State) -> None:
-        """Wait until the backend says this."""
+        """Wait until the backend's state is this one."""
         async with asyncio.timeout(SECONDS):
             await self.bad.backend(state)
 
     async def closes(self, reason: str | tuple[str, ...]) -> None:
-        """This vif ends, and says why in the error node and in the log; its rings are its guest's again."""
+        """Check that this vif ended, with a reason in the error node and in the log, and that its guest has its rings
+        back.
+        """
         await self.state(State.CLOSING)
         error = await self.backend.store.read(f"{self.name.errors}/error")
         assert error.startswith(reason)
@@ -130,7 +132,7 @@ class Topology:
         assert not any(domain.still_in_use(ring.gref) for ring in (self.bad.rings.tx, self.bad.rings.rx))
 
     async def comes_back(self) -> None:
-        """A frontend that closed may begin again, and then works: what it did before has left nothing."""
+        """Restart a frontend that closed, and check that it works: its earlier actions had no lasting effect."""
         for state, answer in ((State.CLOSED, State.CLOSED), (State.INITIALISING, State.INIT_WAIT)):
             await self.bad.set_state(state)
             await self.state(answer)
@@ -140,7 +142,7 @@ class Topology:
         await self.works()
 
     async def works(self) -> None:
-        """A frame of the hostile guest's own, sent as it should be, is answered OKAY and arrives."""
+        """Check that a valid frame of the hostile guest is answered OKAY and arrives."""
         message = frame(self.sent)
         at = self.bad.tx.req_prod
         page = self.bad.grant(message)
@@ -150,7 +152,7 @@ class Topology:
             assert await self.far.recv() == message
 
     async def answers(self, first: int, count: int, ring: RingPage | None = None) -> list[tuple[int, ...]]:
-        """The responses in slots `first` and on, once they are there."""
+        """Wait for the responses from slot `first` on and return them."""
         ring = ring or self.bad.tx
         async with asyncio.timeout(SECONDS):
             await self.bad.answered(ring, first + count)
@@ -159,12 +161,12 @@ class Topology:
     # ---- waiting
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Until something is true of the backend, which has its turn at each of these requests."""
+        """Wait until `true` holds; each request to the store lets the backend run."""
         assert await until(self.backend.store, condition)
 
 
 async def until(store: Store, condition: Callable[[], bool]) -> bool:
-    """Look at a condition between requests to the store, which are turns for everybody else in this process."""
+    """Test a condition between requests to the store, which let the other tasks of this process run."""
     end = asyncio.get_running_loop().time() + SECONDS
     while not (holds := condition()) and asyncio.get_running_loop().time() < end:
         await store.read("/local/domain/0/name")
@@ -179,19 +181,19 @@ def tx(
 
 
 def near(vif: Frontend) -> PythonNetwork:
-    """The guest's own end of its vif."""
+    """The guest's end of its vif."""
     assert isinstance(vif.network, PythonNetwork)
     return vif.network
 
 
 def holdings() -> Counter[str]:
-    """What this process has open and mapped, by kind: the emulated hypervisor's thread and every guest included.
+    """Descriptors and mappings of this process, by kind, including the emulated hypervisor's thread and every guest.
 
-    Of mappings, guests' memory alone: an allocator's come and go as it likes.
+    Of mappings only guests' memory counts: the allocator's vary.
     """
     held = Counter[str]()
     for entry in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the descriptor that this directory is read by
+        with suppress(FileNotFoundError):  # the descriptor that reads this directory
             held["open " + str(entry.readlink()).partition(":[")[0]] += 1
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "memfd:" in line:
@@ -200,26 +202,26 @@ def holdings() -> Counter[str]:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 @asynccontextmanager
 async def nothing_left(directory: Path) -> AsyncIterator[None]:
-    """What is opened and mapped in between is given back; hypervisor and backend may take their turns to do so."""
+    """Wait until everything opened and mapped since is released; the hypervisor and the backend get time to do so."""
     async with await Store.connect(directory / STORE_SOCKET) as store:
-        await store.read("/local/domain/0/name")  # the far end has accepted us
+        await store.read("/local/domain/0/name")  # the far end has accepted the connection
         gc.collect()
         before = holdings()
         yield
-        gc.collect()  # a guest's worker gives its descriptors back when the last reference to it is gone
+        gc.collect()  # a guest's worker closes its descriptors when its last reference is dropped
         await until(store, lambda: holdings() == before)
         assert holdings() == before
 
 
 @asynccontextmanager
 async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Topology]:
-    """Both guests attached, the honest one connected; the hostile one has done nothing yet."""
+    """Both guests attached, the honest one connected, the hostile one idle."""
     caplog.set_level(logging.INFO)
     networks = {name: PythonNetwork(name) for name in ("python:bad", "python:good", "guest")}
     config = BackendConfig(directory, networks=networks, workers=1)
@@ -246,6 +248,6 @@ async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIte
 
 
 def calm(caplog: pytest.LogCaptureFixture, lines: int = LINES) -> None:
-    """No traceback, nothing worse than a warning, and few of those."""
+    """Check that the log has no traceback, nothing above a warning, and few warnings."""
     assert not [record for record in caplog.records if record.exc_info or record.levelno > logging.WARNING]
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) <= lines

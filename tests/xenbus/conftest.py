@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of devices stand on."""
+"""Fixtures for the tests of devices."""
 
 from tests.vif.fixtures import network, xen
 

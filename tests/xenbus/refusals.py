@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store that refuses what a test says, as xenstored may refuse anything at any time."""
+"""A store that refuses the requests that a test selects, as xenstored may refuse any request."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from netback.xenstore.aio import Store, StoreError
 
 @dataclass
 class Refusal:
-    """Refuse requests of this type whose path ends so, a number of times."""
+    """Refuse requests of this type whose path ends with `path`, a number of times."""
 
     op: Op
     path: str
@@ -32,7 +32,7 @@ class Refusal:
 
 
 class RefusingStore(Store):
-    """A store that refuses what `refusals` say, without sending it."""
+    """A store that refuses the requests in `refusals` without sending them."""
 
     refusals: tuple[Refusal, ...] = ()
 
@@ -44,7 +44,7 @@ class RefusingStore(Store):
 
 
 class RefusingPlatform(EmulatedPlatform):
-    """Domain 0 with such a store."""
+    """Domain 0 on such a store."""
 
     refusals: tuple[Refusal, ...] = ()
 

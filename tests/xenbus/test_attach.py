@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's way, through the store alone: what is written, for whom, and what is refused."""
+"""`attach` and `detach` through the store alone: the nodes written, their owners, and what is refused."""
 
 import asyncio
 import re
@@ -53,7 +53,7 @@ async def test_what_is_written(store: Store, guest: Guest) -> None:
 
 
 async def test_nobody_sees_half_of_it(store: Store, guest: Guest) -> None:
-    """One transaction: the first that the guest sees of its device is all of it."""
+    """One transaction: the guest sees either none of its device or all of it."""
     async with await guest.store.watch(guest.path) as watch:
         assert await anext(watch) == guest.path
         await attach(store, guest.domid, "null")
@@ -71,7 +71,7 @@ async def test_addresses_that_nobody_chose_are_xens(store: Store, guest: Guest) 
 
 
 async def test_the_first_free_index(store: Store, guest: Guest) -> None:
-    """Whose frontend path does not exist; from 1 on real Xen, from 0 here."""
+    """The first index whose frontend path does not exist; from 1 on real Xen, from 0 here."""
     await store.mkdir(f"/local/domain/{guest.domid}/device/vif/1")
     chosen = [(await attach(store, guest.domid, "null")).number for _ in range(2)]
     assert chosen == ["0", "2"]
@@ -95,7 +95,7 @@ async def test_no_index_is_left(store: Store, guest: Guest) -> None:
 
 
 async def test_an_index_that_cannot_be_looked_at(guest: Guest) -> None:
-    """A domain without the right to read it: the error has the cause, and the index is not taken for free."""
+    """A domain that may not read the path gets an error with the cause; the index does not count as free."""
     with pytest.raises(PlatformError, match=r"^cannot read /local/domain/0/device/vif/0: EACCES$"):
         await free_index(guest.store, 0, 0)
 
@@ -139,7 +139,7 @@ async def removed(store: Store, name: DeviceName) -> bool:
 
 
 async def test_detach_asks_first(xen: Path, store: Store, guest: Guest, network: PythonNetwork) -> None:
-    """From another process than the backend's; the guest answers as netfront does."""
+    """Runs in a process other than the backend's; the guest answers as netfront does."""
     async with serving(xen, network):
         name = await attach(store, guest.domid, "python:lan")
         await guest.connect()
@@ -175,7 +175,7 @@ async def test_detach_without_a_backend(store: Store, guest: Guest) -> None:
 async def test_detach_of_a_device_whose_frontend_is_no_path(
     store: Store, guest: Guest, frontend: str
 ) -> None:
-    """What a toolstack wrote wrongly can be taken away all the same."""
+    """A device whose nodes a toolstack wrote wrongly can still be detached."""
     name = await attach(store, guest.domid, "null")
     await store.write(f"{name.backend}/frontend", frontend)
     assert await detach(store, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that go wrong, one at a time: each closes with a reason, and no other notices."""
+"""Devices that fail, one at a time: each closes with a reason, and the others are not affected."""
 
 import logging
 import random
@@ -28,7 +28,7 @@ from tests.xenbus.toolstack import add, gone, looked, passing, take_away
 T = TypeVar("T")
 
 JOURNAL_BODIES = 64
-"""Where a ring's page of a journal has its responses: dataplane/journal.pxd."""
+"""Offset of the responses in a ring's page of a journal (dataplane/journal.pxd)."""
 
 WRONG = [
     ({"tx_ring_ref": None}, "the frontend's tx-ring-ref is missing"),
@@ -70,7 +70,7 @@ async def test_wrong_keys(
     backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture,
     keys: dict[str, str | None], reason: str,
 ) -> None:  # fmt: skip
-    """The reason is in the error node and the log, nothing stays mapped, and better keys connect the next time."""
+    """The reason is in the error node and the log, nothing stays mapped, and valid keys connect the next time."""
     name = await add(backend.store, guest.domid)
     await guest.connect(wait=False, **keys)
     await until_state(guest.store, name.backend, State.CLOSING)
@@ -86,7 +86,7 @@ async def test_wrong_keys(
 
 
 async def test_a_refused_frontend_is_not_asked_again(backend: Backend, guest: Guest) -> None:
-    """It says Connected and stays there: its other writes bring nothing."""
+    """The frontend stays in Connected; its other writes cause no reconnection."""
     name = await add(backend.store, guest.domid)
     await guest.connect(wait=False, tx_ring_ref=None)
     await until_state(guest.store, name.backend, State.CLOSING)
@@ -97,7 +97,7 @@ async def test_a_refused_frontend_is_not_asked_again(backend: Backend, guest: Gu
 
 
 async def test_one_breaks_the_other_goes_on(xen: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A TX index that cannot be: this vif closes with the reason, the other passes frames all the while."""
+    """An impossible TX index closes this vif with the reason; the other vif keeps passing frames."""
     networks = {"python:bad": PythonNetwork(), "python:good": PythonNetwork()}
     with EmulatedPlatform(xen) as platform:
         config = BackendConfig(xen, networks=networks, workers=1)
@@ -131,7 +131,7 @@ async def test_a_ring_that_is_broken_from_the_start(backend: Backend, guest: Gue
 async def test_a_limit_that_is_not_kept_is_said(
     backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """rate= in xl's vif: the kernel's backend enforces it, netback does not, so it warns."""
+    """`rate=` in xl's vif: the kernel's backend enforces it, netback does not, so it warns."""
     name = await add(backend.store, guest.domid, rate="1250,50000")
     await guest.connect()
     assert [line for line in lines(caplog) if line.startswith(f"{name}: rate=1250,50000 is not enforced")]
@@ -154,7 +154,7 @@ async def test_a_guest_that_flaps_cannot_fill_the_log(
 async def test_a_hostile_walk(
     backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
-    """Any states and keys in any order, while another guest works; at the end even this one does."""
+    """Random states and keys in any order while another guest works; at the end this guest can connect as well."""
     rng = random.Random(seed)
     name = await add(backend.store, guest.domid)
     await until_state(guest.store, name.backend, State.INIT_WAIT)
@@ -178,7 +178,9 @@ async def test_a_hostile_walk(
 
 
 async def test_names_and_addresses(backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
-    """A toolstack's mistakes, in QEMU's words; the good one beside them comes up, and a bad one that is mended."""
+    """A toolstack's mistakes, reported in QEMU's words. The valid device beside them connects, and so does one that is
+    corrected.
+    """
     wrong = [
         (await add(backend.store, guest.domid, kind="qnic", number="x7"), "failed to parse name 'x7'"),
         (await add(backend.store, guest.domid, kind="vif", number="007"), "failed to parse name '007'"),
@@ -222,13 +224,13 @@ async def test_names_and_addresses(backend: Backend, guest: Guest, caplog: pytes
 
 
 async def test_a_vif_needs_no_mac_on_our_side(backend: Backend, guest: Guest) -> None:
-    """The toolstack wrote it on the frontend's."""
+    """The toolstack wrote `mac` in the frontend's directory."""
     name = await add(backend.store, guest.domid, mac=None)
     await until_state(guest.store, name.backend, State.INIT_WAIT)
 
 
 async def test_a_frontend_has_its_address_before_it_may_connect(backend: Backend, guest: Guest) -> None:
-    """Linux's netfront gives up for good where InitWait comes before `mac`."""
+    """Linux's netfront gives up permanently if InitWait comes before `mac`."""
     name, seen = DeviceName("qnic", 0, guest.domid, "0"), []
     async with await backend.store.watch("/local/domain") as watch:
         await add(backend.store, guest.domid, kind="qnic", mac_written=False)
@@ -240,7 +242,7 @@ async def test_a_frontend_has_its_address_before_it_may_connect(backend: Backend
 
 
 async def test_a_network_that_comes_later(backend: Backend, guest: Guest) -> None:
-    """It is an error, tried again; no state changes."""
+    """An error that is tried again; no state changes."""
     name = await add(backend.store, guest.domid, net="packet:nb-not-here")
     assert "realization of net device 0 failed: " in await error_of(backend, name)
     await backend.store.write(f"{name.backend}/net", "null")
@@ -249,7 +251,7 @@ async def test_a_network_that_comes_later(backend: Backend, guest: Guest) -> Non
 
 
 async def test_nothing_is_left_behind(backend: Backend, xen: Path, guest: Guest) -> None:
-    """Of a device that never worked: neither error nor features nor journal."""
+    """A device that never worked leaves no error node, no features and no journal."""
     name = await add(backend.store, guest.domid, net="wire:0")
     await error_of(backend, name)
     await take_away(backend.store, name)
@@ -271,7 +273,7 @@ async def test_journals_are_private_and_go_with_the_device(backend: Backend, xen
 
 
 async def test_journals_of_devices_that_are_no_more(xen: Path, network: PythonNetwork, guest: Guest) -> None:
-    """They went while no backend ran."""
+    """The devices were removed while no backend ran."""
     async with serving(xen, network) as backend:
         names = [await backend.attach(guest.domid, net) for net in ("python:lan", "null")]
         await guest.connect()
@@ -287,7 +289,7 @@ async def test_journals_of_devices_that_are_no_more(xen: Path, network: PythonNe
 async def test_a_journal_of_other_rings_is_void(
     backend: Backend, xen: Path, guest: Guest, network: PythonNetwork
 ) -> None:
-    """New rings may have the numbers of old ones: a device that is not adopted begins with an empty journal."""
+    """New rings may reuse the indices of old ones, so a device that is not adopted starts with an empty journal."""
     name = DeviceName("vif", 0, guest.domid, "0")
     journal = xen / "journal" / f"vif-{guest.domid}-0"
     guest.port = guest.domain.events.alloc_unbound(0)
@@ -301,7 +303,7 @@ async def test_a_journal_of_other_rings_is_void(
 
 
 async def test_a_predecessors_journal_is_completed(xen: Path, network: PythonNetwork, guest: Guest) -> None:
-    """Killed between the journal and the ring: its successor publishes what was committed, before anything else."""
+    """Killed between the journal and the ring: the successor first publishes what was committed."""
     async with serving(xen, network) as backend:
         name = await add(backend.store, guest.domid)
         await guest.connect()
@@ -320,7 +322,7 @@ async def test_a_predecessors_journal_is_completed(xen: Path, network: PythonNet
 
 
 class InterferedStore(Store):
-    """A store where something happens just before a transaction."""
+    """A store that runs a callback just before a transaction."""
 
     before: Callable[[], Awaitable[None]] | None = None
 
@@ -332,7 +334,7 @@ class InterferedStore(Store):
 
 
 class InterferedPlatform(EmulatedPlatform):
-    """A platform whose store is one."""
+    """A platform with such a store."""
 
     async def open_store(self) -> Store:
         return await InterferedStore.connect(self.directory / "xenstored.sock")
@@ -340,7 +342,9 @@ class InterferedPlatform(EmulatedPlatform):
 
 @pytest.mark.parametrize("what", ["removes", "closes"])
 async def test_somebody_interferes(xen: Path, guest: Guest, network: PythonNetwork, what: str) -> None:
-    """Between the connection and its announcement: a directory that is gone must not come back, a state not be lost."""
+    """Changes between connecting and writing the state: a removed directory must not reappear, a state must not be
+    lost.
+    """
     networks = {"python:lan": network}
     with InterferedPlatform(xen) as platform:
         async with Backend(platform, BackendConfig(xen, networks=networks, workers=1)) as backend:
@@ -369,7 +373,7 @@ async def test_somebody_interferes(xen: Path, guest: Guest, network: PythonNetwo
 async def test_the_trace(
     xen: Path, network: PythonNetwork, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every point of QEMU's NIC, by name or glob, also while it runs."""
+    """Every trace point of QEMU's NIC, selected by name or glob, also while it runs."""
     caplog.set_level(logging.INFO, "netback.trace")
     async with serving(xen, network, trace=("xen_netdev_*",)) as backend:
         name = await add(backend.store, guest.domid, net="python:lan")
@@ -411,11 +415,11 @@ def test_trace_points_that_are_none(tmp_path: Path) -> None:
 
 
 class NoPlatform:
-    """Nothing is asked of it."""
+    """The frontend is a directory that never changes."""
 
 
 async def test_capture(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
-    """Whole frames, in order, of both directions."""
+    """Whole frames of both directions, in order."""
     name = await add(backend.store, guest.domid)
     await guest.connect()
     seen: list[bytes] = []
@@ -433,7 +437,7 @@ async def test_capture(backend: Backend, guest: Guest, network: PythonNetwork) -
 async def test_a_capture_that_fails_holds_up_nobody(
     backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is called in the worker's thread, which serves others too: a full disk must not end that."""
+    """The sink runs in the worker's thread, which serves other vifs: a full disk must not stop it."""
     name = await add(backend.store, guest.domid)
     await guest.connect()
     records: list[bytes] = []
@@ -454,7 +458,7 @@ async def test_the_status(backend: Backend, guest: Guest, network: PythonNetwork
     name = await add(backend.store, guest.domid)
     await guest.connect()
     await exchange(guest, network)
-    await backend.respond()  # a burst counts after it delivered
+    await backend.respond()  # a burst updates the counters after it delivered
     (status,) = backend.status()
     assert replace(status, counters=None, rings=None) == DeviceStatus(
         device=str(name), type="vif", domid=guest.domid, index="0", backend="Connected", frontend="Connected",
@@ -484,7 +488,7 @@ async def test_the_stores_end_is_told(xen: Path, network: PythonNetwork) -> None
 
 
 async def test_the_default_network(xen: Path) -> None:
-    """A device that names none gets the default; a network object stays its owner's."""
+    """A device without `net` gets the default; a network object is closed by its owner."""
     lan = NullNetwork()
     with EmulatedPlatform(xen) as platform:
         config = BackendConfig(xen, net="python:lan", networks={"python:lan": lan}, workers=1)
@@ -509,7 +513,7 @@ async def test_a_script_that_fails_is_told_once(
     await take_away(backend.store, name)
     await gone(backend, name)
     assert await backend.store.read_or(f"{name.errors}/error") is None
-    for node in ("anything", "hotplug-status"):  # a toolstack takes its nodes away when we are done
+    for node in ("anything", "hotplug-status"):  # a toolstack removes its nodes after the backend is done
         await backend.store.write(f"{name.backend}/{node}", "error")
         for _ in range(20):
             await backend.store.read("/local/domain/0/name")
@@ -520,7 +524,7 @@ async def test_a_script_that_fails_is_told_once(
 async def test_a_fault_that_stays_is_told_once(
     backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such as QEMU's own qnic in dom0, whose backend nodes name no MAC address."""
+    """For example QEMU's own qnic in dom0, whose backend nodes have no MAC address."""
     name = await add(backend.store, guest.domid, kind="qnic", mac=None)
     reason = f"{name}: no MAC address found"
     await error_of(backend, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle table row by row, on a real store, with a frontend and a toolstack by hand."""
+"""The lifecycle table row by row, on a real store, with a frontend and a toolstack that the test drives."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ def walk(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def states(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Every step of our state so far."""
+    """Every change of our state so far."""
     return [
         record.getMessage().partition(": ")[2] for record in caplog.records if record.levelno == logging.DEBUG
     ]
@@ -53,7 +53,7 @@ async def state_of(backend: Backend, name: DeviceName) -> State:
 async def test_a_new_device_is_offered(
     backend: Backend, guest: Guest, kind: DeviceType, theirs: State
 ) -> None:
-    """Whatever the frontend says; all features stand when InitWait does, and no script had to run."""
+    """InitWait follows whatever the frontend's state is; all features are written by then, and no script has to run."""
     name = await add(backend.store, guest.domid, kind=kind, script="vif-bridge", state="0")
     await guest.set_state(theirs)
     await backend.store.write(f"{name.backend}/state", "1")
@@ -88,7 +88,7 @@ async def test_it_connects_when_the_script_is_done(
 
 
 async def test_closing(backend: Backend, guest: Guest) -> None:
-    """The rings are down when our Closing is seen: the guest revokes its grants then."""
+    """The rings are disconnected before the guest sees Closing: it then revokes its grants."""
     name = await add(backend.store, guest.domid)
     await guest.connect()
     await guest.set_state(State.CLOSING)
@@ -120,7 +120,7 @@ async def test_a_frontend_that_vanishes(
 
 @pytest.mark.parametrize("text", ["", "9", "04", "4\n", "99999999999", "x" * 2000, "-4", "²"])
 async def test_a_state_that_is_none(backend: Backend, guest: Guest, text: str) -> None:
-    """As good as gone."""
+    """An unreadable frontend counts as gone."""
     name = await add(backend.store, guest.domid)
     await guest.connect()
     await guest.store.write(f"{guest.path}/state", text)
@@ -128,7 +128,7 @@ async def test_a_state_that_is_none(backend: Backend, guest: Guest, text: str) -
 
 
 async def test_reload(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
-    """A driver that is loaded again: Closed, Initialising, Connected."""
+    """A reloaded driver: Closed, Initialising, Connected."""
     name = await add(backend.store, guest.domid)
     for _ in range(3):
         await guest.connect()
@@ -142,7 +142,7 @@ async def test_reload(backend: Backend, guest: Guest, network: PythonNetwork) ->
 async def test_a_frontend_that_begins_anew_without_a_word(
     backend: Backend, guest: Guest, network: PythonNetwork
 ) -> None:
-    """Connected, then Initialising, as after a crash of its own or a reset: it gets what it waits for."""
+    """Connected, then Initialising, as after a crash or reset of the guest: it gets the InitWait that it waits for."""
     name = await add(backend.store, guest.domid)
     for before in (State.CONNECTED, State.RECONFIGURING):
         await guest.connect()
@@ -190,7 +190,7 @@ async def test_reconfiguring(backend: Backend, guest: Guest, network: PythonNetw
 async def test_the_toolstack_takes_a_device(
     backend: Backend, guest: Guest, network: PythonNetwork, walk: pytest.LogCaptureFixture
 ) -> None:
-    """While the guest has not moved RX is refused and TX served; then only what is the toolstack's is left."""
+    """Until the guest changes its state RX is refused and TX served; afterwards only the toolstack's nodes are left."""
     name = await add(backend.store, guest.domid)
     await guest.connect()
     await exchange(guest, network)
@@ -280,7 +280,7 @@ async def test_all_devices_of_a_guest_go_at_once(backend: Backend, guest: Guest)
 
 
 async def test_a_domain_whose_nodes_outlive_it(xen: Path, backend: Backend) -> None:
-    """A toolstack removes them in its own time: the end of the domain counts."""
+    """A toolstack removes the nodes later; the end of the domain decides."""
     async with join(xen) as guest:
         name = await add(backend.store, guest.domid, frontend="/tool/frontend")
         await backend.store.write("/tool/frontend/state", "3")
@@ -290,7 +290,7 @@ async def test_a_domain_whose_nodes_outlive_it(xen: Path, backend: Backend) -> N
 
 
 async def test_a_domain_that_ends(xen: Path, backend: Backend) -> None:
-    """A toolstack's device is closed, an operator's is removed."""
+    """A toolstack's device is closed; a device that `attach` made is removed."""
     async with join(xen) as guest:
         theirs = await add(backend.store, guest.domid)
         await guest.connect()
@@ -312,7 +312,7 @@ async def test_an_operators_device_of_a_domain_that_ended_while_nobody_looked(
 
 
 async def test_every_order_of_writing_by_hand_works(backend: Backend, guest: Guest) -> None:
-    """One node at a time, the state not last: a device is there once all of it is."""
+    """The nodes appear one by one, and the state is not the last: the device exists once all do."""
     name = DeviceName("qnic", 0, guest.domid, "4")
     for path, key, value in (
         (name.backend, "state", "1"),
@@ -330,7 +330,7 @@ async def test_every_order_of_writing_by_hand_works(backend: Backend, guest: Gue
 
 
 async def test_a_driver_domain(xen: Path, network: PythonNetwork) -> None:
-    """A backend outside domain 0, with its own domain's rights alone, which a guest may take away."""
+    """A backend outside domain 0 has only its own domain's rights, which a guest may revoke."""
     networks = {"python:lan": network}
     async with join(xen) as driver, join(xen, backend=driver.domid) as guest:
         with EmulatedPlatform(xen, driver.domid) as platform:
@@ -348,7 +348,7 @@ async def test_a_driver_domain(xen: Path, network: PythonNetwork) -> None:
 
 @pytest.mark.parametrize("closing", [False, True])
 async def test_a_restart_changes_no_state(xen: Path, network: PythonNetwork, closing: bool) -> None:
-    """A Closing that a predecessor wrote and the guest has not answered stands, too."""
+    """A Closing that a predecessor wrote stays until the guest answers it."""
     async with join(xen) as guest:
         async with serving(xen, network) as backend:
             name = await add(backend.store, guest.domid)

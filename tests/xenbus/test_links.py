@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links that go, come and move while a guest is connected, and names that no link can have.
+"""Links that are removed, created and moved while a guest is connected, and names that no link can have.
 
-The guest does nothing and sees nothing in any of these: its rings and every state stay as they are.
+The guest does nothing and sees no change in any of these tests: its rings and every state stay the same.
 """
 
 import asyncio
@@ -47,12 +47,12 @@ def links() -> set[str]:
 
 
 def mac_frame(number: int) -> bytes:
-    """A broadcast of the test's own."""
+    """A broadcast frame marked by the test."""
     return b"\xff" * 6 + b"\x02\0\0\0\0\x01" + OURS + bytes([number]) * 46
 
 
 async def pass_frames(backend: Backend, guest: Guest, far_name: str) -> None:
-    """One frame each way between the guest and the far side of its link, once that has its carrier."""
+    """Pass one frame each way between the guest and the far side of its link, once the link has its carrier."""
     await passing(backend, lambda: "state UP" in ip(f"link show {far_name}"))
     with closing(FarLink(far_name)) as far:
         assert await guest.answer(guest.send(mac_frame(1))) == 0
@@ -65,7 +65,7 @@ async def pass_frames(backend: Backend, guest: Guest, far_name: str) -> None:
 
 
 async def fault(backend: Backend, name: DeviceName, words: str) -> None:
-    """Until the device says so: in its status, and in its error node."""
+    """Wait until the device reports this error in its status and in its error node."""
     await passing(backend, lambda: words in backend.devices[name].error)
     await until(backend.store, f"{name.errors}/error", lambda text: words in (text or ""))
 
@@ -76,14 +76,14 @@ async def mended(backend: Backend, name: DeviceName) -> None:
 
 
 async def connect(backend: Backend, guest: Guest, net: str) -> DeviceName:
-    """A connected device, of whose states every change from now on is a failure."""
+    """A connected device; from now on every change of its states fails the test."""
     name = await backend.attach(guest.domid, net)
     await guest.connect()
     return name
 
 
 async def unchanged(guest: Guest, name: DeviceName, answered: int) -> None:
-    """The rings are the same ones, not taken up again: the guest's requests from before still count."""
+    """The rings are the same and not resumed: requests that the guest posted before still count."""
     assert await guest.store.read(f"{name.backend}/state") == str(int(State.CONNECTED))
     assert guest.tx.index(2) >= answered
 
@@ -98,7 +98,7 @@ async def test_the_link_of_a_packet_socket_goes_and_comes_back(
     with other_network() as other:
         ip("link del eth1") if way == "removed" else send_to("eth1", other)
         await fault(backend, name, "packet:eth1: no link of that name")
-        assert await guest.answer(guest.send(FRAME)) == 0  # as on a dead wire
+        assert await guest.answer(guest.send(FRAME)) == 0  # as on a cable without a carrier
         veth("eth1", "far1") if way == "removed" else bring_back("eth1", other)
         await mended(backend, name)
         await pass_frames(backend, guest, "far1")
@@ -118,7 +118,7 @@ async def test_the_link_of_a_packet_socket_is_renamed(backend: Backend, guest: G
 
 @pytest.mark.parametrize("net", ["tap", "tap:web0"])
 async def test_a_tap_of_netback_s_is_removed(backend: Backend, guest: Guest, net: str) -> None:
-    """It is made again at once, with its carrier."""
+    """The tap is made again at once, with its carrier."""
     name = await connect(backend, guest, net)
     link = "web0" if net != "tap" else name.link
     ip(f"link set {link} up")
@@ -140,7 +140,7 @@ async def test_a_tap_of_netback_s_is_removed(backend: Backend, guest: Guest, net
 
 
 async def test_a_tap_of_others_is_removed_and_made_again(backend: Backend, guest: Guest) -> None:
-    """Netback waits for it: its maker may give it other flags or another owner."""
+    """netback waits for the link: its creator may give it other flags or another owner."""
     ip("tuntap add t0 mode tap")
     name = await connect(backend, guest, "tap:t0")
     ip("link del t0")
@@ -156,7 +156,7 @@ async def test_a_tap_of_others_is_removed_and_made_again(backend: Backend, guest
 
 @pytest.mark.parametrize("made", [True, False], ids=["made by netback", "adopted"])
 async def test_a_tap_moves_to_another_namespace_and_back(backend: Backend, guest: Guest, made: bool) -> None:
-    """Frames go on to pass where it is, as its descriptor stays joined to it."""
+    """Frames keep passing in the tap's new namespace, since the descriptor stays joined to it."""
     if not made:
         ip("tuntap add t0 mode tap")
     name = await connect(backend, guest, "tap:t0")
@@ -179,7 +179,7 @@ def rx_packets(pid: int) -> int:
 
 
 async def test_the_namespace_of_a_tap_ends(backend: Backend, guest: Guest) -> None:
-    """No rtnetlink message tells of it here; the worker, which waits for frames, finds the descriptor dead."""
+    """No rtnetlink message reports it here; the worker that waits for frames finds the descriptor dead."""
     name = await connect(backend, guest, "tap:t0")
     slot = guest.post()
     with other_network() as other:
@@ -208,14 +208,14 @@ async def test_the_owner_of_a_python_network_closes_it(
     backend: Backend, guest: Guest, network: PythonNetwork
 ) -> None:
     name = await connect(backend, guest, "python:lan")
-    guest.post()  # a worker waits for frames only where a guest can take them
+    guest.post()  # a worker waits for frames only if the guest can take them
     network.socket.close()
     await fault(backend, name, "python: its far end is closed")
     assert await guest.answer(guest.send(FRAME)) == 0
 
 
 async def test_a_link_that_comes_late(backend: Backend, guest: Guest) -> None:
-    """Also one that was of another kind at first: no clock is needed to see it."""
+    """Also a link that was first made with another kind: rtnetlink reports it, no timer is needed."""
     name = await add(backend.store, guest.domid, net="packet:late0")
     await fault(backend, name, "packet:late0: no link of that name")
     ip("tuntap add late0 mode tun")
@@ -236,7 +236,7 @@ async def test_a_link_that_comes_late(backend: Backend, guest: Guest) -> None:
 async def test_a_guest_without_sg_lowers_the_mtu(
     xen: Path, network: PythonNetwork, guest: Guest, made: bool
 ) -> None:
-    """It takes no frame of more than a page. The earlier MTU outlives the process, and comes back with feature-sg."""
+    """The guest accepts no frame larger than a page. The earlier MTU outlives netback and returns with feature-sg."""
     if not made:
         ip("tuntap add j0 mode tap")
     async with serving(xen, network) as backend:
@@ -268,7 +268,7 @@ async def test_the_mtu_of_another_s_link_is_only_reported(
     name = await backend.attach(guest.domid, "packet:eth1")
     await guest.connect(feature_sg="0")
     assert "mtu 9000" in ip("link show eth1")
-    assert f"{name}: eth1: its MTU is 9000, but this guest takes no frame of more than a page" in caplog.text
+    assert f"{name}: eth1: its MTU is 9000, but this guest accepts no frame larger than a page" in caplog.text
 
 
 # ---- names
@@ -297,7 +297,7 @@ async def test_a_name_that_cannot_be(
     async with join(xen, domid=12345) as guest:
         name = await add(backend.store, guest.domid, number=number, net="tap", vifname=vifname)
         await fault(backend, name, words.format(domid=guest.domid))
-        await backend.store.write(f"{name.backend}/online", "1")  # looked at again, it says the same
+        await backend.store.write(f"{name.backend}/online", "1")  # read again, the error is the same
         await passing(backend, lambda: not backend.devices[name].news.is_set())
         assert sum(str(name) in record.getMessage() for record in caplog.records) == 1
         assert links() == {"lo"}
@@ -315,8 +315,8 @@ async def test_a_name_becomes_free(backend: Backend, guest: Guest) -> None:
 
 
 async def test_two_devices_name_one_tap(backend: Backend, guest: Guest, xen: Path) -> None:
-    """The first has it, under whatever name, and the second has it once the first is gone."""
-    ip("tuntap add web0 mode tap multi_queue")  # where the kernel would let both in
+    """The first device keeps the tap under any name; the second gets it once the first is gone."""
+    ip("tuntap add web0 mode tap multi_queue")  # where the kernel would admit both
     first = await add(backend.store, guest.domid, net="tap:web0")
     await until_state(guest.store, first.backend, State.INIT_WAIT)
     ip("link set web0 name lan0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a device may act, in counts: what one that never rests gets, and what others do beside it."""
+"""How often a device may act, in counts: rounds of a device that never rests, and of others beside it."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from netback.xenbus.pace import FREE_ROUNDS, FREE_ROUNDS_PER_SECOND, RETRY_SECON
 
 
 class Clock:
-    """Seconds that a test sets."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -20,7 +20,7 @@ class Clock:
 
 
 def spend(allowance: Allowance) -> int:
-    """How many rounds it still gives."""
+    """The number of rounds it still grants."""
     count = 0
     while allowance.take():
         count += 1
@@ -38,7 +38,7 @@ def test_an_allowance_is_spent_and_regained() -> None:
 
 
 async def test_devices_that_flap_share_one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In turn, each as often as the others, however many they are; one that does not flap passes by them all."""
+    """Flapping devices take turns and get equal shares, however many there are; a quiet one passes them all."""
     monkeypatch.setattr(pace, "LANE_SECONDS", 0.0)
     shared, clock, order = Pace(), Clock(), list[int]()
     flapping = [Allowance(clock) for _ in range(8)]
@@ -58,7 +58,7 @@ async def test_devices_that_flap_share_one_lane(monkeypatch: pytest.MonkeyPatch)
         assert len(order) == before
         await asyncio.sleep(0)
     await asyncio.gather(*tasks)
-    assert order[1:81] == list(range(8)) * 10  # the first found the lane empty
+    assert order[1:81] == list(range(8)) * 10  # the first one found the lane empty
 
 
 async def test_a_cancelled_wait_leaves_the_lane_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in one device: it is reported, tried again and mended; other devices and the daemon go on."""
+"""Failures in one device: reported, retried and recovered; the other devices and the daemon continue."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ from tests.xenbus.refusals import Refusal, refusing
 from tests.xenbus.toolstack import add, gone, take_away
 
 ERRNOS = ("EINVAL", "EACCES", "EPERM", "ENOSPC", "E2BIG", "EQUOTA", "ENOMEM")
-"""How a store refuses: no path, no right, a quota of xenstored or oxenstored, no memory."""
+"""Reasons for a store to refuse: bad path, missing right, a quota of xenstored or oxenstored, no memory."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("frontend", ["/local/domain/1/device/vif 7", "//", "/a\0b", "/" + "x" * 4000, "/"])
 async def test_a_frontend_that_is_no_path(backend: Backend, guest: Guest, frontend: str) -> None:
-    """The device beside it works, and it does as soon as the node is mended."""
+    """The device beside it works, and the failed one does as soon as the node is corrected."""
     bad = await add(backend.store, guest.domid, number="7", net="null", frontend=frontend)
     good = await add(backend.store, guest.domid, net="null")
     await guest.connect()
@@ -66,7 +66,7 @@ async def test_a_frontend_that_is_no_path(backend: Backend, guest: Guest, fronte
 
 @pytest.mark.parametrize("removed", [False, True])
 async def test_a_bad_device_can_be_taken_away(backend: Backend, guest: Guest, removed: bool) -> None:
-    """What cannot be read must not keep it."""
+    """An unreadable node must not keep a device that is being removed."""
     name = await add(backend.store, guest.domid, net="null", frontend="no path")
     await until(backend.store, f"{name.errors}/error", bool)
     if removed:
@@ -95,7 +95,7 @@ async def test_a_bad_device_can_be_taken_away(backend: Backend, guest: Guest, re
 async def test_what_the_store_refuses_is_tried_again(
     xen: Path, guest: Guest, op: Op, path: str, errno: str
 ) -> None:
-    """Whatever it is and whyever: no state is skipped, the guest connects, no error stays."""
+    """Any refusal of any request: no state is skipped, the guest connects, no error remains."""
     refusal = Refusal(op, path, errno, times=2)
     async with await Store.connect(xen / "xenstored.sock") as store, refusing(xen, refusal):
         name = await add(store, guest.domid, net="null")
@@ -109,7 +109,7 @@ async def test_what_the_store_refuses_is_tried_again(
 async def test_a_watch_of_the_backend_s_own_that_is_refused(
     xen: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch, path: str, errno: str
 ) -> None:
-    """Another program of the domain may have taken the last one."""
+    """Another program in the domain may have used up the quota."""
     monkeypatch.setattr("netback.xenbus.devices._AGAIN_SECONDS", 0.05)
     async with refusing(xen, Refusal(Op.WATCH, path, errno, times=2)) as backend:
         await add(backend.store, guest.domid, net="null")
@@ -129,7 +129,7 @@ async def test_a_directory_that_cannot_be_listed(
 async def test_a_reason_is_short_and_printable(
     backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store message takes 4096 bytes, and a terminal obeys what it is shown."""
+    """A store message takes 4096 bytes, and a terminal executes the escapes that it is shown."""
     name = await add(backend.store, guest.domid, net="\x1b[31m\n" * 500)
     error = await until(backend.store, f"{name.errors}/error", bool)
     assert error is not None
@@ -139,7 +139,7 @@ async def test_a_reason_is_short_and_printable(
 
 
 class OddPlatform(EmulatedPlatform):
-    """A platform that fails as no platform should, a number of times."""
+    """A platform that raises an unexpected exception, a number of times."""
 
     failures = 0
 
@@ -151,7 +151,7 @@ class OddPlatform(EmulatedPlatform):
 
 
 async def test_the_unexpected(xen: Path, guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
-    """A fault of netback's own: that device's, with a traceback in the log, and tried again."""
+    """A bug in netback is that device's error, with a traceback in the log, and is retried."""
     with OddPlatform(xen) as platform:
         platform.failures = 3
         async with Backend(platform, BackendConfig(xen, workers=1)) as backend:
@@ -164,7 +164,7 @@ async def test_the_unexpected(xen: Path, guest: Guest, caplog: pytest.LogCapture
 
 
 async def test_a_frontend_that_fails_from_closed_does_not_loop(backend: Backend, guest: Guest) -> None:
-    """Connected without a key that it needs, from Closed and from Closing: each is answered once."""
+    """Connected without a required key, from Closed and from Closing: each gets one answer."""
     name = await add(backend.store, guest.domid, net="null")
     await guest.connect()
     for before in (State.CLOSED, State.CLOSING):
@@ -184,7 +184,7 @@ async def test_a_frontend_that_fails_from_closed_does_not_loop(backend: Backend,
         await guest.connect()
 
 
-# ---- what a predecessor left
+# ---- left by a predecessor
 
 
 async def test_error_nodes_of_devices_that_went_while_no_backend_ran(xen: Path, guest: Guest) -> None:
@@ -202,7 +202,7 @@ async def test_error_nodes_of_devices_that_went_while_no_backend_ran(xen: Path, 
 
 
 async def test_a_device_of_an_earlier_life_of_a_domid(xen: Path) -> None:
-    """`attach` made it, its guest ended and another one has the domid, all while no backend ran."""
+    """`attach` made the device, its guest ended and another guest has the domid, all while no backend ran."""
     async with await Store.connect(xen / "xenstored.sock") as store:
         async with join(xen) as guest, refusing(xen) as backend:
             name = await backend.attach(guest.domid, "null")
@@ -216,7 +216,7 @@ async def test_a_device_of_an_earlier_life_of_a_domid(xen: Path) -> None:
 
 
 async def test_a_guest_s_own_removal_leaves_the_device(backend: Backend, guest: Guest) -> None:
-    """Its directory is its own to remove: what attach made stays, closed, and works when it is back."""
+    """A guest may remove its own directory: the nodes that attach made stay, closed, and work once it is back."""
     name = await backend.attach(guest.domid, "null")
     await guest.connect()
     await guest.store.rm(guest.path)
@@ -244,8 +244,8 @@ async def test_the_end_of_a_domain_wakes_its_devices_alone(xen: Path, backend: B
 async def test_a_second_backend_of_a_domain(
     xen: Path, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With another directory, so that no lock keeps it out: the guest sees no change of state, and is served by the
-    second one when the first has ended."""
+    """The second process uses another directory, so no lock stops it. The guest sees no change of state, and the second
+    process serves it once the first has ended."""
     writes: list[str] = []
     second = Backend(EmulatedPlatform(xen), BackendConfig(xen / "second", workers=1))
     async with AsyncExitStack() as undo:
@@ -272,7 +272,7 @@ async def test_a_second_backend_of_a_domain(
 
 
 async def until_error(store: Store, backend: Backend, name: DeviceName, begin: str) -> None:
-    """Until a device's error is this one, or none."""
+    """Wait until a device's error is this one, or none."""
     async with asyncio.timeout(20):
         while name not in backend.devices or not backend.devices[name].error.startswith(begin):
             await store.read("/local/domain/0/name")
@@ -281,7 +281,7 @@ async def until_error(store: Store, backend: Backend, name: DeviceName, begin: s
 
 
 async def test_a_port_that_is_taken_at_a_fresh_connect(backend: Backend, guest: Guest) -> None:
-    """Then it is the guest's fault: error, Closing."""
+    """Without another process it is the guest's fault: error, Closing."""
     name = await add(backend.store, guest.domid, net="null")
     await until_state(guest.store, name.backend, State.INIT_WAIT)
     await guest.say(event_channel="4000")
@@ -296,7 +296,7 @@ async def test_a_port_that_is_taken_at_a_fresh_connect(backend: Backend, guest: 
 
 @asynccontextmanager
 async def driver_domain(directory: Path) -> AsyncIterator[tuple[Backend, Store]]:
-    """A backend with a domain's own rights, and a toolstack's store."""
+    """A backend with its domain's own rights, and the toolstack's store."""
     async with join(directory) as driver, await Store.connect(directory / "xenstored.sock") as dom0:
         for kind in ("vif", "qnic"):
             await dom0.mkdir(backends(driver.domid, kind))  # type: ignore[arg-type]
@@ -308,7 +308,7 @@ async def driver_domain(directory: Path) -> AsyncIterator[tuple[Backend, Store]]
 
 @pytest.mark.parametrize("count", [126, 1000])
 async def test_many_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """More than the domain may have watches and transactions, of a store that gives it nodes enough."""
+    """More devices than the domain may have watches and transactions, in a store that grants enough nodes."""
     quota = replace(GUEST, nodes=100_000)
     monkeypatch.setattr("netback.platforms.emulated.emulator.Server", partial(Server, quota))
     with Emulator(tmp_path):
@@ -330,8 +330,8 @@ async def test_many_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cou
 async def test_devices_beyond_the_quota(
     xen: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As many as the nodes allow are served. Each other one has its own error, which names the quota, and takes the
-    place of one that goes."""
+    """As many devices as the quota allows are served. Each further one has its own error, which names the quota, and is
+    served once another is removed."""
     async with driver_domain(xen) as (backend, dom0), join(xen, backend=backend.platform.domid) as guest:
         domid = backend.platform.domid
         names = [await add(dom0, guest.domid, number=str(n), backend=domid, net="null") for n in range(100)]
@@ -358,7 +358,7 @@ def served(backend: Backend, name: DeviceName) -> bool:
 
 
 async def test_guests_that_flap_leave_nobody_stuck(xen: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """24 vifs in a driver domain that never rest: each is answered in the end, and an honest one connects."""
+    """24 vifs in a driver domain that flap without rest: each is answered eventually, and an honest one connects."""
     async with driver_domain(xen) as (backend, dom0), join(xen, backend=backend.platform.domid) as guest:
         domid = backend.platform.domid
         names = [await add(dom0, guest.domid, number=str(n), backend=domid, net="null") for n in range(25)]

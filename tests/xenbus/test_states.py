@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle table, exhaustively: beside the rules written once more, and what must hold of any table."""
+"""The lifecycle table, exhaustively: against a second statement of the rules, and for general properties."""
 
 from dataclasses import replace
 from itertools import product
@@ -22,13 +22,13 @@ AFTER = {
     Action.CLOSED: {"ours": State.CLOSED, "attached": False},
     Action.RECONFIGURE: {"ours": State.RECONFIGURED, "attached": True},
 }
-"""What an action makes of the facts where it succeeds."""
+"""The facts after an action that succeeds."""
 
 ENDS = (Action.NOTHING, Action.REFUSE_RX, Action.DESTROY, Action.FORGET)
 
 
 def expected(facts: Facts) -> Action:
-    """The rows, as functions: from our state outward, where the table goes from the frontend's."""
+    """The rules as functions, ordered by our state; the table is ordered by the frontend's."""
     if facts.ours is State.UNKNOWN:
         return Action.FORGET
     if facts.elsewhere:
@@ -45,7 +45,7 @@ def expected(facts: Facts) -> Action:
 
 
 def expected_down(facts: Facts) -> Action | None:
-    """On the way to Closed, a network is not needed."""
+    """The way to Closed needs no network."""
     theirs, ours = facts.theirs, facts.ours
     if ours is State.INITIALISING:
         return None if facts.online else Action.CLOSED
@@ -98,7 +98,7 @@ def test_every_rule_decides_something() -> None:
 
 
 def test_closing_is_never_skipped() -> None:
-    """But for a frontend that is gone, or that began again: it cannot see it, or does not look."""
+    """Except for a frontend that is gone or started again: it cannot see Closing, or does not look."""
     for facts in every_facts():
         if facts.ours in LIVE and facts.theirs is not State.UNKNOWN:
             skips = (Action.CLOSED, Action.DESTROY, Action.OFFER)
@@ -107,7 +107,7 @@ def test_closing_is_never_skipped() -> None:
 
 
 def test_a_missing_network_keeps_no_guest_from_closing() -> None:
-    """What leads down is decided before the network is opened, which may fail for ever."""
+    """The way down is decided before the network is opened, since opening may fail for ever."""
     down = (Action.CLOSING, Action.CLOSED, Action.FAIL, Action.DESTROY, Action.FORGET)
     for facts in every_facts():
         if decide(replace(facts, open=True)) in down:
@@ -136,7 +136,7 @@ def test_only_what_is_hotplug_done_and_online_connects() -> None:
 
 
 def test_it_settles() -> None:
-    """Whatever the facts, a few actions later there is nothing to do: no two rows chase each other."""
+    """From any facts the table reaches NOTHING within a few actions: no two rows alternate."""
     for start in every_facts():
         facts, walk = start, [decide(start)]
         while walk[-1] not in ENDS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices on taps, in a network namespace of the test's own: names, carrier, and what a restart leaves alone."""
+"""Devices on taps in the test's network namespace: names, carrier, and what a restart leaves unchanged."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -36,7 +36,7 @@ async def backend(xen: Path, network: PythonNetwork, namespace: None) -> AsyncIt
 
 
 def links() -> dict[str, dict[str, Any]]:
-    """What ip(8) knows, by name."""
+    """The links that ip(8) lists, by name."""
     return {link["ifname"]: link for link in json.loads(ip("-j -s link show"))}
 
 
@@ -46,7 +46,7 @@ def carrier(name: str) -> bool:
 
 
 async def test_the_tap_is_there_before_init_wait(backend: Backend, guest: Guest) -> None:
-    """Under the name that scripts and xentop look for; its carrier tells whether the guest is connected."""
+    """The tap has the name that scripts and xentop look for; its carrier shows whether the guest is connected."""
     name = await add(backend.store, guest.domid, net=None, script="vif-bridge", hotplug_status="connected")
     await until_state(guest.store, name.backend, State.INIT_WAIT)
     assert not carrier(name.link)
@@ -63,7 +63,7 @@ async def test_the_tap_is_there_before_init_wait(backend: Backend, guest: Guest)
 
 
 async def test_an_hvm_guest_s_other_vif_is_qemu_s(backend: Backend, guest: Guest) -> None:
-    """`type=vif_ioemu` says that QEMU owns the tap `-emu` of an emulated NIC; the PV vif is under the plain name."""
+    """`type=vif_ioemu` says that QEMU owns the tap `-emu` of an emulated NIC; the PV vif has the plain name."""
     emulated = f"vif{guest.domid}.0-emu"
     ip(f"tuntap add {emulated} mode tap")
     name = await add(
@@ -88,7 +88,7 @@ async def test_an_hvm_guest_s_other_vif_is_qemu_s(backend: Backend, guest: Guest
 async def test_a_vif_that_goes_while_nobody_serves(
     xen: Path, network: PythonNetwork, guest: Guest, net: str | None
 ) -> None:
-    """The next backend never opens its tap, and has it vanish all the same."""
+    """The next backend never opens the tap, and still removes it."""
     async with serving(xen, network) as backend:
         name = await add(backend.store, guest.domid, net=net, script="vif-bridge", hotplug_status="connected")
         await until_state(guest.store, name.backend, State.INIT_WAIT)
@@ -110,7 +110,7 @@ async def test_a_name_that_the_toolstack_chose(backend: Backend, guest: Guest, k
 
 
 async def test_a_script_renames_the_tap(backend: Backend, guest: Guest) -> None:
-    """To `vifname`: stock scripts fail where that name is taken, and take the path for the MTU from the new one."""
+    """Renamed to `vifname`: stock scripts fail if that name exists, and use the new name in the path for the MTU."""
     name = await add(
         backend.store, guest.domid, net=None, vifname="web0", script="vif-bridge", hotplug_status=""
     )
@@ -128,7 +128,7 @@ async def test_a_script_renames_the_tap(backend: Backend, guest: Guest) -> None:
 
 
 async def test_the_mtu_is_told_only_where_there_is_a_frontend(backend: Backend, guest: Guest) -> None:
-    """A directory that a toolstack removed must not come back."""
+    """A directory that a toolstack removed must not reappear."""
     name = await add(backend.store, guest.domid, net="tap")
     await guest.connect()
     assert await backend.store.read_or(f"{name.frontend}/mtu") is None
@@ -156,7 +156,7 @@ async def test_a_restart_leaves_the_tap(xen: Path, network: PythonNetwork, guest
 
 
 async def test_a_tap_that_somebody_removed(backend: Backend, guest: Guest) -> None:
-    """Made again for the next connection."""
+    """The tap is made again for the next connection."""
     name = await backend.attach(guest.domid, "tap")
     await guest.connect()
     ip(f"link del {name.link}")
@@ -169,7 +169,7 @@ async def test_a_tap_that_somebody_removed(backend: Backend, guest: Guest) -> No
 
 
 async def test_a_link_that_comes_later(backend: Backend, guest: Guest) -> None:
-    """The backend notices by itself."""
+    """The backend notices without an event from the test."""
     name = await add(backend.store, guest.domid, net="packet:late0")
     await until(backend.store, f"{name.errors}/error", bool)
     veth("late0", "late1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A toolstack's part: the nodes that libxl writes for a device, and what it writes when it takes one away."""
+"""The toolstack's side: the nodes that libxl writes to create a device, and to remove it."""
 
 import asyncio
 from collections.abc import Callable
@@ -28,7 +28,7 @@ async def add(
 ) -> DeviceName:
     """Write a new device's nodes in one transaction; `changes` replace backend keys, None leaves one out.
 
-    `mac_written`: the frontend's directory has the MAC address, too.
+    `mac_written`: write the MAC address into the frontend's directory as well.
     """
     name = DeviceName(kind, backend, domid, number)
     ours: dict[str, str | None] = {
@@ -52,7 +52,7 @@ async def add(
 
 
 async def take_away(store: Store, name: DeviceName) -> None:
-    """What libxl writes to have a device go."""
+    """Write what libxl writes to remove a device."""
 
     async def body(tx: int) -> None:
         await store.write(f"{name.backend}/online", "0", tx)
@@ -62,19 +62,21 @@ async def take_away(store: Store, name: DeviceName) -> None:
 
 
 async def passing(backend: Backend, true: Callable[[], bool]) -> None:
-    """Until something is true of the backend, which has its turn at each of these requests."""
+    """Wait until `true` holds; each request to the store lets the backend run."""
     async with asyncio.timeout(SECONDS):
         while not true():
             await backend.store.read("/local/domain/0/name")
 
 
 async def gone(backend: Backend, name: DeviceName) -> None:
-    """Until the backend has forgotten a device."""
+    """Wait until the backend has forgotten a device."""
     await passing(backend, lambda: name not in backend.devices)
 
 
 async def looked(backend: Backend, device: Device, theirs: State) -> None:
-    """Until the device has seen this frontend state and whatever it did about it is done."""
+    """Wait until the device has seen this frontend state and has finished acting on it."""
     await passing(backend, lambda: device.frontend_state is theirs)
-    for _ in range(20):  # requests of one connection are served in order: its own are among these
+    for _ in range(
+        20
+    ):  # one connection's requests are served in order, so the device's own come before this answer
         await backend.store.read("/local/domain/0/name")

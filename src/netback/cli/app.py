@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assembles the commands, one file each, and makes exit codes of errors.
+"""Assembles the commands, one file each, and turns errors into exit codes.
 
-A command's file imports what it does when it runs, so that `--help` is quick and guests wait less for a restart.
+Each command imports its implementation when it runs. This keeps `--help` fast and shortens a restart.
 """
 
 import os
@@ -24,7 +24,7 @@ from netback.cli.unit import unit
 from netback.errors import ConfigError, NetbackError, PlatformError, printable
 
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
-"""Click's, from the Click that typer uses: in some versions its own."""
+"""Click's exception classes, from the Click that typer uses: some versions of typer vendor it."""
 
 app = typer.Typer(name="netback", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -55,10 +55,11 @@ app.add_typer(lab.app)
 
 
 def main() -> int:
-    """Run the command of sys.argv: its exit code."""
+    """Run the command of sys.argv and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks
+            # escape characters that the terminal's encoding cannot represent
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app(prog_name="netback", standalone_mode=False) or 0
     except SystemExit as end:
@@ -72,7 +73,7 @@ def main() -> int:
 
 
 def _explain(error: Any) -> None:
-    """A mistake in the command line, in one line; where a command is missing altogether, the help."""
+    """Print a mistake in the command line as one line; print the help if no command was given."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
@@ -81,7 +82,9 @@ def _explain(error: Any) -> None:
 
 
 def exit_code(error: Exception) -> int:
-    """2: what the user asked for cannot be; 75 (EX_TEMPFAIL): the store is missing or gone; 1: everything else."""
+    """The exit code of an error. 2: the request is invalid. 75 (EX_TEMPFAIL): the store is missing or gone.
+    1: any other error.
+    """
     if isinstance(error, ConfigError):
         return 2
     return os.EX_TEMPFAIL if isinstance(error, PlatformError) and error.errno == "EIO" else 1

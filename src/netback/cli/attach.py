@@ -20,9 +20,10 @@ def attach(
     net: Annotated[str, typer.Option(help=SPEC_HELP)],
     mac: Annotated[str | None, typer.Option(help="MAC address.  [default: random, of Xen's range]")] = None,
     kind: Annotated[TypeName, typer.Option("--type", help="Device type.")] = TypeName.VIF,
-    index: Annotated[int, typer.Option(min=-1, help="Device index; -1 chooses one.")] = -1,
+    index: Annotated[int, typer.Option(min=-1, help="Device index; -1: the first free one.")] = -1,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where the domain is the backend's own, as domain 0 is.")
+        bool,
+        typer.Option("--force", help="Attach even if the domain is the backend's own, such as domain 0."),
     ] = False,
     platform: Platform = None,
     directory: Directory = None,
@@ -40,13 +41,13 @@ async def _attach(
     from netback.net.spec import parse_spec
     from netback.xenbus.attach import attach as attach_device
 
-    parse_spec(net)  # the backend opens the network; a malformed spec is refused here
+    parse_spec(net)  # reject a malformed spec here; the backend opens the network
     async with await target.open_store() as store:
         domid = await await_domain(store, domain)
         backend = await own_domid(store)
         if domid == backend and not force:
             raise ConfigError(
-                f"domain {domid} is the backend's own, whose kernel would take the device; --force attaches it"
+                f"domain {domid} is the backend's own: its kernel would take the device; --force attaches it anyway"
             )
         return await attach_device(
             store,
@@ -62,12 +63,16 @@ async def _attach(
 
 
 async def _offered(target: Target, backend: int) -> dict[str, str] | None:
-    """What the running backend can serve; None where none answers, and then what any netback serves is offered."""
+    """The features that the running backend serves; None if no backend answers: `attach` then offers what
+    every netback serves.
+    """
     from netback.control.client import ask
     from netback.control.protocol import OFFER, ControlError
 
     try:
         return await ask(target.directory, backend, OFFER, dict[str, str])
     except ControlError as error:
-        typer.echo(f"netback: {printable(str(error))}; the device offers what any netback serves", err=True)
+        typer.echo(
+            f"netback: {printable(str(error))}; offering the features that every netback serves", err=True
+        )
         return None

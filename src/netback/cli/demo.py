@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback demo`: hands its words on to the demo's own command."""
+"""`netback demo`: passes its arguments on to the demo's command."""
 
 import typer
 

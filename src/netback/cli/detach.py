@@ -19,10 +19,11 @@ def detach(
     domain: Domain,
     kind: Annotated[TypeName | None, typer.Option("--type", help="Device type.")] = None,
     index: Annotated[
-        int | None, typer.Option(min=0, help="Device index; needed where there are several.")
+        int | None, typer.Option(min=0, help="Device index; required if the guest has several devices.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="How long to wait for the guest before it is forced.")
+        float,
+        typer.Option(min=0, help="Seconds to wait for the guest before the device is removed by force."),
     ] = 10.0,
     platform: Platform = None,
     directory: Directory = None,
@@ -36,7 +37,7 @@ def detach(
 async def _detach(
     target: Target, domain: str, kind: "DeviceType | None", index: int | None, seconds: float
 ) -> "tuple[DeviceName, bool]":
-    """The device, and whether the guest answered."""
+    """The device's name, and whether the guest answered."""
     from netback.cli.domains import find_domain, own_domid
     from netback.xenbus.attach import detach as detach_device
     from netback.xenbus.attach import find_device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback doctor`: the checks' findings as lines or as JSON."""
+"""`netback doctor`: prints the checks' findings as lines or as JSON."""
 
 import json as codec
 from dataclasses import asdict
@@ -11,7 +11,9 @@ from netback.cli.target import PlatformName, Target
 
 
 def doctor(directory: Directory = None, json: Json = False) -> None:
-    """Check what a backend needs of a Xen domain, and say what to do. Changes nothing; exits with 1 where one fails."""
+    """Check what a backend needs from a Xen domain and print what to do. Changes nothing; exits with 1 if a
+    check fails.
+    """
     from netback.daemon.doctor import Machine, Verdict, examine
 
     findings = examine(Machine(Target.choose(PlatformName.XEN, directory).directory))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Domains as a user names them: by domid or by name."""
+"""Resolves a domain given by domid or by name."""
 
 import asyncio
 from contextlib import suppress
@@ -13,14 +13,14 @@ _JOIN_SECONDS = 3.0
 
 
 async def own_domid(store: Store) -> int:
-    """The domain whose privilege the connection has; a store without the node `domid` is domain 0's."""
+    """The domid that this connection's privilege belongs to. A store without the node `domid` is domain 0's."""
     return decimal(await store.read_or("domid") or "0", DOMID_FIRST_RESERVED) or 0
 
 
 async def await_domain(store: Store, domain: str) -> int:
-    """The domid once that domain runs: a guest that was started a moment ago may not have joined yet.
+    """The domid, once that domain has joined: a guest that was just started may need a moment.
 
-    ConfigError where no such domain, or more than one, is there after 3 seconds.
+    ConfigError: after 3 seconds no such domain exists, or more than one does.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(_JOIN_SECONDS), await store.watch("@introduceDomain") as introduced:
@@ -33,7 +33,9 @@ async def await_domain(store: Store, domain: str) -> int:
 
 
 async def find_domain(store: Store, domain: str) -> int:
-    """A domid, or the domid of the one domain of that name; ConfigError where none or several have it."""
+    """A domid, or the domid of the only domain with that name. ConfigError: no domain or several domains
+    match.
+    """
     domid = decimal(domain, DOMID_FIRST_RESERVED)
     if domid is not None:
         return domid
@@ -48,7 +50,7 @@ async def find_domain(store: Store, domain: str) -> int:
 
 
 async def _name(store: Store, domid: int) -> str | None:
-    """None where it may not be read: libxl lets a driver domain read no guest's name."""
+    """A domain's name; None if it may not be read: libxl does not let a driver domain read guests' names."""
     try:
         return await store.read_or(f"{home(domid)}/name")
     except StoreError as error:

@@ -82,7 +82,8 @@ def run(
 @app.command(name="test")
 def run_scenarios(
     scenarios: Annotated[
-        list[str] | None, typer.Argument(metavar="[SCENARIO]...", help="Which.  [default: the smoke set]")
+        list[str] | None,
+        typer.Argument(metavar="[SCENARIO]...", help="Scenarios to run.  [default: the smoke set]"),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="All scenarios, with all their rounds.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="List the scenarios.")] = False,

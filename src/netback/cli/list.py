@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from netback.daemon.status import DeviceStatus
 
 _WIDE = 1000
-"""Columns of output that is no terminal: a row stays a line."""
+"""Width of output that is not a terminal; wide enough to keep each row on one line."""
 
 _COLUMNS = (
     "device",
@@ -43,7 +43,7 @@ def list_devices(platform: Platform = None, directory: Directory = None, json: J
 
 
 async def read_target(target: Target) -> "list[DeviceStatus]":
-    """Every device as the store has it; with what the running backend adds, if one answers."""
+    """Every device in the store, merged with what the running backend reports if one answers."""
     from netback.cli.domains import own_domid
     from netback.control.client import ask
     from netback.control.protocol import STATUS, ControlError
@@ -56,7 +56,7 @@ async def read_target(target: Target) -> "list[DeviceStatus]":
     try:
         served = await ask(target.directory, backend, STATUS, list[DeviceStatus])
     except ControlError as error:
-        typer.echo(f"netback: {printable(str(error))}; this is what the store has", err=True)
+        typer.echo(f"netback: {printable(str(error))}; showing the store's data only", err=True)
         served = None
     return merge(stored, served or [])
 

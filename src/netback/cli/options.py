@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and arguments that several commands have."""
+"""Options and arguments shared by several commands."""
 
 import signal
 from enum import StrEnum
@@ -12,7 +12,9 @@ from netback.cli.target import PlatformName
 
 
 class TypeName(StrEnum):
-    """Device types: where in the store a device is, and where a frame begins in its page."""
+    """Device types. The type decides the backend's directory in the store and where a frame begins in its
+    page.
+    """
 
     VIF = "vif"
     QNIC = "qnic"
@@ -22,14 +24,14 @@ Directory = Annotated[
     Path | None,
     typer.Option(
         "--dir",
-        help="Directory of the emulated Xen, or of netback's runtime files on a real one; only you may be able to"
-        " write to it.  [default: where XENSTORED_PATH is, or netback's own]",
+        help="Directory of the emulated Xen, or of netback's runtime files on real Xen; only you may have write"
+        " access.  [default: XENSTORED_PATH's directory, else netback's own]",
     ),
 ]
 Platform = Annotated[
     PlatformName | None,
     typer.Option(
-        "--platform", help="Which Xen.  [default: the one this machine is in, else an emulated one]"
+        "--platform", help="The Xen to use.  [default: the one this machine is in, else an emulated one]"
     ),
 ]
 Domain = Annotated[str, typer.Argument(metavar="DOMAIN", help="The guest: its domid or its name.")]
@@ -38,5 +40,5 @@ SPEC_HELP = "Network: tap[:NAME], packet:LINK or null."
 
 
 def interruptible() -> None:
-    """Have SIGINT raise KeyboardInterrupt, for commands that clean up behind themselves."""
+    """Make SIGINT raise KeyboardInterrupt, for commands that clean up when they end."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

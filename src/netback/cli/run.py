@@ -18,7 +18,7 @@ def run(
     platform: Platform = None,
     directory: Directory = None,
     net: Annotated[
-        str | None, typer.Option(help=f"{SPEC_HELP} For devices that name none.  [default: tap]")
+        str | None, typer.Option(help=f"{SPEC_HELP} Used for devices that name no network.  [default: tap]")
     ] = None,
     trace: Annotated[
         list[str] | None, typer.Option(help="Trace points to show: a name or a glob such as 'xen_netdev_*'.")
@@ -28,13 +28,15 @@ def run(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Configuration file; options win over it.  [default: /etc/netback/netback.toml]"),
+        typer.Option(
+            help="Configuration file; command-line options override it.  [default: /etc/netback/netback.toml]"
+        ),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Check the configuration, and do nothing else.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the configuration.")] = False,
 ) -> None:
-    """Serve the guests' network devices until a signal ends it, which no guest notices: the next run continues."""
+    """Serve the guests' network devices until a signal. The end is invisible to guests: the next run
+    continues from there.
+    """
     from netback.daemon.config import load_config
     from netback.daemon.service import serve
 

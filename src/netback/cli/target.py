@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Xen a command is for, and where its store and netback's runtime directory are."""
+"""Chooses the Xen that a command works on, its store and netback's runtime directory."""
 
 import os
 from contextlib import AbstractContextManager
@@ -23,7 +23,7 @@ _XEN_RUNTIME = Path("/run/netback")
 
 
 class PlatformName(StrEnum):
-    """The words of `--platform`."""
+    """The values of `--platform`."""
 
     XEN = "xen"
     EMULATED = "emulated"
@@ -31,17 +31,20 @@ class PlatformName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A Xen, and the runtime directory: netback's lock, journals and control socket, and all of an emulated Xen."""
+    """A Xen and its runtime directory, which holds netback's lock, journals and control socket, and all of an
+    emulated Xen.
+    """
 
     platform: PlatformName
     directory: Path
 
     @classmethod
     def choose(cls, platform: PlatformName | None = None, directory: Path | None = None) -> Self:
-        """What was asked for; else an emulated Xen that XENSTORED_PATH points to, else the real one that is here.
+        """The platform from the option; else an emulated Xen if XENSTORED_PATH points to one; else real Xen
+        if present.
 
-        ConfigError where the directory exists and is not private (netback.directory): a user who can write to it could
-        answer in the place of the store or the backend.
+        ConfigError: the directory exists and is not private (netback.directory). A user who can write to it
+        could impersonate the store or the backend.
         """
         chosen = cls._choose(platform, directory)
         if os.path.lexists(chosen.directory):
@@ -55,14 +58,14 @@ class Target:
             emulated = pointed is not None and (pointed / SOCKET).exists()
             here = (
                 DEVICES.exists()
-            )  # only a Xen domain has the directory, even where a device in it is missing
+            )  # this directory exists only in a Xen domain, even if a device in it is missing
             platform = PlatformName.XEN if here and not emulated else PlatformName.EMULATED
         if platform is PlatformName.XEN:
             return cls(platform, directory or _XEN_RUNTIME)
         return cls(platform, pointed or _own())
 
     def open_platform(self) -> "AbstractContextManager[XenPlatform | EmulatedPlatform]":
-        """A backend's side of that Xen. Each platform is imported when it is needed: guests wait during a restart."""
+        """The backend's platform. Each platform is imported only when it is used, which shortens a restart."""
         if self.platform is PlatformName.XEN:
             return XenPlatform()
         from netback.platforms.emulated import EmulatedPlatform
@@ -70,7 +73,7 @@ class Target:
         return EmulatedPlatform(self.directory)
 
     def open_domain(self, *, domid: int | None = None, name: str = "") -> Domain:
-        """A guest's side: the domain that this process is in, or a new one of an emulated Xen."""
+        """The guest's platform: the domain that this process runs in, or a new domain of an emulated Xen."""
         if self.platform is PlatformName.EMULATED:
             from netback.platforms.emulated import EmulatedDomain
 
@@ -80,14 +83,16 @@ class Target:
         return XenDomain()
 
     async def open_store(self) -> Store:
-        """A connection to its store, with the privilege that this process has there."""
+        """A store connection with the privilege that this process has there."""
         if self.platform is PlatformName.XEN:
             return await open_store(find_store())
         return await Store.connect(self.directory / SOCKET)
 
 
 def default_directory() -> Path:
-    """An emulated Xen's: where `netback emulate --print-env` points to, else netback's own."""
+    """The directory of an emulated Xen: the one that `netback emulate --print-env` names, else netback's
+    default.
+    """
     return _pointed() or _own()
 
 
@@ -97,6 +102,6 @@ def _pointed() -> Path | None:
 
 
 def _own() -> Path:
-    """The user's runtime directory, else the system's."""
+    """The user's runtime directory; the system's if there is none."""
     user = os.environ.get("XDG_RUNTIME_DIR")
     return Path(user) / "netback" if user else _XEN_RUNTIME

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback unit`: the files by which a system runs netback."""
+"""`netback unit`: prints the files that a service manager needs to run netback."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def unit(
         typer.echo(f"netback: there is no program {printable(program)}: install netback first", err=True)
     for directory, (path, setting) in service.hidden(service.needed(program)).items():
         typer.echo(
-            f"netback: the unit may not see {printable(str(path))}: its {setting} hides {directory};"
+            f"netback: the unit cannot access {printable(str(path))}: its {setting} hides {directory};"
             " install netback and its Python elsewhere, as in /opt",
             err=True,
         )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket: how other processes ask a running backend."""
+"""The control socket, on which other processes query a running backend."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a running backend at its control socket."""
+"""Queries a running backend over its control socket."""
 
 import asyncio
 from pathlib import Path

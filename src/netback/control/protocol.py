@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question and one answer for each connection: the question's name and a newline, then one line of JSON.
+"""One question and one answer per connection: the question's name and a newline, then one line of JSON.
 
-The answer is `{"result": ...}` or `{"error": "reason"}`. Both ends bound what they read and how long they wait. What a
-question means, and the type of its result, is the caller's affair.
+The answer is `{"result": ...}` or `{"error": "reason"}`. Both ends limit what they read and how long they
+wait. The caller defines what a question means and the type of its result.
 """
 
 from typing import TypeVar
@@ -17,43 +17,45 @@ OFFER = "offer"
 """The features that the backend can serve: netif.h's backend keys and their values."""
 
 MAX_QUESTION = 64
-"""Bytes of a question with its newline."""
+"""Maximum bytes of a question, newline included."""
 MAX_ANSWER = 64 << 20
-"""Bytes of an answer with its newline: a thousand devices take about a megabyte."""
+"""Maximum bytes of an answer, newline included: a thousand devices take about a megabyte."""
 ANSWER_SECONDS = 2.0
-"""How long either end waits for the other."""
+"""Seconds that either end waits for the other."""
 
 Result = TypeVar("Result")
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One answer; `result` is JSON that only the asker can type."""
+    """One answer. `result` stays raw JSON: only the caller knows its type."""
 
     result: msgspec.Raw = msgspec.Raw()
     error: str = ""
 
 
 class ControlError(NetbackError):
-    """The process at the control socket gave no usable answer."""
+    """The process at the control socket gave no valid answer."""
 
 
 def socket_name(domid: int) -> str:
-    """The control socket of the backend that serves a domain's devices, in its runtime directory."""
+    """The path of the control socket, in the runtime directory, of the backend that serves a domain's
+    devices.
+    """
     return f"backend-{domid}.sock"
 
 
 def encode_result(result: object) -> bytes:
-    """An answer's line."""
+    """Encode an answer as a line."""
     return msgspec.json.encode(Answer(result=msgspec.Raw(msgspec.json.encode(result)))) + b"\n"
 
 
 def encode_error(reason: str) -> bytes:
-    """A refusal's line."""
+    """Encode a refusal as a line."""
     return msgspec.json.encode(Answer(error=reason)) + b"\n"
 
 
 def decode_answer(line: bytes, wanted: type[Result]) -> Result:
-    """The result of an answer; ControlError where the line is cut, is no such JSON, or is a refusal."""
+    """Decode an answer's result. ControlError: the line is truncated, is not such JSON, or is a refusal."""
     if not line.endswith(b"\n"):
         raise ControlError("the answer ends in the middle")
     try:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers questions at the control socket.
+"""Answers questions on the control socket.
 
-Knows how a question and its answer travel, not what they mean: the backend gives a table of functions.
+This module transports questions and answers; the backend supplies a table of functions that compute the
+answers.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from netback.observe.trace import LogBudget
 log = logging.getLogger("netback.control")
 
 _MAX_CONNECTIONS = 32
-"""Served at a time; one more is closed unanswered."""
+"""Connections served at the same time; one more is closed without an answer."""
 
 
 @asynccontextmanager
@@ -67,6 +68,6 @@ def _answer(question: bytes, answers: Mapping[str, Callable[[], object]], budget
         return protocol.encode_error(f"unknown question {name!a}; there are {', '.join(answers)}")
     try:
         return protocol.encode_result(answers[name]())
-    except Exception as error:  # a fault in one answer must not end the backend
+    except Exception as error:  # a bug in one answer must not end the backend
         budget.warn(log, f"cannot answer {name}: {error!r}")
         return protocol.encode_error(f"cannot answer {name}: {error!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend as a program, and as an object for programs."""
+"""The backend, as a program and as an object for other programs."""
 
 from netback.daemon.backend import Backend, BackendConfig
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies the configuration's rules: which network a device gets, and which guests get a device when they appear.
+"""Applies the configuration's rules: the network of each device, and the guests that get a device when they
+appear.
 
-Knows rules and guests' names, nothing of what a device does.
+Reads the rules and guests' names; devices are served elsewhere (xenbus).
 """
 
 import asyncio
@@ -20,11 +21,11 @@ from netback.xenstore.aio import Store, StoreError
 log = logging.getLogger("netback.daemon.auto_attach")
 
 NET = "tap"
-"""The network of a device that neither its nodes nor the configuration give one."""
+"""The network of a device for which neither its nodes nor the configuration name one."""
 
 
 class AutoAttach:
-    """The present rules. Each guest is examined once, so a device that an operator detaches stays detached."""
+    """The rules in force. Each guest is examined once, so a device that an operator detaches stays detached."""
 
     def __init__(self, store: Store, domid: int, net: str | None, rules: Sequence[DeviceRule]) -> None:
         self._store, self._domid = store, domid
@@ -33,13 +34,13 @@ class AutoAttach:
         self._busy = asyncio.Lock()
 
     async def change(self, net: str | None, rules: Sequence[DeviceRule]) -> None:
-        """Replace the rules and examine every present guest again."""
+        """Replace the rules and examine every running guest again."""
         self._net, self._rules = net, rules
         self._examined.clear()
         await self._attach()
 
     async def net_for(self, name: DeviceName, mac: str | None) -> str:
-        """The network of a device whose nodes name none."""
+        """The network of a device whose nodes do not name one."""
         guest = await self._guest(name.domid) if any(rule.guest for rule in self._rules) else set()
         for rule in self._rules:
             if rule.fits(guest=guest, domid=name.domid, type=name.kind, index=name.index, mac=mac):
@@ -64,10 +65,10 @@ class AutoAttach:
             except StoreError as error:
                 if error.errno == "EIO":
                     raise
-                log.warning("cannot look for the guests that the configuration names: %s", error)
+                log.warning("cannot list the guests that the configuration names: %s", error)
 
     async def _domains(self) -> set[int]:
-        """The introduced guests; a toolstack is still making the others."""
+        """The guests that were introduced; a toolstack is still building the others."""
         found = [decimal(text, DOMID_FIRST_RESERVED) for text in await self._store.directory("/local/domain")]
         guests = [domid for domid in found if domid is not None and domid != self._domid]
         return {domid for domid in guests if await self._store.introduced(domid)}
@@ -90,7 +91,7 @@ class AutoAttach:
         return {text for text in (name, machine and machine.rpartition("/")[2]) if text}
 
     async def _give(self, domid: int, rule: DeviceRule) -> None:
-        """Attach the rule's device unless it exists. Its MAC address derives from guest, type and index."""
+        """Attach the rule's device unless it exists. Its MAC address is derived from guest, type and index."""
         assert rule.index is not None
         kind = rule.type or "vif"
         name = DeviceName(kind, self._domid, domid, str(rule.index))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend as one object: everything that `netback run` runs, and what tests and programs use in their own process.
+"""The backend as one object, used by `netback run` and, in their own process, by tests and other programs.
 
-Its end, of whatever kind, touches no node, no state and no tap: the next backend continues from there.
+However it ends, it leaves nodes, states and taps in place, and the next backend continues from there.
 """
 
 import asyncio
@@ -43,12 +43,13 @@ from netback.xenstore.aio import Store
 log = logging.getLogger("netback")
 
 _JOURNALS = "journal"
-"""The directory of the journals, in the runtime directory."""
+"""The directory of the journals, inside the runtime directory."""
 _JOURNAL = re.compile(r"[a-z]+-[0-9]+-.+")
-"""A journal's name: type, domid and index of its device (xenbus/nic.py)."""
+"""A journal's file name: type, domid and index of its device (xenbus/nic.py)."""
 
 _LOCK_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Seconds between tries for the lock: the kernel releases a killed predecessor's a moment after its death."""
+"""Seconds between attempts to take the lock: the kernel releases a killed predecessor's lock shortly after
+its death."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,20 @@ class BackendConfig:
     directory: Path
     """The runtime directory: lock, journals, control socket. A successor needs the same one to continue."""
     net: str | None = None
-    """The network of devices whose nodes name none."""
+    """The network of devices whose nodes do not name one."""
     networks: Mapping[str, Network | NetworkFactory] = field(default_factory=dict)
-    """Networks that are Python objects, by the spec that names them, such as "python:lan".
+    """Networks that are Python objects, keyed by the spec that names them, such as "python:lan".
 
-    A network serves one device at a time and stays its owner's. A factory makes one for each device, by its name.
+    A network object serves one device at a time and its owner closes it. A factory makes one network per
+    device and gets the device's name.
     """
     trace: tuple[str, ...] = ()
     """Names or globs of trace points."""
     workers: int | None = None
-    """Worker threads; None is one for each core."""
+    """Worker threads; None means one per core."""
     rules: tuple[DeviceRule, ...] = ()
-    """Networks of certain devices, and guests that get a device whenever they appear; the first that fits counts."""
+    """Rules for networks and for guests that get a device when they appear. The first rule that fits
+    applies."""
 
 
 class Backend:
@@ -123,16 +126,16 @@ class Backend:
         await self._undo.aclose()
 
     async def wait(self) -> None:
-        """Return never; NetbackError says why the store is gone."""
+        """Wait for the end of the store and raise its NetbackError; never returns otherwise."""
         try:
             await asyncio.shield(self._running)
         except ExceptionGroup as group:
             raise _first(group) from group
 
     async def reconfigure(self, config: BackendConfig) -> None:
-        """Go on with another configuration. Existing devices keep their network until they are made again.
+        """Switch to another configuration. Existing devices keep their network until they are created again.
 
-        ConfigError names a mistake, and then nothing has changed.
+        ConfigError names the mistake; nothing has changed then.
         """
         check_trace(config.trace)
         if config.net is not None and config.net not in self.config.networks:
@@ -142,7 +145,8 @@ class Backend:
         ]
         if fixed:
             log.warning(
-                "%s cannot change while netback runs; restart it, no guest notices", " and ".join(fixed)
+                "%s cannot change while netback runs; restart netback: guests do not notice",
+                " and ".join(fixed),
             )
         for pattern in ("-*", *config.trace):
             await self.trace(pattern)
@@ -150,18 +154,18 @@ class Backend:
         await self._auto_attach.change(config.net, config.rules)
 
     async def respond(self) -> None:
-        """Return once every worker's thread has responded: the watchdog's question."""
+        """Return once every worker's thread has responded. The watchdog uses this."""
         await self._workers.flush()
 
     @property
     def devices(self) -> Mapping[DeviceName, Device]:
-        """The devices known at this moment, by name."""
+        """The devices known now, by name."""
         return self._devices.devices
 
     async def attach(
         self, domid: int, net: str, *, mac: str | None = None, kind: DeviceType = "vif", index: int = -1
     ) -> DeviceName:
-        """Give a domain a NIC. Another process may do so as well: `xenbus.attach.attach`."""
+        """Give a domain a NIC. Another process can do the same with `xenbus.attach.attach`."""
         if net not in self.config.networks:
             parse_spec(net)
         return await attach(
@@ -177,11 +181,13 @@ class Backend:
         )
 
     async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
-        """Take the device from its guest. False: the guest did not answer within `seconds`, and was forced."""
+        """Take the device from its guest. Returns False if the guest did not answer within `seconds` and the
+        device was forced.
+        """
         return await detach(self.store, name, seconds=seconds)
 
     async def trace(self, pattern: str) -> None:
-        """Turn trace points on, or off with a leading `-`: for what happens from now on."""
+        """Turn trace points on, or off with a leading `-`, for events from now on."""
         await self._workers.flush()
         self.tracer.select(pattern)
         for device in self.devices.values():
@@ -189,9 +195,9 @@ class Backend:
                 await device.vif.watch()
 
     async def capture(self, name: DeviceName, sink: CaptureSink | None) -> None:
-        """Give the record of each frame of a device to `sink`, as `Vif.capture` does; None ends it.
+        """Pass the record of each of a device's frames to `sink`, as `Vif.capture` does; None stops it.
 
-        ConfigError: there is no such device, or its network is not open yet.
+        ConfigError: the device does not exist, or its network is not open yet.
         """
         device = self.devices.get(name)
         if device is None or device.vif is None:
@@ -200,11 +206,13 @@ class Backend:
 
     @property
     def load(self) -> list[int]:
-        """How many queues each worker serves."""
+        """The number of queues on each worker."""
         return self._workers.queues
 
     def status(self) -> list[DeviceStatus]:
-        """Every device that this backend serves, with what only it knows: network, counters, ring indices."""
+        """Every device that this backend serves, including network, counters and ring indices, which the
+        store does not have.
+        """
         return [describe(device) for device in self.devices.values()]
 
     def _context(self, links: LinkMonitor) -> Context:
@@ -227,7 +235,7 @@ class Backend:
             tasks.create_task(self._auto_attach.run())
 
     async def _first_look(self) -> None:
-        """Wait until every existing device is known; the error of the store if it ends first."""
+        """Wait until every existing device is known; raise the store's error if the store ends first."""
         scanned = asyncio.create_task(self._devices.scanned.wait())
         done, _ = await asyncio.wait((scanned, self._running), return_when=asyncio.FIRST_COMPLETED)
         scanned.cancel()
@@ -235,7 +243,7 @@ class Backend:
             await self.wait()
 
     def _prune(self, journals: Directory) -> None:
-        """Remove journals and held taps of devices that were removed while no backend ran."""
+        """Remove the journals and held taps of devices that were removed while no backend ran."""
         for name in self._fd_store.untaken - set(map(str, self.devices)):
             self._fd_store.forget(name)
         known = {device.journal.name for device in self.devices.values()}
@@ -250,12 +258,14 @@ class Backend:
 
 
 def first_index(platform: str) -> int:
-    """The first index that `attach` chooses by itself: 1 on real Xen, as in QEMU."""
+    """The first index that `attach` chooses itself: 1 on real Xen, as in QEMU."""
     return 0 if platform == "emulated" else 1
 
 
 async def _lock(directory: Directory, domid: int) -> int:
-    """The descriptor that holds the lock of a domain's backend: two would fight for its ports and taps."""
+    """Take a domain's backend lock and return its descriptor: two backends would compete for its ports and
+    taps.
+    """
     name = f"backend-{domid}.lock"
     for delay in _LOCK_DELAYS:
         if (lock := directory.try_lock(name)) is not None:
@@ -269,7 +279,7 @@ async def _lock(directory: Directory, domid: int) -> int:
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The error behind nested groups: all of them are of the same store."""
+    """Unwrap nested exception groups: every error in them comes from the same store."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file: TOML to frozen structs, and for each mistake one line that names file, key and reason.
-
-Knows the keys and their meaning, not what the daemon does with them.
+"""The configuration file: parses TOML into frozen structs. Each mistake gives one line with file, key and
+reason.
 """
 
 import difflib
@@ -25,9 +24,9 @@ from netback.vif.features import DeviceType, parse_mac
 
 DEFAULT = Path("/etc/netback/netback.toml")
 _MAX_SIZE = 1 << 20
-"""Bytes of a file. A rule takes about a hundred."""
+"""Maximum bytes of a configuration file. A rule takes about a hundred."""
 _MAX_REASON = 300
-"""Characters of an error: it may quote what the file says."""
+"""Maximum characters of an error: it may quote the file."""
 
 _TOO_DEEP = "nested too deeply: [[device]] tables are all that a configuration nests"
 _OPAQUE = re.compile(
@@ -37,14 +36,15 @@ _OPAQUE = re.compile(
     """,
     re.DOTALL | re.VERBOSE,
 )
-"""TOML's strings and comments, whose dots part no key; one without an end goes to the end of its line or the file."""
+"""TOML's strings and comments, in which dots separate no keys. An unterminated one extends to the end of its
+line or of the file."""
 _DEEP_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){4}")
 
 _PLACE = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 
 
 class DeviceRule(msgspec.Struct, frozen=True):
-    """One `[[device]]`: for devices that fit everything it names."""
+    """One `[[device]]` rule. It applies to devices that match every key it has."""
 
     net: str
     guest: str | None = None
@@ -68,7 +68,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
     def fits(
         self, *, guest: Collection[str], domid: int, type: DeviceType, index: int, mac: str | None
     ) -> bool:
-        """Whether the rule is for this device; `guest` has the guest's name and UUID."""
+        """Whether the rule matches this device; `guest` is the guest's name and UUID."""
         return (
             (self.guest is None or self.guest in guest)
             and self.domid in (None, domid)
@@ -79,7 +79,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The file."""
+    """The configuration file's contents."""
 
     net: str | None = None
     workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
@@ -95,9 +95,9 @@ class Config(msgspec.Struct, frozen=True):
             raise ValueError(f"trace: {error}") from error
 
     def overruled(self, *, net: str | None, trace: tuple[str, ...], workers: int | None) -> Self:
-        """This configuration with the command line's values in place of its own; trace points are added.
+        """This configuration, overridden by the command line's values; trace points are added.
 
-        ConfigError names a value that cannot be.
+        ConfigError names an invalid value.
         """
         if net is not None:
             parse_spec(net)
@@ -111,7 +111,7 @@ class Config(msgspec.Struct, frozen=True):
 
 
 def load_config(path: Path | None = None) -> Config:
-    """Read a file; without one, netback's own where that exists. ConfigError says what is wrong with it."""
+    """Read a file, or netback's default file if it exists. ConfigError names the mistake."""
     chosen = path or DEFAULT
     try:
         text = _read(chosen)
@@ -131,7 +131,9 @@ def load_config(path: Path | None = None) -> Config:
 
 
 def _read(path: Path) -> str:
-    """A regular file's text: a pipe could block the daemon for ever, or be empty at the next reading."""
+    """A regular file's text. Other files are refused: a pipe could block the daemon for ever, or be empty
+    when read again.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -143,7 +145,7 @@ def _read(path: Path) -> str:
 
 
 def parse_config(text: str) -> Config:
-    """Read TOML; ValueError names key and reason."""
+    """Parse TOML. ValueError names key and reason."""
     try:
         _check_depth(text)
         data = tomllib.loads(text)
@@ -162,7 +164,9 @@ def parse_config(text: str) -> Config:
 
 
 def _check_depth(text: str) -> None:
-    """Refuse dotted keys of many parts, for which tomllib takes memory by the square: 40 GB for one of 100000."""
+    """Refuse dotted keys with many parts: tomllib's memory is quadratic in them, 40 GB for one of 100000
+    parts.
+    """
     if _DEEP_KEY.search(_OPAQUE.sub("_", text)):
         raise ValueError(_TOO_DEEP)
 
@@ -205,7 +209,7 @@ _WORDS = {"array": "list", "object": "table", "int": "whole number", "str": "str
 
 
 def _plain(reason: str) -> str:
-    """msgspec's words, in TOML's."""
+    """Translate msgspec's type names into TOML's."""
 
     def said(match: re.Match[str]) -> str:
         kind = match.group(1).removesuffix(" | null")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend needs of a Xen domain, as a table of checks. Each returns what it found and what to do.
+"""What a backend needs from a Xen domain, as a table of checks. Each check returns a finding and advice.
 
-Nothing here changes anything. Every file is looked up below a root, so tests give a directory of their own.
+The checks change nothing. Every file is looked up below a root directory, which tests replace.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ _TUNGETFEATURES = 0x800454CF
 _CAP_NET_ADMIN = 12
 _STORE_SECONDS = 3.0
 _DESCRIPTORS = 4096
-"""Open files for 800 vifs: each takes about five."""
+"""File descriptors for 800 vifs: each takes about five."""
 
 
 class Verdict(StrEnum):
-    """Of one check."""
+    """The result of one check."""
 
     OK = "ok"
     WARN = "warn"
@@ -44,7 +44,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, and what to do about it; no advice where nothing is to do."""
+    """A check's finding and advice; the advice is empty if there is nothing to do."""
 
     verdict: Verdict
     found: str
@@ -57,7 +57,7 @@ fail = partial(Finding, Verdict.FAIL)
 
 
 def ask_store() -> int:
-    """This domain's own domid. Asked in a thread, since a store that is not started answers never."""
+    """This domain's domid. Called in a thread: a store whose daemon has not started never answers."""
     answer: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -77,13 +77,13 @@ def ask_store() -> int:
 
 
 def tun_features(fd: int) -> int:
-    """The IFF_* flags of this kernel's taps (TUNGETFEATURES)."""
+    """The IFF_* flags that this kernel's tun driver supports (TUNGETFEATURES)."""
     return int(struct.unpack("I", fcntl.ioctl(fd, _TUNGETFEATURES, bytes(4)))[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the checks look."""
+    """The places that the checks examine."""
 
     runtime: Path
     """netback's runtime directory."""
@@ -91,39 +91,39 @@ class Machine:
     domid: Callable[[], int] = ask_store
     features: Callable[[int], int] = tun_features
     memory: dict[str, int] = field(default_factory=dict)
-    """Answers that several checks need."""
+    """Answers shared by several checks."""
 
     def path(self, name: str) -> Path:
         return self.root / name.lstrip("/")
 
     def read(self, name: str) -> str:
-        """A file's text; empty where there is none."""
+        """A file's text; empty if the file does not exist."""
         try:
             return self.path(name).read_text(errors="replace").strip("\0\n ")
         except OSError:
             return ""
 
     def children(self, name: str) -> list[str]:
-        """A directory's names; none where there is none."""
+        """The names in a directory; none if it does not exist."""
         try:
             return sorted(child.name for child in self.path(name).iterdir())
         except OSError:
             return []
 
     def own_domid(self) -> int:
-        """The domid, asked once. NetbackError or OSError: the store does not answer."""
+        """The domid, read once. NetbackError or OSError: the store does not answer."""
         if "domid" not in self.memory:
             self.memory["domid"] = self.domid()
         return self.memory["domid"]
 
     def processes(self) -> Iterator[tuple[int, list[str]]]:
-        """Each process's id and words."""
+        """Each process's id and command line."""
         for name in self.children("proc"):
             if name.isdecimal() and (line := self.read(f"proc/{name}/cmdline")):
                 yield int(name), line.split("\0")
 
     def limit(self, name: str) -> int | None:
-        """A hard limit of this process; None where there is none, or where /proc does not show it."""
+        """A hard limit of this process; None if unlimited, or if /proc does not show it."""
         for line in self.read("proc/self/limits").splitlines():
             if line.startswith(name):
                 hard = line.removeprefix(name).split()[1]
@@ -132,7 +132,7 @@ class Machine:
 
 
 def xen(machine: Machine) -> Finding:
-    """Whether this is a Xen domain at all."""
+    """Whether this is a Xen domain."""
     kind = machine.read("sys/hypervisor/type")
     if kind != "xen":
         return fail(
@@ -142,7 +142,7 @@ def xen(machine: Machine) -> Finding:
 
 
 def device(name: str, module: str, machine: Machine) -> Finding:
-    """Whether a device is there and lets itself be opened."""
+    """Whether a device exists and can be opened."""
     path = machine.path(name)
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
@@ -154,15 +154,15 @@ def device(name: str, module: str, machine: Machine) -> Finding:
 
 
 def own_grants(machine: Machine) -> Finding:
-    """Whether copies can go between two grants (docs/decisions.md): a matter of speed alone."""
+    """Whether the hypervisor copies between two grants (docs/decisions.md). This affects speed only."""
     found = device("/dev/xen/gntalloc", "xen-gntalloc", machine)
     if found.verdict is Verdict.OK:
         return found
-    return warn(found.found, f"{found.advice}: copies to guests cost less with it")
+    return warn(found.found, f"{found.advice}: it makes copies to guests cheaper")
 
 
 def store(machine: Machine) -> Finding:
-    """Whether xenstored answers, and which domain this is."""
+    """Whether xenstored answers, and this domain's domid."""
     try:
         domid = machine.own_domid()
     except (NetbackError, OSError) as error:
@@ -171,7 +171,7 @@ def store(machine: Machine) -> Finding:
 
 
 def claims(machine: Machine) -> Finding:
-    """Which other backend claims the vifs of this domain."""
+    """Which other backend claims this domain's vifs."""
     advice = (
         f"modprobe -r xen-netback, and `netback unit --modprobe > /etc/modprobe.d/{KEEP_KERNEL_OUT.name}`"
     )
@@ -186,7 +186,7 @@ def claims(machine: Machine) -> Finding:
 
 
 def emulator(machine: Machine) -> Finding:
-    """QEMU as dom0's backend takes qnic devices that it sees in state Initialising."""
+    """QEMU as dom0's backend takes over qnic devices that it sees in state Initialising."""
     for pid, words in machine.processes():
         if "-xen-attach" in words:
             return warn(
@@ -197,7 +197,7 @@ def emulator(machine: Machine) -> Finding:
 
 
 def tun(machine: Machine) -> Finding:
-    """Whether taps can be made, with the header that carries offloads."""
+    """Whether taps can be created with the virtio header that carries offloads."""
     opened = device("/dev/net/tun", "tun", machine)
     if opened.verdict is not Verdict.OK:
         return opened
@@ -214,17 +214,17 @@ def tun(machine: Machine) -> Finding:
 
 
 def rights(machine: Machine) -> Finding:
-    """CAP_NET_ADMIN, which making a tap needs."""
+    """CAP_NET_ADMIN, required to create a tap."""
     for line in machine.read("proc/self/status").splitlines():
         if line.startswith("CapEff:"):
             if int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1:
                 return ok("CAP_NET_ADMIN")
-            return fail("CAP_NET_ADMIN is missing", "be root, or give it to netback")
+            return fail("CAP_NET_ADMIN is missing", "run netback as root, or grant it CAP_NET_ADMIN")
     return warn("/proc/self/status does not say", "mount /proc")
 
 
 def descriptors(machine: Machine) -> Finding:
-    """How many files may be open."""
+    """The limit on open files."""
     limit = machine.limit("Max open files")
     if limit is not None and limit < _DESCRIPTORS:
         return warn(f"{limit} open files at most", f"LimitNOFILE={_DESCRIPTORS}, or ulimit -Hn: five a vif")
@@ -232,13 +232,13 @@ def descriptors(machine: Machine) -> Finding:
 
 
 def locked_memory(machine: Machine) -> Finding:
-    """Guests' rings are mapped, not locked, so a limit does no harm; shown to rule it out as a cause."""
+    """RLIMIT_MEMLOCK has no effect: guests' rings are mapped, not locked. The check rules it out as a cause."""
     limit = machine.limit("Max locked memory")
     return ok(f"{limit} bytes at most; netback locks none" if limit is not None else "no limit")
 
 
 def _devices(machine: Machine) -> list[DeviceStatus] | None:
-    """What the running backend serves; None where none runs. NetbackError or OSError: not known."""
+    """What the running backend serves; None if none runs. NetbackError or OSError: unknown."""
     return asyncio.run(ask(machine.runtime, machine.own_domid(), STATUS, list[DeviceStatus]))
 
 
@@ -247,7 +247,7 @@ def running(machine: Machine) -> Finding:
     try:
         devices = _devices(machine)
     except ControlError as error:
-        return fail(str(error), "systemctl restart netback: no guest notices")
+        return fail(str(error), "systemctl restart netback: guests do not notice")
     except (NetbackError, OSError):
         return warn("not known, since the store does not answer", "see store")
     if devices is None:
@@ -260,7 +260,7 @@ def running(machine: Machine) -> Finding:
 
 
 def quotas(machine: Machine) -> Finding:
-    """Whether the store allows a driver domain as many devices as it has; domain 0 has no quotas."""
+    """Whether a driver domain's quotas suffice for its devices; domain 0 has no quotas."""
     try:
         devices = _devices(machine) or []
     except (NetbackError, OSError):
@@ -271,11 +271,11 @@ def quotas(machine: Machine) -> Finding:
             f"{len(refused)} of {len(devices)} devices, first {refused[0].device}: {refused[0].error}",
             "in domain 0: xenstored --entry-nb (nodes), --watch-nb, --transaction; or oxenstored.conf's quota-*",
         )
-    return ok("no device lacks nodes, watches or transactions")
+    return ok("the devices have all nodes, watches and transactions they need")
 
 
 def offloads(machine: Machine) -> Finding:
-    """Links whose GRO or LRO gives frames that AF_PACKET cannot express; taps never do."""
+    """Links whose GRO or LRO produces frames that AF_PACKET cannot describe. Taps are not affected."""
     return ok(
         "where GTP-U or GUE tunnels arrive by packet:LINK: ethtool -K LINK gro off lro off"
         " (docs/decisions.md, Offloads of taps and packet sockets)"
@@ -286,7 +286,7 @@ def config(machine: Machine) -> Finding:
     """The configuration file."""
     path = machine.path(str(DEFAULT))
     if not path.exists():
-        return ok(f"no {DEFAULT}: the defaults hold")
+        return ok(f"no {DEFAULT}: the defaults apply")
     try:
         rules = len(load_config(path).device)
     except ConfigError as error:
@@ -295,7 +295,7 @@ def config(machine: Machine) -> Finding:
 
 
 def bridges(machine: Machine) -> Finding:
-    """The bridges that xl's vif-bridge can put taps into."""
+    """The bridges available to xl's vif-bridge."""
     links = machine.children("sys/class/net")
     found = [name for name in links if machine.path(f"sys/class/net/{name}/bridge").is_dir()]
     if not found:
@@ -304,13 +304,14 @@ def bridges(machine: Machine) -> Finding:
 
 
 def scripts(machine: Machine) -> Finding:
-    """What xl, or xl devd, runs for each vif."""
+    """The hotplug script that xl, or xl devd, runs for each vif."""
     path = machine.path("etc/xen/scripts/vif-bridge")
     if not path.exists():
         return warn("there is no /etc/xen/scripts/vif-bridge", "xl needs it: install xen-utils-common")
     if not os.access(path, os.X_OK):
         return fail(
-            "/etc/xen/scripts/vif-bridge is not executable", "chmod +x it: xl would wait, and give up"
+            "/etc/xen/scripts/vif-bridge is not executable",
+            "chmod +x it; without that xl waits until it times out",
         )
     return ok("/etc/xen/scripts/vif-bridge")
 
@@ -349,7 +350,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Finding]], ...] = (
     ("scripts", scripts),
     ("toolstack", toolstack),
 )
-"""In the order in which to mend things."""
+"""The checks, in the order in which to fix their findings."""
 
 
 def examine(machine: Machine) -> dict[str, Finding]:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend as a service: from its configuration until a signal ends it, and what its service manager hears of it."""
+"""The backend as a service: runs it from its configuration until a signal, and reports to the service
+manager.
+"""
 
 import asyncio
 import logging
@@ -24,7 +26,8 @@ from netback.xenstore.aio import StoreError
 log = logging.getLogger("netback")
 
 _BEATS = 3
-"""WATCHDOG=1 messages in each of the service manager's intervals, so that one that is late does no harm."""
+"""WATCHDOG=1 messages per interval of the service manager; more than one, so that a late message does no
+harm."""
 
 
 async def serve(
@@ -50,7 +53,7 @@ async def serve(
 async def _start(
     backend: Backend, notifier: Notifier, reload: asyncio.Event, load: Callable[[], Config]
 ) -> None:
-    """Start, and serve until cancelled, or until the store is gone. A signal during the start cancels it as well."""
+    """Start and serve until cancelled or until the store is gone. A signal during the start cancels it too."""
     async with backend:
         log.info("serving domain %d on %s", backend.platform.domid, _where(backend))
         notifier.ready(_status(backend))
@@ -61,7 +64,7 @@ async def _start(
 
 
 def _where(backend: Backend) -> str:
-    """Which Xen, and the runtime directory."""
+    """The Xen to use, and the runtime directory."""
     xen = f"Xen {xen_version()}".rstrip() if backend.platform.name == "xen" else "an emulated Xen"
     return f"{xen}, runtime files in {backend.config.directory}"
 
@@ -69,7 +72,7 @@ def _where(backend: Backend) -> str:
 async def _live(
     backend: Backend, notifier: Notifier, reload: asyncio.Event, load: Callable[[], Config]
 ) -> None:
-    """Everything that goes on until the store is gone."""
+    """The tasks that run until the store is gone."""
     going = [
         asyncio.create_task(backend.wait()),
         asyncio.create_task(_reload(backend, notifier, reload, load)),
@@ -89,7 +92,9 @@ async def _live(
 async def _reload(
     backend: Backend, notifier: Notifier, reload: asyncio.Event, load: Callable[[], Config]
 ) -> None:
-    """Load the configuration at every SIGHUP. One with a mistake changes nothing, and no file ends the backend."""
+    """Load the configuration at every SIGHUP. A file with a mistake changes nothing; no file ends the
+    backend.
+    """
     budget = LogBudget()
     while await reload.wait():
         reload.clear()
@@ -97,18 +102,18 @@ async def _reload(
         try:
             await backend.reconfigure(_configured(backend.config, load()))
         except ConfigError as error:
-            budget.warn(log, f"the configuration stays as it was: {error}")
+            budget.warn(log, f"the previous configuration stays in force: {error}")
         except StoreError:
             raise
-        except Exception as error:  # a fault of netback's in reading a file must not end the backend
-            budget.warn(log, f"the configuration stays as it was: unexpected {error!r}")
+        except Exception as error:  # a bug while reading a file must not end the backend
+            budget.warn(log, f"the previous configuration stays in force: unexpected {error!r}")
         else:
             log.info("the configuration is loaded")
         notifier.ready(_status(backend))
 
 
 async def _watchdog(backend: Backend, notifier: Notifier, seconds: float) -> None:
-    """Send WATCHDOG=1 as long as this loop and every worker respond."""
+    """Send WATCHDOG=1 while this loop and every worker respond."""
     while True:
         await backend.respond()
         notifier.alive(_status(backend))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to say of one device: one frozen DeviceStatus, whether the store or a running backend says it.
+"""The status of one device as a frozen DeviceStatus, whether it comes from the store or from a running
+backend.
 
-`read_devices` asks the store alone, and shows what can be shown: stray nodes, odd names, nodes that may not be read.
-`merge` adds what only the backend that serves a device knows. Every text is printable (errors.printable).
+`read_devices` uses the store alone and shows whatever can be read: stray nodes, odd names, devices with
+unreadable nodes. `merge` adds what only the serving backend knows. Every text is printable
+(errors.printable).
 """
 
 import asyncio
@@ -19,23 +21,23 @@ from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal
 from netback.xenstore.aio import Store, StoreError
 
 _HIDDEN = "-"
-"""Stands for the devices below a directory that may not be listed."""
+"""Placeholder for the devices below a directory that may not be listed."""
 _READERS = 64
-"""Devices whose nodes are read at a time."""
+"""Number of devices read at the same time."""
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_status": "hotplug-status"}):
-    """A device; None is what is not there, may not be read, or is known to a running backend alone."""
+    """A device. None marks a value that does not exist, may not be read, or that only a running backend has."""
 
     device: str
-    """As in `vif3.0`; for a node that is no device of a domain, its path below `backend/`."""
+    """The device's name, as in `vif3.0`; for a stray node, its path below `backend/`."""
     type: DeviceType
     domid: int | None
     index: str
     guest: str | None = None
     """The domain's name."""
     backend: str | None = None
-    """The backend's xenbus state, by name; in parentheses where it is none."""
+    """The backend's xenbus state by name; an invalid value stands in parentheses."""
     frontend: str | None = None
     net: str | None = None
     """The network spec in the device's `net` node."""
@@ -46,15 +48,15 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
     """netif.h's keys in the frontend's directory."""
     error: str | None = None
     network: str | None = None
-    """The present name of the link, or of the kind of network, that the running backend uses."""
+    """The current name of the link, or the kind of network, that the running backend uses."""
     counters: dict[str, int] | None = None
-    """By name; None without a running backend."""
+    """Counters by name; None without a running backend."""
     rings: dict[str, dict[str, int]] | None = None
-    """The indices of both rings, by ring and name; None without a running backend."""
+    """Both rings' indices, by ring and name; None without a running backend."""
 
 
 def describe(device: Device) -> DeviceStatus:
-    """A device as the backend that serves it knows it."""
+    """A device's status from the backend that serves it."""
     name, vif = device.name, device.vif
     return DeviceStatus(
         device=printable(str(name)),
@@ -71,7 +73,7 @@ def describe(device: Device) -> DeviceStatus:
 
 
 def merge(stored: Iterable[DeviceStatus], served: Iterable[DeviceStatus]) -> list[DeviceStatus]:
-    """The store's devices in their order, each with what the backend adds where it serves it."""
+    """The store's devices in their order, each completed by the backend that serves it."""
     known = {status.device: status for status in served}
     return [_add(status, known[status.device]) if status.device in known else status for status in stored]
 
@@ -122,7 +124,7 @@ async def _read_device(
     )
     if fe is None:
         return msgspec.structs.replace(
-            status, error=f"{printable(domid)!r} is no domain: nothing serves this"
+            status, error=f"{printable(domid)!r} is not a domain: no backend serves this"
         )
     name = DeviceName(kind, backend_domid, fe, number)
     theirs = await _read_all(store, ours["frontend"] or name.frontend, ("state", *OPTIONAL))
@@ -142,7 +144,7 @@ async def _read_all(store: Store, path: str, nodes: tuple[str, ...]) -> dict[str
 
 
 async def _read(store: Store, path: str) -> str | None:
-    """A node's value; None where there is none, where it may not be read, and where the path is none."""
+    """A node's value; None if the node does not exist, may not be read, or has an invalid path."""
     try:
         value = await store.read_or(path)
     except StoreError as error:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach a NIC to a domain, and detach it: through the store alone, with domain 0's rights.
+"""Attaches a NIC to a domain and detaches it, using the store alone, with domain 0's rights.
 
-Works whether or not a backend runs. Nodes that `attach` wrote are removed by netback; a toolstack removes its own.
+Works with and without a running backend. netback removes the nodes that `attach` wrote; a toolstack removes
+its own.
 """
 
 import asyncio
@@ -27,9 +28,9 @@ from netback.xenstore.aio import Store, StoreError
 _INDEX_END = 100
 _FORCED_SECONDS = 2.0
 _DOWN = (State.CLOSED, State.UNKNOWN)
-"""Our states in which a backend has put the rings down."""
+"""Backend states in which the rings are disconnected."""
 _USING = (State.CONNECTED, State.CLOSING, State.RECONFIGURING, State.RECONFIGURED)
-"""A frontend's states in which it may still use the rings."""
+"""Frontend states in which the frontend may still use the rings."""
 
 
 async def attach(
@@ -83,7 +84,9 @@ async def free_index(store: Store, domid: int, first: int, tx: int | None = None
 
 
 async def _check_unused(store: Store, name: DeviceName, tx: int) -> None:
-    """ConfigError where a device of that number exists, of either type. A frontend directory alone is taken over."""
+    """ConfigError: a device with that number exists, of either type. A frontend directory without a backend
+    is taken over.
+    """
     known = await store.read_or(f"{name.frontend}/backend", tx=tx)
     for path in {name.backend, known or name.backend}:
         if await store.read_or(f"{path}/state", tx=tx) is not None:
@@ -121,7 +124,7 @@ async def find_device(
     index: int | None = None,
     backend_domid: int = 0,
 ) -> DeviceName:
-    """The device of a domain that fits; ConfigError where none does, or more than one."""
+    """The only device of a domain that matches. ConfigError: none matches, or several do."""
     found = [
         name
         for name in await list_devices(store, backend_domid)
@@ -133,13 +136,13 @@ async def find_device(
         raise ConfigError(f"domain {domid} has no such device")
     if len(found) > 1:
         raise ConfigError(
-            f"domain {domid} has {', '.join(map(str, found))}: say which, by --index and --type"
+            f"domain {domid} has {', '.join(map(str, found))}: choose one with --index and --type"
         )
     return found[0]
 
 
 async def list_devices(store: Store, backend_domid: int = 0) -> list[DeviceName]:
-    """Every device of a backend's domain. A directory whose name is no domid holds no devices."""
+    """Every device of a backend's domain. A directory whose name is not a domid holds no devices."""
     found = []
     for kind in DEVICE_TYPES:
         root = backends(backend_domid, kind)
@@ -151,10 +154,11 @@ async def list_devices(store: Store, backend_domid: int = 0) -> list[DeviceName]
 
 
 async def detach(store: Store, name: DeviceName, *, seconds: float = 10.0) -> bool:
-    """Ask the guest to let go of the device, wait, and take it away. False where the guest did not answer in time.
+    """Ask the guest to release the device, wait, then remove it. Returns False if the guest did not answer in
+    time.
 
-    As libxl does: our state goes to Closing; where the guest does not answer, its directory is removed. ConfigError:
-    there is no such device.
+    As libxl does: the backend's state goes to Closing; if the guest does not answer, its directory is
+    removed. ConfigError: no such device.
     """
     made_here = await store.read_or(f"{name.backend}/{MADE_BY}") == MAKER
     frontend = await _frontend_of(store, name)
@@ -175,7 +179,7 @@ async def detach(store: Store, name: DeviceName, *, seconds: float = 10.0) -> bo
 
 
 async def _frontend_of(store: Store, name: DeviceName) -> str:
-    """The frontend's directory; the usual one where our node names none, or what is no path."""
+    """The frontend's directory; the default one if our `frontend` node is missing or is not a path."""
     frontend = await store.read_or(f"{name.backend}/frontend") or name.frontend
     try:
         await store.read_or(f"{frontend}/state")
@@ -199,7 +203,7 @@ async def _ask(store: Store, name: DeviceName) -> None:
 
 
 async def _wait_for_backend(store: Store, name: DeviceName) -> None:
-    """Give a running backend the time to put the rings down; without one the wait ends by its bound."""
+    """Give a running backend time to disconnect the rings; without a backend the wait ends at its timeout."""
 
     async def down() -> bool:
         return State.parse(await store.read_or(f"{name.backend}/state")) in _DOWN
@@ -210,7 +214,7 @@ async def _wait_for_backend(store: Store, name: DeviceName) -> None:
 async def _wait(
     store: Store, paths: tuple[str, ...], true: Callable[[], Awaitable[bool]], seconds: float
 ) -> bool:
-    """Whether a condition became true in time; it is tested whenever one of the nodes changes."""
+    """Whether `true` held before the timeout; it is evaluated whenever one of the nodes changes."""
     changed = asyncio.Event()
     async with AsyncExitStack() as undo:
         for path in paths:

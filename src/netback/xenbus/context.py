@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all devices of one backend share. Knows no device."""
+"""What all devices of one backend share."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +34,6 @@ class Context:
     networks: ObjectNetworks
     """Networks that are Python objects, by the spec that names them."""
     links: LinkMonitor
-    """Tells of changes to links."""
+    """Reports changes of links."""
     taps: dict[int | str, str] = field(default_factory=dict)
-    """The device that uses each tap, by the tap's index and by the name that its spec gives."""
+    """The device that uses each tap, keyed by the tap's index and by the name in the spec."""

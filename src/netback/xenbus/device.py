@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One device: reads its facts when its nodes change, and does what the table in `states` says.
+"""One device: reads its facts when its nodes change and performs the action that the table in `states` gives.
 
-Knows actions and the order of their writes; `facts` reads the nodes, `nic` has the network, frames move in `vif`.
+This module has the actions and the order of their writes. `facts` reads the nodes, `nic` owns the network,
+`vif` moves the frames.
 
-Whatever goes wrong in a device is that device's error: it is logged, written to the error node, and tried again with
-growing delays, or at once when a node of the device changes. Only the end of the store ends more than the device.
+Every failure in a device is that device's error: it is logged, written to the error node, and tried again
+after growing delays, or at once when a node of the device changes. Only the end of the store ends more than
+the device.
 """
 
 import asyncio
@@ -39,24 +41,24 @@ from netback.xenstore.aio import QUOTA_ERRNOS, StoreError, StoreGone
 log = logging.getLogger("netback.xenbus")
 
 MAX_REASON = 200
-"""Characters of a reason in the log and in the error node (docs/decisions.md, Store refusals)."""
+"""Maximum characters of a reason in the log and in the error node (docs/decisions.md, Store refusals)."""
 
 _MAX_STEPS = 12
-"""Rounds in one go; no walk through the table is longer."""
+"""Maximum rounds in a row; no path through the table is longer."""
 _LAST = (Action.DESTROY, Action.FORGET)
 _RUNNING = (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
 
 
 class StateConflict(Exception):
-    """Our state changed after it was read: read again."""
+    """Our state changed after it was read; read again."""
 
 
 class ServedElsewhere(NetbackError):
-    """Another process has the rings: it serves the device, and this process must not write its state."""
+    """Another process has the rings. It serves the device, so this process must not write its state."""
 
 
 class Device:
-    """Wakes when its nodes change (`news`), and acts until the table has nothing more to do."""
+    """Wakes when its nodes change (`news`) and acts until the table has nothing more to do."""
 
     def __init__(self, name: DeviceName, context: Context, frontends: Frontends, pace: Pace) -> None:
         self.name = name
@@ -64,9 +66,9 @@ class Device:
         self.state = State.UNKNOWN
         self.config: VifConfig | None = None
         self.error = ""
-        """Why the device is not served, or not as it should be; empty while all is well."""
+        """Why the device is not served, or served with a limitation; empty while it works."""
         self.rounds = 0
-        """Readings of its nodes so far."""
+        """The number of times its nodes were read."""
         self._context, self._frontends, self._pace = context, frontends, pace
         self._store = context.store
         self._budget = LogBudget()
@@ -76,10 +78,10 @@ class Device:
         self._nic = Nic(name, context, self._budget, self.news.set)
         self._followed = ""
         self._unfollow: Callable[[], None] = _nothing
-        self._fault = ""  # why the frontend's rings cannot be used, until the table has answered it
+        self._fault = ""  # why the frontend's rings cannot be used, until the table has acted on it
         self._elsewhere = False
-        self._failed = False  # the error is that of the last round, not a frontend's
-        self._noted = True  # there may be an error node, a predecessor's as well
+        self._failed = False  # the error comes from the last round, not from a frontend
+        self._noted = True  # an error node may exist, perhaps a predecessor's
         self._done = False
         self._actions: dict[Action, Callable[[Snapshot], Awaitable[None]]] = {
             Action.OPEN: self._open,
@@ -107,7 +109,7 @@ class Device:
 
     @property
     def journal(self) -> Path:
-        """The file of its queue's journal, which outlives this process."""
+        """The file of its queue's journal. It outlives this process."""
         return self._nic.journal
 
     async def run(self) -> None:
@@ -123,7 +125,7 @@ class Device:
             await self._nic.close()
 
     async def _serve(self) -> None:
-        """Act once; an error is the device's, and has it tried again."""
+        """Act once. An error is logged and reported as the device's, and the device is tried again."""
         try:
             await self._settle()
             await self._nic.check()
@@ -132,12 +134,13 @@ class Device:
         except ServedElsewhere as error:
             self._note(str(error))
             self._backoff.fail()
-        except (ConfigError, GoneError) as error:  # until a node, the configuration or a link changes
+        # no retry: a node, the configuration or a link must change first
+        except (ConfigError, GoneError) as error:
             await self._report(str(error), failed=True)
         except (NetbackError, OSError) as error:
             await self._report(_reason(error), failed=True)
             self._backoff.fail()
-        except Exception as error:  # a fault of netback's own in one device must not end the others
+        except Exception as error:  # a bug in one device must not end the others
             self._budget.warn(log, f"{self.name}: unexpected", exc_info=True)
             await self._report(f"unexpected: {type(error).__name__}: {error}", failed=True)
             self._backoff.fail()
@@ -152,7 +155,9 @@ class Device:
         self.news.set()
 
     async def _settle(self) -> None:
-        """Act until the table has nothing to do. Each round reads again, since both ends and the toolstack write."""
+        """Act until the table has nothing to do. Each round reads again, since both ends and the toolstack
+        write.
+        """
         for _ in range(_MAX_STEPS):
             await self._pace.turn(self._allowance)
             snapshot = await self._read()
@@ -169,7 +174,7 @@ class Device:
                     await self._actions[action](snapshot)
             if self._done or action in (Action.NOTHING, Action.REFUSE_RX):
                 return
-        self.news.set()  # the nodes change all the time: go on after the other devices had their turn
+        self.news.set()  # the nodes keep changing: let the other devices run, then go on
 
     async def _read(self) -> Snapshot:
         self.rounds += 1
@@ -183,7 +188,9 @@ class Device:
         return snapshot
 
     async def _follow(self, snapshot: Snapshot) -> None:
-        """Have every change of the frontend's state be news; a device on its way out goes without where refused."""
+        """Watch the frontend's state. A device that is being removed does without the watch if the store
+        refuses it.
+        """
         if self._reader.frontend == self._followed:
             return
         self._unfollow()
@@ -215,28 +222,32 @@ class Device:
         await self._clear_error()
 
     async def _write_mac(self) -> None:
-        """Write the frontend's `mac`, which it reads on its own side, where the toolstack has not."""
+        """Write the frontend's `mac` if the toolstack did not: the frontend reads it in its own directory."""
         frontend = self._reader.frontend
         mac = await read_backend(self._store, self.name, "mac")
-        with suppress(StoreError):  # in a driver domain only the toolstack may
+        with suppress(StoreError):  # in a driver domain only the toolstack may write there
             if mac is not None and await read_frontend(self._store, frontend, "mac") is None:
                 await self._store.write(f"{frontend}/mac", mac.lower())
 
     async def _connect(self, snapshot: Snapshot) -> None:
-        """From Reconfigured the connection is the same one, and a predecessor's journal may have to be completed."""
+        """Connect. From Reconfigured it is the same connection, so a predecessor's journal may have to be
+        completed.
+        """
         await self._attach(snapshot, State.CONNECTED, adopt=snapshot.facts.ours is State.RECONFIGURED)
 
     async def _adopt(self, snapshot: Snapshot) -> None:
         await self._attach(snapshot, None, adopt=True)
 
     async def _reconfigure(self, snapshot: Snapshot) -> None:
-        """Take up the same rings with the frontend's keys as they are now."""
+        """Resume the same rings with the frontend's current keys."""
         await self._attach(snapshot, State.RECONFIGURED, adopt=True)
 
     async def _attach(self, snapshot: Snapshot, state: State | None, *, adopt: bool) -> None:
-        """Connect, write the state, serve: in this order, so that a kill in between leaves rings without a response.
+        """Connect, write the state, serve. This order makes sure that a kill in between leaves no response on
+        the rings.
 
-        What the frontend caused is kept as a fault, which the table answers by Closing; all else is raised.
+        An error that the frontend caused is kept as a fault, which the table answers with Closing; any other
+        is raised.
         """
         await self._disconnect()
         assert self.vif is not None  # the table opens the network first
@@ -276,14 +287,17 @@ class Device:
             await self.vif.refuse_rx()
 
     async def _fail(self, snapshot: Snapshot) -> None:
-        """The frontend's fault: the reason first, since a guest reads it when it sees Closing."""
+        """Close because of the frontend's fault. The reason is written first: a guest reads it when it sees
+        Closing.
+        """
         reason = self._fault or (self.vif and self.vif.broken) or "no reason given"
         self._fault = ""
         self._reader.refuse()
         await self._disconnect()
         self._nic.carrier_off()
         if State.parse(await read_backend(self._store, self.name, "state")) is not self.state:
-            raise StateConflict  # another process connected it, or took it down: no fault of the frontend's
+            # another process connected or disconnected the device: not the frontend's fault
+            raise StateConflict
         await self._report(reason)
         if self.state is not State.CLOSING:
             await self._move(State.CLOSING)
@@ -323,9 +337,9 @@ class Device:
     # ---- errors
 
     async def _report(self, reason: str, *, failed: bool = False) -> None:
-        """Log a reason, once however often the device fails by it, and write the error node.
+        """Log a reason and write the error node; a repeated reason is logged once.
 
-        `failed`: the error is that of this process's own round, and over with the first that goes well.
+        `failed`: the error comes from this process's own round and ends with the first round that succeeds.
         """
         reason = self._note(reason)
         self._failed = failed
@@ -335,7 +349,7 @@ class Device:
                 await self._store.write(f"{self.name.errors}/error", reason)
 
     def _note(self, reason: str) -> str:
-        """Log a reason that is new. Returns it as it was logged: escaped, and cut."""
+        """Log a reason unless it is the present one. Returns it as logged: escaped and truncated."""
         reason = printable(reason)
         reason = reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
         if reason != self.error:
@@ -344,7 +358,7 @@ class Device:
         return reason
 
     async def _clear_error(self) -> None:
-        """Remove the error node and its parents where they are then empty."""
+        """Remove the error node, and its parents if they are empty then."""
         self.error, self._failed = "", False
         if self._noted:
             with suppress(StoreError):
@@ -354,7 +368,9 @@ class Device:
     # ---- our state
 
     async def _move(self, state: State, keys: Mapping[str, str] | None = None) -> None:
-        """Write keys, then our state, if that is still as read: a directory that was removed must not come back."""
+        """Write keys, then our state, if it is still the one that was read: a removed directory must not
+        reappear.
+        """
 
         async def body(tx: int) -> None:
             path = self.name.backend
@@ -370,7 +386,9 @@ class Device:
 
 
 def _is_taken(error: GuestError | PlatformError, facts: Facts) -> bool:
-    """Whether another process has the rings: they were served before this process came, and cannot be bound now."""
+    """Whether another process has the rings: they were in use before this process started, and binding them
+    fails.
+    """
     return (
         isinstance(error, BindError)
         and error.errno == "EINVAL"
@@ -380,10 +398,10 @@ def _is_taken(error: GuestError | PlatformError, facts: Facts) -> bool:
 
 
 def _nothing() -> None:
-    """Nothing is followed."""
+    """The `unfollow` of a device that follows no frontend."""
 
 
 def _reason(error: NetbackError | OSError) -> str:
-    """An error's text; the quota is named where the store refused for one."""
+    """An error's text, with the quota that made the store refuse."""
     quota = QUOTA_ERRNOS.get(error.errno) if isinstance(error, StoreError) else None
     return f"{error} (the quota of {quota} of this domain is used up)" if quota else str(error)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the devices of a backend domain in the store and wakes each one when its nodes change.
 
-Knows where devices appear; what one does when it wakes is in `device`. A directory or a watch that the store refuses is
-asked for again later: only the end of the store (StoreGone) ends this.
+This module knows where devices appear; `device` acts when it wakes. A directory or watch that the store
+refuses is requested again later. Only the end of the store (StoreGone) ends this task.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from netback.xenstore.aio import StoreError, StoreGone, Watch
 log = logging.getLogger("netback.xenbus")
 
 _AGAIN_SECONDS = RETRY_SECONDS[-1]
-"""When a refused directory or watch is asked for again."""
+"""Seconds until a refused directory or watch is requested again."""
 
 
 class Devices:
@@ -39,7 +39,7 @@ class Devices:
     def __init__(self, context: Context) -> None:
         self.devices: dict[DeviceName, Device] = {}
         self.scanned = asyncio.Event()
-        """Set once every device that was there at the start is known."""
+        """Set once every device that existed at the start is known."""
         self._context, self._store = context, context.store
         self._domid = context.platform.domid
         self._pace = Pace()
@@ -49,7 +49,7 @@ class Devices:
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
-        """Serve until cancelled; StoreGone where the store ends."""
+        """Serve until cancelled; raises StoreGone when the store ends."""
         self._frontends = Frontends(self._store, shared=not await self._store.privileged())
         async with asyncio.TaskGroup() as self._tasks:
             for kind in DEVICE_TYPES:
@@ -69,14 +69,14 @@ class Devices:
                 except StoreGone:
                     raise
                 except StoreError as error:
-                    self._budget.warn(log, f"devices cannot be looked for: {printable(str(error))}")
+                    self._budget.warn(log, f"cannot look for devices: {printable(str(error))}")
                     asyncio.get_running_loop().call_later(_AGAIN_SECONDS, watch.fired, path)
                 self._unscanned.discard(kind)
                 if not self._unscanned:
                     self.scanned.set()
 
     async def _follow_releases(self) -> None:
-        """Wake the devices of domains that ended, or that this domain may not ask about."""
+        """Wake the devices of domains that ended, and of domains that this domain may not query."""
         async with await self._watch("@releaseDomain") as watch:
             async for _ in watch:
                 domids = {name.domid for name in self.devices}
@@ -94,14 +94,14 @@ class Devices:
             return False
 
     async def _watch(self, path: str) -> Watch:
-        """Set a watch, however long the store refuses it."""
+        """Set a watch; retry for as long as the store refuses it."""
         while True:
             try:
                 return await self._store.watch(path)
             except StoreGone:
                 raise
             except StoreError as error:
-                self._budget.warn(log, f"devices cannot be looked for: {printable(str(error))}")
+                self._budget.warn(log, f"cannot look for devices: {printable(str(error))}")
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _scan(self, kind: DeviceType, parts: list[str]) -> None:
@@ -130,20 +130,20 @@ class Devices:
         self.devices[name].news.set()
 
     async def _live(self, device: Device) -> None:
-        """A device's whole life; news that came at its very end are for a new device of that name."""
+        """Run a device until its end. News that arrived during its end is for a new device of that name."""
         name = device.name
         try:
             await device.run()
         except StoreGone:
             raise
-        except Exception:  # a fault of netback's own while it let go of one device must not end the others
+        except Exception:  # a bug while one device is released must not end the others
             self._budget.warn(log, f"{name}: unexpected at its end", exc_info=True)
         del self.devices[name]
         if device.news.is_set():
             self._wake(name.kind, str(name.domid), name.number)
 
     async def _remove_errors(self) -> None:
-        """Remove error nodes of devices that went while no backend ran."""
+        """Remove error nodes of devices that were removed while no backend ran."""
         known = {name.errors for name in self.devices}
         for kind in DEVICE_TYPES:
             root = errors(self._domid, kind)

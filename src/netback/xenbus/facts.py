@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a device's nodes at both ends and states them as Facts.
+"""Reads a device's nodes at both ends and returns them as Facts.
 
-A guest writes its own directory as it likes, so every value is read strictly: what is not exactly as xenbus.h has it
-counts as absent.
+A guest can write anything into its own directory, so every value is parsed strictly: what xenbus.h does not
+define counts as absent.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ async def read_backend(store: Store, name: DeviceName, node: str) -> str | None:
 
 
 async def read_frontend(store: Store, frontend: str, node: str) -> str | None:
-    """A node of the frontend's directory; a guest that takes our right to read it away has, to us, removed it."""
+    """A node of the frontend's directory. A guest that revokes our right to read a node has, for us, removed
+    it.
+    """
     try:
         return await store.read_or(f"{frontend}/{node}")
     except StoreError as error:
@@ -47,7 +49,7 @@ async def read_mac(store: Store, name: DeviceName) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one reading of the store found."""
+    """The result of reading the store once."""
 
     facts: Facts
     made_here: bool
@@ -60,23 +62,25 @@ _NODES = (MADE_BY, "frontend", "script", "hotplug-status", "online", "state")
 
 
 class FactReader:
-    """Reads one device's facts, and remembers what a single reading cannot show."""
+    """Reads one device's facts and remembers what a single reading cannot show."""
 
     def __init__(self, name: DeviceName, context: Context) -> None:
         self.frontend = ""
         """The frontend's directory, as our `frontend` node last named it."""
         self.theirs = State.UNKNOWN
         self._name, self._store, self._tracer = name, context.store, context.tracer
-        self._refused = True  # a Closing stands, a predecessor's as well, until the frontend leaves Connected
+        self._refused = True  # Closing, perhaps a predecessor's, stays until the frontend leaves Connected
         self._domain_seen = False
         self._frontend_seen = False
         self._orphan: bool | None = None
 
     async def read(self, *, open: bool, attached: bool, broken: bool, elsewhere: bool) -> Snapshot:
-        """Read both ends; what this process has of the device is passed on. StoreError: a node cannot be read.
+        """Read both ends; the arguments are what this process knows of the device. StoreError: a node cannot
+        be read.
 
-        A device exists once its state, `online` and `frontend` do. The frontend's state is asked for first: an action
-        may follow from an older state of the frontend's, whose change is news, but never from an older `online`.
+        A device exists once its state, `online` and `frontend` do. The frontend's state is requested first:
+        acting on an older frontend state is safe, since its change wakes the device again; acting on an older
+        `online` is not.
         """
         text, introduced, ours_read = await asyncio.gather(
             self._read_state(), self._introduced(), self._read_ours()
@@ -107,7 +111,9 @@ class FactReader:
         return await asyncio.gather(*(read_backend(self._store, self._name, node) for node in _NODES))
 
     async def _introduced(self) -> bool | None:
-        """Whether the domain runs; None in a driver domain, which may not ask: the frontend's directory tells it."""
+        """Whether the domain runs; None in a driver domain, which may not ask: there the frontend's directory
+        shows it.
+        """
         try:
             return await self._store.introduced(self._name.domid)
         except StoreError as error:
@@ -116,17 +122,20 @@ class FactReader:
             return None
 
     async def _is_dead(self, introduced: bool | None, made_here: bool) -> bool:
-        """Whether the device's domain ended. One never seen may still be coming, unless `attach` saw it running."""
+        """Whether the device's domain ended. A domain never seen may still be starting, unless `attach` saw
+        it running.
+        """
         if self._orphan is None:
             self._orphan = made_here and await self._has_no_frontend()
         self._domain_seen |= introduced is True
         return self._orphan or (introduced is False and (self._domain_seen or made_here))
 
     async def _has_no_frontend(self) -> bool:
-        """Whether the frontend's directory is missing: of a device of `attach`'s, when this process first reads it.
+        """Whether the frontend's directory of a device that `attach` made is missing when this process first
+        reads it.
 
-        `attach` writes both directories at once, and the frontend's goes with its domain. So that domain ended while no
-        backend ran, and another one may have its domid now.
+        `attach` writes both directories at once, and the frontend's is removed with its domain. If it is
+        missing, that domain ended while no backend ran, and another domain may have its domid now.
         """
         try:
             return bool(self.frontend) and await self._store.read_or(f"{self.frontend}/backend") is None
@@ -136,7 +145,7 @@ class FactReader:
             return False
 
     async def _read_state(self) -> str | StoreError | None:
-        """The frontend's state node, or why it cannot be read."""
+        """The frontend's state node, or the error that prevented reading it."""
         try:
             return await read_frontend(self._store, self.frontend, "state") if self.frontend else None
         except StoreGone:
@@ -147,8 +156,8 @@ class FactReader:
     def _theirs(self, text: str | StoreError | None, ours: State, wanted: bool) -> State:
         """The frontend's state; Initialising while its directory has never been seen.
 
-        A `frontend` that is no path is the device's error, but must not keep a device that is to go: that frontend is
-        gone.
+        A `frontend` that is not a path is the device's error. It must not keep a device that is being
+        removed, so such a frontend then counts as gone.
         """
         if isinstance(text, StoreError):
             if wanted:
@@ -158,7 +167,7 @@ class FactReader:
         return State.parse(text) if self._frontend_seen else State.INITIALISING
 
     def refuse(self) -> None:
-        """Its Connected failed: do not try again before the frontend leaves it."""
+        """Connecting failed: do not try again before the frontend leaves Connected."""
         self._refused = True
 
     def _note(self, ours: State, theirs: State) -> None:

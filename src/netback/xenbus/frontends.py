@@ -52,7 +52,9 @@ class Frontends:
                 self._wakes.pop(above, None)
 
     def _fired(self, path: str) -> None:
-        """The state node, or a directory above it that was removed; the root's own event says nothing new."""
+        """Wake on the state node or on the removal of a directory above it. The root's own event carries no
+        news.
+        """
         for wake in tuple(self._wakes.get(path, ())):
             wake()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a device lives in the store, and how it is removed there. Knows paths and permissions, not values."""
+"""Paths and permissions of a device in the store, and how to remove a device there."""
 
 import re
 from contextlib import suppress
@@ -17,7 +17,9 @@ _DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def decimal(text: str, below: int) -> int | None:
-    """The number that a text is in decimal, without leading zeros; None where it is none, or not below the bound."""
+    """The value of a decimal number without leading zeros; None if the text is not one, or is not below the
+    bound.
+    """
     return int(text) if _DECIMAL.fullmatch(text) and int(text) < below else None
 
 
@@ -38,7 +40,9 @@ def errors(backend_domid: int, kind: DeviceType) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DeviceName:
-    """A device, by its backend directory; `number` is that directory's name, which should be a decimal number."""
+    """A device, named by its backend directory; `number` is that directory's name, which should be a decimal
+    number.
+    """
 
     kind: DeviceType
     backend_domid: int
@@ -50,7 +54,7 @@ class DeviceName:
 
     @property
     def index(self) -> int:
-        """The device's number. ConfigError: `number` is no decimal number, or too large for one."""
+        """The device's number. ConfigError: `number` is not decimal, or is too large."""
         index = decimal(self.number, _INDEX_END)
         if index is None:
             raise ConfigError(f"failed to parse name '{self.number}'")
@@ -58,7 +62,7 @@ class DeviceName:
 
     @property
     def link(self) -> str:
-        """The name of a link made for it, by which xentop and the hotplug scripts find it."""
+        """The name of a link made for the device, by which xentop and the hotplug scripts find it."""
         return f"vif{self.domid}.{self.index}"
 
     @property
@@ -67,7 +71,9 @@ class DeviceName:
 
     @property
     def frontend(self) -> str:
-        """The frontend's directory where `attach` puts it; any device names its own in its `frontend` node."""
+        """The frontend's directory where `attach` puts it; the backend's `frontend` node decides for any
+        other device.
+        """
         return f"{home(self.domid)}/device/vif/{self.number}"
 
     @property
@@ -87,7 +93,7 @@ class DeviceName:
 
 
 async def remove_empty(store: Store, path: str, levels: int) -> None:
-    """Remove a directory, then its parents while they are empty; `levels` directories at most."""
+    """Remove a directory, then its parents as long as they are empty; at most `levels` directories."""
     await store.rm(path, missing_ok=True)
     for _ in range(levels - 1):
         path = path.rpartition("/")[0]

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's NIC: the network behind it, opened and followed, and the vif on it.
+"""A device's NIC: opens the network behind it, follows its link, and owns the vif.
 
-A network has three conditions. *Missing*: it could not be opened, so the device offers nothing yet. *Joined*: frames
-pass. *Gone*: its link was removed while the device was offered or connected. Rings and states then stay as they are,
-the guest's frames are counted as refused, and the same descriptor is joined to the link when that is back.
+A network is in one of three conditions. *Missing*: it could not be opened, so the device offers nothing yet.
+*Joined*: frames pass. *Gone*: its link was removed while the device was offered or connected. Rings and
+states then stay unchanged, the guest's frames are counted as refused, and the same descriptor joins the link
+again once it is back.
 
-A change of the link that the network follows (rtnetlink) or a worker's notice has the device look again, at once. Knows
-specs, links and the descriptor store; it decides no state.
+A change of the followed link (rtnetlink) or a worker's notice makes the device check the network at once.
+This module knows specs, links and the descriptor store; it decides no state.
 """
 
 import asyncio
@@ -32,19 +33,19 @@ from netback.xenstore.aio import StoreError
 log = logging.getLogger("netback.xenbus")
 
 _ACTION_SECONDS = 1.0
-"""The least time from one attempt to join a link to the next that a change of the link causes: what is removed over and
-over, or changes by the attempt itself, must not keep the loop busy."""
+"""Minimum seconds between two attempts to join a link after it changed: a link that is removed repeatedly, or
+that the attempt itself changes, must not keep the loop busy."""
 _BLIND_SECONDS = 5.0
-"""How often to look for a link that is gone where no rtnetlink tells of its return."""
+"""Seconds between checks for a missing link if no rtnetlink socket reports its return."""
 _FAULTS = (NetbackError, OSError)
 
 
 class Nic:
     """The network and the vif of one device.
 
-    `wake` has the device read its facts again: the vif broke, or a link changed. It is called in the event loop's
-    thread. The device tries again what `open` and `check` raise, but for ConfigError and GoneError: `wake` follows when
-    those may have ended.
+    `wake` makes the device read its facts again, because the vif broke or a link changed. It is called in the
+    event loop's thread. The device retries after any error of `open` and `check` except ConfigError and
+    GoneError: `wake` is called when those may have ended.
     """
 
     def __init__(
@@ -55,24 +56,24 @@ class Nic:
         self._loop = asyncio.get_running_loop()
         self._later: asyncio.TimerHandle | None = None
         self._acted_at = 0.0
-        """The loop's time when this process last made or joined the link itself, or tried to."""
+        """The loop's time when this process last made or joined the link, or tried to."""
         self._unchecked = True
         self._seen: tuple[str, int | None] | None = None
         """The link's name and MTU at the last check; None where that failed."""
-        self._mtu: int | None = ETH_DATA_LEN  # the frontend's default where nothing was written
+        self._mtu: int | None = ETH_DATA_LEN  # the frontend's default if no `mtu` was written
 
     @property
     def journal(self) -> Path:
-        """The file of its queue's journal, which outlives this process."""
+        """The file of its queue's journal. It outlives this process."""
         return self._context.journals / f"{self._name.kind}-{self._name.domid}-{self._name.number}"
 
     # ---- open
 
     async def open(self, *, running: bool) -> None:
-        """Open the network and make the vif: all that must stand before the frontend may know of the device.
+        """Open the network and create the vif. Both must exist before the frontend learns of the device.
 
-        `running`: both ends are connected, so a held tap's carrier stays as it is. NetbackError: the network cannot be
-        opened; ConfigError and GoneError where trying again will not help.
+        `running`: both ends are connected, so a held tap's carrier stays unchanged. NetbackError: the network
+        cannot be opened; ConfigError and GoneError if a retry will not help.
         """
         name, store = self._name, self._context.store
         mac = await read_mac(store, name)
@@ -107,14 +108,16 @@ class Nic:
         self._context.tracer.emit("xen_netdev_realize", name, info, network.name)
 
     async def _link(self) -> str:
-        """The name of a tap whose spec names none. A script renames it to `vifname`, and fails if that exists."""
+        """The name of a tap whose spec has none. A hotplug script renames the tap to `vifname`, and fails if
+        that name exists.
+        """
         vifname, script = await asyncio.gather(
             *(read_backend(self._context.store, self._name, node) for node in ("vifname", "script"))
         )
         return vifname if vifname and script is None else self._name.link
 
     async def _open(self, spec: str, link: str) -> Network:
-        """Open the network in a thread, since a tap may be busy for a moment; a cancellation leaves none open."""
+        """Open the network in a thread, since a tap may be busy for a moment. If cancelled, close it again."""
         if spec in self._context.networks:
             return self._context.networks.open(spec, str(self._name))
         peer, device = parse_spec(spec), str(self._name)
@@ -137,7 +140,7 @@ class Nic:
         return network
 
     def _claim_tap(self, link: str) -> None:
-        """Each tap serves one device: a second queue on it would take a share of the first one's frames."""
+        """Reserve a tap for this device: a second queue on it would receive part of the first one's frames."""
         found = find_made(link) or get_link(link)
         keys: set[int | str] = {link} if found is None else {link, found.index}
         for key in keys:
@@ -147,14 +150,15 @@ class Nic:
         self._context.taps.update(dict.fromkeys(keys, str(self._name)))
 
     def _keep(self, network: Network) -> None:
-        """Have the tap's descriptors held, and its index known as used. Again for a tap that was made again: systemd
-        drops a descriptor whose tap was removed, since it reports EPOLLERR (FDPOLL= in sd_notify(3)).
+        """Store the tap's descriptors with systemd and reserve its index. Repeat this for a tap that was
+        created again: systemd drops a descriptor whose tap was removed, since it reports EPOLLERR (FDPOLL= in
+        sd_notify(3)).
         """
         self._context.fd_store.keep(str(self._name), [peer.fd for peer in network.peers])
         self._context.taps.update(dict.fromkeys(network.follows, str(self._name)))
 
     def _release_link(self) -> None:
-        """Follow no link, and let other devices have the tap."""
+        """Stop following the link and let other devices use the tap."""
         self._stop_looking()
         self._context.links.follow(self._on_link, ())
         taps = self._context.taps
@@ -164,7 +168,7 @@ class Nic:
     # ---- while it is open
 
     def _on_link(self) -> None:
-        """A link that this network follows has changed: wake the device unless all is as it was."""
+        """A followed link changed: wake the device if its name or MTU differs from the last check."""
         if self.vif is None:
             self._look_in(self._pause())
         elif self._seen is None or self._seen != _seen(self.vif.network):
@@ -180,7 +184,7 @@ class Nic:
         self._wake()
 
     def _pause(self) -> float:
-        """Seconds until the link may be tried again; 0 or less where it may be now."""
+        """Seconds until the link may be tried again; 0 or less if it may be tried now."""
         return self._acted_at + _ACTION_SECONDS - self._loop.time()
 
     def _look_in(self, seconds: float) -> None:
@@ -196,9 +200,10 @@ class Nic:
             self._later.cancel()
 
     async def check(self) -> None:
-        """Look at the network after a change, and join it again where its link is back.
+        """Check the network after a change, and join it again if its link is back.
 
-        GoneError: the link is missing. Any other NetbackError or OSError: it is there and cannot be used now.
+        GoneError: the link is missing. Any other NetbackError or OSError: the link exists and cannot be used
+        now.
         """
         if self.vif is None or not self._unchecked:
             return
@@ -232,7 +237,7 @@ class Nic:
         network.limit_mtu(limited)
         mtu = network.mtu or 0
         if limited and mtu > ETH_DATA_LEN:
-            text = f"{self._name}: {network.name}: its MTU is {mtu}, but this guest takes no frame of more than a page"
+            text = f"{self._name}: {network.name}: its MTU is {mtu}, but this guest accepts no frame larger than a page"
             self._budget.warn(
                 log, f"{text} (no feature-sg): set it to {ETH_DATA_LEN}, or longer frames are dropped"
             )
@@ -240,8 +245,8 @@ class Nic:
     async def publish_mtu(self, frontend: str) -> None:
         """Write the link's MTU to the frontend's `mtu` when it changed.
 
-        The stock script writes it only for links that it made, and where `vifname` is given to a path that does not
-        exist.
+        The stock script writes it only for links that it made; with `vifname` it writes to a path that does
+        not exist.
         """
         mtu = self.vif.network.mtu if self.vif is not None else None
         if mtu in (None, self._mtu):
@@ -254,23 +259,23 @@ class Nic:
             if written != str(mtu) and await store.read_or(f"{frontend}/state", tx=tx) is not None:
                 await store.write(f"{frontend}/mtu", str(mtu), tx)
 
-        with suppress(StoreError):  # in a driver domain only the toolstack may
+        with suppress(StoreError):  # in a driver domain only the toolstack may write there
             await store.transact(body)
 
     def carrier_off(self) -> None:
-        """Show the link's users that no guest is connected."""
+        """Turn the link's carrier off: no guest is connected."""
         if self.vif is not None:
             self.vif.network.carrier(False)
 
     # ---- ends
 
     async def lose_network(self) -> None:
-        """The link is gone, by no fault of the guest: close what is left of it, to be opened again."""
+        """The link is gone, through no fault of the guest: close the rest of it, to be opened again."""
         await self.close()
         self._context.fd_store.forget(str(self._name))
 
     async def close(self) -> None:
-        """Close everything in this process and change nothing outside."""
+        """Close everything in this process; change nothing outside it."""
         self._release_link()
         if (vif := self.vif) is not None:
             self.vif = None
@@ -280,7 +285,7 @@ class Nic:
                 self._end_network(vif.network, gone=False)
 
     async def remove(self) -> None:
-        """The device is gone: so are its journal, its held descriptor and a link that netback made."""
+        """The device was removed: remove its journal, its stored descriptors and the link that netback made."""
         self._release_link()
         self._context.fd_store.forget(str(self._name))
         remove_journals(self.journal)
@@ -315,5 +320,5 @@ class Nic:
 
 
 def _seen(network: Network) -> tuple[str, int | None]:
-    """What of a link a device tells others of."""
+    """The properties of a link that a device publishes."""
     return network.name, network.mtu

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes both directories of a device: what `netback attach`, and a toolstack by hand, put into the store."""
+"""Writes both directories of a device, for `netback attach` and for tests that act as a toolstack."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -8,7 +8,7 @@ from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 
 MADE_BY: Final = "made-by"
-"""The backend node of a device whose nodes `netback attach` wrote: netback then removes them."""
+"""The backend node that marks a device whose nodes `netback attach` wrote; netback removes these."""
 MAKER: Final = "netback"
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a device may act: growing delays after an error, and few rounds a second for one that never rests.
+"""Limits how often a device acts: growing delays after an error, and few rounds per second for a device that
+never rests.
 
-A *round* is one reading of a device's nodes and the action that follows. Knows no device; time is an argument.
+A *round* is one reading of a device's nodes and the action that follows. Time is an argument.
 """
 
 import asyncio
@@ -9,14 +10,14 @@ import time
 from collections.abc import Callable
 
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Delays before a device that failed is tried again; the last one repeats."""
+"""Seconds before a failed device is tried again; the last value repeats."""
 
 FREE_ROUNDS = 128
-"""Rounds that a device may do at once. A guest that reloads its driver causes about nine."""
+"""Rounds that a device may do without waiting. A guest that reloads its driver causes about nine."""
 FREE_ROUNDS_PER_SECOND = 10.0
-"""How fast it regains them: enough for a reload every second."""
+"""Rounds regained per second: enough for one reload every second."""
 LANE_SECONDS = 0.01
-"""The time between two rounds of devices that have none left, all of them together: about a sixth of a core."""
+"""Seconds between two rounds of devices without allowance, all together: about a sixth of a core."""
 
 
 class Backoff:
@@ -35,12 +36,12 @@ class Backoff:
         self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
     def reset(self) -> None:
-        """It worked: do not wake, and begin with the shortest delay the next time."""
+        """Success: cancel the wake-up and start with the shortest delay next time."""
         self._failures = 0
         self.stop()
 
     def stop(self) -> None:
-        """Do not wake."""
+        """Cancel the wake-up."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -55,7 +56,7 @@ class Allowance:
         self._at = clock()
 
     def take(self) -> bool:
-        """Spend one; False where none is left."""
+        """Spend one round; False if none is left."""
         now = self._clock()
         self._left = min(FREE_ROUNDS, self._left + (now - self._at) * FREE_ROUNDS_PER_SECOND)
         self._at = now
@@ -66,10 +67,11 @@ class Allowance:
 
 
 class Pace:
-    """Lets devices do their rounds: at once while they have an allowance, else one after another in a slow lane.
+    """Admits devices to their rounds: at once while they have an allowance, else one after another in a slow
+    lane.
 
-    The lane is shared, so however many devices flap, they take the same part of the event loop, and a device that does
-    not flap never waits for them.
+    The lane is shared. However many devices flap, together they take the same part of the event loop, and a
+    device that does not flap never waits for them.
     """
 
     def __init__(self) -> None:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle of a device as one table: the facts about both ends, and the backend's action for each.
+"""The lifecycle of a device as one table: facts about both ends, and the backend's action for each.
 
-Pure: it knows no store and no device. Every state that netback writes is decided here (`netback attach` writes the
-first one, InitWait). The rows follow io/xenbus.h; where they go further, docs/decisions.md, Lifecycle, says why.
-docs/states.md is made from this table, and tests/xenbus/test_states.py goes through all combinations of facts.
+The table is pure: it uses no store and no device. It decides every state that netback writes, except the
+first, InitWait, which `netback attach` writes. The rows follow io/xenbus.h; docs/decisions.md, Lifecycle,
+explains where they go further. docs/states.md is generated from this table, and tests/xenbus/test_states.py
+checks every combination of facts.
 
 Rows are in four groups, and their order matters:
 
-1. What ends a device or keeps this process out of it: no directory, another process's rings, nothing to serve.
-2. Steps that need no network: a broken frontend, and the walk down through Closing to Closed. A network that is
-   missing must not keep a guest from closing.
-3. OPEN: from here on the network stands.
+1. What ends a device or keeps this process out of it: no directory, another process's rings, nothing to
+serve.
+2. Steps that need no network: a broken frontend, and the way down through Closing to Closed. A missing
+network must not keep a guest from closing.
+3. OPEN: the rows below it need an open network.
 4. Steps up: offer, connect, adopt, reconfigure.
 """
 
@@ -27,11 +29,11 @@ class Facts:
     """Everything that a decision may depend on."""
 
     theirs: State
-    """The frontend's state; UNKNOWN where its directory, or its domain, is gone."""
+    """The frontend's state; UNKNOWN if its directory or its domain is gone."""
     ours: State
-    """The backend's state node; UNKNOWN where our directory is gone."""
+    """The backend's state node; UNKNOWN if our directory is gone."""
     online: bool
-    """The toolstack wants the device, and its domain lives."""
+    """The toolstack wants the device, and its domain runs."""
     hotplug_done: bool
     """The hotplug script wrote "connected", or the device has no script."""
     open: bool
@@ -41,7 +43,7 @@ class Facts:
     broken: bool
     """The frontend broke the protocol, or its rings cannot be used; the reason is known."""
     elsewhere: bool
-    """Another process has the rings; false again each time that this one is to try."""
+    """Another process has the rings. Reset to false each time this process is to try again."""
     refused: bool
     """The frontend has not left Connected since our state became Closing, or since it was found broken."""
 
@@ -53,7 +55,7 @@ class Action(Enum):
     OPEN = "open the network"
     OFFER = "rings down, write all features and InitWait in one transaction"
     CONNECT = "disconnect, connect, Connected"
-    ADOPT = "take up the rings where they stand; no state changes"
+    ADOPT = "resume the rings at their indices; no state changes"
     REFUSE_RX = "refuse RX, serve TX until the frontend moves"
     FAIL = "rings down, reason to `error`, Closing"
     CLOSING = "rings down, Closing"
@@ -65,7 +67,7 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row: an empty set or None stands for anything. The first row that fits decides."""
+    """One row. An empty set or None matches any value. The first row that matches decides."""
 
     action: Action
     theirs: frozenset[State] = frozenset()
@@ -87,7 +89,7 @@ class Rule:
 
 
 FLAGS = tuple(field.name for field in fields(Facts) if field.type is bool)
-"""The facts that are true or false."""
+"""The names of the boolean facts."""
 
 
 def _states(*states: State) -> frozenset[State]:
@@ -100,12 +102,13 @@ def _but(*states: State) -> frozenset[State]:
 
 _WAITING = _states(State.INITIALISING, State.INIT_WAIT, State.INITIALISED)
 _INACTIVE = _WAITING | {State.CLOSED}
-"""Frontends that use nothing of the backend's."""
+"""Frontend states in which the frontend uses nothing of the backend's."""
 _LIVE = _states(State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
-"""Our states that a frontend must see end in Closing before Closed: Windows takes less for surprise removal."""
+"""Our states that must pass through Closing before Closed: Windows takes a shorter way for surprise
+removal."""
 
 RULES = (
-    # no device of this process's
+    # this process serves no device here
     Rule(Action.FORGET, ours=_states(State.UNKNOWN)),
     Rule(Action.NOTHING, elsewhere=True),
     Rule(Action.DESTROY, ours=_states(State.CLOSED), online=False),
@@ -119,12 +122,12 @@ RULES = (
     Rule(Action.CLOSED, theirs=_states(State.CLOSED), ours=_states(State.INIT_WAIT, State.INITIALISED)),
     Rule(Action.CLOSING, theirs=_states(State.CLOSING), ours=_but(State.CLOSING, State.INITIALISING)),
     Rule(Action.CLOSING, theirs=_states(State.CLOSING), ours=_states(State.CLOSING), attached=True),
-    # the network, wanted as long as the device is, and for a guest that is still connected
+    # the network: needed while the device is wanted, and for a guest that is still connected
     Rule(Action.OPEN, online=True, open=False),
     Rule(Action.OPEN, ours=_LIVE, open=False),
     # up
     Rule(Action.OFFER, ours=_states(State.INITIALISING), online=True),
-    # ours live: the frontend began again without closing, and would wait for InitWait for ever
+    # ours live: the frontend restarted without closing, and would wait for InitWait for ever
     Rule(Action.OFFER, theirs=_states(State.INITIALISING), ours=_states(State.CLOSED) | _LIVE),
     Rule(Action.ADOPT, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED), attached=False),
     Rule(Action.ADOPT, theirs=_states(State.RECONFIGURING), ours=_states(State.RECONFIGURED), attached=False),
@@ -138,17 +141,17 @@ RULES = (
 
 
 def decide(facts: Facts) -> Action:
-    """The action of the first rule that fits; the last fits everything."""
+    """The action of the first rule that fits; the last rule fits everything."""
     return next(rule.action for rule in RULES if rule.fits(facts))
 
 
 def every_facts() -> Iterator[Facts]:
-    """All combinations."""
+    """All combinations of facts."""
     for theirs, ours, flags in product(State, State, product((False, True), repeat=len(FLAGS))):
         yield Facts(theirs, ours, *flags)
 
 
-# ---- as documentation
+# ---- documentation
 
 _WORDS = {
     "online": ("online=0", "online=1"),
@@ -157,9 +160,9 @@ _WORDS = {
     "attached": ("rings down", "rings up"),
     "broken": ("frontend sound", "frontend broken"),
     "elsewhere": ("rings not in another process", "rings in another process"),
-    "refused": ("it came to Connected since Closing", "it never left Connected"),
+    "refused": ("it entered Connected after Closing", "it never left Connected"),
 }
-"""Each flag, false and true, as docs/states.md has it."""
+"""The texts for each flag, false and true, in docs/states.md."""
 
 
 def _names(states: frozenset[State]) -> str:
@@ -189,11 +192,13 @@ _BECOMES = {
     Action.CLOSED: State.CLOSED,
     Action.RECONFIGURE: State.RECONFIGURED,
 }
-"""The state that an action leaves where it succeeds. FAIL, which leads to Closing from anywhere, is not drawn."""
+"""The state after an action that succeeds. FAIL, which leads to Closing from any state, is not drawn."""
 
 
 def _steps() -> Iterator[tuple[str, str, str]]:
-    """Every change of our state that the table can make for a sound frontend, and the frontend's states it answers."""
+    """Every change of our state that the table makes for a sound frontend, with the frontend's states that
+    cause it.
+    """
     changes: dict[tuple[State, State], set[State]] = {}
     for facts in every_facts():
         if facts.broken:
@@ -206,7 +211,7 @@ def _steps() -> Iterator[tuple[str, str, str]]:
 
 
 def render_diagram() -> str:
-    """Our states as a mermaid diagram; a label names the frontend's states that the step answers."""
+    """Our states as a mermaid diagram; a label names the frontend's states that cause the step."""
     lines = [f"    {before} --> {after}: {theirs}" for before, after, theirs in _steps()]
     return "\n".join(
         ["stateDiagram-v2", "    [*] --> Initialising: toolstack", *lines, "    Closed --> [*]: online=0"]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend as a systemd service: notifications, descriptors that systemd holds, log lines, units."""
+"""The backend as a systemd service: notifications, the descriptor store, log lines, units."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors of taps that systemd holds while no netback runs, so that frames that wait in a tap survive a restart.
+"""systemd's descriptor store for taps: frames queued in a tap survive a restart of netback.
 
-Knows a descriptor by its device's name and its queue (`queue_name`); the datagrams to systemd are the notifier's.
+A descriptor is keyed by its device's name and its queue (`queue_name`); the notifier sends the datagrams.
 """
 
 import os
@@ -13,13 +13,13 @@ from netback.vif.queue import queue_name, queue_owner
 
 
 class SystemdFdStore:
-    """Gives each new tap's descriptors to systemd, and has those that an earlier process gave."""
+    """Hands each new tap's descriptors to systemd, and returns those that an earlier process stored."""
 
     def __init__(self, notifier: Notifier | None = None) -> None:
         self._notifier = notifier
         self._held: dict[str, dict[str, int]] = {}
         self._stored: dict[str, set[str]] = {}
-        """The FDNAMEs that systemd has of each device, by all that this process knows."""
+        """The FDNAMEs that systemd holds for each device, as far as this process knows."""
         for name, fd in take_held() if notifier is not None else ():
             of_device = self._held.setdefault(queue_owner(name), {})
             if name in of_device:
@@ -29,23 +29,25 @@ class SystemdFdStore:
 
     @property
     def untaken(self) -> set[str]:
-        """The devices whose descriptors were not taken."""
+        """The devices whose stored descriptors were not taken."""
         return set(self._held)
 
     def take(self, name: str) -> tuple[int, ...]:
-        """The descriptors that an earlier process used for this device, by queue; now the caller's."""
+        """Take the descriptors that an earlier process stored for this device, by queue; the caller owns them
+        now.
+        """
         held = self._held.pop(name, {})
         return tuple(held[queue] for queue in sorted(held, key=lambda queue: (len(queue), queue)))
 
     def keep(self, name: str, fds: Sequence[int]) -> None:
-        """Have systemd hold one descriptor for each queue of this device, in place of those before."""
+        """Store one descriptor for each queue of this device, replacing earlier ones."""
         self._remove(name)
         self._stored[name] = {queue_name(name, number) for number in range(len(fds))}
         for number, fd in enumerate(fds):
             self._tell("FDSTORE=1", f"FDNAME={queue_name(name, number)}", fds=(fd,))
 
     def forget(self, name: str) -> None:
-        """The device is gone: remove what is held for it, and a tap that netback made with it."""
+        """Remove what is stored for a removed device, and a tap that netback made for it."""
         for fd in self.take(name):
             discard(fd)
         self._remove(name)

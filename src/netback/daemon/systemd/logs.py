@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log lines on stderr, in the journal's form where stderr is the journal."""
+"""Log lines on stderr, in the journal's format if stderr is connected to the journal."""
 
 import logging
 import os
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from netback.errors import printable
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-"""syslog(3)'s, by the least level that has them."""
+"""The syslog(3) priority for each level, keyed by the lowest level that it covers."""
 
 
 class LineFormatter(logging.Formatter):
-    """netback's messages, each as one printable line: they quote guests, the store and configuration files."""
+    """Formats each message as one printable line: messages quote guests, the store and configuration files."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         if record.name.startswith("netback"):
@@ -22,7 +22,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JournalFormatter(LineFormatter):
-    """Each line led by its priority; the journal has its own clock, and makes one entry of each line."""
+    """Prefixes each line with its priority. The journal adds the time and makes each line an entry."""
 
     def format(self, record: logging.LogRecord) -> str:
         priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
@@ -39,7 +39,7 @@ def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def set_up_log(level: int = logging.INFO) -> None:
-    """Call it once in each process that serves."""
+    """Set up logging; called once in each process that serves."""
     handler = logging.StreamHandler()
     if is_journal(sys.stderr.fileno()):
         handler.setFormatter(JournalFormatter("%(name)s: %(message)s"))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sd_notify(3)'s datagrams: the state of the service, and descriptors for systemd to hold.
+"""Sends sd_notify(3) datagrams: the state of the service, and descriptors for systemd to hold.
 
-Without $NOTIFY_SOCKET nothing is sent.
+Without $NOTIFY_SOCKET it sends nothing.
 """
 
 import array
@@ -16,7 +16,7 @@ log = logging.getLogger("netback.daemon.systemd.notify")
 FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 _SECONDS = 1.0
-"""How long a datagram may wait for systemd; after that the service continues without it."""
+"""Seconds that a datagram may wait for systemd; the service then continues without it."""
 
 
 class Notifier:
@@ -31,25 +31,25 @@ class Notifier:
         ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environment.get("WATCHDOG_USEC", "") if ours and path else ""
         self.watchdog = int(usec) / 1e6 if usec.isdecimal() and int(usec) else None
-        """Seconds within which WATCHDOG=1 is expected, if it is."""
+        """Seconds within which systemd expects WATCHDOG=1; None if it expects none."""
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         if self._socket is not None:
             self._socket.close()
 
     def tell(self, *lines: str, fds: tuple[int, ...] = ()) -> None:
-        """Send one datagram. A failure is a warning in the log: the service does not depend on it."""
+        """Send one datagram. A failure is only logged: the service does not depend on it."""
         if self._socket is None:
             return
         try:
             passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             self._socket.sendmsg(["\n".join(lines).encode()], passed, 0, self._address)
         except OSError as error:
-            log.warning("cannot tell the service manager %s: %s", lines[0], error.strerror or error)
+            log.warning("cannot send %s to the service manager: %s", lines[0], error.strerror or error)
 
     def ready(self, status: str) -> None:
-        """Started, or reloaded."""
+        """READY=1: started, or reloaded."""
         self.tell("READY=1", f"STATUS={status}")
 
     def alive(self, status: str) -> None:
@@ -57,18 +57,18 @@ class Notifier:
         self.tell("WATCHDOG=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """A reload has begun, and ends with `ready`; the time assigns it to systemd's signal."""
+        """RELOADING=1. `ready` ends the reload; the timestamp relates it to systemd's signal."""
         self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The end has begun."""
+        """STOPPING=1."""
         self.tell("STOPPING=1")
 
 
 def take_held(environment: MutableMapping[str, str] = os.environ) -> Iterator[tuple[str, int]]:
     """The descriptors that systemd held for this process, with their names (sd_listen_fds(3)).
 
-    A second call yields none, and no child inherits them.
+    A second call returns none, and child processes do not inherit them.
     """
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
     count = environment.pop("LISTEN_FDS", "")

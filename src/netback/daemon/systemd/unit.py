@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files by which a system runs netback: to be installed by a package, or by hand."""
+"""The files with which a system runs netback, for a package or an administrator to install."""
 
 import errno
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 UNIT = Path(__file__).parent / "netback.service"
 KEEP_KERNEL_OUT = Path(__file__).parent / "netback-no-kernel-backend.conf"
-"""For /etc/modprobe.d, opt-in."""
+"""A file for /etc/modprobe.d, opt-in."""
 
 _PROGRAM = "/usr/bin/netback"
-"""As the unit has it."""
+"""The program's path as the unit file contains it."""
 _HIDDEN_BY = {
     Path("/home"): "ProtectHome=yes",
     Path("/root"): "ProtectHome=yes",
@@ -20,16 +20,16 @@ _HIDDEN_BY = {
     Path("/tmp"): "PrivateTmp=yes",
     Path("/var/tmp"): "PrivateTmp=yes",
 }
-"""Directories that the unit's settings empty for the service (systemd.exec(5))."""
+"""Directories that the unit's settings hide from the service (systemd.exec(5))."""
 _MAX_LINKS = 40
 """Symbolic links that Linux follows in one lookup (path_resolution(7))."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@=~")
 _UNSAFE = frozenset("\"'\\\x7f")
-"""What systemd refuses in a program's path, besides control characters (string_is_safe)."""
+"""Characters that systemd refuses in a program's path, besides control characters (string_is_safe)."""
 
 
 def unit(program: str) -> str:
-    """The unit for a netback that is installed as `program`, an absolute path."""
+    """The unit for a netback installed as `program`, an absolute path."""
     return UNIT.read_text().replace(f"ExecStart={_PROGRAM} ", f"ExecStart={quote(program)} ")
 
 
@@ -52,7 +52,7 @@ def _quoted(word: str) -> str:
 
 def _escape(character: str) -> str:
     match character:
-        case "%":  # begins a specifier
+        case "%":  # "%" begins a specifier
             return "%%"
         case "\\" | '"':
             return f"\\{character}"
@@ -62,7 +62,9 @@ def _escape(character: str) -> str:
 
 
 def hidden(paths: Iterable[str | Path]) -> dict[Path, tuple[Path, str]]:
-    """The directories that the unit hides and these paths lead through: for each the first path, and the setting."""
+    """The hidden directories that these paths lead through: for each the first path, and the setting that
+    hides it.
+    """
     found: dict[Path, tuple[Path, str]] = {}
     for path in paths:
         for place in lookup(Path(path)):
@@ -73,9 +75,10 @@ def hidden(paths: Iterable[str | Path]) -> dict[Path, tuple[Path, str]]:
 
 
 def lookup(path: Path) -> Iterator[Path]:
-    """Every path that looking up an absolute path visits, by each symbolic link on the way (path_resolution(7)).
+    """Every path visited while looking up an absolute path, including each symbolic link
+    (path_resolution(7)).
 
-    A part that does not exist or may not be read ends it; so does a loop of links.
+    The lookup ends at a part that does not exist or may not be read, and at a loop of links.
     """
     done, parts, links = Path("/"), list(reversed(path.parts[1:])), 0
     while parts:
@@ -87,7 +90,7 @@ def lookup(path: Path) -> Iterator[Path]:
         try:
             target = (done / name).readlink()
         except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: it is there, and no link
+            if error.errno != errno.EINVAL:  # EINVAL: it exists and is no symbolic link
                 return
             done = done / name
             continue
@@ -100,7 +103,9 @@ def lookup(path: Path) -> Iterator[Path]:
 
 
 def needed(program: str) -> Iterator[str]:
-    """What the service opens to start: the program, its interpreter, that one's library, every module of `run`."""
+    """What the service opens to start: the program, its interpreter and that one's library, every module that
+    `run` imports.
+    """
     import netback.daemon.service  # noqa: F401 (for what it imports)
 
     yield program
