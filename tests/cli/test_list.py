@@ -22,7 +22,7 @@ async def test_a_stray_node(xen: Path) -> None:
         assert (code, err, "\x1b" in out) == (0, "", False)
         assert f"vif{guest.domid}.0" in out
         assert r"\xe4\x1b[31m" in out
-        assert "'foo' is no domain" in out
+        assert "'foo' is not a domain" in out
         assert (await run("detach", str(guest.domid), "--index", "44", "--dir", xen))[0] == 2
         assert (await run("detach", str(guest.domid), "--seconds", "0.1", "--dir", xen))[0] == 0
         assert (await run("list", "--json", "--dir", xen))[0] == 0

@@ -415,7 +415,7 @@ def test_trace_points_that_are_none(tmp_path: Path) -> None:
 
 
 class NoPlatform:
-    """The frontend is a directory that never changes."""
+    """A platform that is never used."""
 
 
 async def test_capture(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
