@@ -119,7 +119,7 @@ def test_a_tier_that_cannot_be(place: Place, user: str, tier: str, why: str) -> 
     assert ended.code == 2
     assert ended.out == ""
     assert len(ended.err.splitlines()) == 1
-    assert f"tier {tier} cannot be here: {why}" in ended.err
+    assert f"tier {tier} is not possible here: {why}" in ended.err
 
 
 def test_errors_are_json_as_well(place: Place) -> None:

@@ -94,7 +94,7 @@ def test_opening() -> None:
 
 @pytest.mark.parametrize("text", ["tap", "packet:eth1", "null"])
 def test_more_queues_than_a_kind_has(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"^network {text}: 2 queues: .* has 1 at most$"):
+    with pytest.raises(ConfigError, match=f"^network {text}: 2 queues: .* has at most 1$"):
         open_network(parse_spec(text), name="vif3.1", queues=2)
 
 

@@ -62,7 +62,7 @@ def test_a_line_names_its_values() -> None:
 
 @pytest.mark.parametrize("pattern", ["", "-", "xen_netdev", "-nothing*", "XEN_*"])
 def test_a_pattern_that_matches_nothing_is_an_error_that_lists_the_points(pattern: str) -> None:
-    with pytest.raises(ConfigError, match=r"no trace point matches .*: there are .*xen_netdev_rx"):
+    with pytest.raises(ConfigError, match=r"no trace point matches .*: known are .*xen_netdev_rx"):
         Tracer().select(pattern)
 
 

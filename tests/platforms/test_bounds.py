@@ -114,7 +114,7 @@ class Restless:
 
 def test_a_grant_that_never_rests_is_refused_as_xen_refuses_it() -> None:
     words = Restless()
-    with pytest.raises(GrantRefused, match="gref 8 changes all the time") as refused:
+    with pytest.raises(GrantRefused, match="gref 8 keeps changing") as refused:
         GrantTable(words, 512).pin(8, 0, readonly=False)  # type: ignore[arg-type]
     assert refused.value.status == GrantStatus.GENERAL_ERROR
     assert words.tries < 10

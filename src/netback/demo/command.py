@@ -27,7 +27,7 @@ MIN_SECONDS = 4.0
 
 def demo(
     tier: Annotated[
-        Tier | None, typer.Option(help="What the two stacks are.  [default: the best that works here]")
+        Tier | None, typer.Option(help="The kind of the two stacks.   [default: the best that works here]")
     ] = None,
     broken: Annotated[
         Break | None,
@@ -35,12 +35,8 @@ def demo(
             "--break", help="Lose the guest's checksum flags, or kill -9 the backend during transfers."
         ),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="The same as JSON, and nothing else on stdout.")
-    ] = False,
-    seconds: Annotated[
-        float, typer.Option(min=MIN_SECONDS, help="How long it may take altogether.")
-    ] = SECONDS,
+    json: Annotated[bool, typer.Option("--json", help="Print only the results, as JSON.")] = False,
+    seconds: Annotated[float, typer.Option(min=MIN_SECONDS, help="Time limit for the whole demo.")] = SECONDS,
 ) -> None:
     """Frames over Xen's rings, end to end, without Xen: a guest and a host, with a TCP/IP stack each.
 

@@ -167,7 +167,7 @@ class Run:
             return Ping.of(await ping_guest(topology, PINGS, PING_GAP))
 
     async def _set_segmentation(self, topology: Topology, *, on: bool) -> None:
-        with self._during(f"the guest connects anew, {'with' if on else 'without'} segmentation offload"):
+        with self._during(f"the guest reconnects, {'with' if on else 'without'} segmentation offload"):
             await topology.netfront.call("segmentation", on=on)
             # The stack comes second: a tap's features are set again when its vif connects.
             await topology.guest.stack.call("segmentation", on=on)

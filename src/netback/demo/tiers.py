@@ -122,7 +122,7 @@ async def choose(forced: Tier | None, directory: Path, undo: ExitStack) -> Stage
         try:
             return await make_stage(forced, "as asked for", directory, undo)
         except DemoError as error:
-            raise ConfigError(f"tier {forced} cannot be here: {error}") from error
+            raise ConfigError(f"tier {forced} is not possible here: {error}") from error
     faults: list[str] = []
     for tier in Tier:
         try:

@@ -133,7 +133,7 @@ class Terminal(Ui):
 
     def _capture(self, capture: CaptureFile) -> None:
         self._head("capture")
-        self._line(f"{capture.path}: {capture.frames} frames, each with the story of its ring")
+        self._line(f"{capture.path}: {capture.frames} frames, each with a comment on how it crossed its ring")
 
     def _lost_flags(self, lost: LostFlags) -> None:
         self._head("with checksum flags")
@@ -142,7 +142,7 @@ class Terminal(Ui):
         self._head("without them")
         self._line(f"ping  {_ping_words(lost.ping_after)}")
         self._line(f"TCP   [bold red]dies[/]: connecting {lost.tcp_after}")
-        self._line(f"      the host's stack threw {lost.checksum_errors} segments away: checksum wrong")
+        self._line(f"      the host's stack dropped {lost.checksum_errors} segments: wrong checksum")
         self._line(
             "[dim]A stack leaves TCP checksums to its link and marks the frame. ICMP it completes itself. "
             "Lose the mark, and ping works while TCP does not.[/]"

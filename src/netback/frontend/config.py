@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The features that a frontend asks for and those that its backend offers: frozen values, and the keys that carry them.
+"""The features that a frontend requests and those that its backend offers: frozen values, and their xenstore keys.
 
-Knows keys and values, neither store nor rings.
+This module uses neither store nor rings.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ RING_SLOTS = TX_SLOTS
 
 @dataclass(frozen=True, slots=True)
 class FrontConfig:
-    """The features of a guest; the default is all that Linux's netfront takes.
+    """The features of a guest; the default is everything that Linux's netfront supports.
 
     >>> FrontConfig(gso6=False).nodes()["feature-gso-tcpv4"]
     '1'
@@ -28,7 +28,7 @@ class FrontConfig:
     gso4: bool = True
     gso6: bool = True
     csum4: bool = True
-    """False writes feature-no-csum-offload: every IPv4 checksum toward this guest must be complete."""
+    """False writes feature-no-csum-offload: the backend must complete every IPv4 checksum toward this guest."""
     csum6: bool = True
     rx_notify: bool = True
     """False: the guest sends no event when it posts RX buffers."""
@@ -52,7 +52,7 @@ class FrontConfig:
 
     @property
     def caps(self) -> Can:
-        """The offloads that this guest takes."""
+        """The offloads that this guest accepts."""
         return _caps(self.sg, self.csum4, self.csum6, self.gso4, self.gso6)
 
 
@@ -69,7 +69,7 @@ class BackFeatures:
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
-        """From the keys FEATURE_KEYS of the backend's directory; a feature is on where its key is exactly "1"."""
+        """Read from the keys FEATURE_KEYS of the backend's directory; a feature is on if its key is exactly "1"."""
         rx_copy, sg, no_csum4, csum6, gso4, gso6 = (keys.get(key) == "1" for key in FEATURE_KEYS)
         return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest's netfront: the xenbus handshake, and the queue that exists between Connected and Closing.
 
-Knows states and keys of one device, nothing of frames.
+This module has the states and keys of one device; the queue handles frames.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from netback.vif.features import parse_mac
 from netback.xenstore.aio import Store, StoreError
 
 _CLOSE_SECONDS = 5.0
-"""How long a guest that closes waits for its backend, which may have ended."""
+"""Seconds that a closing guest waits for its backend, which may have ended."""
 
 
 class BackendError(NetbackError):
-    """The backend lacks a feature that a frontend needs."""
+    """The backend lacks a feature that this frontend requires."""
 
 
 class Frontend:
@@ -117,21 +117,21 @@ class Frontend:
 
     @property
     def broken(self) -> str | None:
-        """How the backend broke the protocol; the queue stands still since. None while it has not."""
+        """How the backend broke the protocol; the queue is stopped then. None otherwise."""
         return self.queue.broken if self.queue is not None else None
 
     async def connected(self) -> None:
-        """Return once frames flow. BackendError: the backend cannot serve this frontend; PlatformError: no store."""
+        """Wait until frames can pass. BackendError: the backend cannot serve this frontend; PlatformError: no store."""
         await self.until(lambda: self._serving)
 
     async def disconnected(self) -> None:
-        """Return once there is no queue. Errors are those of `until`."""
+        """Wait until the queue is gone. Errors are those of `until`."""
         await self.until(lambda: self.queue is None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a change of this device or its queue makes `condition` true.
+        """Wait until `condition` is true, testing it after each change of this device or its queue.
 
-        Raises what ended the device's task: BackendError, or PlatformError where the store is gone.
+        Raises the error that ended the device's task: BackendError, or PlatformError if the store is gone.
         """
         while not condition():
             if self._failure is not None:
@@ -140,13 +140,13 @@ class Frontend:
             await self._news.wait()
 
     async def reload(self) -> None:
-        """Close in order and write Initialising again, as when a guest's driver is loaded again."""
+        """Close in order and write Initialising again, as a reloaded driver does."""
         await self._leave()
         self._leaving = False
         await self._set_state(XenbusState.INITIALISING)
 
     async def close(self) -> None:
-        """Close in order, and end a guest that was made here. The network stays open. May be called again."""
+        """Close in order, and end a guest that was created here. The network stays open. May be called again."""
         try:
             if self.queue is not None and self._failure is None:
                 await self._leave()
@@ -195,7 +195,9 @@ class Frontend:
         self._news.set()
 
     async def _read_state(self, path: str) -> XenbusState:
-        """UNKNOWN for any refusal but EIO, the store's end: of a directory that is gone the store may say EACCES."""
+        """The backend's state. Any refusal but EIO (the end of the store) counts as UNKNOWN: for a removed directory
+        the store may answer EACCES.
+        """
         try:
             text = await self.store.read(path)
         except StoreError as error:
@@ -213,13 +215,13 @@ class Frontend:
     # ---- actions by the backend's state
 
     async def _connect(self) -> None:
-        """InitWait: the offer is complete. Make rings, write their keys, then Connected."""
+        """InitWait: the offer is complete. Create rings, write their keys, then Connected."""
         if self.queue is not None or self._leaving:
             return
         self.features = await self._read_features()
         if not self.features.rx_copy:
             raise BackendError(f"{self.backend_path}: the backend has no feature-rx-copy")
-        with suppress(ValueError):  # no address, or one that no NIC may have: the link keeps its own
+        with suppress(ValueError):  # no address, or an invalid one: the link keeps its own
             self.network.set_address(parse_mac(await self.store.read_or(f"{self.path}/mac")))
         backend = int(await self.store.read(f"{self.path}/backend-id"))
         self.rings = Rings(self.guest.domain, self.guest.domain.events, backend)
@@ -229,7 +231,7 @@ class Frontend:
         await self._set_state(XenbusState.CONNECTED)
 
     async def _start(self) -> None:
-        """Connected: the worker takes up both rings, posts buffers, and notifies the backend once."""
+        """Connected: the worker starts both rings, posts buffers, and notifies the backend once."""
         if self.queue is None or self._serving:
             return
         self.network.offloads(self.features.caps if self.features else 0)
@@ -238,13 +240,13 @@ class Frontend:
         self._serving = True
 
     async def _follow_close(self) -> None:
-        """Closing or gone: take back everything that the backend could use, then write Closed."""
+        """Closing or gone: revoke everything that the backend could use, then write Closed."""
         await self._disconnect()
         if self.backend_state is not XenbusState.UNKNOWN and self.state is not XenbusState.CLOSED:
             await self._set_state(XenbusState.CLOSED)
 
     async def _disconnect(self) -> None:
-        """Take the queue from the worker, then give the rings back. At any time, any number of times."""
+        """Take the queue from the worker, then free the rings. Can be called at any time, any number of times."""
         queue, rings = self.queue, self.rings
         self.queue = self.rings = None
         self._serving = False
@@ -258,7 +260,7 @@ class Frontend:
             self._news.set()
 
     async def _leave(self) -> None:
-        """Write Closing and follow the backend down, for 5 s at most."""
+        """Write Closing and follow the backend down, for at most 5 s."""
         self._leaving = True
         await self._set_state(XenbusState.CLOSING)
         down = {XenbusState.CLOSED, XenbusState.UNKNOWN, XenbusState.INIT_WAIT}
@@ -302,7 +304,7 @@ _ALL_KEYS = (*FrontConfig(csum4=False).nodes(), Key.TX_RING_REF, Key.RX_RING_REF
 
 
 async def _cancel(task: "asyncio.Task[None] | None") -> None:
-    """End a task; `_ended` has kept what it raised."""
+    """Cancel a task; `_ended` keeps the error that it raised."""
     if task is not None:
         task.cancel()
         await asyncio.wait([task])

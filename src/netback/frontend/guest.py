@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the frontends of one guest domain share: memory, ports, a store connection, a worker's thread.
-
-Knows no device.
-"""
+"""The parts that all frontends of a guest domain share: memory, ports, a store connection, a worker's thread."""
 
 import asyncio
 from collections.abc import Callable
@@ -89,9 +86,9 @@ class Guest:
         await asyncio.wrap_future(self._thread.add(link, Listener(report)))
 
     async def release(self, link: Link) -> None:
-        """Stop serving a queue, even if cancelled meanwhile. A queue that is not served is a normal state."""
+        """Stop serving a queue, even if this call is cancelled. A queue that is not served is a normal state."""
         await finished([self._thread.remove(link)])
 
     async def submit(self, call: Callable[[Worker], T]) -> T:
-        """Run `call(worker)` in the worker's thread between two bursts, and return what it returns."""
+        """Run `call(worker)` in the worker's thread between two bursts and return its result."""
         return await asyncio.wrap_future(self._thread.submit(call))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ring pages, buffers, grants and event channel of a connection, given back in one call.
+"""The ring pages, buffers, grants and event channel of a connection, released by one call.
 
-Knows a guest's memory and ports; the queue writes the rings.
+This module uses a guest's memory and ports; the queue writes the rings.
 """
 
 from contextlib import ExitStack, suppress
@@ -13,7 +13,7 @@ from netback.platforms.base import Domain, EventChannels, GrantedPage
 
 
 class Rings:
-    """Two ring pages, `buffers` pages for each of them, and a port, all granted to one backend domain.
+    """Two ring pages, `buffers` pages for each, and a port, all granted to one backend domain.
 
     TX buffers are granted read-only, as Linux's netfront does. PlatformError: the guest has too few pages or ports.
     """
@@ -45,7 +45,7 @@ class Rings:
         }
 
     def close(self) -> None:
-        """Give everything back. The guest loses a page that the backend still has mapped, as in Linux."""
+        """Release everything. As in Linux, the guest loses a page that the backend still has mapped."""
         self._undo.close()
 
     def _grant(self, count: int, readonly: bool = False) -> list[GrantedPage]:

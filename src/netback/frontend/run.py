@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest as a process of its own, for `netback guest`."""
+"""Runs a guest as its own process, for `netback guest`."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frontend that a test drives: any slot, any index, any key, in any order, and everything can be read back.
+"""A frontend that a test drives: it can write any slot, index and key in any order, and read everything back.
 
-Checks nothing that it writes.
+It checks nothing that it writes.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Script:
     # ---- xenstore
 
     async def offered(self) -> None:
-        """Wait for the device and its backend's InitWait, and make rings, whose keys are not written yet."""
+        """Wait for the device and its backend's InitWait, and create rings; their keys are not written yet."""
         async with await self.guest.store.watch(f"{self.path}/backend") as watch:
             async for _ in watch:
                 self.backend_path = await self.guest.store.read_or(f"{self.path}/backend", "") or ""
@@ -86,7 +86,7 @@ class Script:
         await self.open_rings()
 
     async def open_rings(self) -> None:
-        """Make new rings and a new port; earlier ones stay granted."""
+        """Create new rings and a new port; earlier ones stay granted."""
         backend = int(await self.guest.store.read(f"{self.path}/backend-id"))
         self.rings = Rings(self.guest.domain, self.events, backend, buffers=0)
         self._undo.callback(self.rings.close)
@@ -108,7 +108,7 @@ class Script:
         await self.guest.store.write(f"{self.path}/{key}", value)
 
     async def read(self, key: str) -> str | None:
-        """A key of the frontend's directory; None where there is none."""
+        """A key of the frontend's directory; None if it does not exist."""
         return await self.guest.store.read_or(f"{self.path}/{key}")
 
     async def remove(self, key: str) -> None:
@@ -116,11 +116,11 @@ class Script:
         await self.guest.store.rm(f"{self.path}/{key}", missing_ok=True)
 
     async def set_state(self, state: XenbusState | int) -> None:
-        """Write any state, also one that the header does not have."""
+        """Write any state, including values that xenbus.h does not define."""
         await self.write("state", str(int(state)))
 
     async def backend(self, *wanted: XenbusState) -> XenbusState:
-        """Wait until the backend is in one of these states; UNKNOWN is a directory that is gone."""
+        """Wait until the backend's state is one of these; UNKNOWN means that its directory is gone."""
         path = f"{self.backend_path}/state"
         async with await self.guest.store.watch(path) as watch:
             async for _ in watch:
@@ -132,7 +132,7 @@ class Script:
     # ---- rings
 
     def grant(self, data: bytes = b"", readonly: bool = False) -> GrantedPage:
-        """Grant a page to the backend, with `data` at its beginning."""
+        """Grant a page to the backend; `data` is written at its beginning."""
         granted = self.rings.grant(readonly)
         granted.write(0, data)
         return granted
@@ -140,7 +140,7 @@ class Script:
     def post(self, ring: RingPage, *slots: bytes, at: int | None = None, notify: bool | None = None) -> int:
         """Put slots at req_prod, or from index `at`, and publish them. Returns the new req_prod.
 
-        Notifies where req_event asks for it, or as `notify` says.
+        Sends an event if req_event asks for it; `notify` overrides that.
         """
         index = ring.req_prod if at is None else at
         for slot in slots:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a vif needs of the network behind it: one Protocol that every kind of network keeps.
+"""What a vif needs from the network behind it: one Protocol that every kind of network implements.
 
-Knows neither links nor rings: a network is a native peer for each queue (a descriptor with a frame format) and the few
-things that control code does to it.
+A network is a native peer for each queue (a descriptor with a frame format) and the few operations that control code
+performs on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,112 +11,114 @@ from typing import Protocol
 from netback.dataplane.peers.peer import Peer
 
 ETH_DATA_LEN = 1500
-"""linux/if_ether.h: the MTU, in bytes, of a link by default."""
+"""linux/if_ether.h: the default MTU of a link, in bytes."""
 
 
 class Network(Protocol):
-    """The network of one vif, or of one guest. Everything here is for control code; frames go through `peers`.
+    """The network of one vif, or of one guest. All methods are for control code; frames go through `peers`.
 
-    A network remembers what its methods set on the link, and sets it on a link that comes back. No method blocks for
+    A network remembers what its methods set on the link, and sets it again on a link that returns. No method blocks for
     longer than a few requests to the kernel.
     """
 
     @property
     def name(self) -> str:
-        """The link's present name, printable ASCII; what this is where there is no link."""
+        """The link's current name, printable ASCII; a description for a network without a link."""
 
     @property
     def mtu(self) -> int | None:
-        """The link's, in bytes; None where there is no link in this network namespace."""
+        """The link's MTU in bytes; None if there is no link in this network namespace."""
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """One for each queue, in the order of the queues; the same objects for the network's whole life."""
+        """One peer for each queue, in the order of the queues; the same objects for the network's whole life."""
 
     @property
     def follows(self) -> frozenset[int | str]:
-        """The links whose changes concern this network, by index or name; empty where none does."""
+        """The links whose changes concern this network, by index or name; empty if none do."""
 
     def check(self) -> bool:
-        """Look at the link, and join it again where it was removed and is back.
+        """Check the link, and join it again if it was removed and is back.
 
-        True: the peers were joined again, so the workers that serve them must look at their descriptors. GoneError says
-        what is missing; any other PeerError, ConfigError or OSError says why the link that is there cannot be used now.
+        Returns True if the peers were joined again: their workers must then read the descriptors again. GoneError names
+        the missing link; any other PeerError, ConfigError or OSError says why an existing link cannot be used now.
         """
 
     def offloads(self, caps: int) -> None:
-        """Say which offloads the ring's side takes, as bits of dataplane.caps.Can: a tap then gives no others.
+        """Set the offloads that the ring's side accepts, as bits of dataplane.caps.Can; a tap then uses no others.
 
-        A network that cannot be asked for less (a packet socket, a Python object) does nothing: the native side
-        completes checksums, and cuts what is to be segmented, wherever this guest needs it. Never raises: they are
-        set on a link that is gone when it is back.
+        Does nothing for a network that always uses all of them (a packet socket, a Python object): the native side then
+        completes checksums and segments frames as this guest needs. Never raises: for a missing link the setting is
+        applied when the link returns.
         """
 
     def carrier(self, on: bool) -> None:
-        """Show the link's users whether a guest is connected. Taps only; never raises."""
+        """Set the link's carrier, which shows whether a guest is connected. Taps only; never raises."""
 
     def limit_mtu(self, limited: bool) -> None:
         """Keep a tap's MTU at 1500 bytes or less while its guest has no feature-sg, as Linux's backend does.
 
-        False sets the earlier MTU again, unless it was changed meanwhile. Links of others (packet) stay as they are, as
-        does a tap that this process may not change: compare `mtu` afterwards. Never raises.
+        False restores the earlier MTU, unless it was changed since. Links that netback does not own (packet) stay
+        unchanged, as does a tap that this process may not change: compare `mtu` afterwards. Never raises.
         """
 
     def set_address(self, address: str) -> None:
-        """Give a tap that netback made this address, as "00:16:3e:12:34:56": the guest's end has its vif's address."""
+        """Set the address of a tap that netback made, as "00:16:3e:12:34:56": at the guest's end it is the vif's
+        address.
+        """
 
     def drain(self) -> int:
-        """Discard the frames that came before the guest connected, 65536 at most: how many."""
+        """Discard frames that arrived before the guest connected, at most 65536; return their number."""
 
     def drops(self) -> dict[str, int]:
-        """Frames that the network lost on their way to the guest, by cause ("rx_overflow"); counts only grow."""
+        """Frames that the network lost on their way to the guest, by cause ("rx_overflow"). Counts only grow."""
 
     def close(self) -> None:
-        """Close descriptors; any number of times. A link stays as it is."""
+        """Close the descriptors; may be called again. The link stays unchanged."""
 
     def remove(self) -> None:
-        """Close, and remove what netback itself had made; the MTU of a tap that stays is set back."""
+        """Close, and remove what netback made. A tap that stays gets its earlier MTU back."""
 
 
 class Linkless:
-    """What every network answers that is no link of this host."""
+    """The answers of every network that is not a link of this host."""
 
     mtu: int | None = None
     follows: frozenset[int | str] = frozenset()
 
     def check(self) -> bool:
-        """Nothing can go and come back."""
+        """No link can be removed and return."""
         return False
 
     def carrier(self, on: bool) -> None:
-        """There is no link to show it."""
+        """No link has a carrier."""
 
     def limit_mtu(self, limited: bool) -> None:
-        """There is no link to change."""
+        """No link has an MTU."""
 
     def set_address(self, address: str) -> None:
-        """There is no link to change."""
+        """No link has an address."""
 
 
 NetworkFactory = Callable[[str], Network]
-"""Makes the network of one device, which then owns it; the argument is the device's name, as in "vif3.0"."""
+"""Makes the network of one device, which then owns it. The argument is the device's name, as in "vif3.0"."""
 
 
 class FdStore(Protocol):
-    """Where a tap's descriptors outlive this process, so that frames that wait in the tap survive a restart."""
+    """Stores a tap's descriptors beyond this process, so that frames queued in the tap survive a restart."""
 
     @property
     def untaken(self) -> set[str]:
-        """Names of the devices whose held descriptors no device has taken."""
+        """The devices whose stored descriptors no device has taken."""
 
     def take(self, name: str) -> tuple[int, ...]:
-        """Hand over the descriptors that an earlier process stored for this device, in the order of its queues.
+        """Return the descriptors that an earlier process stored for this device, in the order of its queues.
 
-        Empty where none are held. The caller closes them.
+        Empty if none are stored. The caller closes them.
         """
 
     def keep(self, name: str, fds: Sequence[int]) -> None:
-        """Store duplicates of `fds`, one for each queue of this device, in place of earlier ones."""
+        """Store duplicates of `fds`, one for each queue of this device, replacing earlier ones."""
 
     def forget(self, name: str) -> None:
         """Drop what is stored for this device, and remove its tap."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of Linux links: which are possible, and the only place that packs one into a struct.
+"""Names of Linux links: checks them, and is the only place that packs one into a struct.
 
-`struct.pack("16s")` cuts a longer name without a word, and the kernel then answers about another link.
+`struct.pack("16s")` silently truncates a longer name, and the kernel then answers about another link.
 """
 
 import os
@@ -17,7 +17,7 @@ _BAD_CHARACTER = re.compile(r"[^!-~]|[/:%]")
 
 
 def link_name_fault(name: str) -> str | None:
-    """Why no link can have this name; None where one can."""
+    """Why a link cannot have this name; None if it can."""
     if not name:
         return "a link name is empty"
     if len(name) > MAX_LINK_NAME:
@@ -30,7 +30,7 @@ def link_name_fault(name: str) -> str | None:
 
 
 def pack_link_name(name: str) -> bytes:
-    """The name as a char[IFNAMSIZ]. ConfigError: no link can have this name."""
+    """The name as a char[IFNAMSIZ]. ConfigError: a link cannot have this name."""
     if fault := link_name_fault(name):
         raise ConfigError(fault)
     return name.encode("ascii").ljust(MAX_LINK_NAME + 1, b"\0")
@@ -42,5 +42,5 @@ def unpack_link_name(data: bytes) -> str:
 
 
 def show_link_name(name: str) -> str:
-    """The name for logs and tables. The kernel forbids neither control characters nor other bytes."""
+    """The name for logs and tables, escaped: the kernel allows control characters and any other byte."""
     return ascii(name)[1:-1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls the followers of a link when it changes: one rtnetlink socket for a whole backend, read by its event loop.
+"""Calls the followers of a link when it changes: one rtnetlink socket for the whole backend, read by its event loop.
 
-Knows which link a message is about; what a change means is for the network to look up (`Network.check`), so a lost
-message costs one look of each and nothing else.
+The monitor finds the link that a message is about. The network looks up what changed (`Network.check`), so a lost
+message costs only one check of each network.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from netback.net.rtnetlink import GROUP_LINK, RECEIVE, Link, Message, messages
 log = logging.getLogger("netback.net")
 
 READS = 64
-"""Datagrams of one turn: a storm of changes must not hold up the loop."""
+"""Maximum datagrams per wake-up: a storm of changes must not block the loop."""
 
 Key = int | str
 """A link's index, or one of its names."""
@@ -25,8 +25,8 @@ Key = int | str
 class LinkMonitor:
     """Calls each follower whose link was made, changed, renamed, moved or removed in this network namespace.
 
-    Must be made in a running event loop, in the namespace of its links. Where there is no rtnetlink, `works` is False
-    and no follower is ever called.
+    Must be created in a running event loop, in the namespace of its links. Without rtnetlink `works` is False and no
+    follower is ever called.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class LinkMonitor:
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
             )
         except OSError as error:
-            log.warning("no rtnetlink (%s): links are looked at from time to time", error.strerror)
+            log.warning("no rtnetlink (%s): links are polled instead", error.strerror)
             return None
         sock.bind((0, GROUP_LINK))
         return sock
@@ -55,9 +55,9 @@ class LinkMonitor:
         return self._socket is not None
 
     def follow(self, call: Callable[[], object], keys: Iterable[Key]) -> None:
-        """Call `call` after every change to a link with one of these indices or names; in place of its earlier ones.
+        """Call `call` after every change of a link with one of these indices or names. This replaces its earlier keys.
 
-        No keys: never again.
+        Without keys it is no longer called.
         """
         wanted = frozenset(keys)
         earlier = self._keys.pop(call, frozenset())
@@ -71,7 +71,7 @@ class LinkMonitor:
             self._keys[call] = wanted
 
     def close(self) -> None:
-        """Follow nothing more. Any number of times."""
+        """Stop following. May be called again."""
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
             self._socket.close()
@@ -90,9 +90,9 @@ class LinkMonitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                calls.update(self._keys)  # messages were lost: every follower looks
+                calls.update(self._keys)  # messages were lost: every follower checks
                 continue
-            if sender[0] == 0:  # from the kernel
+            if sender[0] == 0:  # the message comes from the kernel
                 calls.update(*map(self._concerned, messages(data)))
         for call in calls:
             call()

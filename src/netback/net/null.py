@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that takes every frame and gives none: for benchmarks, and for a vif without a network."""
+"""A network that discards every frame and sends none: for benchmarks, and for a vif without a network."""
 
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.null import NullPeer
@@ -7,7 +7,7 @@ from netback.net.base import Linkless
 
 
 class NullNetwork(Linkless):
-    """The far end takes every frame and sends none."""
+    """Its far end accepts every frame and sends none."""
 
     name = "null"
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An existing Ethernet link, by a packet socket: needs no /dev/net/tun, so it works in an unprivileged user namespace.
+"""An existing Ethernet link through a packet socket: needs no /dev/net/tun, so it works in an unprivileged user
+namespace.
 
-The socket is promiscuous. It hears what arrives by the link, but neither what the host sends by it nor what another vif
-on the same link sends (docs/networks.md). Knows AF_PACKET's options (packet(7)); the native side puts VLAN tags back
-and handles every kind of GSO.
+The socket is promiscuous. It receives what arrives on the link, but neither what the host sends on it nor what another
+vif on the same link sends (docs/networks.md). This module sets AF_PACKET's options (packet(7)); the native side
+restores VLAN tags and handles every kind of GSO.
 """
 
 import socket
@@ -26,10 +27,10 @@ PACKET_MR_PROMISC = 1
 ETH_P_ALL = 3
 
 OPTIONS = (PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, PACKET_AUXDATA)
-"""Not PACKET_QDISC_BYPASS: on a veth it gains 1 to 2 %, and the operator's shaping would not count."""
+"""Why not PACKET_QDISC_BYPASS: on a veth it gains 1 to 2 %, and the operator's traffic shaping would be bypassed."""
 SEND_ROOM = 256 * 1024
-"""Bytes: fewer frames than a link's queue holds by default (1000). So a slow link makes the socket unwritable, and poll
-reports the end of that; a full queue would answer ENOBUFS while the socket stays writable."""
+"""Bytes: fewer frames than a link's queue holds by default (1000). A slow link then makes the socket unwritable, and
+poll reports when that ends. A full queue would return ENOBUFS while the socket stays writable."""
 MEMBERSHIP = struct.Struct("@iHH8s")
 """struct packet_mreq."""
 STATISTICS = struct.Struct("@II")
@@ -37,7 +38,9 @@ STATISTICS = struct.Struct("@II")
 
 
 def open_socket(link: str) -> socket.socket:
-    """A packet socket that hears nothing: its protocol is 0 until every option is set, so no frame lacks its header."""
+    """A packet socket that receives nothing: its protocol is 0 until every option is set, so every frame has its
+    header.
+    """
     try:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     except PermissionError as error:
@@ -51,7 +54,9 @@ def open_socket(link: str) -> socket.socket:
 
 
 def bind(sock: socket.socket, name: str) -> int:
-    """Hear everything on the link: its index. A socket whose link was removed may be bound again."""
+    """Bind the socket to all frames of the link and return its index. A socket whose link was removed may be bound
+    again.
+    """
     link = get_link(name)
     if link is None:
         raise GoneError(
@@ -65,17 +70,17 @@ def bind(sock: socket.socket, name: str) -> int:
         sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, member)
         sock.getsockopt(
             socket.SOL_SOCKET, socket.SO_ERROR
-        )  # ENETDOWN of a link that is not up yet, or of the last one
+        )  # ENETDOWN from a link that is not up yet, or from the previous link
     except OSError as error:
-        raise PeerError(f"packet:{name}: cannot hear the link ({error.strerror})") from error
+        raise PeerError(f"packet:{name}: cannot receive from the link ({error.strerror})") from error
     return link.index
 
 
 class PacketNetwork:
-    """Every frame of a link that the host makes, keeps up and removes; the socket follows it through renames.
+    """Every frame of a link that the host creates, manages and removes; the socket follows it through renames.
 
     The kernel unbinds the socket when the link is removed or leaves this network namespace; `check` binds it to the
-    next link that has the name of the spec. ConfigError: this cannot be opened. GoneError: there is no such link.
+    next link with the spec's name. ConfigError: the link cannot be opened. GoneError: there is no such link.
     """
 
     def __init__(self, link: str) -> None:
@@ -102,17 +107,17 @@ class PacketNetwork:
 
     @property
     def _bound(self) -> str:
-        """The present name of the link that the socket is bound to; empty where it is unbound or closed."""
+        """The current name of the link that the socket is bound to; empty if it is unbound or closed."""
         if self._socket.fileno() < 0:
             return ""
         try:
             return str(self._socket.getsockname()[0])
-        except UnicodeDecodeError:  # Python's, of a name that is not UTF-8
+        except UnicodeDecodeError:  # Python raises it for a name that is not UTF-8
             return socket.if_indextoname(self._index)
 
     @property
     def name(self) -> str:
-        """The link's present name; the last one once it is gone."""
+        """The link's current name; the last one once it is gone."""
         self._name = self._bound or self._name
         return show_link_name(self._name)
 
@@ -126,32 +131,34 @@ class PacketNetwork:
         return frozenset({self._index} if self._bound else {self._link})
 
     def check(self) -> bool:
-        """See that the socket is bound; bind it again to a link that is back. The socket stays the same one."""
+        """Check that the socket is bound; bind the same socket again to a link that is back."""
         if self._bound or self._socket.fileno() < 0:
             return False
         self._index = bind(self._socket, self._link)
         return True
 
     def limit_mtu(self, limited: bool) -> None:
-        """The link is not netback's to change."""
+        """Does nothing: netback does not manage this link."""
 
     def set_address(self, address: str) -> None:
-        """The link is not netback's to change."""
+        """Does nothing: netback does not manage this link."""
 
     # ---- frames
 
     def offloads(self, caps: int) -> None:
-        """AF_PACKET has no such setting: the data plane completes and cuts what the guest cannot take."""
+        """Does nothing: AF_PACKET has no such setting. The data plane completes and segments what the guest cannot
+        accept.
+        """
 
     def carrier(self, on: bool) -> None:
-        """The link is not netback's to change."""
+        """Does nothing: netback does not manage this link."""
 
     def drain(self) -> int:
-        """Discard the frames that wait in the socket."""
+        """Discard the frames queued in the socket."""
         return drain(self._socket)
 
     def drops(self) -> dict[str, int]:
-        """Frames that found the socket's buffer full; reading the kernel's count sets it to zero."""
+        """Frames dropped because the socket's buffer was full; reading the kernel's count resets it."""
         if self._socket.fileno() >= 0:
             self._lost += STATISTICS.unpack(
                 self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size)
@@ -159,7 +166,7 @@ class PacketNetwork:
         return {"rx_overflow": self._lost}
 
     def close(self) -> None:
-        """Stop hearing the link."""
+        """Stop receiving from the link."""
         self._socket.close()
 
     def remove(self) -> None:

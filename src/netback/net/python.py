@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network written in Python: the caller has one end of a socketpair, the vif the other; one message is one frame."""
+"""A network written in Python over a socketpair: the caller has one end, the vif the other; one message is one
+frame.
+"""
 
 import asyncio
 import socket
@@ -17,11 +19,12 @@ MAX_FRAME = 65536 + 512
 
 
 class PythonNetwork(Linkless):
-    """Joins Python code to a vif: `await recv()` gives the guest's frames, `await send(frame)` gives the guest frames.
+    """Joins Python code to a vif: `await recv()` returns the guest's frames, `await send(frame)` sends frames to the
+    guest.
 
-    Frames are plain, complete Ethernet frames. With `vnet_hdr` a virtio_net_hdr (10 bytes, abi.virtio_net.HEADER) leads
-    each of them; then a frame may have 64 KiB and ask for checksums and segmentation. `socket` is the caller's end,
-    non-blocking, for code with an event loop of its own.
+    Frames are plain, complete Ethernet frames. With `vnet_hdr` a virtio_net_hdr (10 bytes, abi.virtio_net.HEADER)
+    precedes each of them; such a frame may have 64 KiB and request checksums and segmentation. `socket` is the caller's
+    end, non-blocking, for code with its own event loop.
     """
 
     def __init__(self, name: str = "python", *, vnet_hdr: bool = False) -> None:
@@ -36,14 +39,14 @@ class PythonNetwork(Linkless):
         self.peers = (peer,)
 
     async def recv(self) -> bytes:
-        """The next frame from the guest. EOFError: the vif's end is closed, and every frame was read."""
+        """The next frame from the guest. EOFError: the vif's end is closed and every frame was read."""
         frame = await asyncio.get_running_loop().sock_recv(self.socket, MAX_FRAME + virtio_net.HEADER.size)
         if not frame:
             raise EOFError(f"{self.name}: the vif's end is closed")
         return frame
 
     async def send(self, frame: bytes) -> None:
-        """Give the guest a frame; returns once there is room for it.
+        """Send the guest a frame; waits until there is room for it.
 
         BrokenPipeError: the vif's end is closed. ValueError: the frame is empty.
         """
@@ -52,28 +55,28 @@ class PythonNetwork(Linkless):
         await asyncio.get_running_loop().sock_sendall(self.socket, frame)
 
     def check(self) -> bool:
-        """GoneError: the caller's end is closed. The pair is never joined again."""
+        """GoneError: the caller's end is closed. The pair cannot be joined again."""
         with suppress(BlockingIOError):
             if self._near.fileno() >= 0 and not self._near.recv(1, socket.MSG_PEEK):
                 raise GoneError(f"{self.name}: its far end is closed")
         return False
 
     def offloads(self, caps: int) -> None:
-        """There is no kernel to ask: the data plane completes and segments what the guest cannot take."""
+        """Does nothing: no kernel is involved. The data plane completes and segments what the guest cannot accept."""
 
     def drain(self) -> int:
-        """Throw away the frames that were sent before the guest connected."""
+        """Discard the frames that were sent before the guest connected."""
         return drain(self._near)
 
     def drops(self) -> dict[str, int]:
-        """Nothing is lost here: `send` waits."""
+        """No frame is lost here: `send` waits."""
         return {}
 
     def close(self) -> None:
-        """Close the vif's end: `recv` then raises EOFError when everything is read."""
+        """Close the vif's end: `recv` then raises EOFError once everything is read."""
         self._near.close()
 
     def remove(self) -> None:
-        """Close both ends. A task in `recv` would wait for ever: call `close` first and let it read EOFError."""
+        """Close both ends. A task in `recv` would wait for ever, so call `close` first and let it read EOFError."""
         self.close()
         self.socket.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few rtnetlink messages that a network needs: find a link, set its MTU, add and remove alternative names.
 
-Written out here instead of taken from pyroute2: its import takes a quarter of a second, and a toolstack waits for the
-first tap. Each request opens a socket of its own, in the network namespace of its thread (rtnetlink(7)).
+Written here because importing pyroute2 takes a quarter of a second, and a toolstack waits for the first tap. Each
+request opens its own socket, in the network namespace of its thread (rtnetlink(7)).
 """
 
 import enum
@@ -59,7 +59,7 @@ TX_DROPPED = struct.Struct("=56xQ")
 """struct rtnl_link_stats64 up to tx_dropped."""
 
 RECEIVE = 1 << 16
-"""Bytes: more than any message about one link."""
+"""Bytes: larger than any message about one link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Link:
     altnames: tuple[str, ...] = ()
     mtu: int = 0
     tx_dropped: int = 0
-    """Frames that found the link's queue full, since it was made; 0 in messages without statistics."""
+    """Frames dropped because the link's queue was full, since it was made; 0 in messages without statistics."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -124,7 +124,9 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def request(kind: Message, flags: int, index: int, *parts: bytes) -> bytes:
-    """Send one request about the link `index` (0: the attributes name it); the body of the answer. OSError: refused."""
+    """Send one request about the link `index` (0: the attributes name it) and return the answer's body. OSError:
+    refused.
+    """
     body = IFINFO.pack(0, 0, index, 0, 0) + b"".join(parts)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, 0, 0) + body)
@@ -136,12 +138,12 @@ def request(kind: Message, flags: int, index: int, *parts: bytes) -> bytes:
 
 
 def get_link(name: str) -> Link | None:
-    """The link that has this name or alternative name, of up to 127 bytes; None where there is none.
+    """The link with this name or alternative name, of up to 127 bytes; None if there is none.
 
     IFLA_IFNAME, if_nametoindex and every ioctl take 15 bytes, so only IFLA_ALT_IFNAME finds a longer name.
     """
     kind = Attribute.IFNAME if len(name) <= MAX_LINK_NAME else Attribute.ALT_IFNAME
-    with suppress(OSError):  # ENODEV; EINVAL from a kernel before 5.5, which knows no alternative names
+    with suppress(OSError):  # ENODEV; EINVAL from a kernel before 5.5, which has no alternative names
         return Link.parse(request(Message.GETLINK, 0, 0, attribute(kind, os.fsencode(name) + b"\0")))
     return None
 
@@ -152,12 +154,12 @@ def set_mtu(index: int, mtu: int) -> None:
 
 
 def add_altname(index: int, name: str) -> None:
-    """Give a link one more name, of up to 127 bytes. OSError EEXIST: a link of this namespace has it."""
+    """Give a link another name, of up to 127 bytes. OSError EEXIST: a link in this namespace has it."""
     _change_altname(Message.NEWLINKPROP, index, name)
 
 
 def remove_altname(index: int, name: str) -> None:
-    """Take an alternative name away. OSError: the link does not have it."""
+    """Remove an alternative name. OSError: the link does not have it."""
     _change_altname(Message.DELLINKPROP, index, name)
 
 

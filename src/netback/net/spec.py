@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Knows how each is written, and which network it opens.
+"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Parses each spec and opens its network.
 
-A new kind of network is one file in this package, with a class that keeps `base.Network`, and one row of KINDS here;
-where its frames need another format or system call, it is one more file in dataplane/peers. docs/networks.md describes
-the kinds.
+A new kind of network is one file in this package, with a class that implements `base.Network`, and one row of KINDS
+here; if its frames need another format or system call, it also needs a file in dataplane/peers. docs/networks.md
+describes the kinds.
 """
 
 import os
@@ -21,13 +21,13 @@ from netback.net.tap import TapNetwork
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of network: whether its spec names a link, and how it is opened by that name."""
+    """One kind of network: whether its spec names a link, and how to open it by that name."""
 
     link: Literal["never", "may", "must"]
     example: str
     open: Callable[[str], Network]
     queues: int = 1
-    """The most queues that a network of this kind opens."""
+    """The maximum number of queues of a network of this kind."""
 
 
 KINDS = {
@@ -39,7 +39,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class PeerSpec:
-    """A spec that is well-formed; `link` is empty where it names none."""
+    """A well-formed spec; `link` is empty if it names none."""
 
     kind: str
     link: str = ""
@@ -49,7 +49,7 @@ class PeerSpec:
 
 
 def spec_fault(kind: str, colon: str, link: str) -> str | None:
-    """What is wrong with a spec, in words."""
+    """The mistake in a spec, as text."""
     if kind not in KINDS:
         return f"unknown kind {kind!r}" if kind else "it names no kind"
     known = KINDS[kind]
@@ -61,7 +61,7 @@ def spec_fault(kind: str, colon: str, link: str) -> str | None:
 
 
 def parse_spec(text: str) -> PeerSpec:
-    """Read a spec; ConfigError says what is wrong with it."""
+    """Parse a spec. ConfigError names the mistake."""
     kind, colon, link = text.partition(":")
     if fault := spec_fault(kind, colon, link):
         raise ConfigError(f"network {text!r}: {fault} (kinds: {', '.join(KINDS)})")
@@ -79,5 +79,5 @@ def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), queues:
     for surplus in held[queues:]:
         os.close(surplus)
     if queues > kind.queues:
-        raise ConfigError(f"network {spec}: {queues} queues: {spec.kind} has {kind.queues} at most")
+        raise ConfigError(f"network {spec}: {queues} queues: {spec.kind} has at most {kind.queues}")
     return TapNetwork(link, held[0]) if held else kind.open(link)

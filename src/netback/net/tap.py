@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tap: made, or adopted where it exists; it outlives netback, so that a restart finds it where the bridge has it.
+"""A tap: created, or adopted if it exists. It outlives netback, so a restart finds it attached to its bridge.
 
-Knows /dev/net/tun. One queue (no IFF_MULTI_QUEUE): the kernel then answers EBUSY while another process holds the tap,
-where a second queue would silently take a share of the frames. The flag is fixed when a tap is made; a tap that
-another program made with it is adopted with it.
+This module drives /dev/net/tun. One queue (no IFF_MULTI_QUEUE): the kernel then returns EBUSY while another process
+holds the tap; a second queue would silently receive part of the frames. The flag is fixed when a tap is created; a tap
+that another program created with it is adopted with it.
 
-What netback must know of a tap after a kill stands on the tap itself, as alternative names (ip-link(8)): that netback
-made it, and the MTU that it had before netback lowered it. They follow the tap through renames and network namespaces
-and vanish with it, which a file beside the journals would not.
+netback records on the tap itself, as alternative names (ip-link(8)), what it must know after a kill: that netback
+created the tap, and its MTU before netback lowered it. These names follow the tap through renames and network
+namespaces and disappear with it; a file beside the journals would not.
 """
 
 import enum
@@ -67,24 +67,26 @@ INT = struct.Struct("i")
 FORMAT = Flag.TAP | Flag.NO_PI | Flag.VNET_HDR
 
 OFFLOADS = ((Can.CSUM4 | Can.CSUM6, 0x01), (Can.TSO4, 0x02), (Can.TSO6, 0x04))
-"""What each TUN_F_* needs of the receiver: any of these. One checksum flag covers IPv4 and IPv6; the native side
-completes what this guest cannot take. Never TUN_F_TSO_ECN nor TUN_F_USO*: netif.h has no GSO type for either."""
+"""The receiver must accept one of these for each TUN_F_* to be set. One checksum flag covers IPv4 and IPv6; the native
+side completes what this guest cannot accept. TUN_F_TSO_ECN and TUN_F_USO* are never set: netif.h has no GSO type for
+either."""
 
 BUSY_WAITS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-"""Seconds between tries while another process holds the tap: a killed process closes its own a little later."""
+"""Seconds between attempts while another process holds the tap: a killed process closes its descriptor a little
+later."""
 
 ADDRESS = "fe:ff:ff:ff:ff:ff"
-"""The address of a tap that netback makes, as Linux's backend gives it to its vifs: the highest one, so that a bridge
-never takes it for its own, and the one that guests and scripts expect of the other end."""
+"""The address of a tap that netback creates, as Linux's backend gives it to its vifs: the highest address, so that a
+bridge never takes it for its own. Guests and scripts expect it at the other end."""
 
 MADE = "netback-{}"
-"""The alternative name of a tap that netback made under this name."""
+"""The alternative name that marks a tap that netback created under this name."""
 KEPT_MTU = "netback.mtu."
-"""... of a tap whose MTU netback lowered: followed by the earlier MTU, a dot and the name."""
+"""The alternative name that marks a tap whose MTU netback lowered: the earlier MTU, a dot and the name follow."""
 
 
 def open_device(link: str) -> int:
-    """A descriptor of the tap driver, joined to nothing yet."""
+    """A descriptor of the tap driver that is not joined to a tap yet."""
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -94,14 +96,14 @@ def open_device(link: str) -> int:
 
 
 def find_made(link: str) -> Link | None:
-    """The tap that netback once made as `link`, whatever its name is now."""
+    """The tap that netback created as `link`, whatever its current name is."""
     name = MADE.format(link)
     found = get_link(name)
     return found if found is not None and name in found.altnames else None
 
 
 def try_join(fd: int, link: str, flags: Flag) -> int:
-    """Join the descriptor to a tap: 0, or the errno."""
+    """Join the descriptor to a tap; returns 0 or the errno."""
     try:
         fcntl.ioctl(fd, Tun.SETIFF, pack_link_name(link) + IFREQ_FLAGS.pack(flags))
     except OSError as error:
@@ -110,7 +112,7 @@ def try_join(fd: int, link: str, flags: Flag) -> int:
 
 
 def create(fd: int, link: str) -> bool:
-    """Make the tap, and write on it that netback made it: False where the name is taken."""
+    """Create the tap and mark it as netback's. False: the name is taken."""
     fault = try_join(fd, link, FORMAT | Flag.EXCL)
     if fault == errno.EBUSY:
         return False
@@ -129,7 +131,7 @@ def create(fd: int, link: str) -> bool:
 
 
 def adopt(fd: int, link: str, waits: tuple[float, ...]) -> None:
-    """Join the tap that has this name, as its maker chose: with one queue or as one of many."""
+    """Join the tap with this name in its creator's mode: with one queue, or as one of many."""
     for wait in (*waits, None):
         fault = try_join(fd, link, FORMAT)
         if fault == errno.EINVAL:
@@ -146,7 +148,7 @@ def adopt(fd: int, link: str, waits: tuple[float, ...]) -> None:
 
 
 def joined_to(fd: int) -> str | None:
-    """The present name of the tap that a descriptor is joined to, in whatever namespace; None where it is gone."""
+    """The current name of the tap that a descriptor is joined to, in any namespace; None if it is gone."""
     try:
         return unpack_link_name(fcntl.ioctl(fd, Tun.GETIFF, bytes(IFREQ_SIZE)))
     except (OSError, ValueError):  # EBADFD: the tap was removed; ValueError: the descriptor is closed
@@ -154,7 +156,7 @@ def joined_to(fd: int) -> str | None:
 
 
 def is_here(fd: int) -> bool:
-    """Whether the tap lies in this thread's network namespace; True where the kernel does not tell."""
+    """Whether the tap is in this thread's network namespace; True if the kernel cannot tell."""
     try:
         namespace = fcntl.ioctl(fd, Tun.GETDEVNETNS)
     except (OSError, ValueError):  # EPERM: no CAP_NET_ADMIN there; EINVAL: Linux before 5.2
@@ -174,13 +176,13 @@ def find_joined(fd: int) -> Link | None:
 
 
 def is_joined(fd: int, link: str) -> bool:
-    """Whether a descriptor is joined to this tap, or to the one that netback once made as `link`."""
+    """Whether a descriptor is joined to this tap, or to the one that netback created as `link`."""
     found = find_joined(fd)
     return joined_to(fd) == link if found is None else bool(found.names & {link, MADE.format(link)})
 
 
 def discard(fd: int) -> None:
-    """Close the descriptor of a device that is gone; the tap goes with it, if netback made that."""
+    """Close the descriptor of a removed device; remove the tap if netback created it."""
     found = find_joined(fd)
     if found is not None and any(name.startswith(MADE.format("")) for name in found.altnames):
         with suppress(OSError):
@@ -189,7 +191,7 @@ def discard(fd: int) -> None:
 
 
 def kept_mtu(link: Link) -> tuple[str, int] | None:
-    """The alternative name that keeps a tap's earlier MTU, and that MTU."""
+    """The alternative name that stores a tap's earlier MTU, and that MTU."""
     for name in link.altnames:
         number = name.removeprefix(KEPT_MTU).partition(".")[0]
         if name.startswith(KEPT_MTU) and number.isdecimal():
@@ -198,7 +200,7 @@ def kept_mtu(link: Link) -> tuple[str, int] | None:
 
 
 def lower_mtu(link: Link, name: str) -> None:
-    """Set 1500 where the MTU is larger. The larger one is kept first, so that a kill in between loses nothing."""
+    """Set 1500 if the MTU is larger. The larger one is recorded first, so that a kill in between loses nothing."""
     if link.mtu <= ETH_DATA_LEN:
         return
     if kept := kept_mtu(link):
@@ -208,7 +210,7 @@ def lower_mtu(link: Link, name: str) -> None:
 
 
 def restore_mtu(link: Link) -> None:
-    """Set the MTU that `lower_mtu` kept, unless it was changed since."""
+    """Restore the MTU that `lower_mtu` recorded, unless it was changed since."""
     if kept := kept_mtu(link):
         if link.mtu == ETH_DATA_LEN:
             set_mtu(link.index, kept[1])
@@ -216,10 +218,10 @@ def restore_mtu(link: Link) -> None:
 
 
 class TapNetwork:
-    """A tap. Its descriptor stays joined to it when it is renamed, taken down or moved elsewhere.
+    """A tap. Its descriptor stays joined to it when it is renamed, set down or moved to another namespace.
 
-    `held` is the descriptor of an earlier process that a descriptor store kept: if it is still this tap's, its carrier
-    and the frames that wait in it are left as they are. ConfigError: no tap can be opened under this name. PeerError:
+    `held` is the descriptor that an earlier process put into a descriptor store: if it still belongs to this tap, the
+    tap's carrier and queued frames stay unchanged. ConfigError: a tap cannot be opened under this name. PeerError:
     another process holds it.
     """
 
@@ -250,7 +252,7 @@ class TapNetwork:
 
     @property
     def name(self) -> str:
-        """The link's present name; the last one once it is gone or the descriptor is closed."""
+        """The link's current name; the last one once it is gone or the descriptor is closed."""
         self._name = joined_to(self._fd) or self._name
         return show_link_name(self._name)
 
@@ -267,9 +269,9 @@ class TapNetwork:
         )
 
     def check(self) -> bool:
-        """See that the descriptor is joined; join it again to a tap that was removed and is back.
+        """Check that the descriptor is joined; join the same descriptor again to a tap that was removed and is back.
 
-        A tap of netback's own making is made again at once. The descriptor stays the same one.
+        A tap that netback created is created again at once.
         """
         if self._fd < 0:
             return False
@@ -292,7 +294,7 @@ class TapNetwork:
             self.limit_mtu(True)
 
     def _join(self, waits: tuple[float, ...]) -> None:
-        """Make the tap or adopt it, and set what was set on the network before."""
+        """Create or adopt the tap, and apply the network's settings to it."""
         if found := find_made(self._link):
             adopt(self._fd, found.name, waits)
             self._made = True
@@ -321,10 +323,10 @@ class TapNetwork:
         ) as error:  # EBADFD: the tap was removed; ValueError: the descriptor is closed
             raise PeerError(f"tap:{self._link}: the link is gone ({error})") from error
 
-    # ---- settings; a tap that comes back gets them again
+    # ---- settings; a tap that returns gets them again
 
     def offloads(self, caps: int) -> None:
-        """Have the kernel complete and cut what the guest cannot take; it offers no segmentation without checksums."""
+        """Make the kernel complete and segment what the guest cannot accept; segmentation requires checksums."""
         self._caps = caps
         wanted = 0
         if caps & OFFLOADS[0][0]:
@@ -333,13 +335,13 @@ class TapNetwork:
             self._tell(Tun.SETOFFLOAD, wanted)
 
     def carrier(self, on: bool) -> None:
-        """As a cable: bridges and routes see whether a guest is connected."""
+        """Set the carrier: bridges and routes see whether a guest is connected."""
         self._carrier = on
         with suppress(PeerError):
             self._tell(Tun.SETCARRIER, INT.pack(on))
 
     def limit_mtu(self, limited: bool) -> None:
-        """Lower the MTU to 1500, or set the earlier one again. A tap that the kernel lets only others change stays."""
+        """Lower the MTU to 1500, or restore the earlier one. A tap that this process may not change stays unchanged."""
         self._limited = limited
         link = find_joined(self._fd)
         with suppress(OSError):
@@ -349,7 +351,7 @@ class TapNetwork:
                 restore_mtu(link)
 
     def set_address(self, address: str) -> None:
-        """Give a tap that netback made this address, as aa:bb:cc:dd:ee:ff."""
+        """Set the address of a tap that netback created, as aa:bb:cc:dd:ee:ff."""
         self._address = address
         if self._made:
             with suppress(PeerError):
@@ -359,10 +361,10 @@ class TapNetwork:
         octets = bytes.fromhex(self._address.replace(":", ""))
         self._tell(Tun.SETADDRESS, pack_link_name(self._link) + IFREQ_ADDRESS.pack(ARPHRD_ETHER, octets))
 
-    # ---- frames that wait, frames that were lost
+    # ---- queued and lost frames
 
     def drain(self) -> int:
-        """Discard the frames that wait in the tap's queue."""
+        """Discard the frames queued in the tap."""
         count = 0
         with suppress(OSError):
             while count < MAX_DRAIN:
@@ -371,7 +373,9 @@ class TapNetwork:
         return count
 
     def drops(self) -> dict[str, int]:
-        """What found the tap's queue full, the guest being slow or absent: counted since the link was made."""
+        """Frames dropped because the tap's queue was full, the guest being slow or absent; counted since the link was
+        made.
+        """
         if link := find_joined(self._fd):
             self._dropped = link.tx_dropped
         return {"rx_overflow": self._dropped_before + self._dropped}
@@ -379,13 +383,13 @@ class TapNetwork:
     # ---- ends
 
     def close(self) -> None:
-        """Let go of the tap: it stays, without carrier."""
+        """Close the descriptor: the tap stays, without carrier."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def remove(self) -> None:
-        """Let go of the tap: one that netback made vanishes, another one has the MTU again that it had."""
+        """Close the descriptor and remove the tap if netback created it; another tap gets its earlier MTU back."""
         with suppress(PeerError):
             if self._made:
                 self._tell(Tun.SETPERSIST, 0)
@@ -395,6 +399,6 @@ class TapNetwork:
 
 
 def remove_made(link: str) -> None:
-    """Have the tap vanish that netback made as `link` in an earlier life, if there is one."""
+    """Remove the tap that an earlier netback created as `link`, if it exists."""
     if find_made(link):
         TapNetwork(link).remove()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captures in pcapng: each frame with a comment on how it crossed the ring, which no capture on a link has.
+"""Writes pcapng captures: each frame has a comment on how it crossed the ring, which no capture on a link shows.
 
-Knows the file format (draft-ietf-opsawg-pcapng) and records, nothing of vifs. Written here because no maintained
-library fits: python-pcapng writes options for each packet, but had its last release in 2022 and is slow; scapy's writer
-comes with all of scapy, under the GPL.
+This module knows the file format (draft-ietf-opsawg-pcapng) and records, not vifs. No maintained library fits:
+python-pcapng writes options for each packet, but had its last release in 2022 and is slow; scapy's writer requires all
+of scapy, under the GPL.
 """
 
 import enum
@@ -21,7 +21,7 @@ BYTE_ORDER_MAGIC = 0x1A2B3C4D
 LINKTYPE_ETHERNET = 1
 NANOSECONDS = bytes([9])
 MAX_OPTION = 0xFFFF
-"""Bytes of an option's value."""
+"""Maximum bytes of an option's value."""
 
 
 class Block(enum.IntEnum):
@@ -33,7 +33,7 @@ class Block(enum.IntEnum):
 
 
 class Option(enum.IntEnum):
-    """Option codes; from 2 on they are each block's own."""
+    """Option codes; each block defines its own from 2 on."""
 
     END = 0
     COMMENT = 1
@@ -61,7 +61,7 @@ FLAGS = struct.Struct("<I")
 
 
 def padded(data: bytes) -> bytes:
-    """Pad with zeros to a multiple of four bytes, as the format wants for every value and body."""
+    """Pad with zeros to a multiple of four bytes, as the format requires for every value and body."""
     return data + bytes(-len(data) % 4)
 
 
@@ -111,7 +111,7 @@ class PcapngWriter:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """How the records of one ring are written."""
+    """How the records of each ring are written."""
 
     name: str
     slots: int
@@ -128,14 +128,14 @@ RINGS = {
 
 @lru_cache(256)
 def flag_names(prefix: str, flags: TxFlag | RxFlag) -> str:
-    """The flags' names in netif.h, and bits without a name as a number."""
+    """The flags' names in netif.h; bits without a name as a number."""
     names = [f"{prefix}_{flag.name.lower()}" for flag in type(flags) if flag.name and flag & flags]
     unknown = int(flags) & ~sum(type(flags))
     return "|".join([*names, *([hex(unknown)] if unknown else [])]) or "none"
 
 
 def describe(record: Record) -> str:
-    """One line on how a frame crossed its ring: slots, flags, grant, GSO, status."""
+    """One line that describes how a frame crossed its ring: slots, flags, grant, GSO, status."""
     ring = RINGS[RecordKind(record.kind)]
     parts = [
         f"{ring.name} ring slot {record.index % ring.slots} (index {record.index})",
@@ -153,7 +153,7 @@ def describe(record: Record) -> str:
 class Capture:
     """A pcapng file for the frames of any number of queues, one interface for each ring.
 
-    A fault of the file ends the capture, not the worker: `error` has it. `frames` counts those written.
+    An error of the file ends the capture, not the worker; `error` keeps it. `frames` counts the frames written.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -163,7 +163,7 @@ class Capture:
         self.error: OSError | None = None
 
     def sink(self, vif: str, queue: int = 0) -> Callable[[Record], None]:
-        """The function that takes the records of one queue (`Vif.capture`), from any thread."""
+        """Return the function that accepts the records of one queue (`Vif.capture`), from any thread."""
         with self._lock:
             numbers = {
                 kind: self._writer.interface(

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace points that are selected by name, and logs with a bound on their rate.
-
-Knows names and lines, nothing of what happens at a trace point.
-"""
+"""Trace points that are selected by name, and logs with a limited rate."""
 
 import logging
 import time
@@ -28,7 +25,7 @@ trace_log = logging.getLogger("netback.trace")
 
 
 class Tracer:
-    """The trace points that are on. Any thread may emit a line; one thread selects."""
+    """The trace points that are on. Any thread may emit a line; only one thread selects."""
 
     def __init__(self, write: Callable[[str], None] = trace_log.info) -> None:
         self._write = write
@@ -41,11 +38,11 @@ class Tracer:
         """
         matching = {name for name in TRACE_POINTS if fnmatchcase(name, pattern.removeprefix("-"))}
         if not matching:
-            raise ConfigError(f"no trace point matches {pattern!r}: there are {', '.join(TRACE_POINTS)}")
+            raise ConfigError(f"no trace point matches {pattern!r}: known are {', '.join(TRACE_POINTS)}")
         self._on = self._on - matching if pattern.startswith("-") else self._on | matching
 
     def on(self, name: str) -> bool:
-        """Whether this trace point is on: for callers whose values are expensive."""
+        """Whether this trace point is on. Callers check it before computing expensive values."""
         return name in self._on
 
     def emit(self, name: str, *values: object) -> None:
@@ -59,7 +56,7 @@ class Tracer:
 
 
 class LogBudget:
-    """Writes at most `lines` lines of one source in `seconds`. The next line names the number of those left out."""
+    """Writes at most `lines` lines of one source in `seconds`. The next line then counts the omitted ones."""
 
     def __init__(
         self, lines: int = 10, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -70,7 +67,7 @@ class LogBudget:
         self._left_out = 0
 
     def warn(self, log: logging.Logger, text: str, *, exc_info: bool = False) -> None:
-        """Write a line while the budget lasts; `exc_info` adds the traceback of the exception at hand."""
+        """Write a line while the budget lasts; `exc_info` adds the current exception's traceback."""
         now = self._clock()
         if now - self._since >= self._seconds:
             self._since, self._spent = now, 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The features that a backend offers, and the agreement: the frontend's keys become one frozen VifConfig.
 
-Pure. The frontend's keys are a guest's bytes: each is limited in length, strictly decimal and in range, or the vif
-closes with an error that names it.
+Pure functions. The frontend's keys are a guest's bytes: each must be short, strictly decimal and in range; otherwise
+the vif closes with an error that names the key.
 """
 
 import re
@@ -19,13 +19,13 @@ DeviceType = Literal["vif", "qnic"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that the running backend serves of each device."""
+    """The maximum that the running backend serves for each device."""
 
     queues: int = 1
 
 
 def offer(limits: Limits) -> dict[str, str]:
-    """The backend's keys. They must stand before InitWait, since a frontend reads them once."""
+    """The backend's keys. They must exist before InitWait, since a frontend reads them once."""
     keys = {
         Key.RX_COPY: "1",
         Key.RX_FLIP: "0",
@@ -34,7 +34,7 @@ def offer(limits: Limits) -> dict[str, str]:
         Key.GSO_TCPV6: "1",
         Key.IPV6_CSUM: "1",
     }
-    if limits.queues > 1:  # netif.h: an absent key says one queue
+    if limits.queues > 1:  # netif.h: an absent key means one queue
         keys[Key.MAX_QUEUES] = str(limits.queues)
     return {str(key): value for key, value in keys.items()}
 
@@ -51,7 +51,7 @@ OPTIONAL = (
     Key.QUEUES,
 )
 KEYS = REQUIRED + OPTIONAL
-"""All keys that are read of a frontend in state Connected."""
+"""All keys that are read from a frontend in state Connected."""
 
 RX_OFFSET: Mapping[DeviceType, int] = {"vif": 0, "qnic": 2}
 """Where a frame begins in its first page, in bytes: QEMU's NIC aligns the IP header, Linux's backend begins at 0."""
@@ -62,7 +62,7 @@ _WORD = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class QueueConfig:
-    """Where the rings of one queue are, and the frontend's port."""
+    """The rings of one queue, and the frontend's port."""
 
     tx_ring_ref: int
     rx_ring_ref: int
@@ -71,21 +71,21 @@ class QueueConfig:
 
 @dataclass(frozen=True, slots=True)
 class VifConfig:
-    """The agreement that a connection serves."""
+    """The features and rings of a connection."""
 
     queues: tuple[QueueConfig, ...]
     caps: Can
-    """The offloads that the guest takes."""
+    """The offloads that the guest accepts."""
     sg: bool
-    """The guest takes frames of more than one page."""
+    """The guest accepts frames of more than one page."""
     rx_unannounced: bool
-    """The guest sends no event when it posts RX slots (no feature-rx-notify): the worker looks for them."""
+    """The guest sends no event when it posts RX slots (no feature-rx-notify), so the worker polls for them."""
     rx_offset: int
     """Where a frame begins in its first page, in bytes."""
 
 
 def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
-    """The value of a frontend's key: decimal digits and nothing else, below a bound. GuestError names the key."""
+    """The value of a frontend's key: decimal digits only, below a bound. GuestError names the key."""
     if text is None:
         raise GuestError(f"the frontend's {name} is missing")
     if not _DECIMAL.fullmatch(text) or int(text) >= below:
@@ -94,12 +94,12 @@ def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
 
 
 def _number(keys: Mapping[str, str | None], name: str, default: str = "0") -> int:
-    """An optional key: without a value it is the default, as in Linux's backend."""
+    """An optional key; its default if absent, as in Linux's backend."""
     return parse_number(name, keys.get(name) or default)
 
 
 def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
-    """IPv4 checksums unless refused, IPv6 only where asked for; TSO needs checksums and frames of several pages."""
+    """IPv4 checksums unless refused, IPv6 only if requested; TSO needs checksums and frames of several pages."""
     csum4 = not _number(keys, Key.NO_CSUM)
     csum6 = bool(_number(keys, Key.IPV6_CSUM))
     tso4 = bool(_number(keys, Key.GSO_TCPV4)) and csum4 and sg
@@ -108,7 +108,7 @@ def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
 
 
 def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
-    """The agreement by the frontend's KEYS, of which None is a node that is missing.
+    """The agreement for the frontend's KEYS; None marks a missing node.
 
     GuestError: a key is missing or wrong, or asks for what was not offered; it names the key and its value.
     """
@@ -137,8 +137,8 @@ XEN_OUI = bytes([0x00, 0x16, 0x3E])
 def parse_mac(text: str | None) -> str:
     """A NIC's MAC address in the store's spelling: lower-case, colons. ValueError has the reason.
 
-    Refused as Linux refuses it for a link (is_valid_ether_addr): the address of zeros, and that of a group, as the
-    broadcast address is one: the lowest bit of its first octet is set (IEEE 802).
+    Refuses what Linux refuses for a link (is_valid_ether_addr): the zero address and any group address, such as the
+    broadcast address: the lowest bit of its first octet is set (IEEE 802).
     """
     if text is None:
         raise ValueError("no MAC address found")
@@ -153,5 +153,5 @@ def parse_mac(text: str | None) -> str:
 
 
 def make_mac(random: bytes) -> str:
-    """An address of Xen's own range from three random bytes."""
+    """An address from Xen's own range, from three random bytes."""
     return (XEN_OUI + random[:3]).hex(":")

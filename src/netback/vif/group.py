@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queues of one connection, as one: bound, attached and served together, and given back together.
+"""The queues of one connection as one unit: bound, attached, served and closed together.
 
-Knows queues and workers, nothing of the network's control nor of what a report means.
+This module handles queues and workers; the vif controls the network and interprets reports.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from netback.vif.workers import QueueWorker, Workers, finished
 
 @dataclass(frozen=True, slots=True)
 class BoundQueue:
-    """A queue whose port is bound on its worker's event channels, and whose rings are not mapped yet."""
+    """A queue whose port is bound on its worker's event channels and whose rings are not mapped yet."""
 
     config: QueueConfig
     worker: QueueWorker
@@ -77,23 +77,25 @@ class Group:
             self._queues.append((bound.worker, queue))
 
     async def serve(self, listener: Listener) -> None:
-        """Have the workers take up the queues: rings are drained and armed, and each frontend port notified once."""
+        """Have the workers serve the queues: rings are drained and armed, and each frontend port notified once."""
         await finished([worker.thread.add(queue, listener) for worker, queue in self._queues])
 
     async def refuse_rx(self) -> None:
-        """Take no more frames from the network; the guest's still pass."""
+        """Take no more frames from the network; the guest's frames still pass."""
         await self._each(lambda worker, queue: worker.refuse_rx(queue))
 
     async def refresh(self) -> None:
-        """Have the workers look at the peers' descriptors again, which may be joined to something else by now."""
+        """Make the workers read the peers' descriptors again, which may be joined to another link now."""
         await self._each(lambda worker, queue: worker.refresh(queue))
 
     async def watch(self, *, traced: bool, captured: bool) -> None:
-        """Have the queues record each slot, or each frame, from now on."""
+        """Make the queues record each slot, or each frame, from now on."""
         await self._each(lambda _worker, queue: queue.watch(traced=traced, captured=captured))
 
     async def close(self) -> None:
-        """Take the queues from their workers, then give rings and ports back. At any time, any number of times."""
+        """Take the queues from their workers, then release rings and ports. Can be called at any time, any number of
+        times.
+        """
         self._closing = True
         try:
             await finished([worker.thread.remove(queue) for worker, queue in self._queues])
@@ -102,12 +104,12 @@ class Group:
 
     @property
     def broken(self) -> str | None:
-        """How the frontend broke the protocol, on the first queue where it did."""
+        """How the frontend broke the protocol, from the first queue on which it did."""
         return next((queue.broken for _, queue in self._queues if queue.broken), None)
 
     @property
     def condition(self) -> Notice:
-        """The worst condition of a queue."""
+        """The worst condition of any queue."""
         return max((queue.condition for _, queue in self._queues), key=lambda notice: notice.value)
 
     @property

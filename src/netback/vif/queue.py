@@ -2,7 +2,7 @@
 """The parts of a queue: an event channel, two mapped rings and a journal, acquired in the order that a takeover needs
 (docs/decisions.md, Resume).
 
-Knows the platform seam and a queue's keys; nothing of the store.
+This module uses the platform seam and a queue's keys, not the store.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from netback.vif.features import QueueConfig, VifConfig
 _QUEUE = re.compile(r"-q[1-9][0-9]*$")
 
 _BIND_DELAYS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-"""Seconds between tries: a killed predecessor holds the port until the hypervisor has closed it."""
+"""Seconds between attempts: a killed predecessor holds the port until the hypervisor has closed it."""
 
 
 class BindError(PlatformError):
@@ -30,20 +30,20 @@ class BindError(PlatformError):
 
 
 def queue_name(base: str, number: int) -> str:
-    """The name of a queue's part of something that is the vif's: queue 0 has the name of the whole."""
+    """The name of one queue's part of a vif's resource: queue 0 has the resource's plain name."""
     return f"{base}-q{number}" if number else base
 
 
 def queue_owner(name: str) -> str:
-    """The name of the vif, of any of its queues' names."""
+    """The vif's name, from any of its queues' names."""
     return _QUEUE.sub("", name)
 
 
 async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStack) -> int:
     """Bind the frontend's port on `events`; `undo` unbinds it. Returns the local port.
 
-    Binding is exclusive (EINVAL while another holds the port), so it also keeps out a dying predecessor and a second
-    backend. BindError, with its errno, after 1.3 s of trying.
+    Binding is exclusive (EINVAL while another process holds the port), so it also keeps out a dying predecessor and a
+    second backend. BindError, with its errno, after 1.3 s of attempts.
     """
     for delay in (*_BIND_DELAYS, None):
         try:
@@ -71,9 +71,9 @@ def map_ring(platform: Platform, domid: int, gref: int, key: Key, undo: ExitStac
 
 
 def open_journal(path: Path, adopt: bool) -> Journal:
-    """The journal in this file, which is made if missing, with what a predecessor left in it only if `adopt`.
+    """Open the journal in this file, creating it if missing; keep a predecessor's contents only if `adopt`.
 
-    A new connection's journal must not know other rings. NetbackError names the file.
+    The journal of a new connection must not contain other rings' entries. NetbackError names the file.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -130,6 +130,6 @@ def attach_queue(
 
 
 def _quietly(undo: Callable[..., object], *arguments: object) -> None:
-    """Ignore that the domain or the hypervisor is gone: then everything was given back with it."""
+    """Ignore that the domain or the hypervisor is gone: everything was released with it."""
     with suppress(PlatformError):
         undo(*arguments)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vif: a guest's queues joined to a network. It connects, and disconnects at any time.
 
-Knows the network and what the workers report; nothing of states or the store.
+This module handles the network and the workers' reports, neither states nor the store.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ CaptureSink = Callable[[Record], None]
 
 
 class Vif:
-    """One device's data path: `connect` acquires, `serve` begins, `disconnect` gives everything back.
+    """One device's data path: `connect` acquires, `serve` starts, `disconnect` releases everything.
 
     One task calls its coroutines; each may be cancelled at any time. `on_notice` is called in the event loop's thread
     when the vif's condition changes: the worst of its queues' conditions, READY when it connects. For BROKEN, `broken`
@@ -47,7 +47,9 @@ class Vif:
         tracer: Tracer,
         on_notice: Callable[[Notice], object],
     ) -> None:
-        """`journal` is the file of queue 0; those of the others have its name and their number (`queue_name`)."""
+        """`journal` is the file of queue 0; the files of further queues have the queue's number appended
+        (`queue_name`).
+        """
         self.name = name
         self.network = network
         self._domid = domid
@@ -70,7 +72,7 @@ class Vif:
 
     @property
     def broken(self) -> str | None:
-        """How the frontend broke the protocol on the rings that are connected."""
+        """How the frontend broke the protocol on the connected rings."""
         return self._group.broken if self._group else None
 
     @property
@@ -112,7 +114,7 @@ class Vif:
         self._group, self._condition = group, Notice.READY
 
     async def serve(self) -> None:
-        """Turn the carrier on and have the workers take up the queues.
+        """Turn the carrier on and have the workers serve the queues.
 
         Their rings are drained and armed, and the guest is notified once for each queue.
         """
@@ -123,21 +125,21 @@ class Vif:
         def report(_notice: Notice) -> None:
             self._loop.call_soon_threadsafe(self._changed, group)
 
-        self._carrier(True)  # first: the guest may see a response before this coroutine goes on
+        self._carrier(True)  # first: the guest may see a response before this coroutine continues
         await group.serve(Listener(report, self._record))
 
     async def refuse_rx(self) -> None:
-        """Give the guest no more frames and go on taking its own: this end is Closing, the frontend still Connected."""
+        """Give the guest no more frames but keep taking its own: this end is Closing, the frontend still Connected."""
         if self._group is not None:
             await self._group.refuse_rx()
 
     async def refresh(self) -> None:
-        """Have the workers look at the network's descriptors again, which were joined to a new link."""
+        """Make the workers read the network's descriptors again, which were joined to a new link."""
         if self._group is not None:
             await self._group.refresh()
 
     async def disconnect(self) -> None:
-        """Give rings and ports back, and turn the carrier off; at any time, any number of times."""
+        """Release rings and ports, and turn the carrier off. Can be called at any time, any number of times."""
         if self._group is not None:
             try:
                 await self.release()
@@ -145,7 +147,7 @@ class Vif:
                 self._carrier(False)
 
     async def release(self) -> None:
-        """Give rings and ports back and leave the network as it is: for the end of the process."""
+        """Release rings and ports and leave the network unchanged: for the end of the process."""
         if (group := self._group) is None:
             return
         try:
@@ -156,7 +158,7 @@ class Vif:
                 self._group = None
 
     async def capture(self, sink: CaptureSink | None) -> None:
-        """Give the record of each frame to `sink`; None ends it.
+        """Pass the record of each frame to `sink`; None stops it.
 
         A record (`dataplane.records.Record`) has the frame's time in ns since 1970, its bytes, slots and status. `sink`
         is called in a worker's thread, one call at a time for each queue, until it raises or is replaced.
@@ -165,13 +167,13 @@ class Vif:
         await self.watch()
 
     async def watch(self) -> None:
-        """Have the queues record slots where a trace point is on, and frames where there is a capture."""
+        """Make the queues record slots if a trace point is on, and frames if there is a capture."""
         if self._group is not None:
             traced = self._tracer.on("xen_netdev_tx") or self._tracer.on("xen_netdev_rx")
             await self._group.watch(traced=traced, captured=self._capture is not None)
 
     def _prepare(self, config: VifConfig, adopt: bool) -> None:
-        """Have the network give what this guest takes; frames from before a new connection are stale."""
+        """Make the network produce what this guest accepts; frames from before a new connection are discarded."""
         try:
             self.network.offloads(int(config.caps))
             if not adopt:
@@ -182,11 +184,11 @@ class Vif:
     def _carrier(self, on: bool) -> None:
         try:
             self.network.carrier(on)
-        except OSError:  # the link was removed: no user of it is left
+        except OSError:  # the link was removed, so it has no users
             return
 
     def _changed(self, group: Group) -> None:
-        """Report the condition of the group, unless another one is connected by now."""
+        """Report the group's condition, unless another group is connected by now."""
         if group is self._group and group.condition is not self._condition:
             self._condition = group.condition
             self._on_notice(self._condition)
@@ -202,9 +204,9 @@ class Vif:
             self._captured(self._capture, record)
 
     def _captured(self, sink: CaptureSink, record: Record) -> None:
-        """A fault of the sink ends the capture, not the thread that serves this guest and others."""
+        """An exception of the sink ends the capture, not the thread that serves this guest and others."""
         try:
             sink(record)
         except Exception:
-            self._budget.warn(log, f"{self.name}: the capture failed and is ended", exc_info=True)
+            self._budget.warn(log, f"{self.name}: the capture failed and was stopped", exc_info=True)
             self._capture = None

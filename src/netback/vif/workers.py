@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker threads of a backend, and how control code waits for them.
-
-Knows threads and event channels, nothing of what a vif is.
-"""
+"""The worker threads of a backend, and how control code waits for them."""
 
 import asyncio
 import logging
@@ -24,8 +21,8 @@ log = logging.getLogger("netback.worker")
 async def finished(futures: Iterable[Future[Any]]) -> None:
     """Wait until all futures are done, then raise the first error among them.
 
-    A task that is cancelled meanwhile waits to the end all the same and is cancelled then: what the caller gives back
-    afterwards may be in a worker's hands until then. The worker's turn bounds the wait, not the event loop.
+    A task that is cancelled meanwhile still waits to the end and is cancelled then: a worker may use the caller's
+    resources until then. The wait is bounded by the worker's current round and does not block the event loop.
     """
     waiting = {asyncio.wrap_future(future) for future in futures}
     cancelled: asyncio.CancelledError | None = None
@@ -42,14 +39,14 @@ async def finished(futures: Iterable[Future[Any]]) -> None:
 
 @dataclass(eq=False, slots=True)
 class QueueWorker:
-    """A worker's thread, the event channels that wake it, and the number of queues that it has or soon will have."""
+    """A worker's thread, the event channels that wake it, and the number of its present and coming queues."""
 
     thread: WorkerThread
     events: EventChannels
     queues: int = 0
 
     def close(self) -> None:
-        """End the thread, then the event channels; rings stay as they are. May be called again."""
+        """End the thread, then the event channels; rings stay unchanged. May be called again."""
         self.thread.stop()
         self.events.close()
 
@@ -70,7 +67,7 @@ class Workers:
         return [worker.queues for worker in self.workers]
 
     def reserve(self, undo: ExitStack) -> QueueWorker:
-        """The worker with the fewest queues, which counts one more until `undo` is closed."""
+        """Choose the worker with the fewest queues; it counts one more until `undo` is closed."""
         worker = min(self.workers, key=lambda worker: worker.queues)
         worker.queues += 1
 
@@ -81,7 +78,7 @@ class Workers:
         return worker
 
     async def flush(self) -> None:
-        """Have every record that was written until now reported. Returns once each thread had its turn."""
+        """Have every record that was written so far reported. Returns once each thread has run."""
         await finished([worker.thread.flush() for worker in self.workers])
 
     def close(self) -> None:

@@ -353,7 +353,7 @@ class Store:
                 names, generation, complete = names + part.names, part.generation, part.complete
             else:
                 return names
-        raise StoreError(Errno.EAGAIN, f"DIRECTORY_PART {path}: changes all the time")
+        raise StoreError(Errno.EAGAIN, f"DIRECTORY_PART {path}: keeps changing")
 
     async def _unwatch(self, watch: "Watch") -> None:
         if self._watches.pop(watch.token, None) is not None and not self._gone:

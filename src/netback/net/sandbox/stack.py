@@ -48,7 +48,7 @@ class Stack:
         self._socket.close()
 
     async def ping(self, address: str) -> float | None:
-        """Send one echo request: the round trip in microseconds, None without a reply within PING_SECONDS."""
+        """Send one echo request; return the round trip in microseconds, None without a reply within PING_SECONDS."""
         begin, replied = self._loop.time(), asyncio.Event()
         self.host.echo(address, replied.set)
         try:
@@ -88,7 +88,7 @@ class Stack:
         self.host.flush()
 
     def _send(self, frame: bytes) -> None:
-        """Queue a frame behind those that still wait for room."""
+        """Queue a frame after those that still wait for room."""
         self._waiting.append(frame)
         if len(self._waiting) == 1:
             self._drain()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process's end of the emulated hypervisor: join, request, leave. Each call is short and blocks.
 
-Knows messages and descriptors, not the use of ports and grants. Threads may share a handle.
+This module handles messages and descriptors; other modules use the ports and grants. Threads may share a handle.
 """
 
 import contextlib
@@ -34,11 +34,10 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class Handle:
-    """One connection to the hypervisor: a memory with its event page, an eventfd, and a store connection until that is
-    taken.
+    """One connection to the hypervisor: a memory with its event page, an eventfd, and, until taken, a store connection.
 
-    PlatformError where the hypervisor refuses the hello (docs/emulated-xen.md, Messages), ConfigError where the
-    directory's path is too long for a socket.
+    PlatformError: the hypervisor refuses the hello (docs/emulated-xen.md, Messages). ConfigError: the directory's path
+    is too long for a socket.
     """
 
     def __init__(self, directory: Path, hello: Hello, pages: int) -> None:
@@ -73,13 +72,13 @@ class Handle:
         self.close()
 
     def close(self) -> None:
-        """Leave: ports close, mappings end, and the domain ends where this handle made it. May be called again."""
+        """Leave: ports close, mappings end, and the domain ends if this handle created it. May be called again."""
         self._undo.close()
 
     def take_store(self) -> socket.socket:
-        """A store connection of this domain, for the caller to close. It outlives the handle, not the domain.
+        """A store connection of this domain; the caller closes it. It outlives the handle, not the domain.
 
-        The first call gives the connection of the hello's reply, later ones attach for another.
+        The first call returns the connection from the hello's reply, later ones attach for another.
         """
         if self._store.fileno() < 0:
             with Handle.attach(self._directory, self.domid) as another:
@@ -87,10 +86,10 @@ class Handle:
         return socket.socket(fileno=self._store.detach())
 
     def request(self, op: Op, domid: int = 0, number: int = 0, flags: int = 0) -> tuple[Reply, list[int]]:
-        """Send a request: its reply and descriptors, which the caller closes.
+        """Send a request; returns its reply and descriptors, which the caller closes.
 
-        PlatformError where it is refused, GrantRefused where the grant table refuses, PlatformError EIO where the
-        hypervisor is gone or does not answer within 10 s.
+        PlatformError: refused; GrantRefused: the grant table refuses; PlatformError EIO: the hypervisor is gone or does
+        not answer within 10 s.
         """
         what = f"{op.name.lower()} domain {domid} number {number}"
         return self._exchange(Request(op, domid, number, flags).pack(), what, [])
@@ -117,7 +116,7 @@ class Handle:
 
 
 def _who(hello: Hello) -> str:
-    """The domain that a hello asks for, for messages."""
+    """The domain that a hello requests, for error messages."""
     return "a new domain" if hello.domid == DOMID_ANY else f"domain {hello.domid}"
 
 

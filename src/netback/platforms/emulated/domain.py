@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest of emulated Xen: a domain that this process makes and ends.
+"""A guest of emulated Xen: a domain that this process creates and ends.
 
-Knows memory, grants, event channels and the store connection, not what a frontend does with them.
+It has memory, grants, event channels and the store connection; the frontend decides what to do with them.
 """
 
 from collections import deque
@@ -60,10 +60,10 @@ class EmulatedDomain:
         pages: int = 4096,
         grant_pages: int = 8,
     ) -> Self:
-        """Make a domain with `pages` of memory and 512 grants for each of `grant_pages` (1 to 64).
+        """Create a domain with `pages` of memory and 512 grants for each of `grant_pages` (1 to 64).
 
-        Without `domid` it gets the smallest one that was never used. PlatformError names a claim that is out of bounds
-        (docs/emulated-xen.md, Memory) or a domid in use (EEXIST).
+        Without `domid` it gets the smallest one that was never used. PlatformError names an argument that is out of
+        bounds (docs/emulated-xen.md, Memory) or a domid in use (EEXIST).
         """
         wanted = DOMID_ANY if domid is None else domid
         total = grant_pages + 1 + pages
@@ -94,16 +94,16 @@ class EmulatedDomain:
     # ---- granted pages, as a frontend uses them
 
     def claim(self, device: str) -> None:
-        """No other driver exists in this guest."""
+        """Does nothing: this guest has no other driver."""
 
     def grant_pages(self, domid: int, count: int, readonly: bool = False) -> list[GrantedPage]:
-        """Grant `count` pages of zeros to `domid`; PlatformError ENOSPC where so many are not left."""
+        """Grant `count` zeroed pages to `domid`. PlatformError ENOSPC: fewer are left."""
         if count > min(len(self._free_frames), len(self._free_grefs)):
             raise PlatformError(f"domain {self.domid} has no {count} pages and grants left", "ENOSPC")
         return [self._grant_page(domid, readonly) for _ in range(count)]
 
     def take_back(self, pages: Sequence[GrantedPage]) -> None:
-        """End their grants; a page that is still mapped elsewhere is not used again."""
+        """End their grants; a page that is still mapped elsewhere is not reused."""
         for granted in pages:
             granted.view.release()
             page = self._granted.pop(granted.gref)
@@ -120,7 +120,7 @@ class EmulatedDomain:
     # ---- memory
 
     def alloc_page(self) -> Page:
-        """A page of zeros; PlatformError ENOMEM where none is left."""
+        """A zeroed page. PlatformError ENOMEM: none is left."""
         if not self._free_frames:
             raise PlatformError(f"domain {self.domid} has no page left", "ENOMEM")
         frame = self._free_frames.popleft()
@@ -128,11 +128,11 @@ class EmulatedDomain:
         return self.page(frame)
 
     def free_page(self, page: Page) -> None:
-        """Give a page back; it must not be granted any more."""
+        """Free a page; it must not be granted any more."""
         self._free_frames.append(page.frame)
 
     def page(self, frame: int) -> Page:
-        """Any frame of this memory, those of the grant table included: a guest may grant any."""
+        """Any frame of this memory, including those of the grant table: a guest may grant any."""
         return Page(frame, self.memory.address + frame * PAGE_SIZE)
 
     def view(self, frame: int) -> memoryview:
@@ -142,7 +142,7 @@ class EmulatedDomain:
     # ---- grants
 
     def grant(self, page: Page, domid: int, readonly: bool = False) -> int:
-        """Grant a page to a domain: the gref. PlatformError ENOSPC where no entry is left."""
+        """Grant a page to a domain; returns the gref. PlatformError ENOSPC: no entry is left."""
         if not self._free_grefs:
             raise PlatformError(f"domain {self.domid} has no grant left", "ENOSPC")
         gref = self._free_grefs.popleft()
@@ -154,7 +154,7 @@ class EmulatedDomain:
         self._table.set(gref, domid, frame, readonly)
 
     def revoke(self, gref: int) -> None:
-        """End a grant; PlatformError EBUSY while it is mapped."""
+        """End a grant. PlatformError EBUSY: it is mapped."""
         if not self._table.clear(gref):
             raise PlatformError(f"gref {gref} of domain {self.domid} is still in use", "EBUSY")
         self._free_grefs.append(gref)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated Xen of one directory: its store and its hypervisor, from the lock to the removal of the last file.
+"""The emulated Xen of one directory: its store and its hypervisor, from taking the lock to removing the last file.
 
-Knows the directory and the lifetimes; requests are served by the parts.
+This module manages the directory and the lifetimes; the two servers handle requests.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ def print_env(directory: Path) -> str:
 async def emulate(directory: Path, ready: Callable[[], None] | None = None) -> None:
     """Serve until cancelled, or until SIGINT or SIGTERM in the main thread. `ready` is called when domains can join.
 
-    ConfigError where the directory is not private or another emulator serves it.
+    ConfigError: the directory is not private, or another emulator serves it.
     """
     stop = asyncio.Event()
     with ended_by_signals(stop.set):
@@ -60,11 +60,11 @@ async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]
                 await stop.wait()
         finally:
             domains.store.close()
-            await asyncio.sleep(0)  # the ended transports close their sockets in the loop's next round
+            await asyncio.sleep(0)  # the closed transports close their sockets in the loop's next iteration
 
 
 class _Domains:
-    """What the store shows of domains: home, name, domid, @introduceDomain and @releaseDomain."""
+    """Shows domains in the store: home, name, domid, @introduceDomain and @releaseDomain."""
 
     def __init__(self) -> None:
         self.store = Server()
@@ -81,7 +81,7 @@ class _Domains:
         self.store.release(domid)
 
     def attach(self, domid: int) -> socket.socket:
-        """The domain's end of a new store connection."""
+        """Open a store connection and return the domain's end of it."""
         ours, theirs = socket.socketpair()
         task = asyncio.get_running_loop().create_task(attach_store(self.store, ours, domid))
         self._attaching.add(task)
@@ -97,7 +97,7 @@ class _Domains:
 
 
 class Emulator:
-    """`emulate` on a thread of its own, for programs that also join: their requests block.
+    """Runs `emulate` on its own thread, for programs that also join: their requests block.
 
     with Emulator(directory):
         guest = EmulatedDomain.join(directory)
@@ -145,7 +145,7 @@ class Emulator:
 
 @contextmanager
 def _locked(directory: Directory) -> Iterator[None]:
-    """Hold the directory's lock; on exit remove it and the sockets. ConfigError while another emulator holds it."""
+    """Take the directory's lock; at the exit remove it and the sockets. ConfigError: another emulator holds it."""
     lock = directory.try_lock(_LOCK)
     if lock is None:
         raise ConfigError(f"{directory.path}: another `netback emulate` serves this directory")

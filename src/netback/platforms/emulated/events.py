@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels of emulated Xen: the control calls of a handle. The verbs of a burst are its `native`."""
+"""Event channels of emulated Xen: the control calls of a handle. The operations of a burst are in its `native`."""
 
 import os
 import threading
@@ -54,7 +54,7 @@ class EmulatedEventChannels:
             self._forget(port)
 
     def close(self) -> None:
-        """Close every port. No thread may notify through this any more. May be called again."""
+        """Close every port. No thread may send events through this afterwards. May be called again."""
         self._leave()
         with self._lock:
             for port in tuple(self._remotes):
@@ -66,9 +66,9 @@ class EmulatedEventChannels:
         return port
 
     def _resolve(self, port: int) -> tuple[int, int, int] | None:
-        """The far side of a port: address of its event page, eventfd, port; None where there is none.
+        """The far side of a port: address of its event page, eventfd, port; None if there is none.
 
-        The native side calls this from the worker's thread when the generation has changed.
+        The native side calls this in the worker's thread when the generation has changed.
         """
         try:
             reply, fds = self._handle.request(Op.PEER, number=port)
@@ -102,7 +102,7 @@ class EmulatedEventChannels:
 
 
 class AttachedHandles:
-    """The further handles of a domain that one object opened and that close with it."""
+    """The additional handles of a domain that one object opened; they close with it."""
 
     def __init__(self, directory: Path, domid: int) -> None:
         self._directory = directory
@@ -110,7 +110,7 @@ class AttachedHandles:
         self._ends: dict[Handle, Callable[[], None]] = {}
 
     def attach(self) -> Handle:
-        """A handle that `close` closes."""
+        """Register a handle for `close`."""
         handle = Handle.attach(self._directory, self._domid)
         self._ends[handle] = handle.close
         return handle

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated hypervisor's core: domains, handles, event channels, grants, and what requests do to them.
+"""The emulated hypervisor's core: domains, handles, event channels, grants, and the effect of each request.
 
-Knows descriptors only to hand them on, and neither sockets nor the store: the server calls `join`, `request` and
-`leave`, and gets a call when a domain begins and ends. docs/emulated-xen.md describes the requests.
+The core passes descriptors on but uses neither sockets nor the store: the server calls `join`, `request` and `leave`,
+and is called when a domain begins or ends. docs/emulated-xen.md describes the requests.
 """
 
 import errno
@@ -30,10 +30,10 @@ from netback.platforms.emulated.protocol import (
 )
 
 MAX_MAPS = 65536
-"""Mappings of a handle at most; Xen bounds those of a domain."""
+"""Maximum mappings of a handle; Xen limits those of a domain."""
 
 Answer = tuple[Reply, tuple[int, ...]]
-"""A reply and the descriptors to send with it, which are borrowed."""
+"""A reply and the descriptors to send with it, which stay owned by the hypervisor."""
 
 
 class Memory:
@@ -53,11 +53,11 @@ class Memory:
         self.events = EventPage(self._mapping.words, grant_pages * PAGE_SIZE)
 
     def unmap(self) -> None:
-        """Undo the mapping; the memfd stays its sender's."""
+        """Undo the mapping; the memfd stays the sender's."""
         self._mapping.close()
 
     def close(self) -> None:
-        """Give the memfd back, too."""
+        """Close the memfd as well."""
         self.unmap()
         os.close(self.fd)
 
@@ -66,7 +66,7 @@ class Memory:
 class Port:
     """One end of an event channel.
 
-    Unbound and waiting for `remote_domid`, or interdomain where it has a `far` end.
+    Unbound and waiting for `remote_domid`, or interdomain if it has a `far` end.
     """
 
     number: int
@@ -85,14 +85,14 @@ class Port:
 
 @dataclass(slots=True, eq=False)
 class Domain:
-    """A domain: what its handles share."""
+    """A domain: the state that its handles share."""
 
     domid: int
     owner: "Handle | None" = None
     ports: dict[int, Port] = field(default_factory=dict)
     handles: set["Handle"] = field(default_factory=set)
     pins: dict[int, list[int]] = field(default_factory=dict)
-    """By gref: how many readers and writers have it mapped."""
+    """The number of read and write mappings, by gref."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,7 +106,7 @@ class Map:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One connection: an event page, an eventfd, and what was opened through it."""
+    """One connection: an event page, an eventfd, and everything opened through it."""
 
     number: int
     domain: Domain
@@ -119,7 +119,7 @@ class Handle:
 
 
 class Hypervisor:
-    """All domains. `began(domid, name)` and `ended(domid)` follow them; domain 0 always exists."""
+    """All domains. `began(domid, name)` and `ended(domid)` report them; domain 0 always exists."""
 
     def __init__(self, began: Callable[[int, str], None], ended: Callable[[int], None]) -> None:
         self.domains = {0: Domain(0)}
@@ -142,9 +142,9 @@ class Hypervisor:
     # ---- handles
 
     def join(self, hello: Hello, memfd: int) -> tuple[Handle, Reply]:
-        """Make a handle, and its domain unless it attaches: the handle and the reply. The memfd is taken over.
+        """Create a handle, and its domain unless it attaches; returns the handle and the reply. Takes over the memfd.
 
-        PlatformError, and the memfd stays the caller's, where a claim of the hello is out of its bounds.
+        PlatformError: a field of the hello is out of bounds; the memfd then stays the caller's.
         """
         hello.check()
         attach = bool(hello.flags & HelloFlag.ATTACH)
@@ -158,7 +158,7 @@ class Hypervisor:
         )
 
     def leave(self, handle: Handle) -> set[Handle]:
-        """The connection is gone: release its handle. Returns the other handles that end, where it owned the domain.
+        """Release the handle of a closed connection. Returns the other handles that end, if it owned the domain.
 
         May be called again.
         """
@@ -170,14 +170,14 @@ class Hypervisor:
         return set()
 
     def request(self, handle: Handle, request: Request) -> Answer:
-        """Serve one request: its reply and descriptors. PlatformError where it is refused."""
+        """Serve one request; returns its reply and descriptors. PlatformError: refused."""
         serve = self._serve.get(request.op)
         if serve is None:
             raise PlatformError(f"no request {request.op}", "ENOSYS")
         return serve(handle, request)
 
     def _bounded(self, memory: Memory) -> Memory:
-        """The memory itself; PlatformError ENOMEM where all handles together would have too many pages."""
+        """Map the memory. PlatformError ENOMEM: all handles together would have too many pages."""
         if self._pages + memory.pages > MAX_TOTAL_PAGES:
             memory.unmap()
             free = MAX_TOTAL_PAGES - self._pages
@@ -234,7 +234,7 @@ class Hypervisor:
         return domain
 
     def _new_domid(self, wanted: int) -> int:
-        """A domid for a new domain. One that was used comes again only where a hello asks for it."""
+        """A domid for a new domain. A used one is assigned again only if a hello asks for it."""
         if wanted == DOMID_ANY:
             wanted = next(domid for domid in range(1, DOMID_FIRST_RESERVED + 1) if domid not in self._used)
             if wanted == DOMID_FIRST_RESERVED:
@@ -259,7 +259,7 @@ class Hypervisor:
             raise PlatformError(f"{where} is not unbound for domain {handle.domain.domid}", "EINVAL")
         near = self._new_port(handle, request.domid)
         near.far, far.far = far, near
-        # In this order: a notification through `far` from before the bind shows as the pending port here.
+        # The order matters: an event sent through `far` before the bind then shows as the pending port here.
         far.changed()
         near.mark_pending()
         return Reply(number=near.number), ()
@@ -363,7 +363,7 @@ def _ring(eventfd: int) -> None:
 def _own(handle: Handle, number: int) -> Port:
     port = handle.domain.ports.get(number)
     if port is None or port.handle is not handle:
-        raise PlatformError(f"port {number} is not of this handle", "EINVAL")
+        raise PlatformError(f"port {number} does not belong to this handle", "EINVAL")
     return port
 
 

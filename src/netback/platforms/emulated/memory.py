@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A domain's memory: a sealed memfd, its grant table and its event page, and mappings of them.
 
-Knows where things lie (pages [0, grant_pages) the v1 grant table, then the event page, then the domain's
-own) and how two processes may touch them at once. Does not know which domain may ask for what: that is the
-hypervisor's.
+This module defines the layout (pages [0, grant_pages) are the v1 grant table, then the event page, then the domain's
+own) and how two processes access it concurrently. The hypervisor decides which domain may ask for what.
 """
 
 import errno
@@ -26,7 +25,7 @@ _PINNED = GrantFlag.READING | GrantFlag.WRITING
 GRANTS_PER_PAGE = PAGE_SIZE // ENTRY.size
 
 _PIN_TRIES = 5
-"""Of an entry that its owner keeps changing; Xen, too, gives up then ("shared grant entry is unstable")."""
+"""Attempts to pin an entry that its owner keeps changing; Xen also gives up then ("shared grant entry is unstable")."""
 
 
 class GrantRefused(PlatformError):
@@ -40,7 +39,7 @@ class GrantRefused(PlatformError):
 def create_memfd(name: str, pages: int) -> int:
     """A new memory of `pages` pages, sealed against a change of size so that others can map it.
 
-    PlatformError EFBIG beyond MAX_PAGES.
+    PlatformError EFBIG: more than MAX_PAGES.
     """
     _check_pages(pages)
     fd = os.memfd_create(f"netback-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -56,7 +55,7 @@ def create_memfd(name: str, pages: int) -> int:
 def sealed_pages(fd: int) -> int:
     """The size of another process's memfd, in pages.
 
-    PlatformError where it is not sealed, no multiple of a page, of huge pages (EPERM, EINVAL), or larger than MAX_PAGES
+    PlatformError: it is not sealed, not a multiple of a page, of huge pages (EPERM, EINVAL), or larger than MAX_PAGES
     (EFBIG). docs/decisions.md, Mapped memory of other processes.
     """
     try:
@@ -65,7 +64,7 @@ def sealed_pages(fd: int) -> int:
         raise PlatformError("the memory is not a memfd", "EINVAL") from error
     if seals & _SEALS != _SEALS:
         raise PlatformError("the memory is not sealed against a change of size", "EPERM")
-    # Huge pages lie in another file system, where filling a punched hole may fail: a SIGBUS, too.
+    # Huge pages are in another file system, where filling a punched hole may fail, which also raises SIGBUS.
     if os.fstatvfs(fd).f_bsize != PAGE_SIZE:
         raise PlatformError("the memory is not of ordinary pages", "EINVAL")
     size = os.fstat(fd).st_size
@@ -81,7 +80,7 @@ def _check_pages(pages: int) -> None:
 
 
 class Mapping:
-    """Pages of a memfd, mapped to be read and written until `close`. PlatformError where the kernel refuses."""
+    """Pages of a memfd, mapped for reading and writing until `close`. PlatformError: the kernel refuses."""
 
     def __init__(self, fd: int, first: int, pages: int) -> None:
         try:
@@ -97,7 +96,7 @@ class Mapping:
         return memoryview(self._map)[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
 
     def close(self) -> None:
-        """Unmap, unless a view is still held: then the last view's end unmaps. May be called again."""
+        """Unmap, unless a view still exists: then the last view's end unmaps. May be called again."""
         self.words.release()
         try:
             self._map.close()
@@ -134,7 +133,7 @@ class EventPage:
 class GrantTable:
     """Version 1 entries at the start of mapped words.
 
-    An entry changes by one atomic store, so no reader sees half of it.
+    An entry changes by one atomic store, so a reader never sees half of it.
     """
 
     words: SharedWords
@@ -145,7 +144,7 @@ class GrantTable:
         return cls(words, grant_pages * GRANTS_PER_PAGE)
 
     def set(self, gref: int, domid: int, frame: int, readonly: bool) -> None:
-        """Let a domain use a frame."""
+        """Grant a frame to a domain."""
         flags = GrantFlag.PERMIT_ACCESS | (GrantFlag.READONLY if readonly else 0)
         self.words.store64(gref * ENTRY.size, int.from_bytes(ENTRY.pack(flags, domid, frame), "little"))
 
@@ -154,22 +153,22 @@ class GrantTable:
         return bool(self.words.load64(gref * ENTRY.size) & _PINNED)
 
     def clear(self, gref: int) -> bool:
-        """Revoke; False, and nothing done, while it is mapped."""
+        """Revoke; returns False, without effect, while it is mapped."""
         while not (entry := self.words.load64(gref * ENTRY.size)) & _PINNED:
             if self.words.exchange64(gref * ENTRY.size, entry, 0):
                 return True
         return False
 
     def wipe(self) -> None:
-        """Revoke all, mapped or not: the domain is gone."""
+        """Revoke every grant, mapped or not: the domain is gone."""
         for gref in range(self.entries):
             self.words.store64(gref * ENTRY.size, 0)
 
     def pin(self, gref: int, domid: int, readonly: bool) -> int:
-        """Mark the grant as in use by `domid`: its frame.
+        """Mark the grant as in use by `domid`; returns its frame.
 
-        GrantRefused as Xen's mapping: BAD_GNTREF beyond the table, else GENERAL_ERROR, also where the entry changes at
-        each of a few tries.
+        GrantRefused as for Xen's mapping: BAD_GNTREF beyond the table, else GENERAL_ERROR, which also covers an entry
+        that changes at each of a few attempts.
         """
         if gref >= self.entries:
             raise GrantRefused(GrantStatus.BAD_GNTREF, f"gref {gref}")
@@ -179,10 +178,10 @@ class GrantTable:
             frame = self._permitted(gref, entry, domid, readonly)
             if self.words.exchange64(gref * ENTRY.size, entry, entry | pins):
                 return frame
-        raise GrantRefused(GrantStatus.GENERAL_ERROR, f"gref {gref} changes all the time")
+        raise GrantRefused(GrantStatus.GENERAL_ERROR, f"gref {gref} keeps changing")
 
     def unpin(self, gref: int, pins: GrantFlag) -> None:
-        """Undo marks of `pin`."""
+        """Undo the marks of `pin`."""
         self.words.clear64(gref * ENTRY.size, pins)
 
     @staticmethod

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages between a domain and the emulated hypervisor; include/netback/emulated_xen.h has them in C.
 
-Knows layouts and numbers, no sockets. docs/emulated-xen.md says what each request does.
+This module has layouts and numbers. docs/emulated-xen.md describes each request.
 """
 
 import enum
@@ -22,20 +22,21 @@ HYPERVISOR_SOCKET = "hypervisor.sock"
 
 PAGE_SIZE = 4096
 MAX_PAGES = 1 << 22
-"""Of one handle's memory: 16 GiB. A backend maps a whole guest, so a joiner's claim takes address space of others."""
+"""Maximum pages of one handle's memory: 16 GiB. A backend maps a whole guest, so a joiner's memory takes up address
+space of others."""
 MAX_TOTAL_PAGES = 1 << 26
-"""Of the memory of all handles together: 256 GiB."""
+"""Maximum pages of the memory of all handles together: 256 GiB."""
 MAX_GRANT_PAGES = 64
 MAX_PORTS = 4096
-"""Of a domain; port 0 is never valid."""
+"""Ports of a domain; port 0 is never valid."""
 
 DOMID_ANY = 0xFFFFFFFF
 
 NAME_BYTES = 40
-"""Of a hello's name, with its NUL."""
+"""Bytes of a hello's name, including its NUL."""
 _NAME = re.compile(rb"[A-Za-z0-9._+-]{0,%d}" % (NAME_BYTES - 1))
 MAX_FDS = 2
-"""Descriptors in one message at most."""
+"""Maximum descriptors in one message."""
 
 _HELLO = struct.Struct(f"<6I{NAME_BYTES}s")
 _REQUEST = struct.Struct("<4I")
@@ -47,16 +48,16 @@ REPLY_SIZE = _REPLY.size
 
 
 class HelloFlag(enum.IntFlag):
-    """What a hello asks for."""
+    """What a hello requests."""
 
     MAKE = 0
     """A new domain, which ends with its connection."""
     ATTACH = 1
-    """A further handle of a domain that exists."""
+    """A further handle of an existing domain."""
 
 
 class Op(enum.IntEnum):
-    """Requests. The numbers are the wire's."""
+    """Requests, with their numbers on the wire."""
 
     ALLOC_UNBOUND = 1
     BIND_INTERDOMAIN = 2
@@ -69,7 +70,7 @@ class Op(enum.IntEnum):
 
 
 class PortState(enum.IntEnum):
-    """EVTCHNSTAT_* of event_channel.h, those that occur here."""
+    """The values of EVTCHNSTAT_* in event_channel.h that occur here."""
 
     CLOSED = 0
     UNBOUND = 1
@@ -82,7 +83,7 @@ MAP_READONLY = 1
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message, with the memfd beside it."""
+    """The first message, sent with the memfd."""
 
     magic: int = MAGIC
     version: int = VERSION
@@ -93,7 +94,7 @@ class Hello:
     reserved: int = 0
 
     def check(self) -> None:
-        """PlatformError names the field that is out of its bounds. Both ends check a hello before they use it."""
+        """PlatformError names the field that is out of bounds. Both ends check a hello before they use it."""
         if self.magic != MAGIC:
             raise PlatformError(f"a hello with magic {self.magic:#x}, not {MAGIC:#x}", "EPROTO")
         if self.version != VERSION:
@@ -126,7 +127,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`number` is a port, a gref or a grant handle, as the operation has it."""
+    """`number` is a port, a gref or a grant handle, depending on the operation."""
 
     op: int
     domid: int = 0
@@ -153,9 +154,9 @@ class Reply:
     """A port or a grant handle."""
     grant_pages: int = 0
     page: int = 0
-    """A page of the memfd beside it: the event page, or the granted frame."""
+    """A page of the accompanying memfd: the event page, or the granted frame."""
     handle: int = 0
-    """The handle at the far side: equal numbers are the same event page."""
+    """The handle at the far side; equal numbers mean the same event page."""
 
     def pack(self) -> bytes:
         return _REPLY.pack(

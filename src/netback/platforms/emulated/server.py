@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves the emulated hypervisor on a SOCK_SEQPACKET socket: messages and descriptors in and out.
 
-Knows sockets and the handle behind each; what a request does is the hypervisor's. A client's fault ends its connection
-alone.
+This module manages sockets and the handle behind each; the hypervisor serves the requests. A client's mistake ends only
+its own connection.
 """
 
 import array
@@ -39,9 +39,9 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    """One message of at most `size` bytes, b"" at the end, and its descriptors.
+    """Receive one message of at most `size` bytes, b"" at the end, and its descriptors.
 
-    `size` + 1 bytes are read, so that a longer message shows.
+    `size` + 1 bytes are read, so that a longer message is noticed.
     """
     data, ancillary, _flags, _address = sock.recvmsg(size + 1, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
@@ -60,7 +60,7 @@ class _Client:
         self._server = server
 
     def readable(self) -> None:
-        """Serve one message; asyncio calls again while there are more. Any error ends this connection alone."""
+        """Serve one message; asyncio calls again while there are more. Any error ends only this connection."""
         try:
             self._receive()
         except Exception as error:
@@ -116,7 +116,7 @@ class _Client:
         self._server.drop(self)
 
     def _send(self, reply: Reply, fds: Iterable[int] = ()) -> None:
-        """Send a reply, or drop a client that is gone or does not read its replies."""
+        """Send a reply; drop a client that is gone or does not read its replies."""
         passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self.sock.sendmsg([reply.pack()], passed)
@@ -150,9 +150,9 @@ class HypervisorServer:
             self.drop(client)
 
     def join(self, client: _Client, hello: Hello, memfd: int) -> tuple[Handle, Reply, socket.socket]:
-        """Join a client: its handle, the reply and the store connection to send with it.
+        """Join a client; returns its handle, the reply and the store connection to send with it.
 
-        The memfd is taken over, also where this raises PlatformError.
+        Takes over the memfd, even if this raises PlatformError.
         """
         try:
             handle, reply = self.hypervisor.join(hello, memfd)
@@ -167,11 +167,11 @@ class HypervisorServer:
             raise _exhausted(error) from error
 
     def complain(self, text: str, *, exc_info: bool = False) -> None:
-        """Log a line within the budget of all clients together."""
+        """Log a line within the budget shared by all clients."""
         self._budget.warn(log, text, exc_info=exc_info)
 
     def drop(self, client: _Client) -> None:
-        """End a connection, its handle, and its domain with all handles where it owns that. May be called again."""
+        """End a connection and its handle, and the domain with all handles if it owns that. May be called again."""
         if client not in self._all:
             return
         self._all.discard(client)
@@ -191,7 +191,7 @@ class HypervisorServer:
             sock, _ = self._listening.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # no descriptor is left, and the socket stays readable: retry later
+        except OSError as error:  # descriptors are used up, and the socket stays readable: retry later
             self.complain(f"cannot accept: {error}")
             self._loop.remove_reader(self._listening)
             self._loop.call_later(_RETRY_SECONDS, self._listen)
@@ -203,4 +203,4 @@ class HypervisorServer:
 
 
 def _exhausted(error: OSError) -> PlatformError:
-    return PlatformError(f"cannot let a domain in: {error}", "EMFILE")
+    return PlatformError(f"cannot admit a domain: {error}", "EMFILE")

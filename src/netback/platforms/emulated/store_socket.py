@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries bytes between sockets and the store's server core. Does not know their meaning."""
+"""Carries bytes between sockets and the store's server core."""
 
 import asyncio
 import logging
@@ -13,13 +13,13 @@ from netback.xenstore.server import Server
 log = logging.getLogger("netback.emulated")
 
 _READ_BYTES = 16384
-"""Of one client at a time, a few hundred requests: then the other clients have their turn."""
+"""Bytes handled for one client before the others are served: a few hundred requests."""
 _BACKLOG = 1024
 _budget = LogBudget()
 
 
 class _Carrier(asyncio.BufferedProtocol):
-    """One client's socket. asyncio's flow control is the core's: a client that does not read is not served."""
+    """One client's socket. The core uses asyncio's flow control: a client that does not read is not served."""
 
     _transport: asyncio.Transport
     _connection: Connection
@@ -39,7 +39,7 @@ class _Carrier(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             self._connection.receive(bytes(self._buffer[:nbytes]))
-        except Exception as error:  # this client's alone
+        except Exception as error:  # affects only this client
             _budget.warn(log, f"ended a store connection: unexpected: {error!r}", exc_info=True)
             self._transport.abort()
 

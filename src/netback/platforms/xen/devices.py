@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux's Xen devices: opening them, and their ioctls, with errors that name the device and the cause.
+"""Opens Linux's Xen devices and makes their ioctls; errors name the device and the cause.
 
 Numbers and layouts come from Linux's uapi headers xen/evtchn.h, xen/gntdev.h and xen/gntalloc.h.
 """
@@ -23,7 +23,9 @@ _MODULES = {
 
 
 def open_device(name: str, *, nonblocking: bool = False) -> int:
-    """Open /dev/xen/NAME: its descriptor. ConfigError where it is missing or not permitted says what to do."""
+    """Open /dev/xen/NAME and return its descriptor. ConfigError: it is missing or not permitted; the text gives the
+    remedy.
+    """
     path = DEVICES / name
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if nonblocking else 0))
@@ -38,7 +40,7 @@ def open_device(name: str, *, nonblocking: bool = False) -> int:
 
 
 def xen_version(root: Path = Path("/")) -> str:
-    """The hypervisor's version as in "4.20"; empty where sysfs does not have it. `root` has another /sys below it."""
+    """The hypervisor's version, as in "4.20"; empty if sysfs does not have it. `root` replaces the root of /sys."""
     parts = [root / "sys/hypervisor/version" / part for part in ("major", "minor")]
     try:
         return ".".join(part.read_text().strip() for part in parts)
@@ -47,7 +49,7 @@ def xen_version(root: Path = Path("/")) -> str:
 
 
 def call(device: int, request: int, argument: bytearray, what: str) -> int:
-    """Make an ioctl, which may fill `argument`: its result. PlatformError names `what` and the errno."""
+    """Make an ioctl, which may fill `argument`, and return its result. PlatformError names `what` and the errno."""
     try:
         return int(fcntl.ioctl(device, request, argument))
     except OSError as error:

@@ -24,7 +24,7 @@ from netback.platforms.xen.store import find_store, open_store, own_domid
 from netback.xenstore.aio import Store
 
 _NETFRONT = Path("/sys/bus/xen/drivers/vif")
-"""Linux's netfront: a link for each of its devices."""
+"""Linux's netfront driver, which has a link for each of its devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,12 @@ class XenDomain:
         allocated = self._allocated.pop(pages[0].gref)
         for page in pages:
             page.view.release()
-        with suppress(BufferError):  # a view is still held: its end unmaps
+        with suppress(BufferError):  # a view still exists: its end unmaps
             allocated.memory.close()
         gntalloc.free(self._gntalloc, allocated.index, allocated.count)
 
     def close(self) -> None:
-        """Close the devices. Pages that were not taken back last as long as they are mapped. May be called again."""
+        """Close the devices. Pages that were not freed stay as long as they are mapped. May be called again."""
         self.events.close()
         self._allocated.clear()
         if self._gntalloc >= 0:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels of real Xen: the control calls of one open /dev/xen/evtchn. The verbs of a burst are its `native`."""
+"""Event channels of real Xen: the control calls of one open /dev/xen/evtchn. The operations of a burst are in its
+`native`.
+"""
 
 import os
 import struct

@@ -14,9 +14,9 @@ _LIMIT = Path("/sys/module/xen_gntalloc/parameters/limit")
 
 
 def allocate(gntalloc: int, domid: int, count: int, *, readonly: bool = False) -> tuple[int, list[int]]:
-    """Grant `count` pages of zeros to `domid`: (their offset in the device for mmap, their grefs).
+    """Grant `count` zeroed pages to `domid`; returns their offset in the device for mmap, and their grefs.
 
-    They last until `free` or the device's end, and as long as they are mapped. PlatformError ENOSPC beyond gntalloc's
+    They last until `free` or the device's end, and as long as they are mapped. PlatformError ENOSPC: beyond gntalloc's
     limit, which all processes of the domain share.
     """
     # struct ioctl_gntalloc_alloc_gref: domid, flags, count, index (out), gref_ids (out)
@@ -34,11 +34,11 @@ def free(gntalloc: int, index: int, count: int) -> None:
     """End the grants of one `allocate`. The grant of a page that is still mapped ends with its mapping (XSA-396)."""
     # struct ioctl_gntalloc_dealloc_gref: index, count
     argument = bytearray(struct.pack("=QI4x", index, count))
-    call(gntalloc, _DEALLOC_GREF, argument, f"cannot give {count} pages back")
+    call(gntalloc, _DEALLOC_GREF, argument, f"cannot free {count} pages")
 
 
 def _explained(error: PlatformError) -> PlatformError:
-    """The error with gntalloc's limit in its text, where that was the cause. Two queues of a frontend reach it."""
+    """The error, with gntalloc's limit in its text if that was the cause. Two queues of a frontend reach it."""
     if error.errno != "ENOSPC":
         return error
     limit = _LIMIT.read_text().strip() if _LIMIT.exists() else "?"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A backend's side of real Xen, in dom0 or a driver domain.
 
-Implements platforms.base.Platform over /dev/xen/{xenbus,evtchn,gntdev}, and gntalloc where that is there.
+Implements platforms.base.Platform over /dev/xen/{xenbus,evtchn,gntdev}, and gntalloc if it exists.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ _MAP_GRANT_REF = 0x00184700
 _UNMAP_GRANT_REF = 0x00104701
 _MAP_TRIES = 1000
 _MAP_DELAY = 0.001
-"""Seconds between tries of mmap, which fails with EAGAIN while the guest's page is paged out: one second in all."""
+"""Seconds between attempts of mmap, which fails with EAGAIN while the guest's page is paged out: one second in all."""
 
 
 class XenMappedPage:
@@ -81,7 +81,7 @@ class XenMappedPage:
 class XenPlatform:
     """The domain that this process runs in, for a backend.
 
-    It reaches the store by xenstored's socket where that exists, which is in dom0, else by /dev/xen/xenbus.
+    It reaches the store through xenstored's socket if that exists, which is in dom0, else through /dev/xen/xenbus.
     """
 
     name = "xen"
@@ -106,11 +106,11 @@ class XenPlatform:
         return XenEventChannels()
 
     def open_memory(self, domid: int) -> XenMemory:
-        """The first copy fails where there is no such domain."""
+        """For a missing domain the first copy fails."""
         return XenMemory(self._gntdev, domid)
 
     def open_arena(self) -> Arena:
-        """With granted pages where gntalloc has them: a copy between two grants costs a quarter less."""
+        """Uses granted pages if gntalloc has them: a copy between two grants costs a quarter less."""
         arena = Arena()
         try:
             device = open_device("gntalloc")
@@ -120,7 +120,7 @@ class XenPlatform:
             finally:
                 os.close(device)  # the grants last as long as the arena
         except (ConfigError, PlatformError, OSError) as error:
-            log.info("copies go by address, which costs more: %s", error)
+            log.info("copies use addresses, which costs more: %s", error)
         return arena
 
     def map_grant(self, domid: int, gref: int) -> XenMappedPage:

@@ -16,7 +16,7 @@ _SOCKET = Path("/run/xenstored/socket")
 
 
 def find_store() -> Path | None:
-    """The path of xenstored's socket, if it exists: it takes many requests at a time, /dev/xen/xenbus one."""
+    """The path of xenstored's socket, if it exists: it accepts many requests at a time, /dev/xen/xenbus one."""
     named = os.environ.get("XENSTORED_PATH")
     if named is not None:
         return Path(named)
@@ -24,17 +24,17 @@ def find_store() -> Path | None:
 
 
 async def open_store(path: Path | None = None) -> Store:
-    """Open a connection with this domain's privilege: to the socket at `path`, or by the device."""
+    """Open a connection with this domain's privilege: to the socket at `path`, or through the device."""
     return await (Store.connect(path) if path is not None else Store.open_device(DEVICES / "xenbus"))
 
 
 def own_domid(path: Path | None = None) -> int:
-    """The domid of this domain, from the node `domid` that the toolstack writes; PlatformError where it has none."""
+    """The domid of this domain, from the node `domid` that the toolstack writes. PlatformError: the node is missing."""
     fd = _connect(path) if path is not None else open_device("xenbus")
     try:
         return int(_ask(fd, "domid"))
     except (OSError, ValueError) as error:
-        raise PlatformError(f"the store does not say which domain this is: {error}") from error
+        raise PlatformError(f"cannot read this domain's domid from the store: {error}") from error
     finally:
         os.close(fd)
 
