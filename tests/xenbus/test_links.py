@@ -154,8 +154,11 @@ async def test_a_tap_of_others_is_removed_and_made_again(backend: Backend, guest
     await unchanged(guest, name, 2)
 
 
+@pytest.mark.parametrize("back", ["t0", "t9"], ids=["", "renamed there"])
 @pytest.mark.parametrize("made", [True, False], ids=["made by netback", "adopted"])
-async def test_a_tap_moves_to_another_namespace_and_back(backend: Backend, guest: Guest, made: bool) -> None:
+async def test_a_tap_moves_to_another_namespace_and_back(
+    backend: Backend, guest: Guest, made: bool, back: str
+) -> None:
     """Frames keep passing in the tap's new namespace, since the descriptor stays joined to it."""
     if not made:
         ip("tuntap add t0 mode tap")
@@ -168,9 +171,10 @@ async def test_a_tap_moves_to_another_namespace_and_back(backend: Backend, guest
         before = rx_packets(other)
         assert await guest.answer(guest.send(FRAME)) == 0
         assert rx_packets(other) == before + 1
-        bring_back("t0", other)
+        inside(other, f"ip link set t0 name {back}")
+        bring_back(back, other)
         await mended(backend, name)
-        await pass_frames(backend, guest, "t0")
+        await pass_frames(backend, guest, back)
     await unchanged(guest, name, 2)
 
 
@@ -331,6 +335,25 @@ async def test_two_devices_name_one_tap(backend: Backend, guest: Guest, xen: Pat
         await take_away(backend.store, first)
         await gone(backend, first)
         await until_state(other.store, second.backend, State.INIT_WAIT)
+
+
+async def test_a_tap_that_is_back_is_another_device_s(backend: Backend, guest: Guest, xen: Path) -> None:
+    """Its name was given to that one meanwhile."""
+    for link in ("web0", "lan0"):
+        ip(f"tuntap add {link} mode tap multi_queue")  # where the kernel would let both in
+    first = await connect(backend, guest, "tap:web0")
+    async with join(xen) as other:
+        second = await add(backend.store, other.domid, net="tap:lan0")
+        await until_state(other.store, second.backend, State.INIT_WAIT)
+        ip("link del web0")
+        await fault(backend, first, "tap:web0: the link is gone")
+        ip("link set lan0 name web0")
+        await fault(backend, first, f"tap:web0: {second} uses it (EBUSY); choose another name")
+        await take_away(backend.store, second)
+        await gone(backend, second)
+    await mended(backend, first)
+    ip("link set web0 up")
+    await pass_frames(backend, guest, "web0")
 
 
 async def test_another_process_holds_the_tap(backend: Backend, guest: Guest) -> None:

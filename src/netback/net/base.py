@@ -35,7 +35,7 @@ class Network(Protocol):
 
     @property
     def follows(self) -> frozenset[int | str]:
-        """The links whose changes concern this network, by index or name; empty if none do."""
+        """The links whose changes concern this network: indices, names or `monitor.ANY_LINK`; empty if none do."""
 
     def check(self) -> bool:
         """Check the link, and join it again if it was removed and is back.

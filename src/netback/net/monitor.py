@@ -10,6 +10,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from netback.net.rtnetlink import GROUP_LINK, RECEIVE, Link, Message, messages
 
@@ -20,6 +21,8 @@ READS = 64
 
 Key = int | str
 """A link's index, or one of its names."""
+ANY_LINK: Final = ""
+"""The key of every link."""
 
 
 class LinkMonitor:
@@ -102,5 +105,5 @@ class LinkMonitor:
         if kind not in (Message.NEWLINK, Message.DELLINK):
             return set()
         link = Link.parse(body)
-        keys: tuple[Key, ...] = (link.index, *link.names)
+        keys: tuple[Key, ...] = (ANY_LINK, link.index, *link.names)
         return {call for key in keys for call in self._followers.get(key, ())}

@@ -26,6 +26,7 @@ from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import ETH_DATA_LEN
 from netback.net.buffers import HEAD, MAX_DRAIN
 from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
+from netback.net.monitor import ANY_LINK
 from netback.net.rtnetlink import ARPHRD_ETHER, Link, add_altname, get_link, remove_altname, set_mtu
 
 Argument = TypeVar("Argument", int, bytes)
@@ -263,10 +264,11 @@ class TapNetwork:
 
     @property
     def follows(self) -> frozenset[int | str]:
-        link = find_joined(self._fd)
-        return (
-            frozenset({link.index}) if link else frozenset({self._link, self._name, MADE.format(self._link)})
-        )
+        if link := find_joined(self._fd):
+            return frozenset({link.index})
+        if joined_to(self._fd) is not None:  # in another namespace: it may come back under any name
+            return frozenset({ANY_LINK})
+        return frozenset({self._link, MADE.format(self._link)})
 
     def check(self) -> bool:
         """Check that the descriptor is joined; join the same descriptor again to a tap that was removed and is back.

@@ -61,6 +61,8 @@ class Nic:
         self._seen: tuple[str, int | None] | None = None
         """The link's name and MTU at the last check; None where that failed."""
         self._mtu: int | None = ETH_DATA_LEN  # the frontend's default if no `mtu` was written
+        self._tap = ""
+        """The tap's name in its spec; empty for other networks."""
 
     @property
     def journal(self) -> Path:
@@ -123,7 +125,8 @@ class Nic:
         peer, device = parse_spec(spec), str(self._name)
         link = peer.link or link
         self._context.links.follow(self._on_link, {link})
-        if peer.kind == "tap":
+        self._tap = link if peer.kind == "tap" else ""
+        if self._tap:
             self._claim_tap(link)
         else:
             self._context.fd_store.forget(device)
@@ -135,7 +138,7 @@ class Nic:
             with suppress(*_FAULTS):
                 (await opening).close()
             raise
-        if peer.kind == "tap":
+        if self._tap:
             self._keep(network)
         return network
 
@@ -212,6 +215,8 @@ class Nic:
             self._look_in(pause)
             return
         try:
+            if self._tap and network.mtu is None:
+                self._claim_tap(self._tap)
             joined = network.check()
         except _FAULTS as error:
             self._look_blindly(error)
