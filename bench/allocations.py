@@ -39,10 +39,10 @@ def per_frame(ring: Ring) -> float:
 def measure_alone() -> list[Row]:
     preload = os.environ | {"LD_PRELOAD": str(build("allocations.c", "-shared", "-fPIC"))}
     command = (sys.executable, "-m", f"{__package__}.allocations")
-    said = subprocess.run(
+    output = subprocess.run(
         command, env=preload, cwd=HERE.parent, check=True, capture_output=True, text=True
     ).stdout
-    rows = [Row(PART, name, "a frame", {"netback": [value]}) for name, value in json.loads(said).items()]
+    rows = [Row(PART, name, "a frame", {"netback": [value]}) for name, value in json.loads(output).items()]
     return [row.judged("0", row.median("netback") < 1 / FILLS) for row in rows]
 
 

@@ -49,8 +49,8 @@ def switches(pid: int) -> int:
     """Context switches of all threads of a process since its start."""
     counts = 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        said = (thread / "status").read_text()
-        counts += sum(int(count) for count in re.findall(r"voluntary_ctxt_switches:\s+(\d+)", said))
+        status = (thread / "status").read_text()
+        counts += sum(int(count) for count in re.findall(r"voluntary_ctxt_switches:\s+(\d+)", status))
     return counts
 
 

@@ -266,10 +266,10 @@ class Topology:
                 struct.pack_into("<Q", client.memory, offset, value)
             case HangUp():
                 client.close()
-                await settle()
+                await run_loop()
 
     async def answered(self, client: Client) -> None:
-        await settle()
+        await run_loop()
         replies = client.replies()
         assert len(replies) == 1 or (client.ended and len(replies) < 2), (
             f"{len(replies)} replies to one message"
@@ -296,8 +296,8 @@ class Topology:
         """All go: nothing may stay."""
         for client in self.clients:
             client.close()
-        await settle()
-        await settle()
+        await run_loop()
+        await run_loop()
         assert set(self.hypervisor.domains) == {0}
         assert not self.hypervisor.domains[0].handles
         assert not self.hypervisor.domains[0].ports
@@ -305,7 +305,7 @@ class Topology:
         self.path.unlink()
 
 
-async def settle() -> None:
+async def run_loop() -> None:
     """Rounds of the loop: one accepts, one reads, one sees an end."""
     for _ in range(4):
         await asyncio.sleep(0)

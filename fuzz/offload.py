@@ -135,7 +135,7 @@ def tunnel(rng: random.Random) -> tuple[bytes, Header]:
     for _ in range(rng.choice((0, 0, 0, 1, 3))):
         work[rng.randint(12, min(len(work) - 1, 160))] = rng.choice((rng.getrandbits(8), 0, 4, 17, 41, 47))
     gso = rng.choice((4 if version == 6 else 1, 0x81)) if protocol == TCP else rng.choice((5, 5, 3))
-    said = (
+    meta = (
         rng.choice((1, 1, 1, 3, 0)),
         gso,
         0,
@@ -143,7 +143,7 @@ def tunnel(rng: random.Random) -> tuple[bytes, Header]:
         start,
         16 if protocol == TCP else 6,
     )
-    return bytes(work), said
+    return bytes(work), meta
 
 
 def described(rng: random.Random) -> tuple[bytes, Header]:
@@ -152,10 +152,10 @@ def described(rng: random.Random) -> tuple[bytes, Header]:
 
 
 def turn(rng: random.Random) -> Turn:
-    frame, said = rng.choice((described, described, tunnel))(rng)
+    frame, meta = rng.choice((described, described, tunnel))(rng)
     have = rng.choice((len(frame), len(frame), rng.randint(0, len(frame))))
     says = rng.random() < 0.5, rng.random() < 0.5, rng.choice((0, 1, 2, 1, 2, 3)), rng.choice(SIZES)
-    return Turn(frame, have, says, said, rng.getrandbits(4))
+    return Turn(frame, have, says, meta, rng.getrandbits(4))
 
 
 def make(rng: random.Random) -> Case:
@@ -167,10 +167,10 @@ def make(rng: random.Random) -> Case:
 
 def from_the_guest(op: Turn) -> None:
     blank, validated, gso_type, gso_size = op.says
-    said = {"csum_blank": blank, "data_validated": validated, "gso_type": gso_type, "gso_size": gso_size}
-    verdict, made, fixed_up, after = oracle.to_virtio(op.frame, op.have, **said, caps=op.caps)  # type: ignore[arg-type]
+    meta = {"csum_blank": blank, "data_validated": validated, "gso_type": gso_type, "gso_size": gso_size}
+    verdict, made, fixed_up, after = oracle.to_virtio(op.frame, op.have, **meta, caps=op.caps)  # type: ignore[arg-type]
     work = bytearray(op.frame)
-    got = offload.to_virtio(work, have=op.have, **said, caps=op.caps)  # type: ignore[arg-type]
+    got = offload.to_virtio(work, have=op.have, **meta, caps=op.caps)  # type: ignore[arg-type]
     assert got[0] == verdict
     if verdict != oracle.DROP:
         assert (got[1], got[2], bytes(work)) == (made, fixed_up, after)

@@ -14,7 +14,7 @@ from netback.abi.xs_wire import HEADER, PAYLOAD_MAX
 from netback.xenstore.wire import Packet, Parser, WireError
 
 LENGTHS = (0, 1, 15, 16, 17, PAYLOAD_MAX - 1, PAYLOAD_MAX)
-BYTEWISE_MOST = 1000
+MAX_BYTEWISE = 1000
 LIES = (PAYLOAD_MAX + 1, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -71,7 +71,7 @@ def play(case: Case) -> int:
     chunks = [case.stream[a:b] for a, b in pairwise(places)]
     found, error = outcome([case.stream])
     assert outcome(chunks) == (found, error)
-    if len(case.stream) < BYTEWISE_MOST:
+    if len(case.stream) < MAX_BYTEWISE:
         assert outcome([case.stream[at : at + 1] for at in range(len(case.stream))]) == (found, error)
     again = b"".join(packet.encode() for packet in found)
     assert case.stream.startswith(again)

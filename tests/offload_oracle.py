@@ -218,8 +218,8 @@ def tunnels(seen: bytes, outer: Packet) -> list[tuple[int, int]]:
         return [(at + (8 if seen[at] else 4), number(seen, at + 2))] if plain else []
     if outer.protocol != UDP or len(seen) < at + 16:
         return []
-    said = number(seen, at + 4)
-    if said != outer.end - at and (said or outer.sized):
+    size = number(seen, at + 4)
+    if size != outer.end - at and (size or outer.sized):
         return []
     found, head = [], seen[at + 8 : at + 16]
     if head[0] & 8 and not head[1] & 0x20:

@@ -103,7 +103,7 @@ def test_every_advisory_that_a_hostile_test_names_names_it_back() -> None:
     for path in sorted((ROOT / "tests" / "hostile").glob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                said = (ast.get_docstring(node) or "").partition(":")[0]
-                for number in re.findall(r"-([0-9]+)", said) if said.startswith("XSA-") else ():
+                subject = (ast.get_docstring(node) or "").partition(":")[0]
+                for number in re.findall(r"-([0-9]+)", subject) if subject.startswith("XSA-") else ():
                     name = f"{path.relative_to(ROOT)}::{node.name}"
                     assert name in table[number], f"XSA-{number} does not name {name}"

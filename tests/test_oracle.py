@@ -352,11 +352,11 @@ def test_rx_bad_grant_in_a_chain() -> None:
     assert rings.page(10, 0, 5) == frame.data[-5:]
 
 
-# --- when the frontend is told
+# --- when the frontend is notified
 
 
 @pytest.mark.parametrize(
-    ("rsp_event", "answered", "told"),
+    ("rsp_event", "answered", "notified"),
     [
         (1, 1, True),
         (2, 1, False),
@@ -367,13 +367,13 @@ def test_rx_bad_grant_in_a_chain() -> None:
         (2**31, 5, False),
     ],
 )
-def test_notify(rsp_event: int, answered: int, told: bool) -> None:
+def test_notify(rsp_event: int, answered: int, notified: bool) -> None:
     """Iff rsp_prod passes rsp_event, the first response after `rsp_event - 1` responses."""
     for start in (0, 2**32 - 2, 2**31 - 2):
         rings = Rings(start=start)
         rings.put(rings.tx + 12, start + rsp_event)
         rings.post(rings.tx, *[tx(8, 0, 0, i, 60) for i in range(answered)])
-        assert rings.oracle.tx().notify == told
+        assert rings.oracle.tx().notify == notified
 
 
 def test_attach_takes_up_at_rsp_prod() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m netback`: the command, where no script of it is installed."""
+"""`python -m netback`: the command, if its script is not installed."""
 
 from netback.cli import main
 

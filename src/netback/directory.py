@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory that only this user can change, and what netback keeps in it: locks, sockets, small files.
+"""A directory that only this user can change, and netback's files in it: locks, sockets, small files.
 
 Names are looked up from the directory's descriptor and no symbolic link is followed (openat(2), O_NOFOLLOW), so
-renaming or replacing the directory later changes nothing. docs/decisions.md, Runtime directory.
+renaming or replacing the directory later has no effect. docs/decisions.md, Runtime directory.
 """
 
 import errno
@@ -39,17 +39,17 @@ class Directory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open `path`, or make it and its missing parents; mode 0700 from the first moment.
+        """Open `path`, or create it and its missing parents, with mode 0700 from the start.
 
-        ConfigError where it is a symbolic link or no directory, where another user owns it, or where its mode lets
-        its group or others write to it.
+        ConfigError: it is a symbolic link or not a directory, another user owns it, or its group or others may write to
+        it.
         """
         path = path.absolute()
         made = _make(path)
         return cls(path, _open_private(path), made)
 
     def subdirectory(self, name: str) -> "Directory":
-        """A directory in this one, made where it is missing and never removed; errors as of `open`."""
+        """Open a directory in this one, creating it if missing; it is never removed. Errors are those of `open`."""
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.fd)
         return Directory(self.path / name, _open_private(self.path / name, name, self.fd), made=False)
@@ -67,7 +67,7 @@ class Directory:
         if self.fd < 0:
             return
         if self._made and _leads_to(self.path, self.fd):
-            with suppress(OSError):  # others may have put files there
+            with suppress(OSError):  # others may have put files into it
                 self.path.rmdir()
         os.close(self.fd)
         self.fd = -1
@@ -77,7 +77,7 @@ class Directory:
         return os.listdir(self.fd)  # noqa: PTH208 (a Path knows no descriptors)
 
     def open_file(self, name: str, flags: int) -> int:
-        """A descriptor of a regular file, mode 0600 where `flags` make it; ConfigError where it cannot be opened."""
+        """Open a regular file; `flags` may create it, with mode 0600. ConfigError: it cannot be opened."""
         try:
             fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=self.fd)
         except OSError as error:
@@ -88,14 +88,14 @@ class Directory:
         return fd
 
     def unlink(self, name: str) -> None:
-        """Remove a file, socket or link, never what a link leads to. A missing name is no error."""
+        """Remove a file, socket or link, never a link's target. A missing name is not an error."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
 
     def try_lock(self, name: str) -> int | None:
-        """The descriptor that holds an exclusive lock on the file `name`, or None while another process holds one.
+        """Take an exclusive lock on the file `name`: its descriptor, or None while another process holds the lock.
 
-        A holder that ends may remove the file between our open and our lock: then both are done once more.
+        A holder that ends may remove the file between our open and our lock: then both are repeated.
         """
         while True:
             fd = self.open_file(name, os.O_RDWR | os.O_CREAT)
@@ -109,10 +109,10 @@ class Directory:
             os.close(fd)
 
     def listen(self, name: str, kind: int = socket.SOCK_STREAM, backlog: int = _BACKLOG) -> socket.socket:
-        """A listening UNIX socket of type `kind`, non-blocking, that only this user can connect to.
+        """A listening UNIX socket of type `kind`, non-blocking, to which only this user can connect.
 
-        An existing `name` is removed first: take the lock before. ConfigError where the path is too long for a socket
-        or the socket cannot be bound.
+        An existing `name` is removed first, so take the lock before. ConfigError: the path is too long for a socket, or
+        the socket cannot be bound.
         """
         path = self.socket_path(name)
         self.unlink(name)
@@ -133,11 +133,11 @@ class Directory:
         return sock
 
     def socket_path(self, name: str) -> Path:
-        """The path by which a client connects; ConfigError where it exceeds `MAX_SOCKET_PATH` bytes."""
+        """The path by which a client connects. ConfigError: it is longer than `MAX_SOCKET_PATH` bytes."""
         return check_socket_path(self.path / name)
 
     def _names(self, name: str, fd: int) -> bool:
-        """Whether `name` still leads to the open file."""
+        """Whether `name` still refers to the open file."""
         try:
             there = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -146,7 +146,7 @@ class Directory:
 
 
 def check_socket_path(path: Path) -> Path:
-    """The path itself, for a UNIX socket; ConfigError where it is longer than sun_path allows (unix(7))."""
+    """The path itself, for a UNIX socket. ConfigError: it is longer than sun_path allows (unix(7))."""
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
         raise ConfigError(
@@ -156,7 +156,7 @@ def check_socket_path(path: Path) -> Path:
 
 
 def _make(path: Path) -> bool:
-    """Make the directory if it is missing: whether this call made it."""
+    """Create the directory if it is missing; returns whether this call created it."""
     try:
         for above in [above for above in reversed(path.parents) if not above.exists()]:
             above.mkdir(0o755, exist_ok=True)
@@ -196,7 +196,7 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 
 
 def _no_directory(path: Path, error: OSError) -> ConfigError:
-    if path.is_symlink():  # Linux says ENOTDIR where O_DIRECTORY and O_NOFOLLOW meet a link
+    if path.is_symlink():  # Linux returns ENOTDIR if O_DIRECTORY and O_NOFOLLOW meet a link
         return ConfigError(
             f"{path}: a symbolic link, and netback follows none there; name the directory itself"
         )

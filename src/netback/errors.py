@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error that netback raises on purpose, by the party at fault, and how its text is made fit for a line."""
+"""Every error that netback raises on purpose, by the party at fault, and the escaping of its text."""
 
 
 class NetbackError(Exception):
@@ -11,15 +11,15 @@ class GuestError(NetbackError):
 
 
 class PeerError(NetbackError):
-    """The network behind a vif is missing or refused: its carrier goes off, and it is tried again."""
+    """The network behind a vif is missing or refuses frames: its carrier goes off, and netback tries again."""
 
 
 class GoneError(PeerError):
-    """The link or the far end is not there: nothing to try before it is back."""
+    """The link or the far end does not exist now: wait until it is back."""
 
 
 class PlatformError(NetbackError):
-    """The hypervisor or the store refused. `errno` is the symbolic name (`"EINVAL"`), empty where there is none."""
+    """The hypervisor or the store refused. `errno` is the symbolic name (`"EINVAL"`), empty if there is none."""
 
     def __init__(self, message: str, errno: str = "") -> None:
         super().__init__(message)
@@ -27,14 +27,14 @@ class PlatformError(NetbackError):
 
 
 class ConfigError(NetbackError):
-    """What the user asked for cannot be: exit code 2."""
+    """The user's request is invalid: exit code 2."""
 
 
 def printable(text: str) -> str:
-    """A text from the store, a guest or a file for a terminal or a log: what could steer either is escaped.
+    """Escape a text from the store, a guest or a file for a terminal or a log, which it could otherwise control.
 
     Control and format characters (Unicode's "Other" and every separator but the space) become Python's escapes, so the
-    result is one line. A byte that was no UTF-8 (PEP 383's surrogates) becomes `\\xNN`.
+    result is one line. A byte that is not UTF-8 (PEP 383's surrogates) becomes `\\xNN`.
     """
     if text.isprintable():
         return text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This process and the kernel: its limit of descriptors, the signals that end it, and the end of its parent."""
+"""This process and the kernel: its descriptor limit, the signals that end it, and the end of its parent."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def allow_descriptors() -> None:
-    """Raise the soft limit of open files to the hard one: a thousand domains or vifs take about five each."""
+    """Raise the soft limit of open files to the hard limit: a thousand domains or vifs take about five each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -27,7 +27,7 @@ def die_with(parent: int) -> Callable[[], None]:
     `parent` is the parent's process id. Where it has ended before the call, the call ends the process. It allocates
     and imports nothing, so it may serve as the `preexec_fn` of a child.
     """
-    import ctypes  # 20 ms, which a restarting backend does not spend
+    import ctypes  # 20 ms that a restarting backend saves
 
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,10 +42,11 @@ def die_with(parent: int) -> Callable[[], None]:
 
 @contextmanager
 def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls `stop` in the running loop, more are ignored; the end restores the handlers.
+    """Call `stop` in the running loop at the first SIGINT or SIGTERM and ignore further ones; the exit restores the
+    handlers.
 
-    Only the main thread gets signals: in any other, nothing changes. Not by the loop's own add_signal_handler, whose
-    removal leaves a moment in which SIGINT raises KeyboardInterrupt.
+    Only the main thread gets signals: in any other thread this does nothing. The loop's add_signal_handler is not used,
+    because its removal leaves a moment in which SIGINT raises KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

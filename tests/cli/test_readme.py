@@ -45,9 +45,9 @@ def test_by_hand(tmp_path: Path) -> None:
             timeout=60,
         )
         out.seek(0)
-        said = out.read()
-    assert seen.returncode == 0, said
-    assert "Traceback" not in said
-    assert re.search(r"vif1\.0 +guest-1 +(InitWait|Connected)", said)
-    assert " 0% packet loss" in said
-    assert said.count("vif1.0") > 2
+        output = out.read()
+    assert seen.returncode == 0, output
+    assert "Traceback" not in output
+    assert re.search(r"vif1\.0 +guest-1 +(InitWait|Connected)", output)
+    assert " 0% packet loss" in output
+    assert output.count("vif1.0") > 2

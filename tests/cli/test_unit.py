@@ -48,7 +48,7 @@ async def test_a_mistake_is_reported_before_anything_is_done(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (ATTACH, "is loaded"),
         ("nett = 1", "stays in force: {config}: nett: unknown key"),
@@ -58,7 +58,7 @@ async def test_a_mistake_is_reported_before_anything_is_done(tmp_path: Path) -> 
     ],
     ids=lambda value: value[:16],
 )
-async def test_a_reload(xen: Path, tmp_path: Path, text: str, said: str) -> None:
+async def test_a_reload(xen: Path, tmp_path: Path, text: str, message: str) -> None:
     config = tmp_path / "netback.toml"
     config.write_text("")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -77,4 +77,4 @@ async def test_a_reload(xen: Path, tmp_path: Path, text: str, said: str) -> None
         async with asyncio.timeout(SECONDS):
             _, err = await process.communicate()
     assert process.returncode == 0
-    assert said.format(config=config) in err.decode()
+    assert message.format(config=config) in err.decode()

@@ -33,7 +33,7 @@ def test_a_good_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("nett = 'tap'", "nett: unknown key; did you mean net"),
         ("zzz = 1", "zzz: unknown key; there are net"),
@@ -69,10 +69,10 @@ def test_a_good_file() -> None:
     ],
     ids=lambda value: value[:24],
 )
-def test_each_mistake_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_each_mistake_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "netback.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said) as refused:
+    with pytest.raises(ConfigError, match=message) as refused:
         load_config(path)
     assert str(refused.value).startswith(f"{path}: ")
     assert "\n" not in str(refused.value)
@@ -103,10 +103,10 @@ def test_each_key_with_each_type(tmp_path: Path, key: str) -> None:
     rule = "" if key in Config.__struct_fields__ else "[[device]]\n" + "net = 'null'\n" * (key != "net")
     for value in WRONG:
         path.write_text(f"{rule}{key} = {value}")
-        if (said := mistake(path)) is not None:
-            assert re.match(rf"{re.escape(str(path))}: .*\b{key}\b", said)
-            assert "\n" not in said
-            assert len(said) < len(str(path)) + 400
+        if (message := mistake(path)) is not None:
+            assert re.match(rf"{re.escape(str(path))}: .*\b{key}\b", message)
+            assert "\n" not in message
+            assert len(message) < len(str(path)) + 400
 
 
 def mistake(path: Path) -> str | None:

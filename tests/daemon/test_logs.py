@@ -48,9 +48,9 @@ def test_the_form_goes_by_what_stderr_is(tmp_path: Path, journal: bool) -> None:
             env=os.environ | {"JOURNAL_STREAM": stream_name},
         )
         stream.seek(0)
-        said = stream.read()
-    assert (said == "<4>root: a\n<4>b\n") is journal
-    assert journal or said.endswith("WARNING root: a\nb\n")
+        written = stream.read()
+    assert (written == "<4>root: a\n<4>b\n") is journal
+    assert journal or written.endswith("WARNING root: a\nb\n")
 
 
 @pytest.mark.parametrize("formatter", [JournalFormatter, LineFormatter])

@@ -283,8 +283,8 @@ def test_padding_of_a_gso_frame_is_no_reason_to_cut_it(size: int) -> None:
     for frame, gso, version in [(V4, 1, 4), (V6, 2, 6)]:
         long = bytearray(frame + b"leak")
         plain = bytearray(frame)
-        said = {"csum_blank": True, "gso_type": gso, "gso_size": size, "caps": ALL_CAPS}
-        assert offload.to_virtio(long, **said) == offload.to_virtio(plain, **said)
+        arguments = {"csum_blank": True, "gso_type": gso, "gso_size": size, "caps": ALL_CAPS}
+        assert offload.to_virtio(long, **arguments) == offload.to_virtio(plain, **arguments)
         assert long == plain
         header = asks(frame, gso_type=GSO_OF[version, TCP], gso_size=size)
         verdict, flags, length = offload.to_netif(blank(frame) + b"leak", header, caps=ALL_CAPS)

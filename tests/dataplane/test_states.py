@@ -115,7 +115,7 @@ class Rig(Bench):
     def apply(self, event: Event) -> bool:
         return self.worker.apply(self.queue, int(event))
 
-    def settle(self) -> None:
+    def run_until_idle(self) -> None:
         """Poll as long as another poll follows at once."""
         for _ in range(100):
             if not self.apply(Event.POLL):
@@ -201,20 +201,20 @@ RING_STATES: dict[State, Callable[[Rig], None]] = {
 
 
 def expire(rig: Rig, times: int) -> None:
-    rig.settle()
+    rig.run_until_idle()
     for _ in range(times):
         rig.apply(Event.TIMER)
 
 
 def close_peer(rig: Rig) -> None:
     rig.post_rx(8)
-    rig.settle()
+    rig.run_until_idle()
     rig.hang_up()
     rig.apply(Event.FRAMES)
 
 
 def refuse(rig: Rig) -> None:
-    rig.settle()
+    rig.run_until_idle()
     rig.worker.refuse_rx(rig.queue)
 
 
@@ -249,7 +249,7 @@ def in_states(ring: State, peer: State) -> Iterator[Rig]:
         RING_STATES[ring](made)
         made.apply(Event.POLL)
         if ring is State.RING_IDLE:
-            made.settle()
+            made.run_until_idle()
         assert made.queue.states == (ring, peer)
         assert_waits(made)
         yield made
@@ -358,7 +358,7 @@ def test_a_stall_is_reported_once_and_its_end() -> None:
         assert made.queue.states[1] is State.STALLED
         made.post_rx(1)
         made.apply(Event.RING)
-        made.settle()
+        made.run_until_idle()
         assert made.queue.condition is Notice.READY
 
 
@@ -367,7 +367,7 @@ def test_progress_keeps_a_wait_for_slots_from_expiring() -> None:
         made.post_rx(1)
         made.offer(1)
         made.apply(Event.RING)
-        made.settle()
+        made.run_until_idle()
         assert made.queue.states[1] is State.NO_SLOTS
         made.apply(Event.TIMER)
         assert made.queue.states[1] is State.NO_SLOTS, "a slot was used since the timer was set"

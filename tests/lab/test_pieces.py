@@ -141,7 +141,7 @@ class Quiet(Lab):
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    ("raised", "message"),
     [
         (LabError("xl said no"), "xl said no"),
         (ValueError("too many values to unpack"), "test_pieces.py"),
@@ -149,7 +149,7 @@ class Quiet(Lab):
     ],
 )
 async def test_whatever_a_scenario_stumbles_over_is_its_own_fault(
-    tmp_path: Path, raised: Exception, told: str
+    tmp_path: Path, raised: Exception, message: str
 ) -> None:
     module = ModuleType("odd", "Odd.")
 
@@ -158,7 +158,7 @@ async def test_whatever_a_scenario_stumbles_over_is_its_own_fault(
 
     module.run = run  # type: ignore[attr-defined]
     outcome = await run_one(Quiet(tmp_path), Scenario("odd", module), full=False)
-    assert told in outcome.fault
+    assert message in outcome.fault
 
 
 async def test_a_machine_that_does_not_start_says_why(

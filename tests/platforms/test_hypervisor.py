@@ -48,7 +48,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
     assert [record for record in records if record.exc_info or record.levelno > logging.WARNING] == []
 
 
-def settle(xen: Path) -> None:
+def wait_served(xen: Path) -> None:
     """Until the hypervisor has served what came before: each answer is a round of its loop, and ends take some."""
     with Raw(xen) as raw:
         assert raw.hello(Hello(flags=HelloFlag.ATTACH, domid=0), pages=1) is not None
@@ -87,7 +87,7 @@ class TestJoining:
 
     def test_a_domid_that_was_asked_for_is_skipped_later(self, xen: Path) -> None:
         EmulatedDomain.join(xen, domid=2).close()
-        settle(xen)
+        wait_served(xen)
         with EmulatedDomain.join(xen) as first, EmulatedDomain.join(xen) as second:
             assert (first.domid, second.domid) == (1, 3)
         with EmulatedDomain.join(xen, domid=2) as again:
@@ -328,7 +328,7 @@ class TestGrants:
             with EmulatedPlatform(xen) as platform:
                 platform.map_grant(guest.domid, gref)
                 assert guest.still_in_use(gref)
-            settle(xen)
+            wait_served(xen)
             assert not guest.still_in_use(gref)
 
     def test_a_reader_and_a_writer_count_apart(self, xen: Path) -> None:
@@ -383,7 +383,7 @@ class TestEnds:
             ours = handle.bind_interdomain(guest.domid, theirs)
             memory, mapped = platform.open_memory(guest.domid), platform.map_grant(guest.domid, gref)
             guest.events.close()  # the connection that made the domain; `second` is still open
-            settle(xen)
+            wait_served(xen)
             assert memory.read(gref, 0, 1)[0] < 0
             assert handle.status(ours) == PortState.UNBOUND
             handle.native.notify(ours)

@@ -101,7 +101,7 @@ def test_a_lost_event_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def lose(line: Line, packet: object) -> None:
         take(line, packet)  # type: ignore[arg-type]
-        line.told = [one for one in line.told if b"/out" not in one[0]]
+        line.events = [one for one in line.events if b"/out" not in one[0]]
 
     monkeypatch.setattr(Line, "_take", lose)
     assert list(store_diff.play(steps, side, store_diff.own(side))) != honest

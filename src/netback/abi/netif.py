@@ -12,7 +12,7 @@ from netback.abi.ring import slots
 TX_REQUEST = struct.Struct("<IHHHH")
 """gref, offset, flags, id, size. The first size of a chain is the frame's total, later ones are their own."""
 TX_RESPONSE = struct.Struct("<Hh8x")
-"""id, status, and zeros up to the slot's 12 bytes: no stale byte may be shown (XSA-216)."""
+"""id, status, then zeros up to the slot's 12 bytes: the guest must not see stale bytes (XSA-216)."""
 RX_REQUEST = struct.Struct("<HHI")
 """id, pad, gref."""
 RX_RESPONSE = struct.Struct("<HHHh")
@@ -29,9 +29,9 @@ MAX_TX_SIZE = 0xFFFF
 ETH_HLEN = 14
 
 MAX_DATA_SLOTS = 20
-"""Data slots of a frame that are served; netif.h asks for 18 (docs/decisions.md, Slots and chains)."""
+"""Maximum data slots of a frame that is served; netif.h asks for 18 (docs/decisions.md, Slots and chains)."""
 FATAL_DATA_SLOTS = 22
-"""A chain of so many data slots or more closes the vif (XSA-39); one of 21 is answered ERROR."""
+"""A chain of this many data slots or more closes the vif (XSA-39); one of 21 is answered ERROR."""
 
 
 class TxFlag(enum.IntFlag):

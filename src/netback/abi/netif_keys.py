@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""io/netif.h and xenstore-paths: the nodes of a network device that both ends read, each name once.
-
-Knows names, not what their values mean.
-"""
+"""io/netif.h and xenstore-paths: the nodes of a network device that both ends read, each name defined once."""
 
 from enum import StrEnum
 
@@ -10,22 +7,22 @@ from enum import StrEnum
 class Key(StrEnum):
     """The name of a node; a member is that string."""
 
-    # where the rings are; the frontend's
+    # the frontend's rings
     TX_RING_REF = "tx-ring-ref"
     RX_RING_REF = "rx-ring-ref"
     EVENT_CHANNEL = "event-channel"
     QUEUES = "multi-queue-num-queues"
 
-    # what the frontend asks for
+    # the features that the frontend requests
     REQUEST_RX_COPY = "request-rx-copy"
     RX_NOTIFY = "feature-rx-notify"
 
-    # what the backend offers
+    # the features that the backend offers
     RX_COPY = "feature-rx-copy"
     RX_FLIP = "feature-rx-flip"
     MAX_QUEUES = "multi-queue-max-queues"
 
-    # what each end says of itself
+    # what each end publishes about itself
     SG = "feature-sg"
     GSO_TCPV4 = "feature-gso-tcpv4"
     GSO_TCPV6 = "feature-gso-tcpv6"

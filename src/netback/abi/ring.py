@@ -20,10 +20,10 @@ SRING = struct.Struct("<IIII")
 
 
 def slots(slot_size: int) -> int:
-    """Slots of a one-page ring: the largest power of two that fits behind the header (__RING_SIZE)."""
+    """Slots of a one-page ring: the largest power of two that fits after the header (__RING_SIZE)."""
     return 1 << (((PAGE_SIZE - HEADER_SIZE) // slot_size).bit_length() - 1)
 
 
 def slot_offset(index: int, slot_size: int) -> int:
-    """Where slot `index` (free-running) lies in its page."""
+    """The offset of slot `index` (free-running) in its page."""
     return HEADER_SIZE + (index % slots(slot_size)) * slot_size

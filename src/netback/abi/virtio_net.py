@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linux/virtio_net.h: the header that leads each frame on a tap or packet socket with vnet_hdr."""
+"""linux/virtio_net.h: the header before each frame on a tap or packet socket with vnet_hdr."""
 
 import struct
 

@@ -2,4 +2,4 @@
 """xen.h: which numbers are domids."""
 
 DOMID_FIRST_RESERVED = 0x7FF0
-"""Numbers from here on are special (DOMID_SELF, DOMID_IO, ...): none names a domain."""
+"""Numbers from here on are special (DOMID_SELF, DOMID_IO, ...); none is a domain's."""

@@ -33,7 +33,7 @@ class Op(IntEnum):
 
 
 class Errno(StrEnum):
-    """The names that an ERROR reply may carry, in the order of the header's table."""
+    """The names that an ERROR reply may contain, in the order of the header's table."""
 
     EINVAL = "EINVAL"
     EACCES = "EACCES"
@@ -57,8 +57,8 @@ HEADER = Struct("<IIII")
 """type, req_id, tx_id, len: host order, which is little-endian on x86-64 and arm64."""
 
 PAYLOAD_MAX = 4096
-"""Bytes of a message's payload; more ends the connection."""
+"""Maximum bytes of a message's payload; more ends the connection."""
 ABS_PATH_MAX = 3072
-"""Bytes of a path; more is EINVAL."""
+"""Maximum bytes of a path; more is EINVAL."""
 REL_PATH_MAX = 2048
-"""Bytes of a path below a domain's home; more is EINVAL."""
+"""Maximum bytes of a path below a domain's home; more is EINVAL."""

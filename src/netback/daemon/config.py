@@ -211,8 +211,8 @@ _WORDS = {"array": "list", "object": "table", "int": "whole number", "str": "str
 def _plain(reason: str) -> str:
     """Translate msgspec's type names into TOML's."""
 
-    def said(match: re.Match[str]) -> str:
+    def translate(match: re.Match[str]) -> str:
         kind = match.group(1).removesuffix(" | null")
         return "a " + _WORDS.get(kind, kind)
 
-    return re.sub(r"`([a-z]+(?: \| null)?)`", said, reason)
+    return re.sub(r"`([a-z]+(?: \| null)?)`", translate, reason)

@@ -42,7 +42,7 @@ class DemoError(NetbackError):
 
 
 class Child:
-    """A process with a role. `place` are arguments of `enter`, `fds` descriptors that it inherits."""
+    """A process with a role. `place` are arguments of `enter`, `fds` the descriptors that it inherits."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class Child:
         return self._process.pid
 
     async def ready(self) -> None:
-        """Wait until the role's object is entered; DemoError says why it was not."""
+        """Wait until the role's object is entered; DemoError has the reason if it fails."""
         await asyncio.wait({self._ready})
         self._ready.result()
 
     async def call(self, method: str, **arguments: object) -> Any:
-        """Call a method of the role: its result. DemoError carries its error, or the end of the process."""
+        """Call a method of the role and return its result. DemoError: the method failed, or the process ended."""
         await self.ready()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         number = next(self._numbers)
@@ -100,7 +100,7 @@ class Child:
         return await answer
 
     def kill(self) -> None:
-        """End the process and those that it started. Repeated calls do nothing."""
+        """End the process and its children. May be called again."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -148,7 +148,7 @@ class Child:
 
 
 def main() -> None:
-    """Enter the place, then answer calls until the parent closes its end."""
+    """Enter the namespaces, then answer calls until the parent closes its end."""
     role, fd, parent, text = sys.argv[1:]
     die_with(int(parent))()
     orders = json.loads(text)
@@ -171,7 +171,7 @@ async def _serve(module: str, name: str, arguments: Mapping[str, Any], channel: 
 
 
 async def _answer(role: Any, message: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
-    """Make one call; an error that netback or the kernel raised is its answer."""
+    """Make one call; an error of netback or the kernel is sent as the answer."""
     try:
         result = await getattr(role, message["call"])(**message["with"])
         writer.write(_line(id=message["id"], result=result))

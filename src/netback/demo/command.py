@@ -38,10 +38,10 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print only the results, as JSON.")] = False,
     seconds: Annotated[float, typer.Option(min=MIN_SECONDS, help="Time limit for the whole demo.")] = SECONDS,
 ) -> None:
-    """Frames over Xen's rings, end to end, without Xen: a guest and a host, with a TCP/IP stack each.
+    """Frames over Xen's rings, end to end, without Xen: a guest and a host, each with its own TCP/IP stack.
 
-    Emulated Xen, a backend, a netfront and both stacks are processes of their own. Nothing is left behind but
-    netback-demo.pcapng, and not even that when it is interrupted.
+    Emulated Xen, a backend, a netfront and both stacks are separate processes. The only file left is
+    netback-demo.pcapng; after an interruption there is none.
     """
     interruption = Interruption()
     terminal = Terminal(Console())
@@ -62,7 +62,7 @@ def demo(
 
 
 def run(options: Options, ui: Ui, interruption: Interruption) -> Report:
-    """Run one demo in a directory of its own, and keep its capture as the last step."""
+    """Run one demo in a temporary directory; keep its capture at the end."""
     with runtime_directory() as directory:
         demo = Run(options, ui, directory)
         report = interruption.run(demo.run())
@@ -84,7 +84,7 @@ def runtime_directory() -> Iterator[Path]:
 
 
 def keep(capture: Path) -> Path:
-    """Copy the capture into the working directory, or into a new temporary one where that is not writable."""
+    """Copy the capture into the working directory, or into a new temporary one if that is not writable."""
     here = Path.cwd() / CAPTURE
     if not os.access(here.parent, os.W_OK | os.X_OK):
         here = Path(tempfile.mkdtemp(prefix="netback-demo-capture-")) / CAPTURE
@@ -98,7 +98,7 @@ def keep(capture: Path) -> Path:
 
 
 def next_commands(report: Report) -> list[tuple[str, str]]:
-    """Commands to try next, and what each is for; only those that are installed."""
+    """Commands to try next with their purpose; only those that are installed."""
     commands = []
     if report.capture and shutil.which("tshark"):
         commands.append(

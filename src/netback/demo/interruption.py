@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that end a demo: the work in progress is undone first, whenever the signal comes."""
+"""Signals that end a demo: whenever a signal comes, the work in progress is undone first."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """A signal came; `code` is the exit code that a shell expects then."""
+    """A signal came; `code` is the exit code that a shell expects."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Handles SIGNALS from now on: the first one cancels the work that `run` does, or is kept for `check`."""
+    """Handles SIGNALS from now on: the first one cancels the work in `run`, or is kept for `check`."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -35,7 +35,7 @@ class Interruption:
             raise Interrupted(self._number)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`; Interrupted once a signal has cancelled it."""
+        """Return the result of `work`; Interrupted if a signal cancelled it."""
         try:
             return asyncio.run(self._cancellable(work))
         except asyncio.CancelledError:

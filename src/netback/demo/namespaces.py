@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network and user namespaces without names: the kernel removes one, and its links, with the last process in it."""
+"""Unnamed network and user namespaces: the kernel removes one, and its links, with its last process."""
 
 import ctypes
 import errno
@@ -16,10 +16,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(new: bool = False, of: int = 0, user: bool = False) -> None:
-    """Enter a `new` network namespace, or that of the process `of`, or stay in the present one.
+    """Enter a `new` network namespace, or that of the process `of`, or stay in the current one.
 
-    With `user` it belongs to a user namespace of the same kind, in which this process is root. PlatformError says which
-    of them the kernel refuses to make.
+    With `user` it belongs to a user namespace of the same kind, in which this process is root. PlatformError names the
+    namespace that the kernel refuses to create.
     """
     if new:
         if user:
@@ -33,7 +33,7 @@ def enter(new: bool = False, of: int = 0, user: bool = False) -> None:
 
 
 def _make_user_namespace() -> None:
-    """This user and group become root in it (user_namespaces(7))."""
+    """Map this user and group to root in it (user_namespaces(7))."""
     uid, gid = os.geteuid(), os.getegid()
     _unshare("user", CLONE_NEWUSER)
     try:
@@ -49,7 +49,7 @@ def _unshare(kind: str, flags: int) -> None:
     try:
         _call("unshare", flags)
     except OSError as error:
-        full = error.errno == errno.ENOSPC  # of namespaces, not of a disk
+        full = error.errno == errno.ENOSPC  # the limit on namespaces, not a full disk
         why = "their limit is reached" if full else os.strerror(error.errno or 0)
         raise PlatformError(f"{kind} namespaces are refused here ({why})") from error
 
@@ -61,7 +61,7 @@ def _call(name: str, *arguments: int) -> None:
 
 
 def _disable_ipv6() -> None:
-    """Without it the kernel's own neighbour discovery adds to the frames that the demo counts."""
+    """Turn IPv6 off: otherwise the kernel's neighbour discovery adds to the frames that the demo counts."""
     for scope in ("default", "all"):
         with suppress(OSError):
             Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")

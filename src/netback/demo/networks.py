@@ -20,7 +20,7 @@ BURST = 64
 
 
 class InheritedNetwork(Linkless):
-    """One end of a socketpair that this process inherited; frames are led by their virtio_net_hdr."""
+    """One end of a socketpair that this process inherited; a virtio_net_hdr precedes each frame."""
 
     name = "stack"
 
@@ -30,7 +30,7 @@ class InheritedNetwork(Linkless):
         self.peers = (SocketPeer(fd, vnet_hdr=True, caps=EVERYTHING, owner=self._socket),)
 
     def offloads(self, caps: int) -> None:
-        """The data plane completes and segments what the ring's side cannot take."""
+        """Does nothing: the data plane completes and segments what the ring's side cannot accept."""
 
     def drain(self) -> int:
         return drain(self._socket)
@@ -48,7 +48,8 @@ class InheritedNetwork(Linkless):
 class LossyCable(Linkless):
     """Joins a stack's network to a ring; while `losing`, it clears the virtio_net_hdr of the stack's frames.
 
-    A stack leaves its checksums to the link and marks that in the header. Without the mark no one completes them.
+    A stack leaves its checksums to the link and marks that in the header. Without the mark the checksums stay
+    incomplete.
     """
 
     def __init__(self, network: Network) -> None:
@@ -87,7 +88,7 @@ class LossyCable(Linkless):
 
 
 class _Way:
-    """Moves frames one way; while the sink is full it reads no more."""
+    """Moves frames one way; while the sink is full it stops reading."""
 
     def __init__(self, source: Peer, sink: Peer, change: Callable[[bytes], bytes]) -> None:
         self._source, self._sink, self._change = source, sink, change

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes around the rings: emulated Xen, the backend and the guest's netfront. A user runs each by a command."""
+"""The processes around the rings: emulated Xen, the backend and the guest's netfront, each also a netback command."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ async def xen(directory: str) -> AsyncIterator[Emulator]:
 
 @asynccontextmanager
 async def backend(directory: str, net: str) -> AsyncIterator["Backend"]:
-    """`netback run`: it knows the directory and this configuration only."""
+    """`netback run`: it gets only the directory and this configuration."""
     networks = {net: open_net(net)} if net.startswith(INHERITED) else {}
     config = daemon.BackendConfig(Path(directory) / "backend", net=net, networks=networks)
     with EmulatedPlatform(Path(directory)) as platform:
@@ -53,7 +53,7 @@ async def netfront(directory: str, net: str, domid: int, cable: bool) -> AsyncIt
 
 
 class Backend:
-    """What the demo asks of the backend."""
+    """The calls that the demo makes to the backend."""
 
     def __init__(self, running: daemon.Backend) -> None:
         self._backend = running
@@ -75,7 +75,7 @@ class Backend:
         await self._backend.capture(self._device(), self._capture.sink(str(self._device())))
 
     async def end_capture(self) -> int:
-        """Close the file: the number of frames in it."""
+        """Close the file; returns the number of frames in it."""
         await self._backend.capture(self._device(), None)
         self._file.close()
         if self._capture.error:
@@ -84,18 +84,18 @@ class Backend:
 
 
 class Netfront:
-    """What the demo asks of the netfront."""
+    """The calls that the demo makes to the netfront."""
 
     def __init__(self, frontend: Frontend, cable: LossyCable | None) -> None:
         self._frontend = frontend
         self._cable = cable
 
     async def connected(self) -> None:
-        """Wait until frames flow."""
+        """Wait until frames can pass."""
         await self._frontend.connected()
 
     async def segmentation(self, on: bool) -> None:
-        """Close and connect again as a guest that takes and sends GSO frames, or none."""
+        """Close, then connect again as a guest that sends and accepts GSO frames, or none."""
         self._frontend.config = FrontConfig(gso4=on, gso6=on)
         await self._frontend.reload()
         await self._frontend.connected()
@@ -105,6 +105,6 @@ class Netfront:
         return self._frontend.queue.counters if self._frontend.queue else {}
 
     async def lose_flags(self) -> None:
-        """Have the cable clear the checksum flags of the guest's frames from now on."""
+        """Make the cable clear the checksum flags of the guest's frames from now on."""
         assert self._cable is not None
         self._cable.losing = True

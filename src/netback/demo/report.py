@@ -9,7 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The tier of this demo, and why it was taken."""
+    """The tier of this demo, and why it was chosen."""
 
     tier: str
     means: str
@@ -18,7 +18,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The states of both ends, and when that pair began."""
+    """The states of both ends, and the time since when they held."""
 
     milliseconds: float
     backend: str
@@ -44,7 +44,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """What crossed a ring in one direction."""
+    """The frames that crossed a ring in one direction."""
 
     frames: int
     slots: int
@@ -123,14 +123,14 @@ class Restart:
     killed_pid: int
     new_pid: int
     down_ms: float
-    """From the kill until the new process serves the rings."""
+    """Milliseconds from the kill until the new process serves the rings."""
     states: tuple[str, str]
     transfers: tuple[Survivor, ...]
 
 
 @dataclass(slots=True)
 class Report:
-    """Everything that a demo found out."""
+    """All results of a demo."""
 
     chosen: Chosen | None = None
     timeline: list[Step] = field(default_factory=list)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One demo: the order of events, and what is measured between the topology's processes."""
+"""One demo: the order of events, and the measurements between the topology's processes."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ TO_HOST, TO_GUEST = "guest to host", "host to guest"
 DIRECTIONS = ((TO_HOST, False), (TO_GUEST, True))
 """Each direction, and whether iperf3's client, which is the guest, needs `--reverse` for it."""
 OTHER_SECONDS = 5.0
-"""What everything but the transfers takes at most, on a slow machine."""
+"""Maximum seconds of everything but the transfers, on a slow machine."""
 MIN_TRANSFER, MAX_TRANSFER = 0.2, 2.0
 MAX_RESTART = 4.0
 """Seconds of a transfer, and of the one during which the backend is killed."""
@@ -75,7 +75,7 @@ class Run:
         self._transfer_seconds = _between(MIN_TRANSFER, (options.seconds - OTHER_SECONDS) / 4, MAX_TRANSFER)
 
     async def run(self) -> Report:
-        """Run it to its end; DemoError where a step failed or the time is over."""
+        """Run the demo to its end. DemoError: a step failed or the time is over."""
         scenarios: dict[Break | None, Callable[[Topology], Awaitable[None]]] = {
             None: self._measure_all,
             Break.CSUM: self._break_csum,
@@ -160,7 +160,7 @@ class Run:
         if not all(survivor.intact for survivor in survivors):
             raise DemoError("a transfer was damaged")
 
-    # ---- their parts
+    # ---- their steps
 
     async def _ping(self, topology: Topology) -> Ping:
         with self._during("ping", PINGS * PING_GAP):
@@ -186,7 +186,9 @@ class Run:
         return Flow(direction, segmentation, tool, gbit_s, crossing)
 
     async def _throughput(self, topology: Topology, reverse: bool) -> tuple[str, float]:
-        """The tool and its result: iperf3 where it is installed and a whole second is left for it, else `transfer`."""
+        """Measure with iperf3 if it is installed and a whole second is left, else with `transfer`; returns the tool and
+        its result.
+        """
         seconds = int(self._transfer_seconds)
         host, guest = topology.host, topology.guest
         if seconds and await host.stack.call("serve_iperf"):
@@ -197,7 +199,7 @@ class Run:
         return "built in", _gbit_s(received)
 
     async def _capture(self, topology: Topology) -> CaptureFile:
-        """Capture a few frames of each kind; a transfer under capture is slower than the measured ones."""
+        """Capture a few frames of each kind, separately: a capture slows a transfer down."""
         with self._during("writing a pcapng"):
             await topology.backend.call("begin_capture", path=str(self.capture_path))
             await ping_guest(topology, 3, 0.01)
@@ -210,7 +212,7 @@ class Run:
         """The error of a client that connects without checksum flags."""
         with self._during("TCP without checksum flags", SYN_SECONDS):
             try:
-                await transfer(topology.guest, topology.host, MIN_TRANSFER, patience=SYN_SECONDS)
+                await transfer(topology.guest, topology.host, MIN_TRANSFER, connect_seconds=SYN_SECONDS)
             except DemoError as error:
                 return str(error)
         raise DemoError("TCP lives without checksum flags: nothing was broken")
@@ -224,7 +226,7 @@ async def ping_guest(topology: Topology, times: int, gap: float) -> list[float |
 
 
 async def first_ping(topology: Topology) -> None:
-    """Ping until a reply comes: ARP and a new carrier take their time."""
+    """Ping until a reply comes: ARP and a new carrier take some time."""
     for _ in range(FIRST_PING_TRIES):
         if (await ping_guest(topology, 1, 0.0))[0]:
             return
@@ -232,7 +234,7 @@ async def first_ping(topology: Topology) -> None:
 
 
 async def count(topology: Topology, direction: str) -> dict[str, int]:
-    """What has crossed the ring: frames as the backend counts them, notifications as their sender does."""
+    """What crossed the ring so far: frames from the backend's counters, notifications from their sender's."""
     ring, notifier = ("tx", topology.netfront) if direction == TO_HOST else ("rx", topology.backend)
     counters, sent = await asyncio.gather(topology.backend.call("counters"), notifier.call("counters"))
     numbers = {name: counters.get(f"{ring}_{name}", 0) for name in ("frames", "slots", "bytes")}
@@ -246,12 +248,12 @@ async def transfer(
     *,
     most: int = 1 << 60,
     checked: bool = False,
-    patience: float = CONNECT_SECONDS,
+    connect_seconds: float = CONNECT_SECONDS,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Send bytes over TCP from one stack to the other: the reports of both ends (stacks.py, Payload and Tally)."""
+    """Send bytes over TCP from one stack to the other; returns both ends' reports (stacks.py, Payload and Tally)."""
     port = await sink.stack.call("listen", checked=checked)
     receiving = asyncio.ensure_future(sink.stack.call("receive"))
-    words = {"seconds": seconds, "most": most, "checked": checked, "patience": patience}
+    words = {"seconds": seconds, "most": most, "checked": checked, "connect_seconds": connect_seconds}
     try:
         sent = await source.stack.call("send", address=sink.address, port=port, **words)
         return sent, await receiving
@@ -260,7 +262,7 @@ async def transfer(
 
 
 async def replace_backend(topology: Topology, progress: Progress) -> tuple[tuple[int, int], float]:
-    """Kill the backend with SIGKILL and start another: both process ids, and the milliseconds between."""
+    """Kill the backend with SIGKILL and start another; returns both process ids, and the milliseconds between."""
     old, killed = topology.backend.pid, time.monotonic()
     topology.backend.kill()
     topology.start_backend()
@@ -271,7 +273,7 @@ async def replace_backend(topology: Topology, progress: Progress) -> tuple[tuple
 
 
 async def _report_speed(topology: Topology, direction: str, progress: Progress) -> None:
-    """Show the present throughput until cancelled."""
+    """Show the current throughput until cancelled."""
     last, when = (await count(topology, direction))["bytes"], time.monotonic()
     while True:
         await asyncio.sleep(PROGRESS_SECONDS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of stack that a demo's end may be; both answer the same calls (child.py).
+"""The two kinds of stack for a demo's end; both answer the same calls (child.py).
 
 KernelStack is Linux's own in a network namespace, PythonStack that of net/sandbox on a socket of frames.
 """
@@ -32,7 +32,7 @@ from netback.process import die_with
 
 PING_SECONDS = 1.0
 SILENCE_SECONDS = 20.0
-"""A transfer without a byte for so long has failed."""
+"""Seconds without a byte after which a transfer has failed."""
 PIECE = 1 << 18
 IPERF_PORT = 5201
 PREFIX = 24
@@ -45,7 +45,7 @@ ETHTOOL_STSO = 0x1F
 
 
 class Payload:
-    """Bytes for some seconds, and at most so many. With `checked` no two pieces are equal, and all are hashed."""
+    """Bytes for some seconds, up to a maximum. With `checked` no two pieces are equal, and all are hashed."""
 
     def __init__(self, seconds: float, most: int, checked: bool) -> None:
         self._end = time.monotonic() + seconds
@@ -120,23 +120,23 @@ class PythonStack:
         return trips
 
     async def listen(self, checked: bool) -> int:
-        """Listen for one connection: its port."""
+        """Listen for one connection; returns the port."""
         port, self._incoming = self._stack.host.listen()
         self._tally = Tally(checked)
         self._incoming.on_data = self._tally.add
         return port
 
     async def receive(self) -> dict[str, Any]:
-        """Wait for the end of that connection: its Tally."""
+        """Wait for the end of that connection; returns its Tally."""
         incoming, tally = self._incoming, self._tally
         await self._stack.wait(incoming, lambda: incoming.received_all, SILENCE_SECONDS)
         return tally.report()
 
     async def send(
-        self, address: str, port: int, seconds: float, most: int, checked: bool, patience: float
+        self, address: str, port: int, seconds: float, most: int, checked: bool, connect_seconds: float
     ) -> dict[str, Any]:
-        """Connect within `patience` seconds and send a Payload: its report."""
-        connection = await self._stack.connect(address, port, patience)
+        """Connect within `connect_seconds` seconds and send a Payload: its report."""
+        connection = await self._stack.connect(address, port, connect_seconds)
         payload = Payload(seconds, most, checked)
         connection.on_room = payload.next
         connection.pump()
@@ -171,7 +171,7 @@ class Plug:
 
 @asynccontextmanager
 async def kernel_stack(kind: str, plug: dict[str, str]) -> AsyncIterator["KernelStack"]:
-    """The stack of this process's namespace with a new link; `kind` is "veth" or "tap"."""
+    """A stack in this process's namespace with a new link; `kind` is "veth" or "tap"."""
     made = Plug(**plug)
     make_link(made, **_attributes(kind, made))
     stack = KernelStack(made.link)
@@ -194,19 +194,21 @@ class KernelStack:
         return await asyncio.to_thread(ping, address, times, gap)
 
     async def listen(self, checked: bool) -> int:
-        """Listen for one connection: its port."""
+        """Listen for one connection; returns the port."""
         self._listener, self._tally = socket.create_server(("", 0)), Tally(checked)
         return int(self._listener.getsockname()[1])
 
     async def receive(self) -> dict[str, Any]:
-        """Wait for the end of that connection: its Tally."""
+        """Wait for the end of that connection; returns its Tally."""
         return await asyncio.to_thread(receive, self._listener, self._tally)
 
     async def send(
-        self, address: str, port: int, seconds: float, most: int, checked: bool, patience: float
+        self, address: str, port: int, seconds: float, most: int, checked: bool, connect_seconds: float
     ) -> dict[str, Any]:
         """As PythonStack.send."""
-        return await asyncio.to_thread(send, (address, port), Payload(seconds, most, checked), patience)
+        return await asyncio.to_thread(
+            send, (address, port), Payload(seconds, most, checked), connect_seconds
+        )
 
     async def segmentation(self, on: bool) -> None:
         """Whether the stack sends GSO frames, as `ethtool -K LINK tso on|off` sets it."""
@@ -220,13 +222,13 @@ class KernelStack:
         return read_checksum_errors()
 
     async def serve_iperf(self) -> bool:
-        """Start iperf3's server where it is installed: whether it listens."""
+        """Start iperf3's server if it is installed; returns whether it listens."""
         if self.server is None and shutil.which("iperf3"):
             self.server = start_iperf()
         return self.server is not None and await asyncio.to_thread(_listens, self.server)
 
     async def iperf(self, address: str, seconds: int, reverse: bool) -> float:
-        """Run iperf3's client: the receiver's bits a second."""
+        """Run iperf3's client; returns the bits per second received."""
         words = ["iperf3", "--client", address, "--port", str(IPERF_PORT), "--time", str(seconds), "--json"]
         client = await asyncio.create_subprocess_exec(
             *words,
@@ -267,7 +269,7 @@ def _attributes(kind: str, plug: Plug) -> dict[str, object]:
 
 
 def make_link(plug: Plug, **attributes: object) -> None:
-    """Make the link by rtnetlink, set it up and give it its addresses; PlatformError where the kernel refuses it."""
+    """Make the link by rtnetlink, set it up and give it its addresses. PlatformError: the kernel refuses it."""
     from pyroute2.netlink.exceptions import NetlinkError
 
     def make(ip: Any) -> None:
@@ -301,7 +303,7 @@ def rtnetlink(call: Callable[[Any], None]) -> None:
 
 
 def ping(address: str, times: int, gap: float) -> list[float | None]:
-    """Send echo requests, each after the last one's reply."""
+    """Send echo requests, each after the previous reply."""
     trips = []
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
         sock.connect((address, 0))
@@ -340,9 +342,9 @@ def receive(listener: socket.socket, tally: Tally) -> dict[str, Any]:
     return tally.report()
 
 
-def send(address: tuple[str, int], payload: Payload, patience: float) -> dict[str, Any]:
-    """Send the whole payload; return once the receiver has closed, so that it has every byte."""
-    with socket.create_connection(address, timeout=patience) as connection:
+def send(address: tuple[str, int], payload: Payload, connect_seconds: float) -> dict[str, Any]:
+    """Send the whole payload; return once the receiver has closed, and so has every byte."""
+    with socket.create_connection(address, timeout=connect_seconds) as connection:
         connection.settimeout(SILENCE_SECONDS)
         while piece := payload.next():
             connection.sendall(piece)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiers: what the demo's two stacks are. The best tier that can be made on this machine is taken."""
+"""The tiers: the kinds of stacks that a demo can have. The best tier that works on this machine is used."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ GUEST = Plug("eth0", "xn0", "10.99.0.2", "00:16:3e:99:00:02")
 
 
 class Tier(StrEnum):
-    """The best one first."""
+    """The best tier comes first."""
 
     TAPS = "taps"
     VETH = "veth"
@@ -28,7 +28,7 @@ class Tier(StrEnum):
 
     @property
     def means(self) -> str:
-        """The stacks, in words."""
+        """The stacks, described."""
         return _WORDS[self][0]
 
 
@@ -43,7 +43,7 @@ _WORDS = {
     ),
     Tier.PYTHON: ("two stacks in plain Python", "works everywhere"),
 }
-"""What the stacks are, and what the tier needs."""
+"""The stacks of a tier, and its requirements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Stage:
 
 
 def _kernel_side(plug: Plug, log: Path, undo: ExitStack, kind: str) -> Side:
-    """A namespace with a link; a tap's one link is both the stack's and the ring's."""
+    """A namespace with a link; a tap's only link is both the stack's and the ring's."""
     user = os.geteuid() != 0
     if kind == "tap":
         name = plug.wire if plug is HOST else plug.link
@@ -102,7 +102,7 @@ MAKERS: dict[Tier, Callable[[Plug, Path, ExitStack], Side]] = {
 
 
 async def make_stage(tier: Tier, reason: str, directory: Path, undo: ExitStack) -> Stage:
-    """Start both stacks; DemoError where this tier cannot be made here."""
+    """Start both stacks. DemoError: this tier cannot be made here."""
     if tier is Tier.TAPS and os.geteuid() != 0:
         raise DemoError("not root")
     if tier is Tier.TAPS and not os.access(DEVICE, os.R_OK | os.W_OK):
@@ -117,7 +117,7 @@ async def make_stage(tier: Tier, reason: str, directory: Path, undo: ExitStack) 
 
 
 async def choose(forced: Tier | None, directory: Path, undo: ExitStack) -> Stage:
-    """The forced tier, else the best that can be made. ConfigError where the forced one cannot."""
+    """The forced tier, else the best that works. ConfigError: the forced one does not work."""
     if forced:
         try:
             return await make_stage(forced, "as asked for", directory, undo)

@@ -27,7 +27,7 @@ TITLES = {str(int(state)): state.title for state in State}
 
 @dataclass(slots=True)
 class Topology:
-    """Every process that runs. `timeline` grows with each change of a state."""
+    """Every running process. `timeline` grows with each change of a state."""
 
     stage: Stage
     directory: Path
@@ -61,7 +61,7 @@ def start(
 
 
 def start_backend(stage: Stage, directory: Path, undo: ExitStack) -> Child:
-    """It learns the directory and its network, and nothing of an earlier backend."""
+    """The backend gets the directory and its network, and nothing of an earlier backend."""
     return start("backend", directory, undo, stage.host)
 
 
@@ -69,7 +69,7 @@ def start_backend(stage: Stage, directory: Path, undo: ExitStack) -> Child:
 async def build(
     stage: Stage, xen: Child, directory: Path, undo: ExitStack, *, cable: bool, show: Callable[[Step], None]
 ) -> AsyncIterator[Topology]:
-    """Join the two stacks by a vif; `show` gets each step of the handshake.
+    """Join the two stacks by a vif; `show` is called with each step of the handshake.
 
     With `cable` the guest's frames pass a LossyCable.
     """
@@ -91,11 +91,13 @@ async def build(
 
 async def _end(task: "asyncio.Task[None]") -> None:
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)  # a store that is gone fails whatever else needs it
+    await asyncio.gather(
+        task, return_exceptions=True
+    )  # a store that is gone also fails everything else that needs it
 
 
 async def attach(store: Store, net: str) -> None:
-    """Write both directories as `xl` does, in one transaction; each end finds itself Initialising."""
+    """Write both directories as `xl` does, in one transaction; each end starts in Initialising."""
     common = {"mac": GUEST.mac, "state": str(int(State.INITIALISING))}
     frontend = {"backend": DEVICE.backend, "backend-id": str(DEVICE.backend_domid), **common}
     backend = {"frontend": DEVICE.frontend, "frontend-id": str(DOMID), "online": "1", "net": net, **common}
@@ -105,8 +107,8 @@ async def attach(store: Store, net: str) -> None:
 async def follow_states(store: Store, steps: list[Step], show: Callable[[Step], None]) -> None:
     """Append both ends' states to `steps` whenever one of them changes, until cancelled.
 
-    Each event reads both states at once, without waiting for the reads before: this misses the fewest short states and
-    records no pair that never was.
+    Each event reads both states at once, without waiting for earlier reads: this misses the fewest short states and
+    never records a pair that did not exist.
     """
     paths = (f"{DEVICE.backend}/state", f"{DEVICE.frontend}/state")
     reads: asyncio.Queue[asyncio.Future[list[str | None]]] = asyncio.Queue()

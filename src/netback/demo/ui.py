@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows a demo's results, and its progress where the console is a terminal. `Ui` itself shows nothing, for `--json`."""
+"""Shows a demo's results, and its progress if the console is a terminal. `Ui` itself shows nothing, for `--json`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,11 +26,11 @@ class Ui:
     """Where a run reports its phases and results."""
 
     def phase(self, title: str, seconds: float = 0.0) -> AbstractContextManager[Progress]:
-        """A phase begins; it takes about so many seconds where that is known."""
+        """Begin a phase; `seconds` is its expected duration if known."""
         return nullcontext(Progress())
 
     def show(self, result: object) -> None:
-        """A value of report.py is known."""
+        """Show a value of report.py."""
 
 
 class _Clock(ProgressColumn):
@@ -86,7 +86,7 @@ class Terminal(Ui):
         self._renderers[type(result)](result)
 
     def next(self, commands: list[tuple[str, str]]) -> None:
-        """Commands to try next, and what each is for."""
+        """Commands to try next, with their purpose."""
         self._head("next")
         width = max(len(command) for command, _ in commands)
         for command, why in commands:
@@ -106,7 +106,7 @@ class Terminal(Ui):
         )
 
     def _step(self, step: Step) -> None:
-        """Show the first handshake only: later ones come in the middle of other results."""
+        """Show only the first handshake: later ones would interrupt other results."""
         if self._handshaken:
             return
         if self._heading != "xenbus":

@@ -157,11 +157,11 @@ def build(say: Say) -> Image:
             made = Image(Path(place) / "image")
             made.directory.mkdir()
             _make(made, say)
-            settle(made.directory, image.directory)
+            move_into_cache(made.directory, image.directory)
     return image
 
 
-def settle(made: Path, place: Path) -> None:
+def move_into_cache(made: Path, place: Path) -> None:
     """Move a complete directory into the cache, unless another process put one there first."""
     try:
         made.rename(place)
@@ -251,5 +251,5 @@ def old_kernel(say: Say) -> tuple[Path, Path]:
             depmod = [*initramfs.loader(image.root), "--argv0", "depmod", str(kmod)]
             run([*depmod, "-b", str(root), release.name], log, "cannot list the old kernel's modules")
             (made / "guest.cpio.gz").write_bytes(initramfs.guest_base(image.root, release))
-            settle(made, place)
+            move_into_cache(made, place)
     return place / "vmlinux", place / "guest.cpio.gz"

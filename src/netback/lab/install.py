@@ -18,7 +18,7 @@ import netback
 from netback.dataplane import extensions
 from netback.errors import ConfigError
 from netback.lab import initramfs
-from netback.lab.image import Image, Say, cache, run, settle
+from netback.lab.image import Image, Say, cache, move_into_cache, run
 
 DEPENDENCIES = ("msgspec", "typer", "rich", "pyroute2")
 FOR_TESTS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
@@ -89,7 +89,7 @@ def _dependencies(image: Image, python: str, say: Say) -> Path:
         ]
         run([*command, *DEPENDENCIES, *FOR_TESTS], image.directory / "log", "cannot fetch Python packages")
         _precompile(image, packages, python)
-        settle(packages, made)
+        move_into_cache(packages, made)
     return made
 
 

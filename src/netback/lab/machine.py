@@ -186,12 +186,12 @@ class Machine:
             ),
         ]
         try:
-            with (self.directory / "qemu.err").open("wb") as said:
+            with (self.directory / "qemu.err").open("wb") as errors:
                 return await asyncio.create_subprocess_exec(
                     *command,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
-                    stderr=said,
+                    stderr=errors,
                     limit=1 << 26,
                     start_new_session=True,
                     preexec_fn=die_with(os.getpid()),

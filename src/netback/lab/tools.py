@@ -109,7 +109,7 @@ def echoes(text: str) -> Echoes:
     """Parse the summary of iputils' or busybox's ping."""
     counts = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", text)
     if counts is None:
-        raise LabError(f"ping said: {text}")
+        raise LabError(f"ping printed: {text}")
     times = re.search(r"= [\d.]+/([\d.]+)/", text)
     return Echoes(int(counts[1]), int(counts[2]), float(times[1]) if times else float("nan"))
 

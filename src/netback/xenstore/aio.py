@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store client of the program: asyncio over a descriptor that speaks xs_wire. It knows no node of netback's.
+"""The asyncio store client, over a descriptor that speaks xs_wire.
 
 One class serves xenstored's socket, the emulated store's and /dev/xen/xenbus.
 
-A caller may be cancelled at any await. A request that was sent is answered all the same, so what it began is undone
-without the caller: a transaction is ended, a watch is removed. Requests of one connection are served in order, so the
-undoing request needs no reply.
+A caller may be cancelled at any await. A request that was sent is still answered, so its effect is undone without the
+caller: a transaction is ended, a watch is removed. Requests of one connection are served in order, so the undoing
+request needs no reply.
 """
 
 import asyncio
@@ -37,31 +37,31 @@ from netback.xenstore.errors import StoreProtocolError
 T = TypeVar("T")
 
 _READ_BYTES = 65536
-_TRIES = 30  # of a transaction that conflicts or is refused; with the delays below about two seconds
+_TRIES = 30  # attempts of a transaction that conflicts or is refused; with the delays below about two seconds
 _FIRST_DELAY = 0.001
 _MAX_DELAY = 0.1
-_MAX_PATHS = 16384  # that a watch keeps until they are taken
+_MAX_PATHS = 16384  # paths that a watch keeps until they are taken
 
 MAX_TRANSACTIONS = 8
-"""Transactions that one connection has open at once. An unprivileged domain may have 10 for all its programs."""
+"""Maximum open transactions of one connection. An unprivileged domain may have 10 for all its programs."""
 
 QUOTA_ERRNOS: Mapping[str, str] = {
     Errno.ENOSPC: "nodes, or transactions open at once",
     Errno.E2BIG: "watches",
     "EQUOTA": "nodes, watches or transactions",
 }
-"""How xenstored refuses a domain that reached a quota, and which quota that is. oxenstored says EQUOTA to all."""
+"""The errors for a domain that reached a quota, and that quota. oxenstored returns EQUOTA for all."""
 
 
 class StoreError(PlatformError):
-    """The store refused a request. `errno` is the name that the store gave."""
+    """The store refused a request. `errno` is the name that the store returned."""
 
     def __init__(self, errno: str, what: str) -> None:
         super().__init__(f"xenstore: {what}: {errno}", errno)
 
 
 class StoreGone(StoreError):
-    """The connection to the store ended: nothing on it will be answered any more. `errno` is EIO."""
+    """The connection to the store ended: no further request on it is answered. `errno` is EIO."""
 
     def __init__(self, what: str) -> None:
         super().__init__(Errno.EIO, what)
@@ -130,8 +130,8 @@ class Store:
             device = open(path, "r+b", buffering=0)  # noqa: ASYNC230, PTH123, SIM115 (a device opens at once)
         except OSError as error:
             raise StoreGone(f"cannot open {path} ({error.strerror or error})") from error
-        # Linux takes no more in one message with its header. It keeps a request's payload in the one buffer of this
-        # descriptor until it has copied that to xenstored, and a second request would overwrite it: one at a time, as
+        # Linux accepts no more in one message with its header. It keeps a request's payload in this descriptor's only
+        # buffer until it has copied it to xenstored, and a second request would overwrite it: one at a time, as
         # libxenstore does.
         return cls(device, PAYLOAD_MAX - HEADER.size, in_flight_max=1)
 
@@ -153,7 +153,7 @@ class Store:
         return to_text(await self._request(Op.READ, path, tx=tx))
 
     async def read_or(self, path: str, default: str | None = None, tx: int | None = None) -> str | None:
-        """The value, or the default where there is no such node."""
+        """The value, or the default if the node does not exist."""
         try:
             return await self.read(path, tx)
         except StoreError as error:
@@ -162,7 +162,7 @@ class Store:
             return default
 
     async def write(self, path: str, value: str, tx: int | None = None) -> None:
-        if "\0" in path:  # the value would begin at it
+        if "\0" in path:  # the server would take the text after it as the value
             raise StoreError(Errno.EINVAL, f"WRITE {path!a}")
         await self._send(Op.WRITE, path, joined(to_bytes(path)) + to_bytes(value), tx)
 
@@ -170,8 +170,8 @@ class Store:
         await self._request(Op.MKDIR, path, tx=tx)
 
     async def rm(self, path: str, tx: int | None = None, missing_ok: bool = False) -> None:
-        """Remove the node and all below it. xenstored answers OK where only the node is missing, ENOENT where its
-        parent is missing as well; `missing_ok` accepts both."""
+        """Remove the node and all below it. xenstored answers OK if only the node is missing, ENOENT if its parent is
+        missing as well; `missing_ok` accepts both."""
         try:
             await self._request(Op.RM, path, tx=tx)
         except StoreError as error:
@@ -189,7 +189,7 @@ class Store:
         return [to_text(name) for name in strings(names)]
 
     async def children(self, path: str, tx: int | None = None) -> list[str]:
-        """As `directory`, and empty where there is no such node."""
+        """As `directory`, but empty if the node does not exist."""
         try:
             return await self.directory(path, tx)
         except StoreError as error:
@@ -206,8 +206,8 @@ class Store:
     async def transact(self, body: Callable[[int], Awaitable[T]]) -> T:
         """Run the body in a transaction and commit it.
 
-        It runs again, after growing pauses, while others interfere (EAGAIN at the commit). A domain that has too many
-        transactions open (ENOSPC at the start) waits in the same way. Both are bounded: StoreError has the last errno.
+        The body runs again, after growing pauses, while others interfere (EAGAIN at the commit). A domain with too many
+        open transactions (ENOSPC at the start) waits in the same way. Both are bounded: StoreError has the last errno.
         """
         delay = _FIRST_DELAY
         for _ in range(_TRIES - 1):
@@ -242,7 +242,7 @@ class Store:
         return watch
 
     async def reset_watches(self) -> None:
-        """Drop every watch and transaction of this connection (what a predecessor in this domain left)."""
+        """Remove every watch and transaction of this connection (left by a predecessor in this domain)."""
         await self._send(Op.RESET_WATCHES, "", b"\0", None)
         for watch in self._watches.values():
             watch.end()
@@ -251,7 +251,7 @@ class Store:
     # ---- domains
 
     async def privileged(self) -> bool:
-        """Whether the store gives this connection domain 0's rights, to which no quota applies."""
+        """Whether this connection has domain 0's rights, to which no quota applies."""
         try:
             await self.introduced(0)
         except StoreGone:
@@ -278,7 +278,7 @@ class Store:
     # ---- requests
 
     async def _request(self, op: Op, *words: str, tx: int | None = None) -> bytes:
-        if any("\0" in word for word in words):  # it would arrive as two words
+        if any("\0" in word for word in words):  # the server would take it as two words
             raise StoreError(Errno.EINVAL, f"{op.name} {words[0]!a}")
         return await self._send(op, words[0], joined(*map(to_bytes, words)), tx)
 
@@ -343,7 +343,7 @@ class Store:
         self._undo(Op.TRANSACTION_END, "abort", b"F\0", tx)
 
     async def _long_directory(self, path: str, tx: int | None) -> bytes:
-        """Part after part; from the beginning again when the node changed between two."""
+        """Read part after part; start again if the node changed between two parts."""
         for _ in range(_TRIES):
             names, generation, complete = b"", b"", False
             while not complete:
@@ -397,7 +397,7 @@ class Store:
             future.set_result(item.payload)
 
     def _write(self) -> None:
-        """Send what waits, one message a write: /dev/xen/xenbus drops what follows a message in its write."""
+        """Send queued messages, one per write: /dev/xen/xenbus drops what follows a message in its write."""
         try:
             while self._unsent and self._in_flight < self._in_flight_max:
                 message = self._unsent[0]
@@ -435,8 +435,9 @@ class Store:
 class Watch:
     """The paths that fired, as an async iterator; a path that fires again before it was taken comes once.
 
-    If more than 16384 wait, the watch's own path comes instead of them all: read everything, as at the beginning.
-    It ends when it is closed, and raises StoreGone when the connection ended. With `on_fire` nothing is kept.
+    If more than 16384 are queued, the watch's own path replaces them all: read everything, as at the beginning. The
+    iterator ends when the watch is closed, and raises StoreGone when the connection ended. With `on_fire` no path is
+    queued.
     """
 
     def __init__(
@@ -505,6 +506,6 @@ class Watch:
 
 
 def _ignore(done: asyncio.Future[bytes]) -> None:
-    """Take an error out of a future that is not awaited, which asyncio would log."""
+    """Consume the error of a future that is not awaited; asyncio would log it."""
     if not done.cancelled():
         done.exception()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A xenstore client without I/O: requests to bytes, bytes to answers and events. Knows no descriptors."""
+"""A xenstore client without I/O: requests to bytes, bytes to answers and events."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,11 +30,11 @@ class Entry:
     """A part of a directory's listing."""
 
     generation: bytes
-    """Changes with the directory: parts of different generations do not belong together."""
+    """Changes with the directory: parts with different generations do not belong together."""
     names: bytes
     """NUL-terminated names."""
     complete: bool
-    """Whether it is the last part."""
+    """Whether this is the last part."""
 
 
 def to_text(data: bytes) -> str:
@@ -57,14 +57,14 @@ class Client:
     """
 
     def __init__(self, payload_max: int = PAYLOAD_MAX) -> None:
-        """`payload_max`: bytes of a request's payload at most."""
+        """`payload_max`: maximum bytes of a request's payload."""
         self._payload_max = payload_max
         self._parser = Parser()
         self._pending: dict[int, Op] = {}
         self._last = 0
 
     def request(self, op: Op, payload: bytes, tx_id: int = 0) -> tuple[int, bytes]:
-        """The req_id that the answer will carry, and the bytes to send; PlatformError E2BIG beyond `payload_max`."""
+        """The req_id that the answer will have, and the bytes to send. PlatformError E2BIG: beyond `payload_max`."""
         if len(payload) > self._payload_max:
             what = f"{op.name} of {len(payload)} bytes, {self._payload_max} are allowed"
             raise PlatformError(what, Errno.E2BIG)
@@ -76,7 +76,7 @@ class Client:
         return number, Packet(op, number, tx_id, payload).encode()
 
     def receive(self, data: bytes) -> list[Answer | Event]:
-        """The answers and events that these bytes complete; StoreProtocolError where they are not the protocol."""
+        """The answers and events that these bytes complete. StoreProtocolError: they violate the protocol."""
         self._parser.feed(data)
         found: list[Answer | Event] = []
         while packet := self._next():
@@ -115,7 +115,7 @@ class Client:
 
 
 def transaction_id(payload: bytes) -> int:
-    """The id in a TRANSACTION_START reply; StoreProtocolError where it is no number from 1 to 2**32 - 1."""
+    """The id in a TRANSACTION_START reply. StoreProtocolError: not a number from 1 to 2**32 - 1."""
     text = payload.removesuffix(b"\0")
     if not text.isdigit() or len(text) > 10 or not 0 < int(text) < 1 << 32:
         raise StoreProtocolError(f"a transaction with the id {text[:20]!r}")
@@ -123,7 +123,7 @@ def transaction_id(payload: bytes) -> int:
 
 
 def directory_part(payload: bytes) -> Entry:
-    """The fields of a DIRECTORY_PART reply; StoreProtocolError where it has none."""
+    """The fields of a DIRECTORY_PART reply. StoreProtocolError: they are missing."""
     generation, nul, names = payload.partition(b"\0")
     if not nul:
         raise StoreProtocolError("a part of a directory without its generation")

@@ -17,11 +17,11 @@ from netback.xenstore.wire import Packet, Parser, WireError
 
 _FLUSH_BYTES = 65536
 """Replies go to the transport together, one write for each read; but no more than this at once, because the transport
-can only pause after it was given some."""
+can only pause after it was given some bytes."""
 
 
 class Host(Protocol):
-    """The server that a connection belongs to."""
+    """The parts of the server that a connection needs."""
 
     tree: Tree
     watches: Watches
@@ -29,7 +29,7 @@ class Host(Protocol):
     """Domids that exist."""
 
     def serve(self, connection: "Connection", packet: Packet) -> bytes:
-        """Serve a request: the payload of its reply; Refused where the reply is an ERROR."""
+        """Serve a request; returns the reply's payload. Refused: the reply is an ERROR."""
 
     def introduce(self, domid: int, home: bool = True) -> None:
         """A domain begins (INTRODUCE)."""
@@ -41,7 +41,7 @@ class Host(Protocol):
         """Give a stub domain the rights of the guest that it serves (SET_TARGET)."""
 
     def usage(self, domid: int) -> dict[str, int]:
-        """How much of its quota a domain uses."""
+        """How much of its quotas a domain uses."""
 
     def owe(self, connection: "Connection") -> None:
         """The connection has bytes for its transport at the next flush."""
@@ -59,8 +59,8 @@ class Host(Protocol):
 class Connection:
     """One client. Its transport calls `receive`, `pause`, `resume` and `close`.
 
-    While it is paused its requests wait, so replies cannot pile up (XSA-416). Only events can: equal ones wait
-    once, and no more than its quota (XSA-326).
+    While it is paused its requests wait, so replies cannot pile up (XSA-416). Only events can: equal ones are queued
+    once, and at most as many as its quota (XSA-326).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Connection:
         self._last_transaction = 0
 
     def receive(self, data: bytes) -> None:
-        """Serve the requests that these bytes complete. Bytes that are not the protocol end this connection."""
+        """Serve the requests that these bytes complete. Bytes that violate the protocol end this connection."""
         if not self.closed:
             self._parser.feed(data)
             self._serve()
@@ -96,7 +96,7 @@ class Connection:
         self.paused = True
 
     def resume(self) -> None:
-        """The transport takes bytes again."""
+        """The transport accepts bytes again."""
         self.paused = False
         self.server.owe(self)
         self._serve()
@@ -119,11 +119,13 @@ class Connection:
     # ---- for requests
 
     def path(self, name: bytes, special: bool = False) -> bytes:
-        """The absolute path of `name`; EINVAL where it is none, or where it is special (`@...`) and may not be."""
+        """The absolute path of `name`. EINVAL: not a valid path, or a special one (`@...`) where that is not
+        allowed.
+        """
         return paths.canonical(name, self._home, self.caller.quota.path, special)
 
     def watch(self, path: bytes, token: bytes, relative: bool) -> None:
-        """Set a watch. EEXIST where it is set, E2BIG beyond the quota. It fires once behind the reply."""
+        """Set a watch; it fires once after the reply. EEXIST: already set. E2BIG: beyond the quota."""
         if (path, token) in self.watches:
             raise Refused(Errno.EEXIST)
         if len(self.watches) >= self.caller.quota.watches:
@@ -134,7 +136,7 @@ class Connection:
         self._new_watches.append(watch)
 
     def unwatch(self, path: bytes, token: bytes) -> None:
-        """Remove a watch; ENOENT where it is not set."""
+        """Remove a watch. ENOENT: it is not set."""
         watch = self.watches.pop((path, token), None)
         if watch is None:
             raise Refused(Errno.ENOENT)
@@ -148,7 +150,7 @@ class Connection:
         self.transactions.clear()
 
     def begin(self) -> int:
-        """Open a transaction: its id, which is not 0; ENOSPC beyond the quota."""
+        """Open a transaction; returns its id, which is not 0. ENOSPC: beyond the quota."""
         if len(self.transactions) >= self.caller.quota.transactions:
             raise Refused(Errno.ENOSPC)
         number = self._last_transaction
@@ -159,7 +161,7 @@ class Connection:
         return number
 
     def end(self, view: View, commit: bool) -> None:
-        """End a transaction, which is gone whatever the outcome; Refused as `Tree.commit` has it."""
+        """End a transaction, which is gone whatever the outcome. Refused as in `Tree.commit`."""
         number = next(number for number, transaction in self.transactions.items() if transaction is view)
         transaction = self.transactions.pop(number)
         if commit:
@@ -189,7 +191,7 @@ class Connection:
             self._fire_new()
 
     def _fire_new(self) -> None:
-        """Each new watch fires once, behind the reply to its WATCH, as in xenstored."""
+        """Each new watch fires once, after the reply to its WATCH, as in xenstored."""
         while self._new_watches:
             watch = self._new_watches.pop()
             self._fire(watch, watch.path)
@@ -224,7 +226,7 @@ class Connection:
         self._out_bytes += len(message)
 
     def flush(self) -> None:
-        """Give the transport the waiting bytes, unless it is paused."""
+        """Give the transport the queued bytes, unless it is paused."""
         if self._out and not self.paused:
             self._send(self._take_out())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths of the store: validity, homes, ancestors (xenstore.txt, xs_wire.h). Does not know which nodes exist."""
+"""Paths of the store: validity, homes, ancestors (xenstore.txt, xs_wire.h)."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _HOME = re.compile(rb"/local/domain/[0-9]{1,5}/")
 
 
 def home(domid: int) -> bytes:
-    """The directory at which a domain's relative paths begin."""
+    """The directory in which a domain's relative paths begin."""
     return b"/local/domain/%d" % domid
 
 

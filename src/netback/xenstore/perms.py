@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Permissions of nodes and the rights that they give to a domain (xenstore.txt). Knows no nodes, no connections."""
+"""Permissions of nodes and the rights that they give to a domain (xenstore.txt)."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _PERM = re.compile(rb"([nrwb])([0-9]{1,5})")
 
 
 class Perm(NamedTuple):
-    """One entry. A node's first names the owner, which has all rights, and the rights of unlisted domains."""
+    """One entry. A node's first entry names the owner, which has all rights, and the rights of unlisted domains."""
 
     domid: int
     access: int
@@ -35,7 +35,7 @@ Perms = tuple[Perm, ...]
 
 
 def parse_perm(text: bytes) -> Perm:
-    """An entry of SET_PERMS; Refused EINVAL where it is none or names no possible domid."""
+    """Parse an entry of SET_PERMS. EINVAL: malformed, or not a possible domid."""
     match = _PERM.fullmatch(text)
     if match is None or int(match[2]) >= DOMID_FIRST_RESERVED:
         raise Refused(Errno.EINVAL)
@@ -49,7 +49,7 @@ class Caller:
     domid: int
     quota: Quota = PRIVILEGED
     target: int | None = None
-    """The guest whose rights a stub domain has, too (SET_TARGET)."""
+    """The guest whose rights a stub domain also has (SET_TARGET)."""
 
     @property
     def privileged(self) -> bool:
@@ -69,5 +69,5 @@ class Caller:
         return perms[0].access
 
     def inherit(self, perms: Perms) -> Perms:
-        """The permissions of a new node below a node with `perms`: a guest owns the nodes that it makes."""
+        """The permissions of a new node below a node with `perms`: a guest owns the nodes that it creates."""
         return perms if self.domid == 0 else (Perm(self.domid, perms[0].access), *perms[1:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function for each message type, and the table of their privileges. Knows no streams."""
+"""A function for each message type, and the table of their privileges."""
 
 import re
 from collections.abc import Callable
@@ -20,14 +20,14 @@ _INTEGER = re.compile(rb"-?[0-9]{1,20}")
 
 
 def _one(payload: bytes) -> bytes:
-    """The only string of a payload; EINVAL unless its NUL ends the payload."""
+    """The only string of a payload. EINVAL: its NUL does not end the payload."""
     if payload.find(b"\0") != len(payload) - 1:
         raise Refused(Errno.EINVAL)
     return payload[:-1]
 
 
 def _strings(payload: bytes, minimum: int, maximum: int) -> list[bytes]:
-    """The strings of a payload; EINVAL where their number is out of bounds."""
+    """The strings of a payload. EINVAL: their number is out of bounds."""
     found = strings(payload)
     if not minimum <= len(found) <= maximum:
         raise Refused(Errno.EINVAL)
@@ -110,10 +110,11 @@ def _get_perms(connection: Connection, view: View, payload: bytes) -> bytes:
 
 def _set_perms(connection: Connection, view: View, payload: bytes) -> bytes:
     name, *texts = _strings(payload, 2, PAYLOAD_MAX)
-    if len(texts) > connection.caller.quota.node_perms:  # before anything else, as xenstored has it
+    if len(texts) > connection.caller.quota.node_perms:  # before any other check, as in xenstored
         raise Refused(Errno.ENOSPC)
     perms = tuple([parse_perm(text) for text in texts])
-    if perms[0].domid not in connection.server.introduced:  # the node would count for no domain and never go
+    # otherwise the node would count for no domain and never be removed
+    if perms[0].domid not in connection.server.introduced:
         raise Refused(Errno.ENOENT)
     view.set_perms(connection.path(name, special=True), perms, connection.caller)
     return OK
@@ -175,7 +176,7 @@ def _release(connection: Connection, view: View, payload: bytes) -> bytes:
 
 
 def _resume(connection: Connection, view: View, payload: bytes) -> bytes:
-    _guest(connection, _one(payload))  # @releaseDomain is never held back here, so nothing else is to do
+    _guest(connection, _one(payload))  # @releaseDomain is never delayed here, so there is nothing else to do
     return OK
 
 
@@ -201,7 +202,7 @@ def _help(connection: Connection, arguments: list[bytes]) -> bytes:
 
 
 def _quota(connection: Connection, arguments: list[bytes]) -> bytes:
-    """A domain's use of its quotas, and how many of its events were dropped."""
+    """A domain's use of its quotas, and the number of its dropped events."""
     if len(arguments) != 1:
         raise Refused(Errno.EINVAL)
     domid = _guest(connection, arguments[0])

@@ -27,14 +27,14 @@ from netback.xenstore.wire import Packet
 
 
 def _nothing() -> None:
-    """For a transport that need not know that the server ended its connection."""
+    """For a transport that need not learn that the server ended its connection."""
 
 
 class Server:
     """The store and its connections."""
 
     def __init__(self, quota: Quota = GUEST) -> None:
-        """`quota` is that of every domain but domain 0, which has none."""
+        """`quota` applies to every domain but domain 0, which has none."""
         self.tree = Tree()
         self.watches = Watches()
         self.connections: set[Connection] = set()
@@ -58,9 +58,9 @@ class Server:
         return connection
 
     def introduce(self, domid: int, home: bool = True) -> None:
-        """The domain exists from now on: make its home, which it owns, and fire @introduceDomain.
+        """Add a domain: make its home, which it owns, and fire @introduceDomain.
 
-        ValueError where `domid` is 0 or reserved (xen.h).
+        ValueError: `domid` is 0 or reserved (xen.h).
         """
         if not 0 < domid < DOMID_FIRST_RESERVED:
             raise ValueError(f"{domid} is no guest's domid")
@@ -73,7 +73,7 @@ class Server:
         self.flush()
 
     def release(self, domid: int) -> None:
-        """The domain is gone: end its connections, remove its nodes and permissions, then fire @releaseDomain."""
+        """Remove a domain: end its connections, remove its nodes and permissions, then fire @releaseDomain."""
         if domid not in self.introduced or domid == 0:
             return
         self.introduced.discard(domid)
@@ -97,7 +97,7 @@ class Server:
             connection.end_by_server()
 
     def usage(self, domid: int) -> dict[str, int]:
-        """The domain's use of its quotas, and how many of its events were dropped."""
+        """The domain's use of its quotas, and the number of its dropped events."""
         connections = self._of(domid)
         return {
             "nodes": self.tree.owned.get(domid, 0),
@@ -144,7 +144,7 @@ class Server:
     def _announce(self) -> None:
         """Fire the watches of what the last request changed."""
         self.watches.fire(self.tree.changed, self.tree.may_see)
-        self.tree.settle()
+        self.tree.forget_changes()
 
     def _fire_special(self, path: bytes) -> None:
         self.watches.fire({path: False}, self.tree.may_see)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store's nodes, their permissions, transactions and accounting. Knows no connections, watches or messages.
+"""The store's nodes, their permissions, transactions and accounting.
 
-A Node never changes, it is replaced. So a transaction remembers the Node that it saw at a path, and the path is
+A Node never changes; it is replaced. So a transaction remembers the Node that it read at a path, and the path is
 unchanged exactly if the same object is still there. xenstored compares generation counts for the same purpose.
 """
 
@@ -25,7 +25,7 @@ _DOM0 = Caller(0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """The content of a path. Children are in the order in which they were made, as xenstored lists them."""
+    """The content of a path. Children are in the order of their creation, as xenstored lists them."""
 
     value: bytes
     perms: Perms
@@ -51,15 +51,15 @@ class Node:
 class View(ABC):
     """What a request reads and changes: the store itself, or a transaction's view of it.
 
-    Every operation checks everything before it changes anything, so a refused one leaves no trace (XSA-415). All raise
+    Every operation checks everything before it changes anything, so a refused one has no effect (XSA-415). All raise
     Refused with the errno of the ERROR reply.
     """
 
     def __init__(self, generations: Iterator[int]) -> None:
         self._generations = generations
         self.changed: dict[bytes, bool] = {}
-        """Changed paths. True fires the watches on the path and above it; False only those on this very path, because
-        the removal was of a node further up (xenstore.txt, WATCH)."""
+        """Changed paths. True fires the watches on the path and above it; False only those on this path itself, because
+        a node further up was removed (xenstore.txt, WATCH)."""
 
     @abstractmethod
     def peek(self, path: bytes) -> Node | None:
@@ -83,7 +83,7 @@ class View(ABC):
         return node
 
     def get(self, path: bytes, caller: Caller, wanted: int = READ) -> Node:
-        """The node, if the caller has the wanted rights; ENOENT where it is missing."""
+        """The node, if the caller has the wanted rights. ENOENT: it is missing."""
         node = self.find(path, caller, wanted)
         if node is None:
             raise Refused(Errno.ENOENT)
@@ -99,13 +99,13 @@ class View(ABC):
         self.changed[path] = True
 
     def mkdir(self, path: bytes, caller: Caller) -> None:
-        """Make the node and its missing parents; an existing node is left alone."""
+        """Make the node and its missing parents; an existing node stays unchanged."""
         if self.find(path, caller, WRITE) is None:
             self._create(path, b"", caller)
             self.changed[path] = True
 
     def rm(self, path: bytes, caller: Caller) -> None:
-        """Remove the node and all below it. A missing node below an existing one is no error (xenstore.txt)."""
+        """Remove the node and all below it. A missing node below an existing one is not an error (xenstore.txt)."""
         node = self.find(path, caller, WRITE)
         if path == b"/":
             raise Refused(Errno.EINVAL)
@@ -149,7 +149,7 @@ class View(ABC):
             self.put(place, node)
 
     def _sized(self, node: Node, caller: Caller) -> Node:
-        """The node with a new generation; ENOSPC where it exceeds the caller's node-size quota."""
+        """The node with a new generation. ENOSPC: it exceeds the caller's node-size quota."""
         if not caller.privileged and node.size > caller.quota.node_size:
             raise Refused(Errno.ENOSPC)
         return replace(node, generation=next(self._generations))
@@ -204,11 +204,11 @@ class Tree(View):
         self.releases = 0
         """How many domains have ended."""
         self._replaced: dict[bytes, Node | None] = {}
-        """What stood at changed paths before, until `settle`."""
+        """The previous nodes at changed paths, until they are announced."""
         for path in (b"/", INTRODUCE_DOMAIN, RELEASE_DOMAIN):
             self.put(path, Node(b"", _DOM0_ONLY, (), next(self._generations)))
         self.mkdir(b"/tool/xenstored", _DOM0)
-        self.settle()
+        self.forget_changes()
 
     def peek(self, path: bytes) -> Node | None:
         return self.nodes.get(path)
@@ -227,8 +227,8 @@ class Tree(View):
     def owned_by(self, domid: int) -> int:
         return self.owned.get(domid, 0)
 
-    def settle(self) -> None:
-        """Forget the changes so far: they were announced."""
+    def forget_changes(self) -> None:
+        """Forget the changes so far, which were announced."""
         if self._replaced:
             self.changed = {}
             self._replaced = {}
@@ -250,8 +250,8 @@ class Tree(View):
     def commit(self, transaction: "Transaction", caller: Caller) -> None:
         """Apply a transaction's changes.
 
-        EAGAIN where a node that it looked at has changed since, ENOMEM where it looked at more than its quota, ENOSPC
-        where the caller would own more nodes than its quota.
+        EAGAIN: a node that it read has changed since. ENOMEM: it read more nodes than its quota. ENOSPC: the caller
+        would own more nodes than its quota.
         """
         if transaction.failed:
             raise Refused(Errno.ENOMEM)
@@ -303,14 +303,14 @@ class Tree(View):
 class Transaction(View):
     """A caller's changes over the store, until they are committed.
 
-    A node is seen as it was at the first look; `Tree.commit` refuses the transaction if any of them has changed. So a
+    A node is seen as it was when first read; `Tree.commit` refuses the transaction if any of them has changed. So a
     committed transaction is as if all its requests had been made at its end, as in xenstored.
     """
 
     def __init__(self, tree: Tree, limit: int) -> None:
         super().__init__(tree._generations)
         self.accessed: dict[bytes, Node | None] = {}
-        """What stood at each path at the first look."""
+        """The node at each path when it was first read."""
         self.written: dict[bytes, Node | None] = {}
         self.releases = tree.releases
         self.failed = False

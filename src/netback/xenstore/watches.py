@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which watches a changed path fires. Knows neither how an event travels nor why a path changed.
+"""Finds the watches that a changed path fires.
 
-Watches are found by walking up from the changed path, so the cost is the depth of the path and the number of watches
-that match, not the number of watches.
+The search walks up from the changed path, so its cost is the depth of the path and the number of matching watches, not
+the number of watches.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ class Watch:
     path: bytes
     token: bytes
     skip: int
-    """Bytes of an event's path that are left out: the caller's home and a slash, where WATCH named a relative path."""
+    """Bytes of an event's path to omit: the caller's home and a slash, if WATCH named a relative path."""
     fire: Callable[["Watch", bytes], None]
 
     def payload(self, path: bytes) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes to messages and back, in any chunking (xs_wire.h). Knows neither their meaning nor their sender."""
+"""Bytes to messages and back, in any chunking (xs_wire.h)."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from netback.errors import GuestError
 
 
 class WireError(GuestError):
-    """The far end's bytes are not the protocol. The stream stays out of step, so its connection must end."""
+    """The far end violated the protocol. The stream stays out of step, so its connection must end."""
 
 
 class Packet(NamedTuple):
@@ -45,12 +45,12 @@ class Parser:
         self._at = 0
 
     def next_packet(self) -> Packet | None:
-        """The next whole message, or None while bytes are missing; WireError where a payload exceeds PAYLOAD_MAX."""
+        """The next whole message, or None while bytes are missing. WireError: a payload exceeds PAYLOAD_MAX."""
         start = self._at + HEADER.size
         if start > len(self._buffer):
             return None
         type_, req_id, tx_id, length = HEADER.unpack_from(self._buffer, self._at)
-        # xenstored ends the connection, too (xenstore.txt): the next header cannot be found.
+        # xenstored also ends the connection (xenstore.txt): the next header cannot be found.
         if length > PAYLOAD_MAX:
             raise WireError(f"xenstore message of type {type_} claims {length} of {PAYLOAD_MAX} bytes")
         end = start + length

@@ -244,8 +244,8 @@ def render(lines: list[Line]) -> str:
                 cells.append("n/a")
         cells += [f"{line.cpu[name]:.3g} s/{line.row.work}" if name in line.cpu else "n/a" for name in names]
         for name, ratio in line.ratios.items():
-            told = "n/a" if math.isnan(ratio) else f"{ratio:.3g}"
-            cells.append(f"{told} ({line.row.targets[name]:.3g})")
+            ratio_text = "n/a" if math.isnan(ratio) else f"{ratio:.3g}"
+            cells.append(f"{ratio_text} ({line.row.targets[name]:.3g})")
         table.append(cells)
     return "\n".join("| " + " | ".join(row) + " |" for row in table)
 

@@ -22,7 +22,7 @@ TIMED_OUT = 124
 """The exit code of timeout(1)."""
 SO_TIMESTAMP = 29
 """asm-generic/socket.h; Python's socket module lacks it."""
-LINE_MOST = 4095
+MAX_LINE = 4095
 """The longest line that a terminal takes, in bytes: N_TTY_BUF_SIZE of Linux's n_tty.c."""
 ANSWER = re.compile(rb"@@(\S+) (\d+) ([A-Za-z0-9+/=]*)@@")
 
@@ -81,7 +81,7 @@ class GuestConsole:
     def run(self, tag: str, command: str, seconds: float) -> tuple[int, bytes, bytes]:
         """Run a shell command in the guest."""
         line = f"{tag} {base64.b64encode(command.encode()).decode()}\n".encode()
-        if len(line) > LINE_MOST:
+        if len(line) > MAX_LINE:
             return 1, b"", b"the command is too long for a console"
         for at in range(0, len(line), 256):
             os.write(self._fd, line[at : at + 256])
@@ -133,8 +133,8 @@ class Agent:
             code, out, err = self._dispatch(asked)
         except (OSError, subprocess.CalledProcessError) as error:
             code, out, err = 1, b"", str(error).encode()
-        said = {"id": asked["id"], "code": code}
-        self._say(said | {"out": out.decode(errors="replace"), "err": err.decode(errors="replace")})
+        reply = {"id": asked["id"], "code": code}
+        self._say(reply | {"out": out.decode(errors="replace"), "err": err.decode(errors="replace")})
 
     def _dispatch(self, asked: dict[str, Any]) -> tuple[int, bytes, bytes]:
         if "domid" not in asked:

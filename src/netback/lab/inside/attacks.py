@@ -51,9 +51,9 @@ async def refused(script: Script, *slots: bytes) -> None:
     at = script.tx.req_prod
     script.post(script.tx, *slots, notify=True)
     await script.answered(script.tx, at + len(slots))
-    said = {status for _, status in script.answers(script.tx, at, len(slots))}
-    if said != {Status.ERROR}:
-        raise AssertionError(f"answered {said}")
+    statuses = {status for _, status in script.answers(script.tx, at, len(slots))}
+    if statuses != {Status.ERROR}:
+        raise AssertionError(f"answered {statuses}")
 
 
 async def bad_gref(script: Script) -> None:

@@ -271,8 +271,8 @@ class Line:
         self._send, self._receive, self.close = send, receive, close
         self._parser = Parser()
         self._last = 0
-        self.told: list[tuple[bytes, bytes]] = []
-        """Path and token of each event since `settle`, in order, and _REPLY for each reply."""
+        self.events: list[tuple[bytes, bytes]] = []
+        """Path and token of each event since `collect`, in order, and _REPLY for each reply."""
         self.transactions: list[int] = []
 
     def ask(self, op: int, payload: bytes, tx: int = 0) -> str:
@@ -288,24 +288,24 @@ class Line:
             return CLOSED
         except OSError as error:  # Linux's refusal on /dev/xen/xenbus of requests that it handles itself
             return errno.errorcode.get(error.errno or 0, str(error))
-        self.told.append(_REPLY)
+        self.events.append(_REPLY)
         if packet.type == Op.TRANSACTION_START:
             self.transactions.append(int(packet.payload[:-1]))
         return plain(op, packet)
 
-    def settle(self, place: bytes, ordered: bool = True) -> list[str]:
+    def collect(self, place: bytes, ordered: bool = True) -> list[str]:
         """All events and replies so far, or sorted events; an event that this method causes marks their end."""
         mine = place, _SETTLED
-        told = [one for one in self.told if one != mine]
-        self.told = []
+        events = [one for one in self.events if one != mine]
+        self.events = []
         self.ask(Op.WRITE, place + b"\0")
-        while mine not in self.told:
+        while mine not in self.events:
             self._take(self._next())
-        told += [one for one in self.told if one not in (mine, _REPLY)]
-        self.told = []
+        events += [one for one in self.events if one not in (mine, _REPLY)]
+        self.events = []
         if not ordered:
-            told = sorted(set(told) - {_REPLY})
-        return [f"{_short(path)} {_short(token)}" for path, token in told if _SETTLED not in path]
+            events = sorted(set(events) - {_REPLY})
+        return [f"{_short(path)} {_short(token)}" for path, token in events if _SETTLED not in path]
 
     def transaction(self, tx: int) -> int:
         """The transaction id that a step refers to."""
@@ -323,7 +323,7 @@ class Line:
 
     def _take(self, packet: Packet) -> None:
         path, token = strings(packet.payload)[:2]
-        self.told.append((path, token))
+        self.events.append((path, token))
 
 
 def plain(op: int, packet: Packet) -> str:
@@ -360,7 +360,7 @@ def play(steps: Iterable[Step], side: Side, connect: Callable[[], Line]) -> Iter
         lines[0].ask(Op.MKDIR, side.root + name + b"\0")
     for line, place in zip(lines, settling, strict=True):
         line.ask(Op.WATCH, joined(place, _SETTLED))
-        line.settle(place)
+        line.collect(place)
     for step in steps:
         match step:
             case Ask(number, op, tx, payload):
@@ -368,8 +368,8 @@ def play(steps: Iterable[Step], side: Side, connect: Callable[[], Line]) -> Iter
                 yield line.ask(op, payload, line.transaction(tx))
             case Events():
                 ordered = not side.through_linux  # Linux hands over replies and events in two ways
-                told = [line.settle(place, ordered) for line, place in zip(lines, settling, strict=True)]
-                yield "; ".join(", ".join(one) for one in told)
+                events = [line.collect(place, ordered) for line, place in zip(lines, settling, strict=True)]
+                yield "; ".join(", ".join(one) for one in events)
             case Until(op, payload, most):
                 yield _until(lines[0], op, payload, most)
     for name in (*settling, side.root):

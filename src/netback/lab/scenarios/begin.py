@@ -34,27 +34,27 @@ async def run(lab: Lab) -> None:
 async def fails(lab: Lab, before: str = "", options: str = "") -> str:
     """Start netback, which must fail with exit code 2; returns its only line."""
     done = await lab.machine.run(f"{before} /opt/netback/bin/netback run {options}")
-    said = (done.out + done.err).strip()
-    assert done.code == 2, f"exit code {done.code}: {said}"
-    assert len(said.splitlines()) == 1, said
-    return said
+    output = (done.out + done.err).strip()
+    assert done.code == 2, f"exit code {done.code}: {output}"
+    assert len(output.splitlines()) == 1, output
+    return output
 
 
 async def lacking(lab: Lab, device: str, module: str) -> None:
     """Start without a device, then with one that may not be opened."""
     await lab.dom0(f"mv {device} {device}.away")
     try:
-        for said in (await fails(lab), await doctor(lab)):
-            assert device in said, said
-            assert module in said, said
+        for output in (await fails(lab), await doctor(lab)):
+            assert device in output, output
+            assert module in output, output
     finally:
         await lab.dom0(f"mv {device}.away {device}")
     await lab.dom0(f"chmod 0 {device}")
     try:
-        said = await fails(lab, "setpriv --bounding-set -dac_override,-dac_read_search")
+        output = await fails(lab, "setpriv --bounding-set -dac_override,-dac_read_search")
     finally:
         await lab.dom0(f"chmod 600 {device}")
-    assert f"no permission to open {device}" in said, said
+    assert f"no permission to open {device}" in output, output
 
 
 async def doctor(lab: Lab) -> str:

@@ -19,10 +19,10 @@ async def run(lab: Lab) -> str:
         raise LabError("the contract suite is in a checkout's tests/: run this from a checkout")
     await asyncio.to_thread(_share, lab.machine.directory / "tests")
     pytest = "python3 -P -m pytest -q -c /dev/null --rootdir /lab -o asyncio_mode=auto -p no:cacheprovider"
-    said = await lab.dom0(f"cd /lab && {pytest} tests/platforms/real_contract.py", seconds=300)
-    count = said.strip().splitlines()[-1]
-    assert "passed" in count, said
-    assert "skipped" not in count, said
+    output = await lab.dom0(f"cd /lab && {pytest} tests/platforms/real_contract.py", seconds=300)
+    count = output.strip().splitlines()[-1]
+    assert "passed" in count, output
+    assert "skipped" not in count, output
     return count
 
 

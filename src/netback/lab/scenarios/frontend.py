@@ -31,8 +31,8 @@ async def run(lab: Lab) -> None:
                     "kill $(cat /run/front.pid); while [ -e /sys/class/net/net0 ]; do sleep 0.1; done"
                 )
         except LabError as error:
-            said = await guest("cat /run/front", check=False)
-            raise LabError(f"through {backend.name}: {error}\nthe frontend said:\n{said}") from error
+            output = await guest("cat /run/front", check=False)
+            raise LabError(f"through {backend.name}: {error}\nthe frontend printed:\n{output}") from error
         await closed(guest, backend)
 
 
@@ -48,9 +48,9 @@ async def passes(guest: Guest) -> None:
 
 async def closed(guest: Guest, backend: LabBackend) -> None:
     """The frontend saw every state in order and reported no error."""
-    said = await guest("cat /run/front; rm /run/front")
+    output = await guest("cat /run/front; rm /run/front")
     at = 0
     for state in WALK:
-        at = said.find(state, at)
-        assert at >= 0, f"through {backend.name} the frontend did not say {state!r} in its turn:\n{said}"
-    assert "Traceback" not in said, said
+        at = output.find(state, at)
+        assert at >= 0, f"through {backend.name} the frontend did not reach {state!r} in order:\n{output}"
+    assert "Traceback" not in output, output

@@ -27,13 +27,13 @@ async def run(lab: Lab) -> None:
         echoes = await ping(good, "-c 20 -i 0.1 -W 10")
         assert echoes.received == echoes.sent, f"the good guest lost pings: {echoes}"
         pings += echoes.sent
-    said = await attacks
+    output = await attacks
     assert pings, "the attacks were over before the first ping"
     for transfer in transfers:
         await transfer.finish()
     vifs = {device["guest"]: device for device in await lab.netback.list()}
     assert vifs["bad"]["error"], vifs["bad"]
-    assert vifs["bad"]["backend"] in ("Closing", "Closed"), f"{vifs['bad']}\n{said}"
+    assert vifs["bad"]["backend"] in ("Closing", "Closed"), f"{vifs['bad']}\n{output}"
     assert (vifs["good"]["backend"], vifs["good"]["error"]) == ("Connected", None), vifs["good"]
     counters = vifs["good"]["counters"]
     assert counters["tx_errors"] == counters["rx_errors"] == 0, counters

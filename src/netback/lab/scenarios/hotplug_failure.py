@@ -25,5 +25,5 @@ async def run(lab: Lab) -> None:
         ),
         "error node and link go with the vif",
     )
-    told = [line for line in lab.netback.log.splitlines() if REASON in line]
-    assert len(told) == 1, f"netback said {told}"
+    lines = [line for line in lab.netback.log.splitlines() if REASON in line]
+    assert len(lines) == 1, f"netback logged {lines}"

@@ -37,22 +37,22 @@ async def run(lab: Lab, rounds: int) -> str:
                 under_way.append(await start(guest, SIZE, next(ports)))
         await asyncio.sleep(0.2 * (number % 4))
         stalls.append(await kill_and_start(lab, guests[number % 2]))
-        await settle(under_way)
+        await renew(under_way)
     for transfer in under_way:
         await transfer.finish()
     stalls.append(await kill_and_start(lab, guests[0]))
     await stalled(lab, guests[1], next(ports))
-    told = f"{statistics.median(stalls):.2f} s as the median of {len(stalls)}, {max(stalls):.2f} at most"
-    assert statistics.median(stalls) < STALL_SECONDS, f"the stalls were {told}"
+    figures = f"{statistics.median(stalls):.2f} s as the median of {len(stalls)}, {max(stalls):.2f} at most"
+    assert statistics.median(stalls) < STALL_SECONDS, f"the stalls were {figures}"
     for device in await lab.netback.list():
         assert (device["backend"], device["frontend"], device["error"]) == ("Connected", "Connected", None), (
             device
         )
     await unchanged(guests)
-    return f"(stalls: {told})"
+    return f"(stalls: {figures})"
 
 
-async def settle(under_way: list[Transfer]) -> None:
+async def renew(under_way: list[Transfer]) -> None:
     """Start a new transfer for each that ended; the ended ones must be whole."""
     for transfer in [one for one in under_way if not one.going_on]:
         await transfer.finish()

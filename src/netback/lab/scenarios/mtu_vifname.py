@@ -39,10 +39,12 @@ async def run(lab: Lab) -> None:
 async def jumbo(guest: Guest, index: int, link: str, near: str, far: str) -> None:
     """Check the tap's and the frontend's MTU, and pass frames of that size."""
     lab = guest.lab
-    told = await lab.dom0(f"xenstore-read /local/domain/{guest.domid}/device/vif/{index}/mtu", check=False)
+    published = await lab.dom0(
+        f"xenstore-read /local/domain/{guest.domid}/device/vif/{index}/mtu", check=False
+    )
     tap = await lab.dom0(f"cat /sys/class/net/{link}/mtu")
-    assert (tap.strip(), told.strip()) == ("9000", "9000"), (
-        f"{link} has MTU {tap!r}, its frontend reads {told!r}"
+    assert (tap.strip(), published.strip()) == ("9000", "9000"), (
+        f"{link} has MTU {tap!r}, its frontend reads {published!r}"
     )
     await guest(f"ip link set eth{index} mtu 9000")
     await lab.dom0(f"ping -c 3 -M do -s 8972 {far}")

@@ -78,13 +78,13 @@ async def refused(lab: Lab, guest: Guest, number: str, reason: str, **keys: str)
     """Write bad nodes: one log line, and nothing is left once they are removed."""
     await write(lab, guest, number, **keys)
     line = f"qnic{guest.domid}.{number}: {reason}"
-    await lab.until(lambda: said(lab, line), f"netback says {line!r}", seconds=20)
+    await lab.until(lambda: logged(lab, line), f"netback says {line!r}", seconds=20)
     for path in (backend(guest, number), frontend(guest, number)):
         await lab.dom0(f"xenstore-rm {path}")
     assert lab.netback.log.count(line) == 1, f"{lab.netback.log.count(line)} times: {line}"
 
 
-async def said(lab: Lab, line: str) -> bool:
+async def logged(lab: Lab, line: str) -> bool:
     return line in lab.netback.log
 
 

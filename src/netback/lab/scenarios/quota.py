@@ -41,8 +41,8 @@ async def run(lab: Lab) -> None:
             await spoil(lab, bad)
     await rights(lab, bad)
     await good.reachable()
-    said = lab.netback.log.splitlines()[before:]
-    assert len(said) <= LINES, f"netback said {len(said)} lines:\n" + "\n".join(said[-LINES:])
+    lines = lab.netback.log.splitlines()[before:]
+    assert len(lines) <= LINES, f"netback logged {len(lines)} lines:\n" + "\n".join(lines[-LINES:])
 
 
 @asynccontextmanager
@@ -62,8 +62,8 @@ async def ask(guest: Guest, op: str, payload: str) -> str:
 
 
 async def script(guest: Guest, text: str) -> str:
-    told = await guest(f"PYTHONPATH=/opt/netback/lib python3 -P - <<'END'\n{ASK}{text}\nEND", seconds=180)
-    return told.strip()
+    reply = await guest(f"PYTHONPATH=/opt/netback/lib python3 -P - <<'END'\n{ASK}{text}\nEND", seconds=180)
+    return reply.strip()
 
 
 async def full(lab: Lab, guest: Guest) -> None:

@@ -16,7 +16,7 @@ async def run(lab: Lab, rounds: int) -> str:
     # Both ends on one processor: waking a second one for each of about a thousand messages would dominate the time.
     await lab.dom0("taskset -cp 0 $(cat /run/xenstored.pid)")
     try:
-        told = [
+        reports = [
             await lab.dom0(
                 f"taskset -c 0 {PLAY} /run/xenstored/socket --seeds 1-{rounds}", seconds=60 * rounds
             ),
@@ -28,6 +28,6 @@ async def run(lab: Lab, rounds: int) -> str:
         await lab.dom0("taskset -cp 0-1 $(cat /run/xenstored.pid)")
     await lab.dom0(f"ping -c 3 {guest.address}")
     (lab.machine.directory / "differences.log").write_text(
-        "\n".join(told)
+        "\n".join(reports)
     )  # known differences with their counts
-    return f"({'; '.join(text.strip().splitlines()[-1] for text in told)})"
+    return f"({'; '.join(text.strip().splitlines()[-1] for text in reports)})"

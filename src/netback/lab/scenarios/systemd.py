@@ -59,17 +59,17 @@ async def started(lab: Lab) -> None:
     ready = int(await show(lab, "ActiveEnterTimestampMonotonic"))
     began = int(await show(lab, "InactiveExitTimestampMonotonic", "xendomains"))
     assert ready < began, f"ready at {ready}, while xendomains began at {began}"
-    said = await lab.dom0("journalctl -u netback -o json --output-fields=PRIORITY,MESSAGE")
-    entries = [(entry["PRIORITY"], entry["MESSAGE"]) for entry in map(json.loads, said.splitlines())]
+    journal = await lab.dom0("journalctl -u netback -o json --output-fields=PRIORITY,MESSAGE")
+    entries = [(entry["PRIORITY"], entry["MESSAGE"]) for entry in map(json.loads, journal.splitlines())]
     greeting = re.compile(r"netback: serving domain 0 on Xen 4\.\d+, runtime files in /run/netback")
-    assert any(priority == "6" and greeting.fullmatch(text) for priority, text in entries), said
+    assert any(priority == "6" and greeting.fullmatch(text) for priority, text in entries), journal
 
 
 async def confined(lab: Lab) -> None:
     """systemd-analyze finds no error in the unit and a low exposure."""
     unit = "/etc/systemd/system/netback.service"
-    told = await lab.dom0(f"systemd-analyze verify {unit} 2>&1")
-    assert "netback.service" not in told, told
+    complaints = await lab.dom0(f"systemd-analyze verify {unit} 2>&1")
+    assert "netback.service" not in complaints, complaints
     await lab.dom0(f"systemd-analyze security --no-pager --threshold={EXPOSURE} netback.service")
 
 
