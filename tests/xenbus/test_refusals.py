@@ -104,13 +104,13 @@ async def test_what_the_store_refuses_is_tried_again(
         await until(store, f"{name.errors}/error", lambda text: text is None)
 
 
-@pytest.mark.parametrize("path", ["/backend/vif", "/backend/qnic", "@releaseDomain"])
+@pytest.mark.parametrize("path", ["/backend/vif", "/backend/qnic", "@releaseDomain", "@introduceDomain"])
 @pytest.mark.parametrize("errno", ["E2BIG", "EACCES"])
 async def test_a_watch_of_the_backend_s_own_that_is_refused(
     xen: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch, path: str, errno: str
 ) -> None:
     """Another program in the domain may have used up the quota."""
-    monkeypatch.setattr("netback.xenbus.devices._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("netback.xenbus.devices.AGAIN_SECONDS", 0.05)
     async with refusing(xen, Refusal(Op.WATCH, path, errno, times=2)) as backend:
         await add(backend.store, guest.domid, net="null")
         await guest.connect()
@@ -119,7 +119,7 @@ async def test_a_watch_of_the_backend_s_own_that_is_refused(
 async def test_a_directory_that_cannot_be_listed(
     xen: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netback.xenbus.devices._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("netback.xenbus.devices.AGAIN_SECONDS", 0.05)
     async with await Store.connect(xen / "xenstored.sock") as store:
         await add(store, guest.domid, net="null")
     async with refusing(xen, Refusal(Op.DIRECTORY, "/backend/vif", "EACCES", times=2)):

@@ -12,16 +12,19 @@ from collections.abc import Sequence
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.daemon.config import DeviceRule
-from netback.errors import NetbackError
+from netback.errors import NetbackError, printable
+from netback.observe.trace import LogBudget
 from netback.vif.features import make_mac
 from netback.xenbus.attach import attach
+from netback.xenbus.devices import AGAIN_SECONDS, patient_watch
 from netback.xenbus.names import DeviceName, decimal, home
-from netback.xenstore.aio import Store, StoreError
+from netback.xenstore.aio import Store, StoreError, StoreGone, Watch
 
 log = logging.getLogger("netback.daemon.auto_attach")
 
 NET = "tap"
 """The network of a device for which neither its nodes nor the configuration name one."""
+_INTRODUCED = "@introduceDomain"
 
 
 class AutoAttach:
@@ -32,6 +35,8 @@ class AutoAttach:
         self._net, self._rules = net, rules
         self._examined: set[int] = set()
         self._busy = asyncio.Lock()
+        self._budget = LogBudget()
+        self._introduced: Watch | None = None
 
     async def change(self, net: str | None, rules: Sequence[DeviceRule]) -> None:
         """Replace the rules and examine every running guest again."""
@@ -48,24 +53,36 @@ class AutoAttach:
         return self._net or NET
 
     async def run(self) -> None:
-        """Examine each guest that appears, until the store is gone (StoreError EIO)."""
-        async with await self._store.watch("@introduceDomain") as introduced:
-            async for _ in introduced:
+        """Examine each guest that appears; only the end of the store (StoreGone) ends this."""
+        async with await patient_watch(self._store, _INTRODUCED, self._budget) as self._introduced:
+            async for _ in self._introduced:
                 await self._attach()
 
     async def _attach(self) -> None:
+        """Examine the guests that are new, and later again those for which the store refused something."""
         async with self._busy:
             if not any(rule.attach for rule in self._rules):
                 return
             try:
                 here = await self._domains()
-                for domid in here - self._examined:
-                    await self._look(domid)
-                self._examined = here
             except StoreError as error:
-                if error.errno == "EIO":
-                    raise
-                log.warning("cannot list the guests that the configuration names: %s", error)
+                self._try_again(error)
+                return
+            self._examined &= here
+            for domid in here - self._examined:
+                try:
+                    await self._look(domid)
+                    self._examined.add(domid)
+                except StoreError as error:
+                    self._try_again(error)
+
+    def _try_again(self, error: StoreError) -> None:
+        """Log what the store refused, and examine the guests again later. Raises StoreGone."""
+        if isinstance(error, StoreGone):
+            raise error
+        self._budget.warn(log, f"cannot attach what the configuration names: {printable(str(error))}")
+        if self._introduced is not None:
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._introduced.fired, _INTRODUCED)
 
     async def _domains(self) -> set[int]:
         """The guests that were introduced; a toolstack is still building the others."""
@@ -108,9 +125,10 @@ class AutoAttach:
                 index=rule.index,
                 backend_domid=self._domid,
             )
+        except StoreError:
+            raise
         except NetbackError as error:
-            if isinstance(error, StoreError) and error.errno == "EIO":
-                raise
-            log.warning("%s: cannot attach it to guest %s: %s", name, rule.guest, error)
+            text = f"{name}: cannot attach it to guest {rule.guest}: {error}"
+            self._budget.warn(log, printable(text))
         else:
             log.info("%s: attached to guest %s", name, rule.guest)

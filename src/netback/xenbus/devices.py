@@ -25,12 +25,24 @@ from netback.xenbus.names import (
     remove_empty,
 )
 from netback.xenbus.pace import RETRY_SECONDS, Pace
-from netback.xenstore.aio import StoreError, StoreGone, Watch
+from netback.xenstore.aio import Store, StoreError, StoreGone, Watch
 
 log = logging.getLogger("netback.xenbus")
 
-_AGAIN_SECONDS = RETRY_SECONDS[-1]
+AGAIN_SECONDS = RETRY_SECONDS[-1]
 """Seconds until a refused directory or watch is requested again."""
+
+
+async def patient_watch(store: Store, path: str, budget: LogBudget) -> Watch:
+    """Set a watch; retry for as long as the store refuses it. StoreGone: the store ended."""
+    while True:
+        try:
+            return await store.watch(path)
+        except StoreGone:
+            raise
+        except StoreError as error:
+            budget.warn(log, f"cannot look for devices: {printable(str(error))}")
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 class Devices:
@@ -62,7 +74,7 @@ class Devices:
 
     async def _follow(self, kind: DeviceType) -> None:
         root = backends(self._domid, kind)
-        async with await self._watch(root) as watch:
+        async with await patient_watch(self._store, root, self._budget) as watch:
             async for path in watch:
                 try:
                     await self._scan(kind, path.removeprefix(root).strip("/").split("/"))
@@ -70,14 +82,14 @@ class Devices:
                     raise
                 except StoreError as error:
                     self._budget.warn(log, f"cannot look for devices: {printable(str(error))}")
-                    asyncio.get_running_loop().call_later(_AGAIN_SECONDS, watch.fired, path)
+                    asyncio.get_running_loop().call_later(AGAIN_SECONDS, watch.fired, path)
                 self._unscanned.discard(kind)
                 if not self._unscanned:
                     self.scanned.set()
 
     async def _follow_releases(self) -> None:
         """Wake the devices of domains that ended, and of domains that this domain may not query."""
-        async with await self._watch("@releaseDomain") as watch:
+        async with await patient_watch(self._store, "@releaseDomain", self._budget) as watch:
             async for _ in watch:
                 domids = {name.domid for name in self.devices}
                 gone = {domid for domid in domids if not await self._lives(domid)}
@@ -92,17 +104,6 @@ class Devices:
             raise
         except StoreError:
             return False
-
-    async def _watch(self, path: str) -> Watch:
-        """Set a watch; retry for as long as the store refuses it."""
-        while True:
-            try:
-                return await self._store.watch(path)
-            except StoreGone:
-                raise
-            except StoreError as error:
-                self._budget.warn(log, f"cannot look for devices: {printable(str(error))}")
-            await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _scan(self, kind: DeviceType, parts: list[str]) -> None:
         """Wake the devices at or below backend/<type>/<parts>."""
