@@ -37,19 +37,19 @@ shown() {
 }
 
 if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then has=installed; else has=shown; fi
-lacking=
+missing=
 for word in $(for command; do words "$command"; done | sort -u); do
-    $has "${word%%=*}" "${word#*=}" || lacking="$lacking ${word%%=*}"
+    $has "${word%%=*}" "${word#*=}" || missing="$missing ${word%%=*}"
 done
-if [ -n "$lacking" ]; then
-    if [ $has = shown ]; then fail "make $* needs these packages (by their names in Debian):$lacking"; fi
-    if [ "${INSTALL:-}" = no ] || [ "$(id -u)" != 0 ]; then fail "make $* needs these packages: apt install$lacking"; fi
-    echo "netback: make $* installs$lacking (INSTALL=no: only name them)"
+if [ -n "$missing" ]; then
+    if [ $has = shown ]; then fail "make $* needs these packages (by their names in Debian):$missing"; fi
+    if [ "${INSTALL:-}" = no ] || [ "$(id -u)" != 0 ]; then fail "make $* needs these packages: apt install$missing"; fi
+    echo "netback: make $* installs$missing (INSTALL=no: only name them)"
     log=$(mktemp)
     export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086 # a list of words
-    { apt-get update -q && apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=120 $lacking; } </dev/null >"$log" 2>&1 ||
-        { tail -n 20 "$log" >&2; fail "apt cannot install$lacking: its last lines are above, all of them in $log"; }
+    { apt-get update -q && apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=120 $missing; } </dev/null >"$log" 2>&1 ||
+        { tail -n 20 "$log" >&2; fail "apt cannot install$missing: its last lines are above, all of them in $log"; }
     rm -f "$log"
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is older than Python 3.11, which netback needs; name a later one: make PYTHON=..."

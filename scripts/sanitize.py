@@ -37,7 +37,7 @@ OPTIONS = {
     # The quarantine of freed memory is 4 MB instead of 256 MB: tests bound how this process grows.
     "ASAN_OPTIONS": "detect_leaks=0:strict_string_checks=1:detect_stack_use_after_return=1:quarantine_size_mb=4",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-    # Every object is on the sanitizer's heap, so that an overrun of a bytes object is found, too.
+    # Every object is on the sanitizer's heap, so that an overrun of a bytes object is also found.
     "PYTHONMALLOC": "malloc",
     "PYTHONPATH": "src",
 }

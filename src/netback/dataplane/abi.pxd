@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C layouts and constants of Xen's public headers that the native part touches; abi/ has the same for Python."""
+"""C layouts and constants of Xen's public headers for the native part; abi/ has the same for Python."""
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
@@ -10,7 +10,7 @@ cdef enum:
     RING_HEADER = 64
     TX_SLOT = 12
     RX_SLOT = 8
-    MIN_FRAME = 14              # an Ethernet header
+    MIN_FRAME = 14              # a 64 KiB frame with a tag at an offset: 17 data slots, and one for the GSO extra
     FULL_FRAME_SLOTS = 18       # of 64 KiB with a tag at an offset: 17 data slots, and one for the GSO extra
 
     # io/netif.h: the two directions have their first two bits swapped
@@ -71,7 +71,7 @@ cdef packed struct tx_request:
     uint16_t size
 
 
-# the whole slot: 4 bytes and zeros, so that the guest sees no stale byte of the backend's (XSA-216)
+# the whole slot: 4 bytes and zeros, so that the guest never sees stale bytes of the backend's memory (XSA-216)
 cdef packed struct tx_response:
     uint16_t id
     int16_t status

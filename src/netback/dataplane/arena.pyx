@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's memory for the frames of a burst from a peer. Knows pages and what they are called, nothing of frames.
+"""A worker's memory for the frames of a burst from a peer.
 
-On a real Xen a copy between two grants costs Linux less than one with an address: it neither looks up nor pins a local
-page (`netback lab profile` measures what that saves). So a platform may put pages that are granted to this domain
-itself in the place of the first ones. TX frames lie elsewhere: a tap takes them more slowly out of such pages.
+On real Xen a copy between two grants costs Linux less than one with an address: it neither looks up nor pins a local
+page (`netback lab profile` measures the difference). So a platform may replace the first pages by pages that are
+granted to this domain itself. TX frames are in other memory: a tap copies them more slowly out of such pages.
 """
 from array import array
 
@@ -30,7 +30,7 @@ ARENA_PAGES = 1 + BURST_FRAMES * FRAME_STRIDE // PAGE_SIZE
 
 
 cdef class Arena:
-    """Pages for a burst: BURST_FRAMES of the largest frames, and one for what stands before the first."""
+    """Pages for a burst: BURST_FRAMES of the largest frames, and one for the headroom of the first."""
 
     def __cinit__(self):
         self.arena.memory = <uint8_t *>aligned_alloc(PAGE_SIZE, <size_t>ARENA_PAGES * PAGE_SIZE)
@@ -38,7 +38,7 @@ cdef class Arena:
             raise MemoryError
 
     def __dealloc__(self):
-        if self.arena.named:             # the allocator gets back what it gave
+        if self.arena.named:             # restores the memory that the allocator gave
             self.map(-1, MAP_PRIVATE | MAP_ANONYMOUS, 0)
         free(self.arena.memory)
 
@@ -47,10 +47,11 @@ cdef class Arena:
         return mmap(self.arena.memory, length, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, offset) != MAP_FAILED
 
     def name(self, int fd, uint64_t offset, uint16_t domid, grefs) -> None:
-        """Have the first pages be those at `offset` of a device: granted to `domid`, this domain, as `grefs`.
+        """Replace the first pages by those at `offset` of a device, which are granted to `domid`, this domain, as
+        `grefs`.
 
-        They stay granted as long as they are mapped here. Once, before the first burst; OSError where they cannot be
-        mapped, ValueError where they are more than there are.
+        They stay granted as long as they are mapped here. May be called once, before the first burst. OSError: they
+        cannot be mapped. ValueError: they are more than the arena has.
         """
         if not 0 < len(grefs) <= ARENA_PAGES:
             raise ValueError(f"an arena has {ARENA_PAGES} pages, and {len(grefs)} are to be named")
@@ -59,14 +60,16 @@ cdef class Arena:
         self.arena.named = len(view)
         if not self.map(fd, MAP_SHARED, offset):
             failed = errno
-            self.map(-1, MAP_PRIVATE | MAP_ANONYMOUS, 0)     # Linux may have unmapped what was there before it asked
+            self.map(-1, MAP_PRIVATE | MAP_ANONYMOUS, 0)     # Linux may have unmapped the old pages before it failed
             self.arena.named = 0
             raise OSError(failed, "cannot map pages of the arena")
         self.arena.grefs = &view[0]
         self.arena.domid = domid
 
     def end_of(self, ssize_t at, uint32_t length) -> tuple[int, int, int] | None:
-        """What a copy of `length` bytes at `at` in the arena is told: (gref, offset, domid), or None for an address."""
+        """The local end of a copy of `length` bytes at `at` in the arena: (gref, offset, domid), or None for an
+        address.
+        """
         cdef copy_end end
         if not name_local(&self.arena, &end, self.arena.memory + at, length):
             return None

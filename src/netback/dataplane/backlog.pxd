@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames that one read brought and the ring has no slots for yet, in order, in memory that is touched only then."""
+"""Frames that a read returned while the ring lacks slots for them, in order. The memory is touched only then."""
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset

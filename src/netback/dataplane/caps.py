@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a receiver of frames takes without our help, for Python: CAN_* of offload.pxd."""
+"""The offloads that a receiver of frames supports, for Python: CAN_* of offload.pxd."""
 
 import enum
 
@@ -14,4 +14,4 @@ class Can(enum.IntFlag):
 
 
 EVERYTHING = Can.CSUM4 | Can.CSUM6 | Can.TSO4 | Can.TSO6
-"""A link of Linux behind a virtio_net_hdr: the kernel completes and segments where its hardware cannot."""
+"""A Linux link behind a virtio_net_hdr: the kernel completes and segments what its hardware cannot."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Internet checksums: sums in memory order, and completing what a virtio_net_hdr leaves to its receiver."""
+"""Internet checksums: sums in memory order, and completing the checksum that a virtio_net_hdr leaves to its
+receiver.
+"""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from netback.dataplane.abi cimport virtio_net_hdr
@@ -17,12 +19,12 @@ cdef extern from *:
 
 
 cdef inline uint32_t swap16(uint32_t value) noexcept nogil:
-    """A 16-bit number as the memory order of a sum has it."""
+    """Convert a 16-bit number to the memory order of a sum."""
     return (value & 0xFF) << 8 | (value >> 8 & 0xFF)
 
 
 cdef inline uint64_t sum_tail(const uint8_t *at, uint32_t length) noexcept nogil:
-    """The last 0 to 7 bytes; an odd one has a zero behind it."""
+    """The last 0 to 7 bytes; an odd one is padded with zero."""
     cdef uint64_t total = 0
     if length & 4:
         total = (<const half_t *>at)[0] + <uint64_t>(<const half_t *>at)[1]
@@ -61,10 +63,10 @@ cdef inline void put_sum(uint8_t *at, uint16_t value) noexcept nogil:
 
 
 cdef inline uint16_t checksum(uint64_t total, bint udp) noexcept nogil:
-    """UDP says 0xFFFF for a sum of zero, since 0 means that there is none (RFC 768, RFC 8200 8.1)."""
+    """UDP sends 0xFFFF for a sum of zero, since 0 means no checksum (RFC 768, RFC 8200 8.1)."""
     cdef uint16_t value = ~fold(total)
     return 0xFFFF if udp and value == 0 else value
 
 
-# Completes the checksum that `hdr` asks for, in place. A field outside the frame leaves the frame as it is.
+# Completes the checksum that `hdr` requests, in place. If its field is outside the frame, the frame stays unchanged.
 cdef void complete_checksum(uint8_t *frame, uint32_t length, const virtio_net_hdr *hdr) noexcept nogil

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completes the checksum that a virtio_net_hdr asks for: see checksum.pxd."""
+"""Completes the checksum that a virtio_net_hdr requests: see checksum.pxd."""
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -26,12 +26,12 @@ cdef void complete_sctp(uint8_t *sctp, uint32_t length) noexcept nogil:
     for i in range(length):
         value = value >> 8 ^ crc_table[(value ^ sctp[i]) & 0xFF]
     value = ~value
-    memcpy(sctp + SCTP_CHECK, &value, 4)        # least significant byte first, unlike all else in a packet
+    memcpy(sctp + SCTP_CHECK, &value, 4)        # least significant byte first, unlike everything else in a packet
 
 
 cdef void complete_checksum(uint8_t *frame, uint32_t length, const virtio_net_hdr *hdr) noexcept nogil:
-    """As the header names it, tunnels included; only the packet's end is taken from the packet. A tap or link may
-    leave SCTP's checksum to its reader with the same flag."""
+    """Complete the checksum that the header names, tunnels included; only the packet's end is read from the packet. A
+    tap or link may leave SCTP's checksum to its reader with the same flag."""
     cdef headers_t h
     cdef uint32_t start = hdr.csum_start
     cdef uint32_t field = start + hdr.csum_offset

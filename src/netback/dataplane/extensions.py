@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the native part is compiled: told once, for the package's own build and the lab's."""
+"""How the native part is compiled, for the package's own build and for the lab's."""
 
 from pathlib import Path
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extra infos: slots behind a frame's first one that say more of the frame (netif.h), on both rings and at both ends.
+"""Extra infos: slots after a frame's first one that describe the frame further (netif.h), on both rings and at both
+ends.
 
-`frame_meta` is all that a frame says of itself: the flags of its first slot, which the two rings number differently,
-and what its extra infos hold. Each field but the first four counts only where `extras` has its type's bit.
+`frame_meta` is everything that describes a frame: the flags of its first slot, which the two rings number differently,
+and the contents of its extra infos. Each field but the first four is valid only if `extras` has its type's bit.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -16,13 +17,13 @@ cdef extern from *:
     int __builtin_popcount(unsigned int bits) nogil
     int __builtin_ctz(unsigned int bits) nogil
 
-cdef enum:                      # what became of reading extra infos
+cdef enum:                      # result of reading extra infos
     EXTRAS_OKAY
-    EXTRAS_TRUNCATED            # the last one announces another, which is not there
-    EXTRAS_UNKNOWN              # a type that the reader does not know
+    EXTRAS_TRUNCATED            # the last one announces another one, which is missing
+    EXTRAS_UNKNOWN              # a type that the reader does not support
     EXTRAS_GSO                  # GSO of size 0 or of an unknown type
 
-cdef enum:                      # types that a reader knows, one bit each; types that are not offered say nothing to it
+cdef enum:                      # types that a reader supports, one bit each; types that were not offered are ignored
     EXTRAS_KNOWN = 1 << EXTRA_TYPE_GSO | 1 << EXTRA_TYPE_MCAST_ADD | 1 << EXTRA_TYPE_MCAST_DEL | 1 << EXTRA_TYPE_HASH
 
 
@@ -30,7 +31,7 @@ cdef struct frame_meta:
     uint8_t csum_blank
     uint8_t data_validated
     uint8_t gso_type            # GSO_TYPE_NONE, or with the GSO bit in `extras`
-    uint8_t extras              # 1 << EXTRA_TYPE_* of each extra info that came, or that is to be written
+    uint8_t extras              # 1 << EXTRA_TYPE_* of each extra info that was read, or that is to be written
     uint16_t gso_size
     uint16_t xdp_headroom
     uint8_t hash_type
@@ -41,7 +42,7 @@ cdef struct frame_meta:
 
 
 cdef inline void clear_meta(frame_meta *meta) noexcept nogil:
-    """A frame that says nothing of itself."""
+    """A frame without flags or extra infos."""
     meta.csum_blank = meta.data_validated = meta.gso_type = meta.extras = 0
     meta.gso_size = 0
 
@@ -56,12 +57,12 @@ cdef inline void set_gso(frame_meta *meta, uint8_t gso_type, uint16_t gso_size) 
 
 
 cdef inline uint32_t extras_count(const frame_meta *meta) noexcept nogil:
-    """Slots that its extra infos take."""
+    """The number of slots for its extra infos."""
     return __builtin_popcount(meta.extras) if meta.extras else 0    # a call on x86-64-v1, and most have none
 
 
 cdef inline int read_extra(const extra_info *extra, uint32_t known, frame_meta *meta) noexcept nogil:
-    """Take one extra info into *meta; of several of one type the last counts."""
+    """Read one extra info into *meta; the last one of a type counts."""
     if extra.type >= EXTRA_TYPES_END or not known >> extra.type & 1:
         return EXTRAS_UNKNOWN
     if extra.type == EXTRA_TYPE_GSO:
@@ -85,8 +86,8 @@ cdef inline int read_extra(const extra_info *extra, uint32_t known, frame_meta *
 
 cdef inline int read_extras(const uint8_t *slots, uint32_t slot_size, uint32_t available, uint32_t known,
                             frame_meta *meta, uint32_t *count) noexcept nogil:
-    """Read the extra infos behind a first slot into *meta: `available` slots of `slot_size` bytes are at `slots`, all
-    of them private copies (XSA-155). *count is how many were looked at."""
+    """Read the extra infos after a first slot into *meta: `available` slots of `slot_size` bytes are at `slots`, all of
+    them private copies (XSA-155). *count is how many were read."""
     cdef const extra_info *extra
     cdef int outcome
     count[0] = 0
@@ -101,7 +102,7 @@ cdef inline int read_extras(const uint8_t *slots, uint32_t slot_size, uint32_t a
 
 
 cdef inline uint32_t write_extra(extra_info *extra, const frame_meta *meta, uint32_t left) noexcept nogil:
-    """Write the first of the types in `left`, which begins as meta.extras: the types that are left."""
+    """Write the first of the types in `left`, which begins as meta.extras; returns the types that are left."""
     cdef uint8_t kind = <uint8_t>__builtin_ctz(left)
     left &= left - 1
     memset(extra, 0, sizeof(extra_info))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extra infos of netif.h for tests and tools; what a frame's path uses is in extras.pxd."""
+"""The extra infos of netif.h for tests and tools; extras.pxd has the functions for a frame's path."""
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -16,7 +16,7 @@ KNOWN = EXTRAS_KNOWN
 
 
 def read(bytes slots, uint32_t slot_size, uint32_t known=EXTRAS_KNOWN):
-    """read_extras: (outcome, slots looked at, what they say: a value for each type's name)."""
+    """read_extras: (outcome, slots read, their contents: a value for each type's name)."""
     cdef frame_meta meta
     cdef uint32_t count = 0
     if not sizeof(extra_info) <= slot_size <= 12:

@@ -16,10 +16,10 @@ cdef enum:
     TYPE_8021Q = 0x8100
     TYPE_8021AD = 0x88A8
     IPV6_HEAD = 40
-    JUMBO_HEAD = 8              # the hop-by-hop header that holds a jumbo payload option alone (RFC 2675)
+    JUMBO_HEAD = 8              # the hop-by-hop header with only a jumbo payload option (RFC 2675)
     MAX_TAGS = 2
-    MAX_IP_HEAD = 256           # Linux stops looking for the transport header of IPv6 there
-    HEADERS_MAX = 338           # Ethernet, two tags, 256 bytes of IP, 60 of TCP: the outermost headers are no longer
+    MAX_IP_HEAD = 256           # Linux stops searching for the IPv6 transport header there
+    HEADERS_MAX = 338           # Ethernet, two tags, 256 bytes of IP, 60 of TCP: the maximum of the outermost headers
 
     PROTO_HOP_BY_HOP = 0
     PROTO_TCP = 6
@@ -36,22 +36,22 @@ cdef enum:
     SCTP_CHECK = 8
 
     PACKET_OUTERMOST = 0        # parse_gso: the frame's own packet ...
-    PACKET_IN_TUNNEL = 1        # ... or one that it carries
+    PACKET_IN_TUNNEL = 1        # ... or a packet inside it
 
 
 cdef struct headers_t:          # a packet of a frame, each position checked against its bounds
     uint32_t l3
     uint32_t l4
-    uint32_t payload            # first byte behind the transport header
-    uint32_t end                # first byte behind the packet
-    uint32_t final              # position of the destination address that the pseudo header means
+    uint32_t payload            # first byte after the transport header
+    uint32_t end                # first byte after the packet
+    uint32_t final              # position of the destination address that the pseudo header uses
     uint32_t next_header        # IPv6: position of the byte that announces the transport header
     uint16_t check              # checksum field, from l4
     uint8_t version
     uint8_t protocol
     uint8_t tags
-    uint8_t sized               # the IP header carries a length (Windows' LSO and Linux' BIG TCP may leave 0)
-    uint8_t jumbo               # JUMBO_HEAD where that header follows the IPv6 header and has the length, else 0
+    uint8_t sized               # the IP header has a length (Windows' LSO and Linux' BIG TCP may leave 0)
+    uint8_t jumbo               # JUMBO_HEAD if that header follows the IPv6 header and has the length, else 0
 
 
 cdef inline uint16_t get16(const uint8_t *at) noexcept nogil:
@@ -76,13 +76,13 @@ cdef inline void put32(uint8_t *at, uint32_t value) noexcept nogil:
 cdef void source_route(const uint8_t *frame, headers_t *h) noexcept nogil
 cdef int skip_extensions(const uint8_t *frame, uint32_t have, headers_t *h) noexcept nogil
 cdef uint32_t jumbo_size(const uint8_t *frame, uint32_t have, const headers_t *h) noexcept nogil
-# The packet that a GSO header means: PACKET_OUTERMOST (*cut is *outer), PACKET_IN_TUNNEL, or -1 where none is found.
+# The packet that a GSO header refers to: PACKET_OUTERMOST (*gso_packet is *outer), PACKET_IN_TUNNEL, or -1 for none.
 cdef int parse_gso(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr,
-                   headers_t *outer, headers_t *cut) noexcept nogil
+                   headers_t *outer, headers_t *gso_packet) noexcept nogil
 
 
 cdef inline int parse_link(const uint8_t *frame, uint32_t have, uint32_t at, headers_t *h) noexcept nogil:
-    """The type behind the Ethernet header at `at` and its tags, or -1."""
+    """The EtherType after the Ethernet header at `at` and its tags, or -1."""
     cdef uint16_t kind
     h.l3 = at + ETH_HEAD
     h.tags = 0
@@ -99,7 +99,7 @@ cdef inline int parse_link(const uint8_t *frame, uint32_t have, uint32_t at, hea
 
 
 cdef inline int set_end(headers_t *h, uint32_t base, uint32_t size, uint32_t length) noexcept nogil:
-    """The packet ends `size` bytes behind `base`, or with the frame where its header has no length."""
+    """The packet ends `size` bytes after `base`, or with the frame if its header has no length."""
     h.sized = size != 0
     h.end = base + size if size else length
     return -1 if h.end > length else 0
@@ -115,7 +115,7 @@ cdef inline int parse_ipv4(const uint8_t *frame, uint32_t have, uint32_t length,
     h.next_header = h.l3 + 9
     h.l4 = h.l3 + 4 * (ip[0] & 15)
     h.jumbo = 0
-    if have < h.l4 or get16(ip + 6) & 0x3FFF:       # a fragment: more to come, or not the first
+    if have < h.l4 or get16(ip + 6) & 0x3FFF:       # a fragment: more follow, or not the first
         return -1
     if h.l4 > h.l3 + 20:
         source_route(frame, h)
@@ -154,8 +154,8 @@ cdef inline int parse_ip(int kind, const uint8_t *frame, uint32_t have, uint32_t
 
 
 cdef inline int parse_network(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    """0 where the outermost packet is whole and its transport header can be named, else -1. Sets all but payload and
-    check."""
+    """Returns 0 if the outermost packet is whole and its transport header can be named, else -1. Sets all but payload
+    and check."""
     return parse_ip(parse_link(frame, have, 0, h), frame, have, length, h)
 
 
@@ -168,7 +168,9 @@ cdef inline int parse_tcp(const uint8_t *frame, uint32_t limit, headers_t *h) no
 
 
 cdef inline int parse_udp(const uint8_t *frame, uint32_t limit, headers_t *h) noexcept nogil:
-    """A datagram shorter than its packet would be summed with a length that its receiver does not use."""
+    """Refuse a datagram that is shorter than its packet: it would be summed with a length that its receiver does not
+    use.
+    """
     if limit < h.l4 + UDP_HEAD or get16(frame + h.l4 + 4) != h.end - h.l4:
         return -1
     h.check = UDP_CHECK
@@ -186,7 +188,7 @@ cdef inline int parse_transport(const uint8_t *frame, uint32_t have, headers_t *
 
 
 cdef inline int parse(const uint8_t *frame, uint32_t have, uint32_t length, headers_t *h) noexcept nogil:
-    """0 where the outermost packet is a whole TCP segment or UDP datagram, else -1. Sets all fields."""
+    """Returns 0 if the outermost packet is a whole TCP segment or UDP datagram, else -1. Sets all fields."""
     have = min(have, length)
     return -1 if parse_network(frame, have, length, h) else parse_transport(frame, have, h)
 
@@ -200,10 +202,12 @@ cdef inline uint64_t pseudo_sum(const uint8_t *frame, const headers_t *h) noexce
 
 
 cdef inline bint plain_route(const headers_t *h) noexcept nogil:
-    """The pseudo header's destination is the IP header's, which a guest that computes it would take."""
+    """Whether the pseudo header's destination is the IP header's, which a guest that computes it would use."""
     return h.final == h.l3 + (16 if h.version == 4 else 24)
 
 
 cdef inline bint exact(const headers_t *h, uint32_t length) noexcept nogil:
-    """The packet has a length, and the frame has no padding: others may take the frame's length for the packet's."""
+    """Whether the packet has a length and the frame no padding: other code may use the frame's length as the
+    packet's.
+    """
     return h.sized and h.end == length

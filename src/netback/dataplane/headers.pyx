@@ -40,8 +40,8 @@ cdef void source_route(const uint8_t *frame, headers_t *h) noexcept nogil:
 
 
 cdef int final_destination(const uint8_t *routing, uint32_t at, headers_t *h) noexcept nogil:
-    """While segments are left, the pseudo header means the route's last address (RFC 8200 8.1). It is the last one of
-    the list in types 0 and 2, the first one of a segment routing header (4); others keep it in ways of their own."""
+    """While segments are left, the pseudo header uses the route's last address (RFC 8200 8.1). It is the last one of
+    the list in types 0 and 2, the first one of a segment routing header (4); other types store it differently."""
     cdef uint32_t words = routing[1]
     if routing[3] == 0:
         return 0
@@ -52,7 +52,7 @@ cdef int final_destination(const uint8_t *routing, uint32_t at, headers_t *h) no
 
 
 cdef int skip_extensions(const uint8_t *frame, uint32_t have, headers_t *h) noexcept nogil:
-    """Past hop-by-hop, routing and destination options. Each is at least 8 bytes, so MAX_IP_HEAD bounds the loop."""
+    """Skip hop-by-hop, routing and destination options. Each is at least 8 bytes, so MAX_IP_HEAD bounds the loop."""
     while (h.protocol == PROTO_HOP_BY_HOP or h.protocol == PROTO_ROUTING or h.protocol == PROTO_DESTINATION):
         if have < h.l4 + 8:
             return -1
@@ -67,8 +67,8 @@ cdef int skip_extensions(const uint8_t *frame, uint32_t have, headers_t *h) noex
 
 
 cdef uint32_t jumbo_size(const uint8_t *frame, uint32_t have, const headers_t *h) noexcept nogil:
-    """Payload bytes of a jumbogram as Linux builds one for BIG TCP: hop-by-hop options with that option alone; else 0.
-    A length that the IPv6 header could hold is an error (RFC 2675 3)."""
+    """Payload bytes of a jumbogram as Linux builds it for BIG TCP: hop-by-hop options with that option only; else 0. A
+    length that the IPv6 header could hold is an error (RFC 2675 3)."""
     cdef const uint8_t *option = frame + h.l4
     cdef uint32_t size
     if (have < h.l4 + JUMBO_HEAD or h.protocol != PROTO_HOP_BY_HOP or option[1] != 0
@@ -78,10 +78,10 @@ cdef uint32_t jumbo_size(const uint8_t *frame, uint32_t have, const headers_t *h
     return size if 0xFFFF < size <= MAX_JUMBO else 0
 
 
-# --- tunnels. Each function gives the EtherType of what a tunnel's header at *at carries, and moves *at behind it.
+# --- tunnels. Each function returns the EtherType of the tunnel's contents and moves *at past its header.
 
 cdef inline int vxlan(const uint8_t *frame, uint32_t have, uint32_t *at) noexcept nogil:
-    """RFC 7348. Remote checksum offload names positions of its own: not cut."""
+    """RFC 7348. Remote checksum offload uses its own positions: not segmented."""
     cdef const uint8_t *header = frame + at[0]
     if have < at[0] + VXLAN_HEAD or not header[0] & VXLAN_VNI or header[1] & VXLAN_REMOTE_CHECKSUM:
         return -1
@@ -99,8 +99,7 @@ cdef inline int geneve(const uint8_t *frame, uint32_t have, uint32_t *at) noexce
 
 
 cdef inline int gre(const uint8_t *frame, uint32_t have, uint32_t *at) noexcept nogil:
-    """RFC 2784 and RFC 2890: with a key at most. A checksum or a sequence number would be another one in each
-    segment."""
+    """RFC 2784 and RFC 2890: at most a key. A checksum or a sequence number would differ in each segment."""
     cdef const uint8_t *header = frame + at[0]
     if have < at[0] + GRE_HEAD or header[0] & ~GRE_KEY or header[1]:
         return -1
@@ -110,7 +109,9 @@ cdef inline int gre(const uint8_t *frame, uint32_t have, uint32_t *at) noexcept 
 
 cdef int carried(int kind, const uint8_t *frame, uint32_t have, uint32_t at, const headers_t *outer, uint32_t l4,
                  headers_t *h) noexcept nogil:
-    """0 where the packet that begins at `at` has its transport header at `l4` and ends with the outer one, else -1."""
+    """Returns 0 if the packet that begins at `at` has its transport header at `l4` and ends with the outer one, else
+    -1.
+    """
     h.l3 = at
     h.tags = 0
     if kind == TYPE_ETHERNET:
@@ -122,8 +123,8 @@ cdef int carried(int kind, const uint8_t *frame, uint32_t have, uint32_t at, con
 
 cdef int parse_tunnel(const uint8_t *frame, uint32_t have, const headers_t *outer, uint32_t l4,
                       headers_t *h) noexcept nogil:
-    """Find the packet in a tunnel whose transport header is at `l4`: 0, or -1. A UDP port says little about what it
-    carries, so a format is right where its packet has the transport header there."""
+    """Find the packet in a tunnel whose transport header is at `l4`; returns 0, or -1. A UDP port is weak evidence of
+    its contents, so a format is accepted if its packet has the transport header there."""
     cdef uint32_t at = outer.l4
     cdef uint32_t size
     cdef int kind
@@ -149,13 +150,13 @@ cdef int parse_tunnel(const uint8_t *frame, uint32_t have, const headers_t *oute
 
 
 cdef int parse_gso(const uint8_t *frame, uint32_t have, uint32_t length, const virtio_net_hdr *hdr,
-                   headers_t *outer, headers_t *cut) noexcept nogil:
+                   headers_t *outer, headers_t *gso_packet) noexcept nogil:
     have = min(have, length)
     if parse_network(frame, have, length, outer):
         return -1
     if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and hdr.csum_start != outer.l4:
-        return PACKET_IN_TUNNEL if parse_tunnel(frame, have, outer, hdr.csum_start, cut) == 0 else -1
+        return PACKET_IN_TUNNEL if parse_tunnel(frame, have, outer, hdr.csum_start, gso_packet) == 0 else -1
     if parse_transport(frame, have, outer):
         return -1
-    cut[0] = outer[0]
+    gso_packet[0] = outer[0]
     return PACKET_OUTERMOST

@@ -5,13 +5,13 @@ from netback.dataplane.abi cimport RX_SLOT, TX_SLOT, rx_response, tx_response
 from netback.dataplane.ring cimport back_ring
 
 cdef enum:
-    JOURNAL_BODIES = 64          # where the bodies begin in a journal's page
+    JOURNAL_BODIES = 64          # offset of the bodies in a journal's page
 
 
 cdef struct journal_t:
     uint32_t committed
     uint32_t slot                # bytes of a body: the ring's slot
-    uint64_t ring                # which ring: (gref << 32 | port)
+    uint64_t ring                # identifies the ring: (gref << 32 | port)
     uint32_t old_prod
     uint32_t new_prod
 

@@ -2,7 +2,7 @@
 def arm_kill(after: int) -> None: ...
 
 class Journal:
-    """Two pages, one per ring of a queue, in the file at `path`; without a path they live as long as this object."""
+    """Two pages, one per ring of a queue, in the file at `path`; without a path they exist as long as this object."""
 
     path: str | None
     def __init__(self, path: str | None = None) -> None: ...

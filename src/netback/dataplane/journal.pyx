@@ -3,11 +3,9 @@
 
 A response overwrites the slot of its request. Killed half-way, the slots past rsp_prod would be neither
 requests nor published responses, and the next process would read one as the other. So the bodies go to a page
-that outlives us (a shared mapping of a file), then a mark says that they are whole, then they go to the ring.
+that outlives the process (a shared mapping of a file), then a mark declares them complete, then they go to the ring.
 No system call comes between the mark and rsp_prod, and a killed thread has executed its instructions in
 order, so compiler fences are all that the journal's own stores need.
-
-Knows rings and bytes, nothing of frames.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -28,7 +26,7 @@ cdef int kill_countdown = 0
 
 
 cdef void kill_point() noexcept nogil:
-    """A place where a test may have this process killed; one untaken branch otherwise."""
+    """A point at which a test may have this process killed; otherwise one branch that is not taken."""
     global kill_countdown
     if kill_countdown:
         kill_countdown -= 1
@@ -37,7 +35,7 @@ cdef void kill_point() noexcept nogil:
 
 
 def arm_kill(int after):
-    """Have the process killed at the `after`-th kill point from now: tests of crash safety alone."""
+    """Have the process killed at the `after`-th kill point from now. Only tests of crash safety use it."""
     global kill_countdown
     kill_countdown = after
 
@@ -55,8 +53,8 @@ cdef inline void write_slots(
 
 
 cdef int push_responses(back_ring *ring, journal_t *journal, const uint8_t *bodies, uint32_t count) noexcept nogil:
-    """Publish `count` response slots (whole, in ring order) from ring.rsp_prod on; 1 where the frontend asked
-    to be told.
+    """Publish `count` response slots (whole, in ring order) from ring.rsp_prod on; returns 1 if the frontend asked for
+    an event.
     """
     cdef int notify
     kill_point()
@@ -77,7 +75,7 @@ cdef int push_responses(back_ring *ring, journal_t *journal, const uint8_t *bodi
 
 
 cdef void complete_journal(back_ring *ring, journal_t *journal) noexcept nogil:
-    """Finish what a killed predecessor had committed, before anything else looks at the ring."""
+    """Complete what a killed predecessor committed, before the ring is used in any other way."""
     cdef uint32_t count = journal.new_prod - journal.old_prod
     compiler_fence()
     if journal.committed and journal.old_prod == load_acquire(&ring.shared.rsp_prod) and count <= RING_SLOTS:
@@ -88,7 +86,7 @@ cdef void complete_journal(back_ring *ring, journal_t *journal) noexcept nogil:
 
 
 cdef class Journal:
-    """Two pages, one per ring of a queue, in the file at `path`; without a path they live as long as this object."""
+    """Two pages, one per ring of a queue, in the file at `path`; without a path they exist as long as this object."""
 
     def __cinit__(self, str path=None):
         cdef int fd = -1
@@ -97,7 +95,7 @@ cdef class Journal:
         if path is not None:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.posix_fallocate(fd, 0, 2 * PAGE_SIZE)     # a store to a hole of a full file system is a SIGBUS
+                os.posix_fallocate(fd, 0, 2 * PAGE_SIZE)     # storing into a hole of a full file system raises SIGBUS
             except OSError:
                 os.close(fd)
                 raise
@@ -114,7 +112,7 @@ cdef class Journal:
             munmap(self.base, 2 * PAGE_SIZE)
 
     cdef journal_t *of_ring(self, int which, uint64_t ring, uint32_t slot):
-        """The journal of one ring (0 TX, 1 RX); what it holds of another ring is void."""
+        """The journal of one ring (0 TX, 1 RX); entries of another ring are void."""
         cdef journal_t *journal = <journal_t *>(self.base + which * PAGE_SIZE)
         if journal.ring != ring or journal.slot != slot:
             memset(journal, 0, sizeof(journal_t))
@@ -123,5 +121,5 @@ cdef class Journal:
         return journal
 
     def clear(self) -> None:
-        """Forget everything: these are new rings, whatever their numbers."""
+        """Clear both pages: these are new rings, even if their names are reused."""
         memset(self.base, 0, 2 * PAGE_SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A queue of either end as the worker sees it: two directions with a state each, what ends it, what it counts."""
+"""A queue of either end for the worker: two directions with a state each, the reason of its end, its counters."""
 from libc.stdint cimport uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_UP, Peer, peer_t
@@ -7,7 +7,7 @@ from netback.dataplane.platform.events cimport events_t
 from netback.dataplane.timers cimport timer_t
 from netback.dataplane.workspace cimport workspace_t
 
-cdef enum:                      # state of a direction: states.py has the table, and says what each means
+cdef enum:                      # state of a direction: states.py has the table and the meanings
     STATE_RING_IDLE, STATE_RING_MORE, STATE_PEER_FULL, STATE_PEER_BUSY,
     STATE_PEER_IDLE, STATE_PEER_MORE, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_STALLED, STATE_NO_SLOTS_UNANNOUNCED,
     STATE_REFUSED, STATE_PEER_CLOSED, STATE_BROKEN,
@@ -26,12 +26,12 @@ cdef enum:                      # condition of a link: the values of notices.Not
     LINK_READY, LINK_STALLED, LINK_PEER_GONE, LINK_BROKEN
 
 
-cdef enum:                      # reason: why a link is broken; REASONS in link.pyx has their texts
+cdef enum:                      # reason: why a link is broken; REASONS in link.pyx has the texts
     REASON_NONE, REASON_TX_INDEX, REASON_RX_INDEX, REASON_TRUNCATED, REASON_SLOTS, REASON_EXTRA, REASON_GSO,
     REASON_RESPONSE
 
 
-cdef enum:                      # counter: COUNTERS in link.pyx has their names in this order, and what each counts
+cdef enum:                      # counter: COUNTERS in link.pyx has the names in this order, and the meanings
     TX_FRAMES, TX_BYTES, TX_SLOTS, TX_BURSTS, TX_NOTIFIES, TX_ERRORS, TX_DROPPED, TX_FIXED_UP, TX_COMPLETED,
     TX_SEGMENTED, TX_TOO_BIG, TX_FULL, TX_REFUSED, TX_STALLS, TX_FAULTS, TX_SHORT, TX_TRUNCATED,
     RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_FIXED_UP, RX_COMPLETED,
@@ -41,50 +41,50 @@ cdef enum:                      # counter: COUNTERS in link.pyx has their names 
 
 
 cdef enum:
-    BUSY_WAIT = 20 * 1000 * 1000         # ns that a link waits for a peer that is busy ...
-    BUSY_WINDOW = 200 * 1000 * 1000      # ... in any of these
+    BUSY_WAIT = 20 * 1000 * 1000         # ns that a link waits for a busy peer ...
+    BUSY_WINDOW = 200 * 1000 * 1000      # ... in any period of this many ns
 
 
 cdef struct row_t:               # a row of states.TABLE
     uint32_t polled              # events
     uint32_t watch               # events
     uint64_t timer               # ns; 0: none
-    int expires                  # the state after the timer, if nothing moved while it ran; -1: the same
+    int expires                  # the state after the timer, if nothing moved while it ran; -1: unchanged
     bint again
 
 
 cdef struct direction_t:
-    int (*poll)(link_t *, workspace_t *) noexcept nogil      # one burst; its result is the next state
+    int (*poll)(link_t *, workspace_t *) noexcept nogil      # serves one burst; returns the next state
     int state
     uint32_t events              # since the last poll
     uint32_t port                # event channel of this direction's ring
-    bint notify                  # the far side asked to be notified of what this poll did
+    bint notify                  # the far side asked for an event after this poll
     uint32_t progress            # changes with every poll that moved something
     uint32_t progress_then       # when the timer was set
-    uint64_t period              # that the timer was set for
+    uint64_t period              # the state that the timer was set for
     timer_t timer
 
 
 cdef struct link_t:
     direction_t ring_to_peer
     direction_t peer_to_ring
-    uint64_t (*producer_snapshot)(link_t *) noexcept nogil   # changes whenever the far side produced something
+    uint64_t (*producer_snapshot)(link_t *) noexcept nogil   # changes whenever the far side published something
     peer_t *peer
     events_t *events
     bint rx_unannounced          # the frontend has no feature-rx-notify: no event follows the slots that it posts
     bint traced
     bint captured
     int broken                   # reason
-    int reported                 # the condition that Python knows
-    bint noticed                 # among the worker's notices
-    uint32_t index               # in the worker's table
-    uint32_t interest            # epoll events that the worker has asked of the peer's descriptor
-    bint runnable                # among the worker's runnable links
+    int reported                 # the condition last reported to Python
+    bint noticed                 # in the worker's list of notices
+    uint32_t index               # index in the worker's table
+    uint32_t interest            # epoll events requested for the peer's descriptor
+    bint runnable                # in the worker's list of runnable links
     bint poll_follows            # another poll follows this one, so arming the ring can wait
     uint64_t producers_seen      # producer_snapshot at the last event
-    uint32_t spurious_events     # since then
-    timer_t unmask               # set: the port stays masked until then
-    uint64_t busy_since          # ns: when the present BUSY_WINDOW began
+    uint32_t spurious_events     # spurious events since then
+    timer_t unmask               # set while the back-off lasts: the port stays masked
+    uint64_t busy_since          # ns: when the current BUSY_WINDOW began
     uint64_t counters[COUNTERS_END]
 
 
@@ -99,7 +99,7 @@ cdef inline uint64_t now_ns() noexcept nogil:
 
 
 cdef inline int link_condition(link_t *link) noexcept nogil:
-    """What Python is told of a link: the first of these that holds."""
+    """The condition to report to Python: the first of these that holds."""
     if link.broken:
         return LINK_BROKEN
     if link.peer.condition != PEER_UP:
@@ -113,7 +113,7 @@ cdef inline int break_link(link_t *link, int reason) noexcept nogil:
 
 
 cdef inline int peer_refuses(link_t *link) noexcept nogil:
-    """The state of a direction whose peer did not take everything."""
+    """The state of a direction whose peer did not accept everything."""
     return STATE_PEER_BUSY if link.peer.blocked == PEER_BUSY else STATE_PEER_FULL
 
 
@@ -122,11 +122,11 @@ cdef inline bint lacks_slots(int state) noexcept nogil:
 
 
 cdef inline bint gives_up(link_t *link) noexcept nogil:
-    """Whether the frame that a busy peer just refused is lost, rather than tried again in a millisecond.
+    """Whether the frame that a busy peer just refused is lost, instead of tried again in a millisecond.
 
-    AF_PACKET reports each drop of an egress filter, a shaper or the far end as ENOBUFS, also those that it will repeat
-    for ever (docs/decisions.md, TX backpressure). So a link waits for 20 ms from the first refusal on, and not again
-    before 200 ms have passed since; a refusal outside that time is a loss, as on a wire.
+    AF_PACKET reports each drop of an egress filter, a shaper or the far end as ENOBUFS, including those that it will
+    repeat for ever (docs/decisions.md, TX backpressure). So a link waits for 20 ms from the first refusal on, and not
+    again before 200 ms have passed since; a refusal outside that time is a loss, as on a wire.
     """
     cdef uint64_t now
     if link.peer.blocked != PEER_BUSY:
@@ -140,4 +140,4 @@ cdef inline bint gives_up(link_t *link) noexcept nogil:
 cdef class Link:
     cdef link_t *link
     cdef readonly Peer peer
-    cdef object keep             # what the C structure points into
+    cdef object keep             # keeps alive what the C structure points to

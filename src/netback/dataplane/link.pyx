@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A queue of either end, as a worker serves it. Knows what the two ends have in common, nothing of how frames move."""
+"""A queue of either end, as a worker serves it: the common part of the two ends."""
 from libc.stdint cimport uint32_t
 from netback.dataplane.notices import Notice
 from netback.dataplane.ring cimport load_acquire, sring
@@ -21,7 +21,7 @@ REASONS = {
     REASON_SLOTS: "TX frame has too many slots",
     REASON_EXTRA: "TX extra info of an unknown type",
     REASON_GSO: "TX GSO extra with an impossible type or size",
-    REASON_RESPONSE: "a response that cannot be: unknown id or impossible rsp_prod",
+    REASON_RESPONSE: "an impossible response: unknown id or impossible rsp_prod",
 }
 
 _KINDS = (
@@ -30,14 +30,14 @@ _KINDS = (
     "slots",         # of a ring that were used
     "bursts",        # pushes to a ring
     "notifies",      # events that the far side asked for
-    "errors",        # TX frames answered ERROR, RX slots whose copy failed; at a frontend: responses that say ERROR
+    "errors",        # TX frames answered ERROR, RX slots whose copy failed; at a frontend: responses with status ERROR
     "dropped",       # frames whose offloads cannot be done, and frames below 14 bytes
     "fixed_up",      # TX frames with GSO and without csum_blank
-    "completed",     # checksums
-    "segmented",     # frames that were cut
-    "too_big",       # frames for which no number of slots is enough
-    "full",          # ring to peer: polls after which the peer had not taken everything
-    "refused",       # ring to peer: frames that the peer will never take
+    "completed",     # checksums completed
+    "segmented",     # frames that were segmented
+    "too_big",       # frames that no number of slots can hold
+    "full",          # ring to peer: polls after which the peer had not accepted everything
+    "refused",       # ring to peer: frames that the peer will never accept
     "stalls",        # peer to ring: waits for slots
     "faults",        # peer to ring: reads that failed
     "short",         # peer to ring: messages without a frame
@@ -62,22 +62,22 @@ cdef class Link:
 
     @property
     def broken(self) -> str | None:
-        """Why the far side's misbehaviour ended it, or None."""
+        """The reason why the far side broke the link, or None."""
         return REASONS[self.link.broken] if self.link.broken else None
 
     @property
     def condition(self) -> Notice:
-        """What the worker last found it to be."""
+        """The link's condition at the worker's last check."""
         return Notice(link_condition(self.link))
 
     @property
     def index(self) -> int:
-        """Its place in its worker's table: the `link` of its records."""
+        """Its index in its worker's table: the `link` of its records."""
         return self.link.index
 
     @property
     def counters(self) -> dict[str, int]:
-        """A snapshot of everything that this queue counts, since it was made."""
+        """A snapshot of all counters of this queue, since it was created."""
         cdef int i
         return {COUNTERS[i]: self.link.counters[i] for i in range(COUNTERS_END)}
 
@@ -88,18 +88,18 @@ cdef class Link:
 
     @property
     def blocked(self) -> tuple[bool, bool]:
-        """(the peer takes no more, slots lack)."""
+        """(the peer is full, slots are missing)."""
         return (self.link.ring_to_peer.state in (STATE_PEER_FULL, STATE_PEER_BUSY),
                 lacks_slots(self.link.peer_to_ring.state))
 
     def watch(self, *, bint traced, bint captured) -> None:
-        """Write down each slot and/or each frame from now on: Worker.records."""
+        """Record each slot and/or each frame from now on: Worker.records."""
         self.link.traced = traced
         self.link.captured = captured
 
 
 cdef dict ring_indices(size_t page, uint32_t private):
-    """A ring's four shared indices, and the private one of the end that asks."""
+    """A ring's four shared indices, and the private one of this end."""
     cdef sring *shared = <sring *>page
     return {
         "req_prod": load_acquire(&shared.req_prod),

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdicts: what has to be done to a frame between a netif ring and a virtio_net_hdr peer, in both directions.
+"""Verdicts: how a frame must be changed between a netif ring and a virtio_net_hdr peer, in both directions.
 
-Knows headers and flags, nothing of rings, slots, descriptors or guests. Each function is pure: no allocation, no system
-call, no exception. Hostile bytes yield a verdict and nothing else. `frame` must be private memory (never a page that a
-guest can still write, XSA-155).
+Each function is pure: no allocation, no system call, no exception. It sees headers and flags only. Hostile bytes yield
+a verdict and nothing else. `frame` must be private memory (never a page that a guest can still write, XSA-155).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
@@ -13,23 +12,23 @@ from netback.dataplane.abi cimport (
 from netback.dataplane.extras cimport clear_meta, frame_meta
 
 cdef enum:                      # verdicts
-    OFFLOAD_DROP = -1           # cannot be made right: count it, answer as for any dropped frame
-    OFFLOAD_PASS = 0            # as is, with the header or flags that were filled in
+    OFFLOAD_DROP = -1           # cannot be made valid: count it, answer as for any dropped frame
+    OFFLOAD_PASS = 0            # unchanged, with the header or flags that were filled in
     OFFLOAD_COMPLETE = 1        # call complete_checksum, then pass without any flags
-    OFFLOAD_SEGMENT = 2         # cut with segments_begin and segments_next; pass each without any flags
-    OFFLOAD_SPLIT = 3           # toward netif: longer than its frames: cut into GSO frames (segments_begin's `whole`)
+    OFFLOAD_SEGMENT = 2         # segment with segments_begin and segments_next; pass each segment without flags
+    OFFLOAD_SPLIT = 3           # toward netif: longer than its frames: split into GSO frames (segments_begin's `whole`)
 
 cdef enum:
     MAX_FRAME = 0xFFFF + 22     # toward netif, bytes: the longest IP packet, Ethernet and two tags
 
-cdef enum:                      # caps: what the receiver takes
+cdef enum:                      # caps: offloads that the receiver accepts
     CAN_CSUM4 = 1
     CAN_CSUM6 = 2
     CAN_TSO4 = 4
     CAN_TSO6 = 8
 
 
-# The two slow halves: for frames that ask for something.
+# The two slow halves: for frames that request an offload.
 cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const frame_meta *src, uint32_t caps,
                     virtio_net_hdr *hdr, uint8_t *fixed_up) noexcept nogil
 cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t *length, const virtio_net_hdr *hdr,
@@ -37,7 +36,7 @@ cdef int virtio_work(const uint8_t *frame, uint32_t have, uint32_t *length, cons
 
 
 # In both: `have` bytes of the frame's beginning are at `frame`, *length is the whole frame's. A GSO frame that passes
-# is shortened to its packet: padding serves short frames, and a receiver would cut it as payload.
+# is shortened to its packet: padding is for short frames, and a receiver would segment it as payload.
 
 # netif -> virtio (backend TX, frontend RX). May write the pseudo-header sum into the checksum field. Always sets *hdr
 # and *fixed_up.

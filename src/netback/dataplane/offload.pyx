@@ -6,12 +6,12 @@
   untagged frame. netback completes every other checksum.
 - The packet ends where its IP header says; what follows in the frame is padding, never payload, never summed.
 - Fragments and packets whose lengths contradict each other have no checksum to complete.
-- A GSO frame whose checksum field is not the outermost transport header's is a tunnel's: the packet inside is cut, or
-  the frame is dropped. It is never cut at the outermost header.
+- A GSO frame whose checksum field is not the outermost transport header's belongs to a tunnel: the inner packet is
+  segmented, or the frame is dropped. It is never segmented at the outermost header.
 - A GSO frame without an IP length, or of more than 64 KiB (Linux' BIG TCP), goes to a guest as GSO frames that netif
   can express.
 
-The Python functions at the end are for tests and tools: they copy, and let a sanitizer see every byte read too far.
+The Python functions at the end are for tests and tools: they copy, so a sanitizer notices bytes read past the end.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
@@ -40,7 +40,7 @@ cdef inline uint32_t tso_caps(const headers_t *h) noexcept nogil:
 # --- from a netif ring
 
 cdef inline int blank_to_virtio(const headers_t *h, uint32_t length, uint32_t caps) noexcept nogil:
-    """Padding is completed here, since a peer would sum it."""
+    """Complete frames with padding here, since a peer would include the padding in the sum."""
     if not h.sized:
         return OFFLOAD_DROP
     return OFFLOAD_PASS if caps & csum_cap(h) and h.end == length else OFFLOAD_COMPLETE
@@ -54,7 +54,7 @@ cdef inline int gso_to_virtio(const headers_t *h, uint32_t caps, uint16_t size, 
 
 
 cdef inline uint8_t virtio_gso(uint8_t gso_type) noexcept nogil:
-    """netif's GSO type as virtio has it; an unknown one as one that cuts nothing."""
+    """netif's GSO type in virtio's numbers; an unknown type maps to one that never segments."""
     if gso_type == GSO_TYPE_TCPV4:
         return VIRTIO_NET_HDR_GSO_TCPV4
     return VIRTIO_NET_HDR_GSO_TCPV6 if gso_type == GSO_TYPE_TCPV6 else VIRTIO_NET_HDR_GSO_NONE
@@ -84,7 +84,7 @@ cdef int netif_work(uint8_t *frame, uint32_t have, uint32_t *length, const frame
 # --- toward a netif ring
 
 cdef inline bint netfront_finds(const headers_t *h, const virtio_net_hdr *hdr) noexcept nogil:
-    """The peer's header asks for the very checksum that a frontend finds by itself."""
+    """Whether the peer's header requests the same checksum that a frontend finds by itself."""
     return (hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and h.tags == 0 and plain_route(h)
             and hdr.csum_start == h.l4 and hdr.csum_offset == h.check)
 
@@ -155,7 +155,7 @@ cdef virtio_net_hdr header_of(header) except *:
 
 
 cdef uint8_t *room(size_t size) except NULL:
-    """On the heap and not a byte larger, for a sanitizer to watch its end."""
+    """A copy on the heap, exactly as long, so that a sanitizer notices overruns."""
     cdef uint8_t *bytes_ = <uint8_t *>malloc(size)
     if bytes_ is NULL:
         raise MemoryError
@@ -212,8 +212,8 @@ def complete(bytearray frame, header):
 
 
 def split(bytes frame, header, *, bint whole=True):
-    """segments_begin and segments_next: the frames that a GSO frame is cut into, each with its flags as to_netif gives
-    them; none if it cannot be cut."""
+    """segments_begin and segments_next: the segments of a GSO frame, each with its flags as to_netif returns them; none
+    if it cannot be segmented."""
     cdef uint32_t length = len(frame)
     cdef uint32_t size
     cdef virtio_net_hdr hdr = header_of(header)
@@ -233,5 +233,5 @@ def split(bytes frame, header, *, bint whole=True):
 
 
 def segment(bytes frame, header):
-    """The frames that a GSO frame is cut into for receivers that take no GSO."""
+    """The segments of a GSO frame for receivers without GSO."""
     return [piece for piece, _ in split(frame, header, whole=False)]

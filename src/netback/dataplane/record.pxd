@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a traced or captured link writes down. records.py parses it."""
+"""The record of a traced or captured link. records.py parses it."""
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.link cimport link_t
 from netback.dataplane.workspace cimport workspace_t
 
-cdef enum:                      # record kind: what is written down of a traced or captured link
+cdef enum:                      # record kind: what a traced or captured link records
     RECORD_TX_SLOT = 1
     RECORD_RX_SLOT = 2
     RECORD_TX_FRAME = 3

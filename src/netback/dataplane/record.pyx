@@ -6,7 +6,7 @@ from netback.dataplane.workspace cimport RECORD_BYTES
 
 
 cdef void record(workspace_t *ws, link_t *link, record_t *entry, const uint8_t *bytes, uint32_t length) noexcept nogil:
-    """Append a record; where the reader is behind it is lost and counted, never waited for."""
+    """Append a record. If the reader is too slow, the record is lost and counted; the worker never waits for it."""
     cdef uint32_t size = (sizeof(record_t) + length + 7) & ~<uint32_t>7
     cdef timespec now
     if ws.records_used + size > RECORD_BYTES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records of a traced or captured queue. Knows the layout of record_t in dataplane/record.pxd."""
+"""Parses the records of a traced or captured queue, with the layout of record_t in dataplane/record.pxd."""
 
 import struct
 from collections.abc import Iterator

@@ -3,10 +3,10 @@
 
 A ring is one page: four indices, then RING_SLOTS slots. The frontend writes requests and moves req_prod, the backend
 writes each response over its request and moves rsp_prod. All indices are free-running uint32_t, so every difference
-below wraps as io/ring.h wants, and slot i lies at i modulo RING_SLOTS.
+below wraps as io/ring.h requires, and slot i is at i modulo RING_SLOTS.
 
 The far side may write anything to the page at any time (XSA-155). So an index is read once, checked, and used from
-private memory: `back_pending` and `front_pending` are these checks, and a difference that cannot be breaks the link
+private memory: `back_pending` and `front_pending` are these checks, and an impossible difference breaks the link
 (XSA-39, XSA-155). A backend answers in ring order and takes a request only when it answers it, so rsp_prod is the one
 private index that it has, and a process that takes the ring over finds it in the page.
 
@@ -52,7 +52,7 @@ cdef struct back_ring:
 
 cdef struct front_ring:
     sring *shared
-    uint32_t req_prod            # filled by us, published up to shared.req_prod
+    uint32_t req_prod            # filled by this end, published up to shared.req_prod
     uint32_t rsp_cons            # next response to take
 
 
@@ -65,19 +65,19 @@ cdef inline uint8_t *rx_slot(sring *shared, uint32_t index) noexcept nogil:
 
 
 cdef inline void back_attach(back_ring *ring, void *page) noexcept nogil:
-    """Start where the last backend stopped answering: a fresh ring has 0 there, a live one its rsp_prod."""
+    """Start where the last backend stopped answering: a new ring has 0 there, a live one its rsp_prod."""
     ring.shared = <sring *>page
     ring.rsp_prod = load_acquire(&ring.shared.rsp_prod)
 
 
 cdef inline int back_pending(back_ring *ring) noexcept nogil:
-    """Requests that wait, from one read of req_prod; -1 where the guest's index is impossible (XSA-39)."""
+    """Pending requests, from one read of req_prod; -1 if the guest's index is impossible (XSA-39)."""
     cdef uint32_t pending = load_acquire(&ring.shared.req_prod) - ring.rsp_prod
     return <int>pending if pending <= RING_SLOTS else -1
 
 
 cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
-    """Publish responses up to rsp_prod; 1 where the frontend asked to be told."""
+    """Publish responses up to rsp_prod; returns 1 if the frontend asked for an event."""
     cdef uint32_t old = ring.rsp_prod
     store_release(&ring.shared.rsp_prod, rsp_prod)
     ring.rsp_prod = rsp_prod
@@ -86,8 +86,8 @@ cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
 
 
 cdef inline int back_arm(back_ring *ring, uint32_t wanted) noexcept nogil:
-    """Ask for an event once `wanted` requests wait, then look again (io/ring.h's final check): what waits
-    now, or -1.
+    """Ask for an event once `wanted` requests are pending, then check again (io/ring.h's final check); returns the
+    pending ones, or -1.
     """
     store_relaxed(&ring.shared.req_event, ring.rsp_prod + wanted)
     full_fence()
@@ -110,7 +110,7 @@ cdef inline int front_room(front_ring *ring) noexcept nogil:
 
 
 cdef inline int front_push(front_ring *ring) noexcept nogil:
-    """Publish the filled requests; 1 where the backend asked to be told."""
+    """Publish the filled requests; returns 1 if the backend asked for an event."""
     cdef uint32_t old = load_relaxed(&ring.shared.req_prod)
     store_release(&ring.shared.req_prod, ring.req_prod)
     full_fence()
@@ -118,7 +118,7 @@ cdef inline int front_push(front_ring *ring) noexcept nogil:
 
 
 cdef inline int front_pending(front_ring *ring) noexcept nogil:
-    """Responses not yet taken; -1 where the backend's index is impossible."""
+    """Responses not yet taken; -1 if the backend's index is impossible."""
     cdef uint32_t prod = load_acquire(&ring.shared.rsp_prod)
     if <uint32_t>(prod - ring.rsp_cons) > <uint32_t>(ring.req_prod - ring.rsp_cons):
         return -1
@@ -126,7 +126,7 @@ cdef inline int front_pending(front_ring *ring) noexcept nogil:
 
 
 cdef inline int front_arm(front_ring *ring, uint32_t wanted) noexcept nogil:
-    """Ask for an event once `wanted` responses wait, then look again."""
+    """Ask for an event once `wanted` responses are pending, then check again."""
     store_relaxed(&ring.shared.rsp_event, ring.rsp_cons + wanted)
     full_fence()
     return front_pending(ring)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts a GSO frame into the segments that its virtio_net_hdr describes: TCP, UDP datagrams, IP fragments.
+"""Segments a GSO frame as its virtio_net_hdr describes: TCP, UDP datagrams, IP fragments.
 
-The packet that is cut may be in a tunnel (VXLAN, Geneve, GRE, IP in IP): then the headers outside get the lengths,
-identifications and checksums of each segment, too.
+The packet may be in a tunnel (VXLAN, Geneve, GRE, IP in IP): then the outer headers also get the lengths,
+identifications and checksums of each segment.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -13,7 +13,7 @@ from netback.dataplane.abi cimport (
 from netback.dataplane.extras cimport frame_meta
 from netback.dataplane.headers cimport PROTO_TCP, PROTO_UDP, headers_t
 
-cdef enum:                      # limits on what a sender may ask to have cut
+cdef enum:                      # limits on what a sender may request to have segmented
     MIN_GSO_SIZE = 8            # Linux' TCP_MIN_GSO_SIZE: its smallest MSS (48) less the TCP options (40)
     MAX_SEGMENTS = 2048         # bounds the cost of one frame: 64 KiB at that MSS with timestamps is 1820 segments
 
@@ -24,29 +24,29 @@ cdef enum:                      # limits on what a sender may ask to have cut
     KIND_FRAGMENTS = 2
 
 
-cdef struct segments_t:         # a cut in progress: plain values, may be copied and kept between bursts
+cdef struct segments_t:         # a segmentation in progress: plain values, may be copied and kept between bursts
     uint64_t pseudo             # sum of the pseudo header without its length
     uint64_t outer_pseudo       # the same of the tunnel's UDP header
     uint32_t at                 # next payload byte of the frame
-    uint32_t end                # first byte of the frame that is not the packet's
+    uint32_t end                # first byte of the frame after the packet
     uint32_t largest            # bytes of the largest segment: the capacity that segments_next needs
     uint32_t count              # segments in all
-    uint32_t index              # segments already given
+    uint32_t index              # segments already returned
     uint32_t seq                # of the next segment, host order; for IPv6 fragments their identification
     uint16_t size               # payload bytes of each segment but the last
-    uint16_t gso_size           # not 0: each segment longer than this is a GSO frame itself, its checksum blank
-    uint16_t head               # bytes of header that each segment has
+    uint16_t gso_size           # if not 0: each segment longer than this is a GSO frame itself, its checksum blank
+    uint16_t head               # bytes of header of each segment
     uint16_t l3                 # positions in each segment
     uint16_t l4
-    uint16_t outer_l3           # in a tunnel: the headers outside of it
+    uint16_t outer_l3           # in a tunnel: the headers outside it
     uint16_t outer_l4
     uint16_t id                 # IPv4 identification of the first segment ...
-    uint16_t id_step            # ... and by how much each one's differs from the last one's
+    uint16_t id_step            # ... and the step from one segment's to the next one's
     uint16_t outer_id
     uint16_t datagram_sum       # IP fragments: the completed checksum of the whole datagram
     uint16_t next_header        # IPv6 fragments: the byte that must announce the fragment header
-    uint16_t inserted           # IPv6 fragments: size of that header, put in at l4
-    uint16_t left_out           # IPv6 jumbograms: size of the header behind the IPv6 header that segments do not have
+    uint16_t inserted           # IPv6 fragments: size of that header, inserted at l4
+    uint16_t left_out           # IPv6 jumbograms: size of the header after the IPv6 header that segments do not have
     uint8_t version             # 4 or 6
     uint8_t outer_version       # 0: no tunnel
     uint8_t outer_udp
@@ -54,17 +54,18 @@ cdef struct segments_t:         # a cut in progress: plain values, may be copied
     uint8_t kind
 
 
-# Begin a cut: 0, or -1 where the frame cannot be cut (drop it). `frame` is the whole frame, the same in each call.
-# `whole`: GSO frames as long as a netif frame may be, for verdict OFFLOAD_SPLIT; else segments of gso_size.
+# Begin to segment; returns 0, or -1 if the frame cannot be segmented (drop it). `frame` is the whole frame, the same in
+# each call. `whole`: GSO frames as long as a netif frame may be, for verdict OFFLOAD_SPLIT; else segments of gso_size.
 cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length, const virtio_net_hdr *hdr,
                         bint whole) noexcept nogil
-# Length of the next segment, written to `out`; 0: done, or capacity < it.largest. *meta: how it goes on a netif ring.
+# Length of the next segment, written to `out`; 0: done, or capacity < it.largest. *meta: its description for a netif
+# ring.
 cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity,
                             frame_meta *meta) noexcept nogil
 
 
 cdef inline int kind_of(const headers_t *h, uint8_t gso_type) noexcept nogil:
-    """How a frame of a virtio GSO type is cut; -1 where the type is not the frame's."""
+    """How to segment a frame of a virtio GSO type; -1 if the type does not match the frame."""
     if gso_type == VIRTIO_NET_HDR_GSO_TCPV4:
         return KIND_TCP if h.protocol == PROTO_TCP and h.version == 4 else -1
     if gso_type == VIRTIO_NET_HDR_GSO_TCPV6:
@@ -78,8 +79,8 @@ cdef inline int kind_of(const headers_t *h, uint8_t gso_type) noexcept nogil:
 
 cdef inline uint32_t segments_of(const headers_t *outer, const headers_t *h, uint8_t gso_type,
                                  uint16_t size) noexcept nogil:
-    """How many segments a cut makes, 0 where it cannot be made. Fragments are cut from the UDP header on, in eights,
-    and not in a tunnel."""
+    """The number of segments, 0 if it cannot be segmented. Fragments begin after the IP header, in multiples of
+    eight, and not in a tunnel."""
     cdef int kind = kind_of(h, gso_type)
     cdef uint32_t step = size & ~7u if kind == KIND_FRAGMENTS else size
     cdef uint32_t begin = h.l4 if kind == KIND_FRAGMENTS else h.payload
@@ -90,5 +91,5 @@ cdef inline uint32_t segments_of(const headers_t *outer, const headers_t *h, uin
         return 0
     count = (h.end - begin + step - 1) // step
     if count == 0:
-        return 1                        # headers alone
+        return 1                        # only headers
     return count if count <= MAX_SEGMENTS else 0

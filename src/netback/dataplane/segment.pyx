@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts a GSO frame into segments: see segment.pxd."""
+"""Segments a GSO frame: see segment.pxd."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -57,7 +57,7 @@ cdef void set_positions(segments_t *it, const headers_t *h, const uint8_t *frame
 
 
 cdef void set_tunnel(segments_t *it, const headers_t *outer, const uint8_t *frame) noexcept nogil:
-    """A UDP checksum of zero means that the tunnel has none; Linux leaves another value where it wants one."""
+    """Whether the tunnel has a UDP checksum: zero means none; Linux leaves another value if it wants one."""
     it.outer_version = outer.version
     it.outer_l3 = <uint16_t>outer.l3
     it.outer_l4 = <uint16_t>outer.l4
@@ -68,7 +68,7 @@ cdef void set_tunnel(segments_t *it, const headers_t *outer, const uint8_t *fram
 
 
 cdef void set_sizes(segments_t *it, uint16_t gso_size, bint whole) noexcept nogil:
-    """As many segments in one as a netif frame has room for, where the receiver cuts them itself."""
+    """The number of segments that fit into one netif frame, which the receiver then segments itself."""
     cdef uint32_t together = (MAX_NETIF_FRAME - it.head) // gso_size if whole else 0
     it.size = gso_size
     it.id_step = 1
@@ -101,11 +101,11 @@ cdef inline void copy_headers(const segments_t *it, const uint8_t *frame, uint8_
     memcpy(out, frame, first)
     if it.left_out:
         memcpy(out + first, frame + first + it.left_out, it.head - first)
-        out[it.l3 + 6] = frame[first]       # the header that is left out announced the next one
+        out[it.l3 + 6] = frame[first]       # the omitted header announced the next one
 
 
 cdef inline void write_ip(uint8_t *ip, uint32_t head, uint8_t version, uint32_t length, uint32_t id) noexcept nogil:
-    """The length of a packet whose IP header has `head` bytes; IPv4: identification and checksum."""
+    """Set the length of a packet whose IP header has `head` bytes; for IPv4 also identification and checksum."""
     if version == 6:
         put16(ip + 4, length - IPV6_HEAD)
         return
@@ -116,7 +116,7 @@ cdef inline void write_ip(uint8_t *ip, uint32_t head, uint8_t version, uint32_t 
 
 
 cdef inline void write_fragment(const segments_t *it, uint8_t *out) noexcept nogil:
-    """What names a fragment's place: in the IPv4 header, which loses DF, or in a header of its own."""
+    """Set a fragment's position: in the IPv4 header, which loses DF, or in a fragment header."""
     cdef uint32_t offset = it.at - it.l4
     cdef bint more = it.index + 1 < it.count
     if it.version == 4:
@@ -139,7 +139,7 @@ cdef inline void write_tcp(const segments_t *it, uint8_t *tcp) noexcept nogil:
 
 
 cdef inline void write_transport(const segments_t *it, uint8_t *l4, uint32_t length) noexcept nogil:
-    """A frame whose checksum stays blank has the pseudo header's sum in its place."""
+    """Put the pseudo header's sum into a frame whose checksum stays blank."""
     cdef uint32_t check = TCP_CHECK if it.kind == KIND_TCP else UDP_CHECK
     cdef uint64_t pseudo = it.pseudo + swap16(length)
     if it.kind == KIND_TCP:
@@ -154,8 +154,8 @@ cdef inline void write_transport(const segments_t *it, uint8_t *l4, uint32_t len
 
 
 cdef inline void write_tunnel(const segments_t *it, uint8_t *out, uint32_t length) noexcept nogil:
-    """The headers outside a tunnel. What has a right checksum sums up to the complement of its pseudo header's sum, so
-    the outer checksum needs no second look at the payload. All positions are even."""
+    """Write the headers outside a tunnel's packet. A packet with a correct checksum sums up to the complement of its
+    pseudo header's sum, so the outer checksum need not read the payload again. All positions are even."""
     cdef uint8_t *udp = out + it.outer_l4
     cdef uint32_t size = length - it.outer_l4
     cdef uint64_t total

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic words in memory that processes share: what control code needs of a grant table or an event page.
+"""Atomic words in memory that processes share: the operations of control code on a grant table or an event page.
 
-Knows offsets, nothing of what lies there. Every verb is sequentially consistent and checks its offset; none is on a
-frame's path.
+Every operation is sequentially consistent and checks its offset; none is on a frame's path.
 """
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
@@ -51,21 +50,21 @@ cdef class SharedWords:
         return <uint8_t *>self.buffer.buf + offset
 
     cpdef void release(self):
-        """Let go of the buffer, so that its owner can unmap it."""
+        """Release the buffer, so that its owner can unmap it."""
         if self.held:
             self.held = False
             PyBuffer_Release(&self.buffer)
 
     @property
     def address(self) -> int:
-        """Where the buffer lies."""
+        """The buffer's address."""
         return <size_t>self.at(0, 1)
 
     def load32(self, Py_ssize_t offset) -> int:
         return word32_load(self.at(offset, 4))
 
     def add32(self, Py_ssize_t offset, uint32_t n) -> int:
-        """Add, wrapping; the value before."""
+        """Add, wrapping; returns the previous value."""
         return word32_add(self.at(offset, 4), n)
 
     def load64(self, Py_ssize_t offset) -> int:
@@ -75,13 +74,13 @@ cdef class SharedWords:
         word64_store(self.at(offset, 8), value)
 
     def set64(self, Py_ssize_t offset, uint64_t bits) -> int:
-        """Set bits; the value before."""
+        """Set bits; returns the previous value."""
         return word64_or(self.at(offset, 8), bits)
 
     def clear64(self, Py_ssize_t offset, uint64_t bits) -> int:
-        """Clear bits; the value before."""
+        """Clear bits; returns the previous value."""
         return word64_and(self.at(offset, 8), ~bits)
 
     def exchange64(self, Py_ssize_t offset, uint64_t old, uint64_t value) -> bool:
-        """Put `value` where `old` is; False, and nothing done, where something else is."""
+        """Store `value` if the word equals `old`; returns False, without effect, otherwise."""
         return word64_exchange_if(self.at(offset, 8), old, value) != 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C library's messages and vectors, and what AF_PACKET says beside a frame."""
+"""The C library's messages and vectors, and AF_PACKET's ancillary data."""
 from libc.stdint cimport uint32_t
 
 cdef extern from *:

@@ -3,13 +3,13 @@
 
 A link has two directions. ring_to_peer takes frames from a ring and gives them to the peer: the backend's TX, the
 frontend's RX. peer_to_ring takes frames from the peer: the backend's RX, the frontend's TX. A poll of a direction
-returns the direction's next state, the worker stores it, and that state's row is all that decides when the direction is
+returns the direction's next state, the worker stores it, and that state's row alone decides when the direction is
 polled next, what the peer's descriptor is watched for, and which timer runs. Nothing else blocks a direction, and no
 state is left but by a poll, by its timer's end, or by the caller of `Worker.refuse_rx`, `refresh` and `set_peer`.
 
-Two things stand apart. The back-off of events is one deadline per link: an event that moved no producer index delays
-the unmasking of its port (XSA-332), whatever the states are. A link's condition (notices.py) is what its states and its
-peer add up to for Python.
+Two things are separate. The back-off of events is one deadline per link: an event that moved no producer index delays
+the unmasking of its port (XSA-332), whatever the states are. A link's condition (notices.py) is the summary of its
+states and its peer for Python.
 
 dataplane/link.pyx fills the worker's own table from this one.
 """
@@ -23,10 +23,10 @@ MS = 1_000_000
 
 
 class Event(enum.IntFlag):
-    """What may have happened since a direction was polled last: EVENT_* of dataplane/link.pxd."""
+    """What may have happened since a direction was last polled: EVENT_* of dataplane/link.pxd."""
 
     POLL = 1
-    """The link is polled, for whatever reason."""
+    """The link is polled, for any reason."""
     RING = 2
     """The far side's event channel fired."""
     FRAMES = 4
@@ -81,7 +81,7 @@ _ANY = Event.POLL | Event.RING | Event.FRAMES | Event.ROOM | Event.TIMER
 
 RING_TO_PEER: Mapping[State, Row] = {
     State.RING_IDLE: Row(
-        "the ring is drained; a look at it costs less than an event, so each poll of the link takes one",
+        "the ring is drained; reading it costs less than an event, so each poll of the link does it",
         polled=_ANY,
         armed="for one",
     ),
@@ -89,12 +89,12 @@ RING_TO_PEER: Mapping[State, Row] = {
         "the budget of a poll ended before the work, or another poll follows anyway", polled=_ANY, again=True
     ),
     State.PEER_FULL: Row(
-        "EAGAIN: the peer takes no more; what it did not take stays in the ring",
+        "EAGAIN: the peer is full; what it did not accept stays in the ring",
         polled=Event.ROOM,
         watch=Event.ROOM,
     ),
     State.PEER_BUSY: Row(
-        "ENOBUFS, ENOMEM: what is full lies behind the peer, and its descriptor stays writable",
+        "ENOBUFS, ENOMEM: a queue behind the peer is full, and its descriptor stays writable",
         polled=Event.TIMER,
         timer=MS,
     ),
@@ -112,25 +112,25 @@ PEER_TO_RING: Mapping[State, Row] = {
         armed="for what the frame needs",
     ),
     State.NO_SLOTS_LONG: Row(
-        "the same frame still does: a GSO frame that needs more slots than the guest has posted is cut",
+        "it still lacks them: a GSO frame that needs more slots than the guest has posted is segmented",
         polled=Event.RING | Event.TIMER,
         timer=60_000 * MS,
         expires=State.STALLED,
         armed="for what the frame needs",
     ),
     State.STALLED: Row(
-        "and it did for a minute: reported once",
+        "it has lacked them for a minute: reported once",
         polled=Event.RING,
         armed="for what the frame needs",
     ),
     State.NO_SLOTS_UNANNOUNCED: Row(
-        "the same where the guest has no feature-rx-notify, so no event may come",
+        "it lacks slots, and the guest has no feature-rx-notify, so no event may come",
         polled=Event.RING | Event.TIMER,
         timer=MS,
         armed="for what the frame needs",
     ),
-    State.REFUSED: Row("the vif is Closing: nothing more for the guest"),
-    State.PEER_CLOSED: Row("the peer's far end is gone and everything that it sent is read"),
+    State.REFUSED: Row("the vif is Closing: no more frames for the guest"),
+    State.PEER_CLOSED: Row("the peer's far end is gone and everything it sent was read"),
     State.BROKEN: Row("the far side broke the protocol"),
 }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's thread: serves links with the GIL released and comes back to Python only when asked, or to report.
+"""A worker's thread: serves links with the GIL released; it takes the GIL only when requested, or to report.
 
-Knows links, their listeners and one Worker; nothing of vifs.
+This module handles links, their listeners and one Worker.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Listener:
 class WorkerThread:
     """A thread that runs one Worker until `stop`.
 
-    Nothing but this thread touches a link that is served: control code submits calls, which run between two bursts in
-    the order in which they were submitted. Each returns a Future; a coroutine awaits it by asyncio.wrap_future.
+    Only this thread accesses a link that is served: control code submits calls, which run between two bursts in the
+    order in which they were submitted. Each returns a Future; a coroutine awaits it by asyncio.wrap_future.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class WorkerThread:
         name: str = "netback-worker",
         cpu: int | None = None,
     ) -> None:
-        """`on_lost(count)` is called in the thread when records were lost for want of room; `cpu` pins the thread."""
+        """`on_lost(count)` is called in the thread when records were lost because their buffer was full; `cpu` pins the
+        thread.
+        """
         self.worker = worker
         self._on_lost = on_lost
         self._cpu = cpu
@@ -56,10 +58,10 @@ class WorkerThread:
         self._thread.start()
 
     def submit(self, call: Callable[[Worker], T]) -> Future[T]:
-        """Have `call(worker)` run in the thread. What it raises is the Future's exception.
+        """Run `call(worker)` in the thread. An exception that it raises becomes the Future's.
 
-        After the thread's end the call runs at once in the caller's: taking down the queues of a dead worker must not
-        wait for it (XSA-374).
+        After the thread's end the call runs at once in the caller's thread: taking down the queues of a dead worker
+        must not wait for it (XSA-374).
         """
         future: Future[T] = Future()
 
@@ -86,7 +88,7 @@ class WorkerThread:
         return self.submit(call)
 
     def remove(self, link: Link) -> Future[None]:
-        """Stop serving a link, after its last records were reported. A link that is not served is a normal state."""
+        """Stop serving a link, after reporting its last records. A link that is not served is a normal state."""
 
         def call(worker: Worker) -> None:
             self._report(*worker.records())
@@ -96,11 +98,11 @@ class WorkerThread:
         return self.submit(call)
 
     def flush(self) -> Future[None]:
-        """Report the records that were written until now."""
+        """Report the records written so far."""
         return self.submit(lambda worker: self._report(*worker.records()))
 
     def stop(self) -> None:
-        """End the thread and wait for it; its links stay as they are. May be called again."""
+        """End the thread and wait for it; its links stay unchanged. May be called again."""
         self._stopping = True
         self.worker.wake()
         self._thread.join()
@@ -113,7 +115,7 @@ class WorkerThread:
             self._serve()
 
     def _serve(self) -> None:
-        """Serve until there is something to report or to call. A function of its own: a thread that sleeps must keep no
+        """Serve until there is a report or a call. This is a separate function because a sleeping thread must keep no
         reference to a broken link, which would keep a dead guest's memory mapped.
         """
         notices = self.worker.run()
@@ -131,6 +133,6 @@ class WorkerThread:
                 listener.record(record)
 
     def _make_calls(self) -> None:
-        """Reports come first: a call may give a link's index to another one."""
+        """Reports come first: a call may assign a link's index to another link."""
         while self._calls:
             self._calls.popleft()()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's deadlines, the earliest first. Time is an argument: nothing here reads a clock."""
+"""A worker's deadlines, the earliest first. Time is an argument; no clock is read here."""
 from libc.stdint cimport uint32_t, uint64_t
 
 
-cdef struct timer_t:             # part of what it belongs to; zeros: not set
+cdef struct timer_t:             # part of its owner's structure; zeros: not set
     uint64_t deadline            # ns
-    uint32_t place               # in the queue, from 1; 0: not set
-    uint32_t kind                # what its owner made it for
+    uint32_t place               # position in the queue, from 1; 0: not set
+    uint32_t kind                # the owner's purpose for it
     void *owner
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A binary heap of deadlines: set, cancel and pop cost O(log n), the next deadline nothing.
+"""A binary heap of deadlines: set, cancel and pop cost O(log n), the next deadline O(1).
 
-A timer is a member of what it belongs to and knows its place in the heap, so setting one allocates nothing and
-cancelling one searches nothing. Knows numbers, not what they are for.
+A timer is a member of its owner's structure and stores its position in the heap, so setting one allocates nothing and
+cancelling one searches nothing.
 """
 from libc.stdlib cimport calloc, free
 
@@ -28,7 +28,7 @@ cdef inline void put(timers_t *timers, timer_t *timer, uint32_t place) noexcept 
 
 
 cdef void sift(timers_t *timers, timer_t *timer, uint32_t place) noexcept nogil:
-    """Move a timer from a free place up or down to where it belongs."""
+    """Move a timer from a free position up or down to its place in the heap."""
     cdef uint32_t child
     while place > 1 and timer.deadline < timers.heap[place // 2].deadline:
         put(timers, timers.heap[place // 2], place)
@@ -45,7 +45,7 @@ cdef void sift(timers_t *timers, timer_t *timer, uint32_t place) noexcept nogil:
 
 
 cdef void timers_set(timers_t *timers, timer_t *timer, uint64_t deadline) noexcept nogil:
-    """Set a timer, or set it to another deadline. A queue that is full leaves it unset: its owner counts timers."""
+    """Set a timer, or change its deadline. If the queue is full it stays unset: its owner counts timers."""
     if not timer.place:
         if timers.count == timers.capacity:
             return
@@ -56,7 +56,7 @@ cdef void timers_set(timers_t *timers, timer_t *timer, uint64_t deadline) noexce
 
 
 cdef void timers_cancel(timers_t *timers, timer_t *timer) noexcept nogil:
-    """Take a timer out; one that is not set is a normal state."""
+    """Remove a timer; one that is not set is a normal state."""
     cdef timer_t *last
     cdef uint32_t place = timer.place
     if not place:
@@ -69,7 +69,7 @@ cdef void timers_cancel(timers_t *timers, timer_t *timer) noexcept nogil:
 
 
 cdef timer_t *timers_pop(timers_t *timers, uint64_t now) noexcept nogil:
-    """Take out the earliest timer whose deadline is not later than `now`, or NULL."""
+    """Remove and return the earliest timer whose deadline is not later than `now`, or NULL."""
     cdef timer_t *first
     if timers.count == 0 or timers.heap[1].deadline > now:
         return NULL

@@ -15,7 +15,7 @@ cdef struct worker_t:
     events_t *events
     row_t *rows                  # states.TABLE
     int epoll
-    int wakeup                   # eventfd: Python wants the thread back
+    int wakeup                   # eventfd by which Python requests the thread
     link_t *links[MAX_LINKS]
     uint32_t by_port[PORTS_END]      # link index + 1 of each port
     uint32_t runnable[MAX_LINKS]     # indices of links to be polled in the next round

@@ -6,7 +6,7 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.events import Events
 
 class Worker:
-    """Serves queues from the thread that calls `run`; every other method is for that thread too, but `wake`."""
+    """Serves queues in the thread that calls `run`; every other method except `wake` is for that thread too."""
 
     events: Events
     def __init__(self, events: Events, arena: Arena | None = None) -> None: ...

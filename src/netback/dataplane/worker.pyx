@@ -4,21 +4,21 @@
     sleep     epoll: event channels, peers' descriptors, Python; no longer than until the next deadline
     events    each pending port, ready descriptor or ended timer is an event of a link, which becomes runnable
     poll      each runnable link once: ring to peer, peer to ring, at most one notify; round after round, until none has
-              more or a few links were polled and epoll is looked at again
+              more or a few links were polled and epoll is called again
     unmask    the ports that fired, after the work that they announced (XSA-332)
 
 Two rules keep it from sleeping through work and from spinning. First, a direction is polled at the events that its
 state's row names (states.py), and the row is also what the descriptor is watched for and which timer runs: a state
 that nothing wakes cannot be entered by a forgotten flag. The ring's own final check after arming (io/ring.h) closes the
-gap between the last look and the sleep. Second, a direction returns a state that is polled again at once only where its
-budget ended before its work, so each such poll moves something. A busy link gets one burst a round, as every other.
+gap between the last check and the sleep. Second, a direction returns a state that is polled again at once only if its
+budget ended before its work, so each such poll moves something. A busy link gets one burst per round, like any other.
 
-What is not in the table: an event before which neither producer index moved is spurious, and from the fifth in a row on
+Outside the table: an event before which neither producer index moved is spurious, and from the fifth in a row on
 its port stays masked for 1 to 16 ms. The first poll of a link serves what its predecessor or the guest left in the
-rings. A link whose far side broke the protocol is polled no more, its peer watched no more.
+rings. A link whose far side broke the protocol is no longer polled, and its peer no longer watched.
 
-Python has the thread only between two rounds, to add, remove or look at links: nothing else touches them, so nothing
-here is locked. Knows links, either end's, nothing of what they move.
+Python gets the thread only between two rounds, to add, remove or inspect links. No other thread accesses them, so no
+locks are needed.
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -69,13 +69,13 @@ cdef enum:
     TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index
     TAG_WAKEUP = 0xfffffffe
     WAIT_EVENTS = 64
-    MAX_POLLS = 8                # between two looks at epoll, or one round of all links
-    NOT_WATCHED = 0xffffffff     # link.interest of a descriptor that epoll does not know
-    FREE_EVENTS = 4              # spurious events that cost nothing yet
+    MAX_POLLS = 8                # time between two epoll calls, or one round of all links
+    NOT_WATCHED = 0xffffffff     # link.interest of a descriptor that is not in epoll's set
+    FREE_EVENTS = 4              # spurious events without a delay
     DELAY_MIN = 1000 * 1000      # ns: back-off of a port that fires without work (XSA-332) ...
-    DELAY_DOUBLINGS = 4          # ... and how often it doubles
+    DELAY_DOUBLINGS = 4          # ... and how many times it doubles
 
-    TIMER_RING_TO_PEER = 0       # what a timer_t of a link is for
+    TIMER_RING_TO_PEER = 0       # purpose of a link's timer_t
     TIMER_PEER_TO_RING = 1
     TIMER_UNMASK = 2
 
@@ -90,14 +90,14 @@ cdef inline void activate(worker_t *worker, link_t *link) noexcept nogil:
 
 
 cdef inline void raise_events(worker_t *worker, link_t *link, uint32_t events) noexcept nogil:
-    """Events of both directions: each is polled at those that its state names."""
+    """The events of both directions: each is polled at those that its state names."""
     link.ring_to_peer.events |= events
     link.peer_to_ring.events |= events
     activate(worker, link)
 
 
 cdef void watch_peer(worker_t *worker, link_t *link, uint32_t wanted) noexcept nogil:
-    """Have epoll watch the peer's descriptor for these events and for errors; NOT_WATCHED: not even for those."""
+    """Make epoll watch the peer's descriptor for these events and for errors; NOT_WATCHED: not even for errors."""
     cdef epoll_event event
     if link.peer.fd < 0 or wanted == link.interest:
         return
@@ -111,8 +111,8 @@ cdef void watch_peer(worker_t *worker, link_t *link, uint32_t wanted) noexcept n
 
 
 cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil:
-    """What the rows of both states say. A descriptor that is broken or closed is always ready: it is watched only while
-    there is something to read in it.
+    """Watch what the rows of both states name. A broken or closed descriptor is always ready, so it is watched only
+    while it has data to read.
     """
     cdef uint32_t events = worker.rows[link.ring_to_peer.state].watch | worker.rows[link.peer_to_ring.state].watch
     cdef uint32_t wanted = (EPOLLIN if events & EVENT_FRAMES else 0) | (EPOLLOUT if events & EVENT_ROOM else 0)
@@ -122,8 +122,8 @@ cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil
 
 
 cdef inline void set_timer(worker_t *worker, direction_t *direction) noexcept nogil:
-    """Set the timer of a direction's state, unless one that ends early enough is set. It is left alone when the state
-    is left: what it finds then, on_timer judges. So a state that is entered and left at a high rate costs no timer.
+    """Set the timer of a direction's state, unless one that ends early enough is set. Leaving the state does not cancel
+    it; on_timer then checks the state. So a state that is entered and left at a high rate costs no timer.
     """
     cdef uint64_t period = worker.rows[direction.state].timer
     if period == 0 or (direction.timer.place and direction.period <= period):
@@ -134,7 +134,7 @@ cdef inline void set_timer(worker_t *worker, direction_t *direction) noexcept no
 
 
 cdef inline void note_condition(worker_t *worker, link_t *link) noexcept nogil:
-    """Have Python told of a condition that is not the one it knows."""
+    """Report the condition to Python if it differs from the last reported one."""
     if link.noticed or link_condition(link) == link.reported:
         return
     link.noticed = True
@@ -146,7 +146,9 @@ cdef inline void note_condition(worker_t *worker, link_t *link) noexcept nogil:
 # --- events
 
 cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
-    """A port of the link fired. Back-off is for spurious events alone: those before which no producer index moved."""
+    """A port of the link fired. Back-off applies only to spurious events: those before which no producer index
+    moved.
+    """
     cdef uint64_t producers = link.producer_snapshot(link)
     cdef uint32_t doublings
     link.counters[COUNT_EVENTS] += 1
@@ -163,7 +165,7 @@ cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
 
 
 cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept nogil:
-    """The descriptor is ready, or reports an error, which the directions then find for themselves."""
+    """The descriptor is ready, or reports an error, which the directions then find themselves."""
     cdef uint32_t events = (EVENT_FRAMES if happened & EPOLLIN else 0) | (EVENT_ROOM if happened & EPOLLOUT else 0)
     if happened & (EPOLLERR | EPOLLHUP):
         if happened & EPOLLERR and link.peer.check != NULL:
@@ -175,8 +177,8 @@ cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept no
 
 
 cdef void on_timer(worker_t *worker, link_t *link, direction_t *direction) noexcept nogil:
-    """A direction's timer ended: an event where its state waits for one. A state that may expire does so if nothing
-    moved since the timer was set; else its time begins again.
+    """A direction's timer ended: an event if its state waits for one. A state that may expire does so if nothing moved
+    since the timer was set; otherwise its time starts again.
     """
     cdef row_t *row = &worker.rows[direction.state]
     if row.timer == 0:
@@ -206,7 +208,7 @@ cdef void run_timers(worker_t *worker, uint64_t now) noexcept nogil:
 
 
 cdef int take_ports(worker_t *worker, uint32_t *ports) noexcept nogil:
-    """The ports that fired, each now masked and its link runnable."""
+    """Handle the ports that fired: each is masked now, and its link becomes runnable."""
     cdef int i, count = events_take(worker.events, ports)
     for i in range(count):
         if worker.by_port[ports[i] % PORTS_END]:
@@ -215,7 +217,7 @@ cdef int take_ports(worker_t *worker, uint32_t *ports) noexcept nogil:
 
 
 cdef void unmask_ports(worker_t *worker, uint32_t *ports, int count) noexcept nogil:
-    """All but those whose back-off goes on."""
+    """Unmask them, except ports in back-off."""
     cdef int i, kept = 0
     cdef uint32_t known
     for i in range(count):
@@ -241,7 +243,7 @@ cdef inline void poll_direction(worker_t *worker, workspace_t *ws, link_t *link,
 
 
 cdef inline void notify(link_t *link) noexcept nogil:
-    """Notify the far side, once for both rings where they share a port."""
+    """Notify the far side, once for both rings if they share a port."""
     cdef direction_t *first = &link.ring_to_peer
     cdef direction_t *second = &link.peer_to_ring
     if first.port == second.port:
@@ -255,7 +257,9 @@ cdef inline void notify(link_t *link) noexcept nogil:
 
 
 cdef bint poll_link(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
-    """One burst in each direction that is due, at most one notify for both: True where another poll follows at once."""
+    """Serve one burst in each direction that is due, with at most one notify for both. True: another poll follows at
+    once.
+    """
     poll_direction(worker, ws, link, &link.ring_to_peer)
     if not link.broken:
         poll_direction(worker, ws, link, &link.peer_to_ring)
@@ -263,14 +267,15 @@ cdef bint poll_link(worker_t *worker, workspace_t *ws, link_t *link) noexcept no
     if link.broken:
         link.ring_to_peer.state = link.peer_to_ring.state = STATE_BROKEN
     elif link.ring_to_peer.state == STATE_PEER_FULL and link.peer.condition == PEER_CLOSED:
-        link.ring_to_peer.state = STATE_RING_MORE    # no room will come: drop further frames, as on a dead wire
+        # no room will come: drop further frames, as on a cable without a carrier
+        link.ring_to_peer.state = STATE_RING_MORE
     watch_for_states(worker, link)
     note_condition(worker, link)
     return worker.rows[link.ring_to_peer.state].again or worker.rows[link.peer_to_ring.state].again
 
 
 cdef void poll_round(worker_t *worker, workspace_t *ws) noexcept nogil:
-    """Every runnable link in turn, round after round: a busy one cannot starve its neighbours."""
+    """Poll every runnable link, round after round: a busy one cannot starve its neighbours."""
     cdef uint32_t i, kept
     cdef link_t *link
     cdef uint32_t done = 0
@@ -302,7 +307,7 @@ cdef inline int poll_timeout_ms(worker_t *worker) noexcept nogil:
 
 
 cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
-    """Until Python wants the thread, a link's condition changes, or there are records to read."""
+    """Serve until Python requests the thread, a link's condition changes, or there are records to read."""
     cdef epoll_event happened[WAIT_EVENTS]
     cdef uint32_t ports[TAKE_PORTS]
     cdef uint64_t drained
@@ -328,9 +333,10 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
 
 
 cdef class Worker:
-    """Serves links from the thread that calls `run`; every other method is for that thread too, but `wake`.
+    """Serves links in the thread that calls `run`; every other method except `wake` is for that thread too.
 
-    Up to 4096 links. `events` is the handle that their ports are bound on, `arena` where bursts lie: a new one if None.
+    Up to 4096 links. `events` is the handle on which their ports are bound, `arena` the memory of bursts: a new one if
+    None.
     """
 
     def __cinit__(self, Events events, Arena arena=None):
@@ -364,8 +370,8 @@ cdef class Worker:
         workspace_free(self.ws)
 
     def add(self, Link link) -> None:
-        """Serve a link: its first poll drains and arms both rings, and its far side is notified once, since what a
-        killed predecessor owed it would be lost. PlatformError where 4096 links are served already.
+        """Serve a link: its first poll drains and arms both rings, and its far side is notified once, since a killed
+        predecessor's pending notification would be lost. PlatformError: 4096 links are served already.
         """
         cdef link_t *native = link.link
         cdef uint32_t index = 0
@@ -405,7 +411,7 @@ cdef class Worker:
         return self.members.get(link.link.index) is link
 
     cdef void forget(self, link_t *link) noexcept:
-        """Leave no trace of a link in the worker's tables."""
+        """Remove a link from all of the worker's tables."""
         timers_cancel(&self.worker.timers, &link.ring_to_peer.timer)
         timers_cancel(&self.worker.timers, &link.peer_to_ring.timer)
         timers_cancel(&self.worker.timers, &link.unmask)
@@ -417,7 +423,7 @@ cdef class Worker:
         link.runnable = link.noticed = False
 
     def refresh(self, Link link) -> None:
-        """Poll both directions and try the peer again, whatever it was found to be; no effect where the link is not
+        """Poll both directions and try the peer again, whatever its last known condition; no effect if the link is not
         served. For callers that changed the link, or joined its peer's descriptor to another network.
         """
         if not self.serves(link):
@@ -428,14 +434,14 @@ cdef class Worker:
         raise_events(self.worker, link.link, EVENT_RING | EVENT_FRAMES | EVENT_ROOM)
 
     def refuse_rx(self, Link link) -> None:
-        """Take no more frames for the guest (its vif is Closing), and serve its TX; until the link is added again."""
+        """Send the guest no more frames (its vif is Closing) but serve its TX, until the link is added again."""
         if not self.serves(link) or link.link.broken:
             return
         link.link.peer_to_ring.state = STATE_REFUSED
         watch_for_states(self.worker, link.link)
 
     def set_peer(self, Link link, Peer peer) -> None:
-        """Join a link to another peer between two bursts; rings and frames that wait for slots stay as they are.
+        """Join a link to another peer between two bursts; rings and frames that wait for slots stay unchanged.
 
         The old peer's descriptor is no longer watched, and may be closed.
         """
@@ -446,8 +452,8 @@ cdef class Worker:
         self.refresh(link)
 
     def run(self) -> list[tuple[Link, Notice]]:
-        """Serve until `wake` is called, a link's condition changes or records wait: the conditions that changed since
-        the last call.
+        """Serve until `wake` is called, a link's condition changes or records are pending; returns the conditions that
+        changed since the last call.
         """
         cdef uint32_t i
         cdef Link link
@@ -467,13 +473,13 @@ cdef class Worker:
         return changed
 
     def wake(self) -> None:
-        """Have `run` return; from any thread."""
+        """Make `run` return; callable from any thread."""
         cdef uint64_t one = 1
         write(self.worker.wakeup, &one, sizeof(one))
 
     def step(self, Link link) -> bool:
-        """One poll of a link, as if its event channel had fired and its peer had frames: whether another follows at
-        once. For tests and benchmarks that drive links themselves.
+        """Poll a link once, as if its event channel had fired and its peer had frames; returns whether another poll
+        follows at once. For tests and benchmarks that drive links themselves.
         """
         link.link.ring_to_peer.events |= EVENT_RING | EVENT_FRAMES
         link.link.peer_to_ring.events |= EVENT_RING | EVENT_FRAMES
@@ -484,9 +490,9 @@ cdef class Worker:
         return more
 
     def apply(self, Link link, int event, *, bint hang_up=False) -> bool:
-        """Raise one event (states.Event), or the hang-up of the peer, of a served link as the worker does, and poll the
-        link if that makes it runnable: whether another poll follows at once. TIMER ends the timers of both directions.
-        For tests.
+        """Raise one event (states.Event), or the peer's hang-up, of a served link as the worker does, and poll the link
+        if that makes it runnable; returns whether another poll follows at once. TIMER ends the timers of both
+        directions. For tests.
         """
         cdef link_t *native = link.link
         cdef bint more = False
@@ -534,14 +540,14 @@ cdef class Worker:
 
     @property
     def wakes(self) -> int:
-        """How often the thread woke: an idle worker's stands still."""
+        """How often the thread woke; the count of an idle worker does not change."""
         return self.worker.wakes
 
     def records(self) -> tuple[bytes, int]:
-        """The records of traced and captured links since the last call, in order of time, and the number of those lost.
+        """The records of traced and captured links since the last call, in order of time, and the number of lost ones.
 
         The bytes are record_t structures, each followed by the frame's bytes and padded to 8 (`dataplane/records.py`
-        parses them). A record is lost where less than its size was left of RECORD_BYTES: the caller was too slow.
+        parses them). A record is lost if less than its size was left of RECORD_BYTES: the caller was too slow.
         """
         data = (<char *>self.ws.records)[:self.ws.records_used]
         lost = self.ws.records_lost
@@ -551,7 +557,7 @@ cdef class Worker:
 
 
 cdef uint32_t without(uint32_t *list, uint32_t count, uint32_t index) noexcept:
-    """Take an index out of a list, keeping the order: how many are left."""
+    """Remove an index from a list, keeping the order; returns how many are left."""
     cdef uint32_t i, kept = 0
     for i in range(count):
         if list[i] != index:

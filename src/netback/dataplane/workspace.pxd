@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's private memory for the burst at hand, and the budgets that bound a burst."""
+"""A worker's private memory for the current burst, and the budgets that bound a burst."""
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport RING_SLOTS, copy_segment, tx_request
 from netback.dataplane.extras cimport frame_meta
@@ -8,8 +8,8 @@ from netback.dataplane.peers.peer cimport BURST_FRAMES, frame_t
 
 cdef enum:
     BURST_BYTES = 128 * 1024     # a burst's frames stay in the second-level cache
-    CUT_BYTES = 512 * 1024
-    BURST_CUTS = 256             # segments that one poll sends: a frame of more is continued by the next poll
+    SEGMENTS_BYTES = 512 * 1024
+    POLL_SEGMENTS = 256          # segments that one poll sends: the next poll continues a frame with more
     RECORD_BYTES = 1024 * 1024
     MAX_DATA_SLOTS = 20          # served; one more is answered ERROR, two more are fatal (XSA-39)
     BURST_SEGMENTS = 2 * RING_SLOTS
@@ -30,14 +30,14 @@ cdef struct chain_t:             # one frame of a TX ring
     uint8_t dropped
 
 
-cdef struct workspace_t:         # a worker's private memory: the burst at hand
+cdef struct workspace_t:         # a worker's private memory: the current burst
     arena_t *pages               # for frames of a peer
-    uint8_t *arena               # in them, right before a page begins: where the first frame's headroom does
-    uint8_t *tx_memory           # for frames of a TX ring, one behind the other
+    uint8_t *arena               # in them, right before a page begins: the position of the first frame's headroom
+    uint8_t *tx_memory           # for frames of a TX ring, one after the other
     uint8_t *packed              # in it, likewise
-    uint8_t *cuts                # segments that were cut from them
-    uint32_t cuts_used           # bytes
-    uint32_t cuts_left           # segments that this poll may still send
+    uint8_t *segment_memory      # segments made of them
+    uint32_t segments_used       # bytes
+    uint32_t segments_left       # segments that this poll may still send
     uint8_t *records
     uint32_t records_used
     uint64_t records_lost

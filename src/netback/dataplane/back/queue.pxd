@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend's queue: what its two directions share."""
+"""A backend's queue: the state shared by its two directions."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from netback.dataplane.backlog cimport backlog_t
 from netback.dataplane.journal cimport Journal, journal_t
@@ -9,14 +9,14 @@ from netback.dataplane.ring cimport back_ring
 from netback.dataplane.segment cimport segments_t
 
 cdef enum:
-    BACKLOG_FRAMES = 16          # what one read brings at most, so that all of it can wait for slots
+    BACKLOG_FRAMES = 16          # most frames that one read returns, so that all of them can wait for slots
 
 
-cdef struct rx_habits_t:         # what the last bursts were like; a wrong guess costs time, never a frame
-    uint32_t most_posted         # requests that this guest had posted at once: a GSO frame that needs more is cut
-    uint64_t waited              # ns that the present wait for slots has lasted: in the end, what is posted is the most
-    bint large                   # the last read brought a frame of several slots: read few, a backlog costs a copy
-    uint32_t lone_bursts         # in a row brought one frame: a tap need not be asked for a second one, epoll tells
+cdef struct rx_habits_t:         # learned from the last bursts; a wrong guess costs time, never a frame
+    uint32_t most_posted         # requests that this guest had posted at once: a GSO frame that needs more is segmented
+    uint64_t waited  # ns that the current wait for slots has lasted; in the end most_posted becomes what is posted
+    bint large                   # the last read had a frame of several slots: read few, the backlog costs a copy
+    uint32_t lone_bursts         # reads in a row with one frame: no need to read again, epoll reports the next one
 
 
 cdef struct back_queue:          # `link` is first: a link_t * of a backend queue is a back_queue *
@@ -26,12 +26,12 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     journal_t *tx_journal
     journal_t *rx_journal
     memory_t *memory
-    uint32_t caps                # CAN_*: what the guest takes
+    uint32_t caps                # CAN_*: offloads that the guest accepts
     bint sg
     uint16_t rx_offset           # where a frame begins in its first page: 2 for qnic, 0 for vif
-    uint32_t tx_segments_sent    # of the frame at the TX ring's head, which is being cut
+    uint32_t tx_segments_sent    # segments already sent of the frame at the TX ring's head
     backlog_t backlog            # frames that wait for RX slots
-    bint segmenting              # the RX frame at hand is being cut, and `segments` is the place in it
+    bint segmenting              # the current RX frame is being segmented, and `segments` is the position in it
     segments_t segments
     rx_habits_t habits
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend's queue: its two rings, the guest's memory and the peer, tied together for the worker.
+"""A backend's queue: its two rings, the guest's memory and the peer, combined for the worker.
 
-Knows what a queue is made of; how frames move is in back/tx and back/rx, when in worker.
+back/tx and back/rx move frames; the worker decides when.
 """
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
@@ -25,7 +25,7 @@ cdef uint64_t back_producers(link_t *link) noexcept nogil:
 
 
 cdef int attach(back_queue *queue, size_t tx_page, size_t rx_page) except -1:
-    """Indices first, then the journal: a guest whose index is impossible gets nothing completed."""
+    """Check the indices first, then complete the journal: a guest with an impossible index gets nothing completed."""
     back_attach(&queue.tx, <void *>tx_page)
     back_attach(&queue.rx, <void *>rx_page)
     if back_pending(&queue.tx) < 0:
@@ -87,6 +87,6 @@ cdef class BackQueue(Link):
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
-        """The indices of both rings as they stand in the shared pages, and the backend's private one."""
+        """The indices of both rings in the shared pages, and the backend's private one."""
         return {"tx": ring_indices(<size_t>self.queue.tx.shared, self.queue.tx.rsp_prod),
                 "rx": ring_indices(<size_t>self.queue.rx.shared, self.queue.rx.rsp_prod)}

@@ -2,18 +2,18 @@
 """Network to guest: one burst from the peer to the RX ring. Read it top to bottom, as a frame goes:
 
     receive   frames of the backlog, or new ones from the peer, while slots last
-    place     decide what becomes of a frame: whole, cut into segments, dropped, or it waits for slots
-    stage     its bytes to posted requests: a response and a grant copy for each, flags and GSO extra as agreed
+    place     decide for each frame: send it whole, send it in segments, drop it, or let it wait for slots
+    stage     assign its bytes to posted requests: a response and a grant copy for each, flags and GSO extra as agreed
     deliver   grant copy, then one push through the journal and at most one notify
     wait      arm the ring for exactly the slots that the next frame needs (XSA-392)
 
-Backpressure is by not reading. A read of a socket brings up to 16 frames before their sizes are known; those that
-then lack slots are copied to the backlog, and nothing is read while any waits there. The ring has one private index,
-rsp_prod: a request is taken when its response is staged, and what is staged becomes visible by one push.
+Backpressure works by not reading. A read of a socket returns up to 16 frames before their sizes are known; those that
+then lack slots are copied to the backlog, and the peer is not read while any waits there. The ring has one private
+index, rsp_prod: a request is taken when its response is staged, and one push makes all staged responses visible.
 
-Goes wrong: the guest's index is impossible (the link breaks), a grant is bad (its slot is answered ERROR, the frame's
-other slots are delivered), a frame can never fit (dropped and counted). What the peer received but cannot hand out
-(a message without a frame, a frame longer than any buffer) is counted, too.
+Errors: the guest's index is impossible (the link breaks), a grant is bad (its slot is answered ERROR, the frame's
+other slots are delivered), a frame can never fit (dropped and counted). What the peer received but cannot return
+(a message without a frame, a frame longer than any buffer) is also counted.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -44,7 +44,7 @@ from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.record cimport RECORD_RX_FRAME, RECORD_RX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
 from netback.dataplane.segment cimport segments_begin, segments_next
-from netback.dataplane.workspace cimport BURST_BYTES, CUT_BYTES, workspace_t
+from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 
 cdef extern from *:
     """
@@ -54,11 +54,11 @@ cdef extern from *:
 
 cdef enum:
     LONE_BURSTS = 4
-    LARGE_FRAMES = 4             # of several slots read at once: more would only push each other out of the cache
+    LARGE_FRAMES = 4             # of several slots in one read: more would evict each other from the cache
 
 
-cdef struct burst_t:             # what is staged and not yet published
-    uint32_t room                # requests that waited when the burst began
+cdef struct burst_t:             # staged and not yet published
+    uint32_t room                # requests available when the burst began
     uint32_t used                # slots staged of them
     uint32_t segments            # grant copies
     uint32_t bytes
@@ -68,7 +68,7 @@ cdef struct burst_t:             # what is staged and not yet published
 # --- poll: one burst
 
 cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst from the peer; its result is the direction's next state (states.py)."""
+    """Serve one burst from the peer; returns the direction's next state (states.py)."""
     cdef back_queue *queue = <back_queue *>link
     cdef burst_t burst
     cdef int pending = back_pending(&queue.rx)
@@ -79,7 +79,7 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
     note_posted(queue, pending)
     memset(&burst, 0, sizeof(burst))
     burst.room = pending
-    ws.cuts_used = 0
+    ws.segments_used = 0
     if queue.backlog.count:
         needed = place_backlog(queue, ws, &burst)
     else:
@@ -91,7 +91,7 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
 
 
 cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint drained) noexcept nogil:
-    """What a burst leaves. `needed`: slots that the next frame lacks, 0 where none waits for slots that is known."""
+    """The state after a burst. `needed`: slots that the next frame lacks, 0 if no known frame waits for slots."""
     cdef link_t *link = &queue.link
     cdef bint moved = burst.used or drained
     queue.habits.lone_bursts = queue.habits.lone_bursts + 1 if burst.frames == 1 else 0
@@ -106,8 +106,8 @@ cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint dra
 # --- receive: frames from the peer, or from the backlog
 
 cdef uint32_t place_backlog(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
-    """Frames of an earlier read, in a burst of their own, since their memory is in use until its copies are made. The
-    slots that the next one needs, or 0.
+    """Place frames of an earlier read, in their own burst, since their memory is in use until its copies are made.
+    Returns the slots that the next frame needs, or 0.
     """
     cdef uint32_t needed
     while queue.backlog.count:
@@ -119,8 +119,8 @@ cdef uint32_t place_backlog(back_queue *queue, workspace_t *ws, burst_t *burst) 
 
 
 cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *drained) noexcept nogil:
-    """Read and place frames until the peer, the slots or the burst's budget end; the rest of a read goes to the
-    backlog where a frame lacks slots. The slots that this frame needs, or 0.
+    """Read and place frames until the peer, the slots or the burst's budget are used up; if a frame lacks slots, the
+    rest of the read goes to the backlog. Returns the slots that this frame needs, or 0.
     """
     cdef peer_t *peer = queue.link.peer
     cdef uint32_t count, needed
@@ -151,8 +151,8 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
 
 
 cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogil:
-    """How many frames to ask the peer for at once. What then lacks slots is copied to the backlog, so no more large
-    ones are asked for than surely fit.
+    """How many frames to request from the peer at once. Frames that then lack slots are copied to the backlog, so only
+    as many large ones are requested as surely fit.
     """
     cdef uint32_t room = burst.room - burst.used
     if queue.habits.large:
@@ -161,17 +161,19 @@ cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogi
 
 
 cdef inline bint expects_no_more(back_queue *queue, uint32_t taken) noexcept nogil:
-    """A peer that gives one frame a read, and gave them one by one, is not asked for a second one each time: that read
-    would say EAGAIN, and epoll tells of the next frame anyway.
+    """Whether to read again. A peer that returns one frame per read, and had just one each time, is not read a second
+    time: that read would return EAGAIN, and epoll reports the next frame anyway.
     """
     if queue.link.peer.frames_per_read > 1 or taken > 1 or queue.habits.lone_bursts < LONE_BURSTS:
         return False
-    queue.habits.lone_bursts = 1         # and now and then it is asked after all
+    queue.habits.lone_bursts = 1         # but sometimes it is read again
     return True
 
 
 cdef inline uint8_t *next_buffer(uint8_t *arena, uint32_t count, uint32_t length) noexcept nogil:
-    """Where to read on after `count` frames, the last of `length`: whole pages on, so that data begins a page again."""
+    """Where to continue reading after `count` frames, the last of `length`: whole pages further, so that data begins at
+    a page.
+    """
     return (
         arena + <size_t>(count - 1) * FRAME_STRIDE
         + ((FRAME_HEADROOM + length + PAGE_SIZE - 1) & ~<uint32_t>(PAGE_SIZE - 1))
@@ -179,7 +181,7 @@ cdef inline uint8_t *next_buffer(uint8_t *arena, uint32_t count, uint32_t length
 
 
 cdef inline void note_losses(back_queue *queue, int got) noexcept nogil:
-    """Count what a read could not hand out."""
+    """Count the frames that a read could not return."""
     cdef peer_t *peer = queue.link.peer
     queue.link.counters[RX_FAULTS] += got < 0
     queue.link.counters[RX_SHORT] += peer.short_frames
@@ -188,8 +190,9 @@ cdef inline void note_losses(back_queue *queue, int got) noexcept nogil:
 
 
 cdef inline void note_posted(back_queue *queue, uint32_t pending) noexcept nogil:
-    """Remember the most slots that this guest posts. A wait that has lasted as long as NO_SLOTS does without one slot
-    used shows what it posts now: a guest that posted 256 once and never more than 8 again gets its GSO frames cut.
+    """Remember the most slots that this guest posts. If a wait lasts as long as NO_SLOTS does without any slot used,
+    the presently posted slots become the maximum: a guest that once posted 256 and later never more than 8 then gets
+    its GSO frames segmented.
     """
     cdef link_t *link = &queue.link
     queue.habits.most_posted = max(queue.habits.most_posted, pending)
@@ -202,7 +205,9 @@ cdef inline void note_posted(back_queue *queue, uint32_t pending) noexcept nogil
 # --- place: what becomes of a frame
 
 cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
-    """Stage one frame, cut or drop it: 0 where it is done with, else the slots that it, or its next segment, needs."""
+    """Stage one frame, segment it or drop it. Returns 0 if it is done, else the slots that it, or its next segment,
+    needs.
+    """
     cdef frame_meta meta
     cdef uint32_t needed
     cdef int verdict
@@ -232,7 +237,7 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
 
 cdef uint32_t place_whole(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, uint32_t needed,
                           frame_meta *meta) noexcept nogil:
-    """Stage a frame that goes as it is: 0 where it is done with, else `needed`, the slots that it takes."""
+    """Stage a frame as it is. Returns 0 if it is done, else `needed`, the slots that it takes."""
     if needed > RING_SLOTS or (needed > 1 and not queue.sg):
         queue.link.counters[RX_TOO_BIG] += 1
         return 0
@@ -244,7 +249,7 @@ cdef uint32_t place_whole(back_queue *queue, workspace_t *ws, burst_t *burst, fr
 
 cdef uint32_t begin_segments(
         back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, bint gso) noexcept nogil:
-    """Begin to cut a frame, `gso`: into GSO frames; `segments` is the place in it."""
+    """Begin to segment a frame, with `gso` into GSO frames; `segments` is the position in it."""
     if segments_begin(&queue.segments, frame.data, frame.length, vnet_header(frame), gso) < 0:
         queue.link.counters[RX_DROPPED] += 1
         return 0
@@ -256,8 +261,8 @@ cdef uint32_t begin_segments(
 
 
 cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
-    """Stage segments of a frame that is being cut while slots and memory last: 0 where it is done with, else the slots
-    that the next one needs.
+    """Stage segments of a frame while slots and memory last. Returns 0 if it is done, else the slots that the next
+    segment needs.
     """
     cdef frame_meta meta
     cdef uint32_t length, needed
@@ -265,17 +270,19 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
     while queue.segments.index < queue.segments.count:
         needed = slots_needed(queue, queue.segments.largest, gso)
         if gso and needed > queue.habits.most_posted:
-            queue.link.counters[RX_DROPPED] += 1     # the guest posts no more so many: the rest would wait for ever
+            queue.link.counters[RX_DROPPED] += 1     # the guest no longer posts that many: the rest would wait for ever
             break
         if burst.used + needed > burst.room:
             return needed
-        if ws.cuts_used + queue.segments.largest > CUT_BYTES:
-            return 1             # memory of this burst, not the guest's slots: the next burst goes on
-        length = segments_next(&queue.segments, frame.data, ws.cuts + ws.cuts_used, CUT_BYTES - ws.cuts_used, &meta)
+        if ws.segments_used + queue.segments.largest > SEGMENTS_BYTES:
+            return 1             # the burst's memory is used up, not the guest's slots: the next burst continues
+        length = segments_next(
+            &queue.segments, frame.data, ws.segment_memory + ws.segments_used, SEGMENTS_BYTES - ws.segments_used, &meta
+        )
         if length == 0:
             break
-        stage(queue, ws, burst, ws.cuts + ws.cuts_used, length, &meta)
-        ws.cuts_used += (length + 63) & ~<uint32_t>63
+        stage(queue, ws, burst, ws.segment_memory + ws.segments_used, length, &meta)
+        ws.segments_used += (length + 63) & ~<uint32_t>63
     queue.segmenting = False
     queue.link.counters[RX_SEGMENTED] += 1
     return 0
@@ -291,7 +298,7 @@ cdef inline void stage(
         back_queue *queue, workspace_t *ws, burst_t *burst, const uint8_t *data, uint32_t length,
         frame_meta *meta) noexcept nogil:
     """Spread a frame over posted requests: flags and the extra go with the first slot, each status is the bytes of its
-    slot (netif.h). The caller has looked for room.
+    slot (netif.h). The caller has checked that there are enough slots.
     """
     cdef rx_response *bodies = <rx_response *>ws.bodies
     cdef rx_response *body
@@ -317,7 +324,7 @@ cdef inline void stage(
 
 
 cdef inline uint32_t take_request(back_queue *queue, workspace_t *ws, burst_t *burst, rx_response *body) noexcept nogil:
-    """The next posted request, read once (XSA-155): its gref; its response slot begins as zeros with its id."""
+    """The next posted request, read once (XSA-155): returns its gref; its response slot is set to zeros and its id."""
     cdef uint64_t raw = read_slot(rx_slot(queue.rx.shared, queue.rx.rsp_prod + burst.used))
     cdef rx_request *request = <rx_request *>&raw
     memset(body, 0, sizeof(rx_response))
@@ -343,7 +350,7 @@ cdef inline void stage_copy(
 
 
 cdef inline void stage_extras(back_queue *queue, workspace_t *ws, burst_t *burst, frame_meta *meta) noexcept nogil:
-    """An extra info takes a request's slot and returns its buffer unused (netif.h)."""
+    """An extra info uses a request's slot and returns its buffer unused (netif.h)."""
     cdef rx_response *body
     cdef uint32_t left = meta.extras
     while left:
@@ -363,7 +370,7 @@ cdef inline uint16_t rx_flags(frame_meta *meta) noexcept nogil:
 cdef void trace_frame(
         back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, const uint8_t *data,
         uint32_t length, frame_meta *meta) noexcept nogil:
-    """Records for links that are traced (each slot) or captured (the frame)."""
+    """Write records for links that are traced (each slot) or captured (the frame)."""
     cdef record_t entry
     cdef rx_response *bodies = <rx_response *>ws.bodies
     cdef uint32_t i
@@ -418,8 +425,8 @@ cdef void deliver(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept n
 # --- wait: for slots
 
 cdef int wait_for_slots(back_queue *queue, uint32_t needed, bint moved) noexcept nogil:
-    """Arm the ring for exactly `needed` requests and look again (io/ring.h's final check): the state that follows. A
-    wait in which nothing moved is still the same one.
+    """Arm the ring for exactly `needed` requests and check again (io/ring.h's final check); returns the state that
+    follows. If nothing moved, it is still the same wait.
     """
     cdef link_t *link = &queue.link
     cdef int pending = back_arm(&queue.rx, needed)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guest to network: one burst from the TX ring to the peer. Read it top to bottom, as a frame goes:
 
-    take      private copies of the requests that wait (XSA-155)
-    read      requests -> chains (frames), each validated (netif.h)
-    copy      the grant copies that bring their bytes to private memory
-    forward   checksums and segments where the peer cannot, then to the peer
-    respond   one response a slot, in ring order, through the journal
+    take      make private copies of the pending requests (XSA-155)
+    read      turn requests into chains (frames) and validate each (netif.h)
+    copy      bring their bytes to private memory by grant copies
+    forward   complete checksums and segment where the peer cannot, then send to the peer
+    respond   write one response per slot, in ring order, through the journal
 
-A request is taken when it is answered: what the peer does not take stays in the ring, and is copied again. Only a frame
-that was being cut remembers how many of its segments went out.
+A request is taken when it is answered: what the peer does not accept stays in the ring and is copied again. Only for a
+frame sent in segments the number of segments sent is kept.
 
-Goes wrong: the guest's indices or chains are impossible (the link breaks, others live), a chain is malformed (its slots
+Errors: the guest's indices or chains are impossible (the link breaks, others continue), a chain is malformed (its slots
 are answered ERROR), the peer is full or busy (the rest of the burst stays in the ring).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -34,8 +34,10 @@ from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR
 from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.record cimport RECORD_TX_FRAME, RECORD_TX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
-from netback.dataplane.send cimport CUT_BLOCKED, CUT_DONE, CUT_IMPOSSIBLE, CUT_PAUSED, send_cut, send_frames
-from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
+from netback.dataplane.send cimport (
+    SEGMENTS_BLOCKED, SEGMENTS_DONE, SEGMENTS_IMPOSSIBLE, SEGMENTS_PAUSED, send_frames, send_segments,
+)
+from netback.dataplane.workspace cimport BURST_BYTES, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t
 
 cdef int[4] extras_reason = [REASON_NONE, REASON_TRUNCATED, REASON_EXTRA, REASON_GSO]    # by EXTRAS_*
 
@@ -43,14 +45,14 @@ cdef int[4] extras_reason = [REASON_NONE, REASON_TRUNCATED, REASON_EXTRA, REASON
 # --- poll: one burst
 
 cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst of the TX ring; its result is the direction's next state (states.py)."""
+    """Serve one burst of the TX ring; returns the direction's next state (states.py)."""
     cdef back_queue *queue = <back_queue *>link
     cdef int state = STATE_RING_MORE
     cdef int pending, broken = REASON_NONE
     cdef uint32_t chains, done
     pending = back_pending(&queue.tx)
     if pending == 0 and link.poll_follows:
-        return STATE_RING_MORE   # as long as the other direction goes on, this one needs no events
+        return STATE_RING_MORE   # while the other direction continues, this one needs no events
     if pending == 0:
         pending = back_arm(&queue.tx, 1)
     if pending < 0:
@@ -70,19 +72,19 @@ cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
 # --- take: private copies
 
 cdef inline void take(back_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
-    """Copy `count` waiting requests out of the shared page, once."""
+    """Copy `count` pending requests out of the shared page, once."""
     cdef uint32_t at = queue.tx.rsp_prod & (RING_SLOTS - 1)
     cdef uint32_t run = min(count, RING_SLOTS - at)
     cdef uint8_t *slots = <uint8_t *>queue.tx.shared + RING_HEADER
     memcpy(ws.requests, slots + at * TX_SLOT, run * TX_SLOT)
     memcpy(ws.requests + run, slots, (count - run) * TX_SLOT)
-    compiler_fence()             # the copies are made: the compiler must not go back to the page for them
+    compiler_fence()             # after the copies: the compiler must not read the page again for them
 
 
 # --- read: chains, validated
 
 cdef inline int read_chain(workspace_t *ws, uint32_t at, uint32_t available, chain_t *chain) noexcept nogil:
-    """One frame's slots: the first request's size is the frame's, the others' are their own (netif.h)."""
+    """Read one frame's slots: the first request's size is the frame's, the others' are their own (netif.h)."""
     cdef tx_request *first = &ws.requests[at]
     cdef tx_request *request = first
     cdef uint32_t others = 0
@@ -123,7 +125,7 @@ cdef inline int read_chain(workspace_t *ws, uint32_t at, uint32_t available, cha
 
 cdef inline uint32_t stage_copies(
         back_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain, uint32_t segment) noexcept nogil:
-    """The copies that bring a chain into private memory; a zero-length slot contributes nothing (XSA-448)."""
+    """Stage the copies that bring a chain into private memory; a zero-length slot contributes nothing (XSA-448)."""
     cdef uint8_t *to = chain.data
     cdef uint32_t i
     cdef tx_request *request
@@ -147,27 +149,27 @@ cdef inline uint32_t stage_copies(
 
 
 cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
-    """Requests to chains, as many as the burst's budget holds, and their bytes to private memory; a budget never cuts a
-    chain. `broken` becomes the reason where a chain is fatal; those before it are good.
+    """Turn requests into chains, as many as the burst's budget holds, and stage the copies of their bytes; a budget
+    never splits a chain. `broken` becomes the reason if a chain is fatal; those before it are good.
     """
     cdef uint32_t count = 0
     cdef uint32_t at = 0
     cdef uint32_t segment = 0
     cdef uint32_t used = FRAME_HEADROOM
-    cdef uint32_t cuts = 0
+    cdef uint32_t segments = 0
     cdef chain_t *chain
-    while count < BURST_FRAMES and at < pending and used < BURST_BYTES and cuts < BURST_CUTS:
+    while count < BURST_FRAMES and at < pending and used < BURST_BYTES and segments < POLL_SEGMENTS:
         chain = &ws.chains[count]
         broken[0] = read_chain(ws, at, pending - at, chain)
         if broken[0] != REASON_NONE:
             break
-        if chain.slots - chain.extras > 1:   # its second slot's bytes begin a page, as in back/rx
+        if chain.slots - chain.extras > 1:   # the bytes of its second slot begin at a page, as in back/rx
             used += -<uint32_t>(<size_t>(ws.packed + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
         chain.data = ws.packed + used
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)
             used += (chain.length + FRAME_HEADROOM + 63) & ~<uint32_t>63
-            cuts += chain.length // chain.meta.gso_size if chain.meta.gso_size else 0
+            segments += chain.length // chain.meta.gso_size if chain.meta.gso_size else 0
         at += chain.slots
         count += 1
     kill_point()
@@ -178,7 +180,7 @@ cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, 
 # --- forward: to the peer
 
 cdef inline bint copied(workspace_t *ws, chain_t *chain) noexcept nogil:
-    """Whether every byte of the chain came: bytes whose copy did not succeed are never sent."""
+    """Whether every byte of the chain was copied: bytes whose copy failed are never sent."""
     cdef uint32_t i
     for i in range(chain.segment, chain.segment + chain.segments):
         if ws.segments[i].status != GNTST_okay:
@@ -187,7 +189,7 @@ cdef inline bint copied(workspace_t *ws, chain_t *chain) noexcept nogil:
 
 
 cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexcept nogil:
-    """Fill the frame's header, completing in software what the peer cannot take; PASS, SEGMENT or DROP."""
+    """Fill in the frame's header, completing in software what the peer cannot accept; returns PASS, SEGMENT or DROP."""
     cdef int verdict = netif_to_virtio(
         frame.data, frame.length, &frame.length, &chain.meta, queue.link.peer.caps, vnet_header(frame), &chain.fixed_up
     )
@@ -200,7 +202,7 @@ cdef inline int offload(back_queue *queue, chain_t *chain, frame_t *frame) noexc
 
 
 cdef uint32_t send(back_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
-    """Hand over the whole frames put together so far: how many the peer is done with."""
+    """Send the whole frames collected so far; returns how many the peer is done with."""
     cdef int refused = 0
     cdef uint32_t sent = 0
     if count:
@@ -211,31 +213,31 @@ cdef uint32_t send(back_queue *queue, workspace_t *ws, uint32_t count) noexcept 
     return sent
 
 
-cdef int forward_cut(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Send a frame in segments: a CUT_*. Where it is not done with, the ring keeps the frame, and tx_segments_sent the
-    place in it.
+cdef int forward_segments(back_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments; returns a SEGMENTS_*. If it is not done, the ring keeps the frame, and
+    tx_segments_sent the position in it.
     """
     cdef int refused = 0
-    cdef int done = send_cut(&queue.link, ws, frame, &queue.tx_segments_sent, &refused)
+    cdef int done = send_segments(&queue.link, ws, frame, &queue.tx_segments_sent, &refused)
     queue.link.counters[TX_REFUSED] += refused
-    queue.link.counters[TX_DROPPED] += done == CUT_IMPOSSIBLE
-    queue.link.counters[TX_SEGMENTED] += done == CUT_DONE
+    queue.link.counters[TX_DROPPED] += done == SEGMENTS_IMPOSSIBLE
+    queue.link.counters[TX_SEGMENTED] += done == SEGMENTS_DONE
     return done
 
 
 cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains, int *state) noexcept nogil:
-    """Hand the good chains to the peer in order: how many chains are done with. Fewer than all: `state` says why, MORE
-    where the segments of this poll are used up.
+    """Send the good chains to the peer in order; returns how many are done. If fewer than all, `state` has the cause,
+    MORE if this poll's segments are used up.
     """
     cdef uint32_t i, sent, count = 0
     cdef chain_t *chain
     cdef frame_t frame
-    cdef int verdict, cut
-    ws.cuts_left = BURST_CUTS
+    cdef int verdict, outcome
+    ws.segments_left = POLL_SEGMENTS
     for i in range(chains):
         chain = &ws.chains[i]
         if i:
-            queue.tx_segments_sent = 0       # of the ring's first frame alone
+            queue.tx_segments_sent = 0       # applies only to the ring's first frame
         if chain.status != NETIF_RSP_OKAY:
             continue
         if not copied(ws, chain):
@@ -254,14 +256,14 @@ cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains, int *
                 state[0] = peer_refuses(&queue.link)
                 return ws.frame_chain[sent]
             count = 0
-            cut = forward_cut(queue, ws, &frame)
-            if cut == CUT_BLOCKED:
+            outcome = forward_segments(queue, ws, &frame)
+            if outcome == SEGMENTS_BLOCKED:
                 state[0] = peer_refuses(&queue.link)
-            if cut == CUT_BLOCKED or cut == CUT_PAUSED:
+            if outcome == SEGMENTS_BLOCKED or outcome == SEGMENTS_PAUSED:
                 return i
         else:
             chain.dropped = 1
-    queue.tx_segments_sent = 0   # no cut is under way: the guest has changed the frame that one had begun on
+    queue.tx_segments_sent = 0   # no segmentation is in progress: the guest changed the frame after it began
     sent = send(queue, ws, count)
     if sent == count:
         return chains
@@ -272,7 +274,7 @@ cdef uint32_t forward(back_queue *queue, workspace_t *ws, uint32_t chains, int *
 # --- respond: one push
 
 cdef inline void fill_responses(tx_response *bodies, tx_request *requests, chain_t *chain) noexcept nogil:
-    """A chain's responses: whole slots, NULL for extras, which have no id."""
+    """Write a chain's responses: whole slots, NULL for extras, which have no id."""
     cdef uint32_t i
     for i in range(chain.slots):
         bodies[i].zero[0] = bodies[i].zero[1] = 0
@@ -285,7 +287,7 @@ cdef inline void fill_responses(tx_response *bodies, tx_request *requests, chain
 
 
 cdef void trace_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_t at) noexcept nogil:
-    """Records for links that are traced (each slot) or captured (the frame)."""
+    """Write records for links that are traced (each slot) or captured (the frame)."""
     cdef record_t entry
     cdef uint32_t i
     memset(&entry, 0, sizeof(entry))
@@ -315,7 +317,7 @@ cdef void trace_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32
 
 
 cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
-    """One push for the burst; the guest is notified after the poll of both directions, if it asked for that."""
+    """Publish once per burst; the guest is notified after the poll of both directions, if it asked for that."""
     cdef uint64_t *counters = queue.link.counters
     cdef uint32_t i, slots = 0
     cdef chain_t *chain

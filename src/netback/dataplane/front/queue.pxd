@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frontend's queue: what its two directions share."""
+"""A frontend's queue: the state shared by its two directions."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from netback.dataplane.backlog cimport backlog_t
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
@@ -20,30 +20,30 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     link_t link
     front_ring tx
     front_ring rx
-    uint8_t *tx_pages[RING_SLOTS]        # granted to the backend for good, as are rx_pages
-    uint8_t *rx_pages[RING_SLOTS]        # by slot: page i is posted in slot i and nowhere else
+    uint8_t *tx_pages[RING_SLOTS]        # granted to the backend for the queue's life, as are rx_pages
+    uint8_t *rx_pages[RING_SLOTS]        # by slot: page i is posted in slot i only
     uint32_t tx_grefs[RING_SLOTS]
     uint32_t rx_grefs[RING_SLOTS]
-    uint16_t free[RING_SLOTS]    # TX pages not in use, the one used last on top, since the cache still has it
+    uint16_t free[RING_SLOTS]    # free TX pages, the last used one on top, since it is still in the cache
     uint32_t free_count
-    uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request that has no response yet
-    uint32_t extras_sent         # extra infos that have no response yet
-    uint32_t tx_single_reads     # after GSO that had to be cut, so many reads take one frame at a time
-    uint32_t tx_slots            # how many of the ring's slots are used at a time, at most
+    uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request without a response yet
+    uint32_t extras_sent         # extra infos without a response yet
+    uint32_t tx_single_reads     # after GSO that had to be segmented, this many reads take one frame at a time
+    uint32_t tx_slots            # most of the ring's slots used at a time
     uint32_t rx_slots
     bint rx_notify               # events tell the backend of posted buffers
-    uint32_t caps                # CAN_*: what the backend takes
-    bint sg                      # ... and whether it takes more than one slot a frame
-    # Frames are read right into granted pages. Measured (TCP from a guest over packet:, iperf3 of 3 GB): 0.64 CPU
-    # seconds of `netback guest` for each GB, 0.68 by way of private memory.
+    uint32_t caps                # CAN_*: offloads that the backend accepts
+    bint sg                      # ... and whether it accepts more than one slot per frame
+    # Frames are read directly into granted pages. Measured (TCP from a guest over packet:, iperf3 of 3 GB): 0.64 CPU
+    # seconds of `netback guest` for each GB, 0.68 with a copy through private memory.
     bint direct
-    uint32_t tx_large            # so many more reads provide for frames of several slots
-    uint32_t rx_large            # so many more bursts do
-    backlog_t backlog            # what one read brought beyond the slots, in order; nothing is read while any waits
+    uint32_t tx_large            # this many more reads provide for frames of several slots
+    uint32_t rx_large            # this many more bursts do
+    backlog_t backlog            # frames of one read beyond the slots, in order; nothing is read while any waits
     uint32_t needed              # slots that the first of them lacks
-    bint segmenting                 # ... or rather its next segment
+    bint segmenting                 # ... or its next segment
     segments_t segments
-    uint32_t rx_segments_sent    # of the frame at the RX ring's head, which is being cut
+    uint32_t rx_segments_sent    # segments already sent of the frame at the RX ring's head
 
 
 cdef class FrontQueue(Link):

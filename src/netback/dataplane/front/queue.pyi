@@ -31,7 +31,7 @@ class FrontQueue(Link):
     def in_flight(self) -> int: ...
 
 class RingPage:
-    """A ring's page as a script has it: any index, any slot, nothing checked but the page's bounds."""
+    """A ring's page for a script: any index, any slot; only the page's bounds are checked."""
 
     slot_size: int
     req_prod: int

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frontend's queue: its two rings, its granted pages and the peer behind it, tied together for the worker.
+"""A frontend's queue: its two rings, its granted pages and the peer behind it, combined for the worker.
 
-Knows what a queue is made of. front/tx and front/rx move frames, the worker says when; frontend/ has grants, event
-channels and the store.
+front/tx and front/rx move frames, the worker decides when; frontend/ has grants, event channels and the store.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -17,7 +16,7 @@ from netback.dataplane.link cimport ring_indices
 from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
 
 cdef enum:
-    FULL_FRAME_SLOTS = 17        # a ring of at least so many slots reads frames right into granted pages
+    FULL_FRAME_SLOTS = 17        # a ring of at least this many slots reads frames directly into granted pages
 
 
 cdef uint64_t front_producers(link_t *link) noexcept nogil:
@@ -26,7 +25,7 @@ cdef uint64_t front_producers(link_t *link) noexcept nogil:
 
 
 cdef int set_pages(uint8_t **addresses, uint32_t *grefs, object pages) except -1:
-    """From Python's (address, gref) pairs."""
+    """Convert Python's (address, gref) pairs."""
     cdef int i
     if len(pages) != RING_SLOTS:
         raise ValueError(f"a ring needs {RING_SLOTS} pages, not {len(pages)}")
@@ -88,7 +87,7 @@ cdef class FrontQueue(Link):
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
-        """The indices of both rings as they stand in the shared pages, and our own: the next response to take."""
+        """The indices of both rings in the shared pages, and our own: the next response to take."""
         return {"tx": ring_indices(<size_t>self.queue.tx.shared, self.queue.tx.rsp_cons),
                 "rx": ring_indices(<size_t>self.queue.rx.shared, self.queue.rx.rsp_cons)}
 
@@ -123,7 +122,7 @@ cdef class RingPage:
         return (<char *>self.at(index))[:self.slot_size]
 
     def put(self, uint32_t index, bytes slot) -> None:
-        """Write a slot; a shorter one leaves the rest of it as it was."""
+        """Write a slot; a shorter value leaves the rest of it unchanged."""
         cdef const unsigned char *source = slot
         cdef uint8_t *to = self.at(index)
         cdef uint32_t i
@@ -133,7 +132,7 @@ cdef class RingPage:
             to[i] = source[i]
 
     def push(self, uint32_t req_prod) -> bool:
-        """Publish requests up to `req_prod`: whether the backend asked to be told."""
+        """Publish requests up to `req_prod`; returns whether the backend asked for an event."""
         cdef uint32_t old = load_relaxed(&self.shared.req_prod)
         self.req_prod = req_prod
         full_fence()
@@ -174,6 +173,6 @@ cdef class RingPage:
 
     @rsp_event.setter
     def rsp_event(self, uint32_t value):
-        """Ask for an event; a fence follows, so that what is read next is not older than this."""
+        """Ask for an event; a fence follows, so that later reads are not older than this."""
         store_release(&self.shared.rsp_event, value)
         full_fence()

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest's RX ring to the network behind it: one burst, in a frame's order.
 
-    take      private copies of the responses that wait
-    read      responses to chains (frames), each checked against what was posted
-    forward   frames to the peer, right from their pages; checksums are completed and segments cut where the peer cannot
-    repost    the buffers go back to the ring in the same burst: one push, at most one notify
+    take      make private copies of the pending responses
+    read      turn responses into chains (frames), each checked against the posted requests
+    forward   send frames to the peer from their pages; complete checksums and segment where the peer cannot
+    repost    return the buffers to the ring in the same burst: one push, at most one notify
 
-Headers are judged in private copies, since the backend may still write to the pages. What a full peer does not take
+Headers are judged in private copies, since the backend may still write to the pages. What a full peer does not accept
 stays in the ring.
 
-Goes wrong: a response is impossible (the link breaks), the backend answered ERROR (that frame is lost and counted).
+Errors: a response is impossible (the link breaks), the backend answered ERROR (that frame is lost and counted).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -31,8 +31,10 @@ from netback.dataplane.link cimport (
     RX_NOTIFIES, RX_REFUSED, RX_SEGMENTED, RX_SLOTS, STATE_RING_IDLE, STATE_RING_MORE, break_link, link_t, peer_refuses,
 )
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
-from netback.dataplane.send cimport CUT_BLOCKED, CUT_DONE, CUT_IMPOSSIBLE, CUT_PAUSED, send_cut, send_vectors
-from netback.dataplane.workspace cimport BURST_BYTES, BURST_CUTS, MAX_DATA_SLOTS, chain_t, workspace_t
+from netback.dataplane.send cimport (
+    SEGMENTS_BLOCKED, SEGMENTS_DONE, SEGMENTS_IMPOSSIBLE, SEGMENTS_PAUSED, send_segments, send_vectors,
+)
+from netback.dataplane.workspace cimport BURST_BYTES, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t
 from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
 from netback.dataplane.sockets cimport iovec
 
@@ -51,13 +53,13 @@ cdef struct outgoing_t:          # messages for the peer, and which chain each o
 # --- responses
 
 cdef inline void take(front_queue *queue, workspace_t *ws, uint32_t count) noexcept nogil:
-    """Copy `count` waiting responses out of the shared page, once."""
+    """Copy `count` pending responses out of the shared page, once."""
     cdef uint32_t at = queue.rx.rsp_cons & (RING_SLOTS - 1)
     cdef uint32_t run = min(count, RING_SLOTS - at)
     cdef uint8_t *slots = <uint8_t *>queue.rx.shared + RING_HEADER
     memcpy(ws.bodies, slots + at * RX_SLOT, run * RX_SLOT)
     memcpy(ws.bodies + run * RX_SLOT, slots, (count - run) * RX_SLOT)
-    compiler_fence()             # the copies are made: the compiler must not go back to the page for them
+    compiler_fence()             # after the copies: the compiler must not read the page again for them
 
 
 cdef inline rx_response *response(workspace_t *ws, uint32_t at) noexcept nogil:
@@ -70,7 +72,7 @@ cdef inline uint8_t *page_of(front_queue *queue, uint32_t at) noexcept nogil:
 
 
 cdef inline bint take_data(front_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain) noexcept nogil:
-    """One data slot: it must answer what was posted there, and stay within its page."""
+    """Read one data slot: it must answer the request posted there, and stay within its page."""
     cdef rx_response *slot = response(ws, at)
     if slot.id != (queue.rx.rsp_cons + at) & (RING_SLOTS - 1):
         return False
@@ -82,7 +84,7 @@ cdef inline bint take_data(front_queue *queue, workspace_t *ws, uint32_t at, cha
 
 
 cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pending, chain_t *chain) noexcept nogil:
-    """One frame's responses; False where no backend may answer so."""
+    """Read one frame's responses; False if the responses are impossible."""
     cdef rx_response *slot = response(ws, chain.segment)
     chain.slots = 1
     chain.extras = 0
@@ -111,20 +113,20 @@ cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pendin
 
 
 cdef uint32_t read_chains(front_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
-    """Responses to chains, no more than a burst's budget, so that the backend has buffers while we send; chain.segment
-    is the first response of each."""
+    """Turn responses into chains, no more than a burst's budget, so that the backend has buffers while we send;
+    chain.segment is the first response of each."""
     cdef uint32_t count = 0
     cdef uint32_t at = 0
     cdef uint32_t size = 0
-    cdef uint32_t cuts = 0
-    while count < BURST_FRAMES and at < pending and size < BURST_BYTES and cuts < BURST_CUTS:
+    cdef uint32_t segments = 0
+    while count < BURST_FRAMES and at < pending and size < BURST_BYTES and segments < POLL_SEGMENTS:
         ws.chains[count].segment = at
         if not take_chain(queue, ws, pending, &ws.chains[count]):
             broken[0] = REASON_RESPONSE
             break
         at += ws.chains[count].slots
         size += ws.chains[count].length
-        cuts += ws.chains[count].length // ws.chains[count].meta.gso_size if ws.chains[count].meta.gso_size else 0
+        segments += ws.chains[count].length // ws.chains[count].meta.gso_size if ws.chains[count].meta.gso_size else 0
         count += 1
     return count
 
@@ -133,7 +135,7 @@ cdef uint32_t read_chains(front_queue *queue, workspace_t *ws, uint32_t pending,
 
 cdef uint32_t gather(front_queue *queue, workspace_t *ws, chain_t *chain, uint8_t *to,
                      uint32_t limit) noexcept nogil:
-    """Copy the beginning of a frame to private memory: how many bytes that is."""
+    """Copy the beginning of a frame to private memory; returns the number of bytes."""
     cdef uint32_t i, size, at = 0
     cdef rx_response *slot
     for i in range(chain.slots):
@@ -148,7 +150,7 @@ cdef uint32_t gather(front_queue *queue, workspace_t *ws, chain_t *chain, uint8_
 
 cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain,
                    uint32_t skip) noexcept nogil:
-    """A frame's bytes from `skip` on, where they lie."""
+    """A frame's bytes from `skip` on, in the pages that hold them."""
     cdef uint32_t i, passed, size, rest = chain.length - skip
     cdef rx_response *slot
     for i in range(chain.slots):
@@ -167,7 +169,7 @@ cdef void put_data(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t
 
 cdef void put_message(front_queue *queue, workspace_t *ws, outgoing_t *out, chain_t *chain,
                       frame_t *head) noexcept nogil:
-    """A message: the peer's header with the `head` of the frame that is private, then the rest from its pages."""
+    """Build a message: the peer's header with the private `head` of the frame, then the rest from its pages."""
     cdef uint32_t header = queue.link.peer.header
     out.first[out.count] = out.used
     if header + head.length:
@@ -180,7 +182,7 @@ cdef void put_message(front_queue *queue, workspace_t *ws, outgoing_t *out, chai
 
 
 cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept nogil:
-    """Send what is put together. False where the peer became full: then *done is the chain that it did not take."""
+    """Send the messages built so far. False if the peer became full: then *done is the chain that it did not take."""
     cdef int refused = 0
     cdef int sent = 0
     if out.count:
@@ -194,20 +196,21 @@ cdef bint flush(front_queue *queue, outgoing_t *out, uint32_t *done) noexcept no
     return True
 
 
-cdef int forward_cut(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """Send a frame in segments: a CUT_*. Where it is not done with, the ring keeps the frame, and rx_segments_sent the
-    place in it."""
+cdef int forward_segments(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
+    """Send a frame in segments; returns a SEGMENTS_*. If it is not done, the ring keeps the frame, and
+    rx_segments_sent the position in it.
+    """
     cdef int refused = 0
-    cdef int done = send_cut(&queue.link, ws, frame, &queue.rx_segments_sent, &refused)
+    cdef int done = send_segments(&queue.link, ws, frame, &queue.rx_segments_sent, &refused)
     queue.link.counters[RX_REFUSED] += refused
-    queue.link.counters[RX_DROPPED] += done == CUT_IMPOSSIBLE
-    queue.link.counters[RX_SEGMENTED] += done == CUT_DONE
+    queue.link.counters[RX_DROPPED] += done == SEGMENTS_IMPOSSIBLE
+    queue.link.counters[RX_SEGMENTED] += done == SEGMENTS_DONE
     return done
 
 
 cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *head) noexcept nogil:
-    """Fill the header; a frame that the peer cannot take so is brought together in private memory, and completed if
-    that is all it lacks. PASS, SEGMENT or DROP."""
+    """Fill in the header. A frame that the peer cannot accept as it is is gathered in private memory, and completed if
+    only that is missing. Returns PASS, SEGMENT or DROP."""
     cdef uint32_t caps = queue.link.peer.caps
     cdef virtio_net_hdr *hdr = vnet_header(head)
     cdef uint8_t fixed_up
@@ -217,7 +220,7 @@ cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *h
         head.length = gather(queue, ws, chain, head.data, HEADERS_MAX)
     verdict = netif_to_virtio(head.data, head.length, &chain.length, &chain.meta, caps, hdr, &fixed_up)
     if verdict == OFFLOAD_COMPLETE or verdict == OFFLOAD_SEGMENT:
-        # Judge the private copy again, as a whole: the backend may have changed its pages since.
+        # Judge the whole private copy again: the backend may have changed its pages since.
         head.length = gather(queue, ws, chain, head.data, FRAME_BYTES)
         verdict = netif_to_virtio(head.data, head.length, &head.length, &chain.meta, caps, hdr, &fixed_up)
         chain.length = head.length
@@ -230,15 +233,15 @@ cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *h
 
 
 cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains, int *state) noexcept nogil:
-    """Hand the good chains to the peer in order: how many chains are done with. Fewer than all: `state` says why, MORE
-    where the segments of this poll are used up.
+    """Send the good chains to the peer in order; returns how many are done. If fewer than all, `state` has the cause,
+    MORE if this poll's segments are used up.
     """
     cdef outgoing_t out
     cdef frame_t head
     cdef chain_t *chain
     cdef uint32_t i, done = chains
-    cdef int verdict, cut
-    ws.cuts_left = BURST_CUTS
+    cdef int verdict, outcome
+    ws.segments_left = POLL_SEGMENTS
     state[0] = STATE_RING_MORE
     out.count = 0
     out.used = 0
@@ -246,7 +249,7 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains, int 
     for i in range(chains):
         chain = &ws.chains[i]
         if i:
-            queue.rx_segments_sent = 0   # of the ring's first frame alone
+            queue.rx_segments_sent = 0   # applies only to the ring's first frame
         if chain.status != NETIF_RSP_OKAY:
             continue
         verdict = offload(queue, ws, chain, &head) if chain.length >= MIN_FRAME else OFFLOAD_DROP
@@ -258,14 +261,14 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains, int 
             if not flush(queue, &out, &done):
                 state[0] = peer_refuses(&queue.link)
                 return done
-            cut = forward_cut(queue, ws, &head)
-            if cut == CUT_BLOCKED:
+            outcome = forward_segments(queue, ws, &head)
+            if outcome == SEGMENTS_BLOCKED:
                 state[0] = peer_refuses(&queue.link)
-            if cut == CUT_BLOCKED or cut == CUT_PAUSED:
+            if outcome == SEGMENTS_BLOCKED or outcome == SEGMENTS_PAUSED:
                 return i
         else:
             chain.status = NETIF_RSP_DROPPED
-    queue.rx_segments_sent = 0   # no cut is under way: the backend has changed the frame that one had begun on
+    queue.rx_segments_sent = 0   # no segmentation is in progress: the backend changed the frame after it began
     if not flush(queue, &out, &done):
         state[0] = peer_refuses(&queue.link)
     return done
@@ -274,7 +277,7 @@ cdef uint32_t forward(front_queue *queue, workspace_t *ws, uint32_t chains, int 
 # --- the ring
 
 cdef void post_buffers(front_queue *queue) noexcept nogil:
-    """Post the buffer of every slot that is free to be posted."""
+    """Post the buffers of all free slots."""
     cdef rx_request *request
     cdef uint32_t at, most = slots_at_a_time(queue.rx_slots, queue.rx_large)
     while <uint32_t>(queue.rx.req_prod - queue.rx.rsp_cons) < most:
@@ -287,7 +290,7 @@ cdef void post_buffers(front_queue *queue) noexcept nogil:
 
 
 cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
-    """The first `chains` are done with: their buffers go back to the backend."""
+    """The first `chains` are done: their buffers go back to the backend."""
     cdef uint64_t *counters = queue.link.counters
     cdef uint32_t i, slots = 0
     cdef chain_t *chain
@@ -314,7 +317,7 @@ cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
 
 
 cdef int poll_front_rx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst of the RX ring; its result is the direction's next state (states.py)."""
+    """Serve one burst of the RX ring; returns the direction's next state (states.py)."""
     cdef front_queue *queue = <front_queue *>link
     cdef int state, broken = REASON_NONE
     cdef int pending = front_pending(&queue.rx)

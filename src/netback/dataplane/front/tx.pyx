@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network behind a guest to its TX ring: one burst, in a frame's order.
 
-    reap      responses that came since the last burst give their pages back; no event is asked for them
-    read      frames from the peer, right into granted pages where the backend takes frames of many slots
-    place     a frame to requests; checksums are completed and segments cut where the backend cannot
+    reap      free the pages of requests answered since the last burst; no event is requested for these responses
+    read      read frames from the peer, into granted pages if the backend accepts frames of many slots
+    place     assign a frame to requests; complete checksums and segment where the backend cannot
     publish   one push, at most one notify
 
-Frames of one read that lack slots go to the backlog; only then is the ring armed for an event. Where the backend cannot
-do what the peer's frame asks (no scatter-gather, a tag, a tunnel), the frame goes through private memory, where it is
-completed or cut.
+Frames of one read that lack slots go to the backlog; only then is the ring armed for an event. If the backend lacks
+what the peer's frame requests (no scatter-gather, a tag, a tunnel), the frame goes through private memory, where it is
+completed or segmented.
 
-Goes wrong: the backend answers what was never asked (the link breaks), a frame can never fit (dropped and counted).
+Errors: the backend answers a request that was never made (the link breaks), a frame can never fit (dropped, counted).
 """
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -37,22 +37,22 @@ from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_CLOSED, VLAN_TAG, VNET_HDR, frame_t, peer_t,
     received_t, restore_tag, vnet_header,
 )
-from netback.dataplane.workspace cimport BURST_BYTES, CUT_BYTES, workspace_t
+from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
-    FRAME_PAGES = 16             # of the longest frame, and what is read right into pages
+    FRAME_PAGES = 16             # bytes of the longest frame that is read directly into pages
     FIRST_BYTES = PAGE_SIZE - FRAME_HEADROOM             # of a frame that was read into its first page
     FULL_FRAME_SLOTS = FRAME_PAGES + 1                   # ... and the GSO extra
-    VECTORS = RING_SLOTS         # of one read: each frame's pages, and private memory for what is more
+    VECTORS = RING_SLOTS         # for one read: each frame's pages, and private memory for the rest
 
 
-cdef struct scattered_t:         # a frame as it was read: in pages, what is more in private memory
+cdef struct scattered_t:         # a frame after its read: in pages, the rest in private memory
     uint16_t pages[FRAME_PAGES]
     uint32_t count               # of pages
-    frame_t frame                # where it begins, in its first page
-    uint8_t *linear              # where it begins in private memory, if it has to come together there
+    frame_t frame                # where the frame begins, in its first page
+    uint8_t *linear              # where it begins in private memory, if it has to be gathered there
 
 
 # --- pages and slots
@@ -65,7 +65,7 @@ cdef inline uint32_t slots(front_queue *queue) noexcept nogil:
 
 
 cdef inline uint32_t room(front_queue *queue) noexcept nogil:
-    """Slots that may be filled with pages not in hand yet: fewer while a read waits to be placed."""
+    """Slots that may be filled with further pages: fewer while a read waits to be placed."""
     return min(slots(queue), queue.free_count)
 
 
@@ -80,7 +80,7 @@ cdef inline void give_page(front_queue *queue, uint16_t page) noexcept nogil:
 
 
 cdef inline bint take_response(front_queue *queue, uint32_t index) noexcept nogil:
-    """False where no request in flight can have that response."""
+    """False if no request in flight can have that response."""
     cdef uint32_t raw = load_relaxed(<uint32_t *>tx_slot(queue.tx.shared, index))
     cdef uint16_t id = <uint16_t>raw
     cdef int16_t status = <int16_t>(raw >> 16)
@@ -98,7 +98,7 @@ cdef inline bint take_response(front_queue *queue, uint32_t index) noexcept nogi
 
 
 cdef bint reap(front_queue *queue) noexcept nogil:
-    """Take every response that waits; False where one is impossible."""
+    """Take every pending response; False if one is impossible."""
     cdef int i, pending = front_pending(&queue.tx)
     for i in range(pending):
         if not take_response(queue, queue.tx.rsp_cons + i):
@@ -143,7 +143,7 @@ cdef inline uint16_t tx_flags(frame_meta *meta) noexcept nogil:
 
 cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, uint32_t length,
                     frame_meta *meta) noexcept nogil:
-    """Requests of a frame that lies in pages: the first one's size is the frame's, the others' are their own
+    """Write the requests of a frame in pages: the first one's size is the frame's, the others' are their own
     (netif.h)."""
     cdef uint32_t size = min(length, PAGE_SIZE - offset)
     cdef uint32_t at = size
@@ -166,7 +166,7 @@ cdef inline uint32_t slots_needed(uint32_t length, uint32_t extras) noexcept nog
 
 
 cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, frame_meta *meta) noexcept nogil:
-    """Into pages, and their requests to the ring: the caller has looked for room."""
+    """Copy a frame into pages and write their requests to the ring. The caller has checked that there is room."""
     cdef uint16_t pages[FRAME_PAGES]
     cdef uint32_t i, at = 0
     for i in range((length + PAGE_SIZE - 1) // PAGE_SIZE):
@@ -177,29 +177,31 @@ cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, f
 
 
 cdef uint32_t place_segments(front_queue *queue, workspace_t *ws, const uint8_t *data) noexcept nogil:
-    """Segments of the frame at `data` to the ring: 0 where it is done with, else the slots that the next one needs."""
+    """Write segments of the frame at `data` to the ring. Returns 0 if it is done, else the slots that the next one
+    needs.
+    """
     cdef frame_meta meta
     cdef uint32_t length
     cdef uint32_t needed = slots_needed(queue.segments.largest, queue.segments.gso_size != 0)
     while queue.segments.index < queue.segments.count:
         if room(queue) < needed:
             return needed
-        length = segments_next(&queue.segments, data, ws.cuts, CUT_BYTES, &meta)
+        length = segments_next(&queue.segments, data, ws.segment_memory, SEGMENTS_BYTES, &meta)
         if length == 0:
             break
-        copy_frame(queue, ws.cuts, length, &meta)
+        copy_frame(queue, ws.segment_memory, length, &meta)
     queue.segmenting = False
     queue.link.counters[TX_SEGMENTED] += 1
     return 0
 
 
 cdef inline bint fits(front_queue *queue, uint32_t length, uint32_t slots) noexcept nogil:
-    """Whether the backend can ever take it whole."""
+    """Whether the backend can ever accept it whole."""
     return length <= MAX_NETIF_FRAME and slots <= queue.tx_slots and (length <= PAGE_SIZE or queue.sg)
 
 
 cdef uint32_t begin_segments(front_queue *queue, workspace_t *ws, frame_t *frame, bint whole) noexcept nogil:
-    """Begin to cut a frame; the cut goes on later where not all its segments have room. `whole`: into GSO frames."""
+    """Begin to segment a frame; if not all segments have room, this continues later. `whole`: into GSO frames."""
     cdef int begun = segments_begin(&queue.segments, frame.data, frame.length, vnet_header(frame), whole)
     cdef uint32_t largest = queue.segments.largest
     queue.tx_single_reads = BURST_FRAMES
@@ -211,7 +213,7 @@ cdef uint32_t begin_segments(front_queue *queue, workspace_t *ws, frame_t *frame
 
 
 cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """One frame from private memory to the ring: 0 where it is done with, else the slots that it lacks."""
+    """Write one frame from private memory to the ring. Returns 0 if it is done, else the slots that it lacks."""
     cdef frame_meta meta
     cdef virtio_net_hdr *hdr = vnet_header(frame)
     cdef uint32_t needed
@@ -236,7 +238,7 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
 
 
 cdef void place_or_keep(front_queue *queue, workspace_t *ws, frame_t *frame) noexcept nogil:
-    """No frame overtakes one that waits."""
+    """Frames stay in order: this one waits behind the backlog."""
     if queue.backlog.count == 0:
         queue.needed = place(queue, ws, frame)
         if queue.needed == 0:
@@ -258,19 +260,19 @@ cdef void place_backlog(front_queue *queue, workspace_t *ws) noexcept nogil:
 # --- frames in granted pages
 
 cdef inline uint32_t pages_filled(scattered_t *read) noexcept nogil:
-    """How many pages a frame fills that was read, if they are enough."""
+    """The number of pages that a frame fills, if they suffice."""
     return (FRAME_HEADROOM + read.frame.length + PAGE_SIZE - 1) // PAGE_SIZE
 
 
 cdef inline void give_pages(front_queue *queue, scattered_t *read, uint32_t kept) noexcept nogil:
-    """All but the first `kept`."""
+    """Free all pages but the first `kept`."""
     while read.count > kept:
         read.count -= 1
         give_page(queue, read.pages[read.count])
 
 
 cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcept nogil:
-    """Bring a frame together in private memory, where what found no page is already; its pages are free again."""
+    """Gather a frame in private memory, where the part beyond its pages already is; its pages become free."""
     cdef uint32_t i, at = PAGE_SIZE - <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
     linear.length = read.frame.length
     linear.data = read.linear
@@ -283,7 +285,7 @@ cdef void gather(front_queue *queue, scattered_t *read, frame_t *linear) noexcep
 
 cdef inline bint passes_in_pages(front_queue *queue, scattered_t *read, uint32_t offset,
                                  frame_meta *meta) noexcept nogil:
-    """Whether a frame can go from the pages that it lies in, and its flags. Pages of padding are free again."""
+    """Whether a frame can go from its own pages, and its flags. Pages of padding become free."""
     cdef frame_t *frame = &read.frame
     cdef uint32_t have = min(frame.length, PAGE_SIZE - offset)
     if offset + frame.length > read.count * PAGE_SIZE or frame.length > MAX_NETIF_FRAME:
@@ -295,13 +297,13 @@ cdef inline bint passes_in_pages(front_queue *queue, scattered_t *read, uint32_t
 
 
 cdef void place_in_pages(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
-    """One frame that was read into pages to the ring; through private memory where it cannot pass as it is."""
+    """Write one frame in pages to the ring; through private memory if it cannot pass as it is."""
     cdef frame_t linear
     cdef frame_meta meta
     cdef uint32_t offset = <uint32_t>(read.frame.data - queue.tx_pages[read.pages[0]])
     if read.frame.length < MIN_FRAME:
         give_pages(queue, read, 0)
-        queue.link.counters[TX_DROPPED] += read.frame.length != 0        # else the peer has counted it
+        queue.link.counters[TX_DROPPED] += read.frame.length != 0        # otherwise the peer has counted it
     elif queue.backlog.count == 0 and passes_in_pages(queue, read, offset, &meta):
         put_frame(queue, read.pages, offset, read.frame.length, &meta)
     else:
@@ -313,7 +315,7 @@ cdef void place_in_pages(front_queue *queue, workspace_t *ws, scattered_t *read)
 
 cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private, iovec *vectors,
                          uint32_t pages) noexcept nogil:
-    """Where the next frame may go: so many pages, the first with room for headers, then private memory."""
+    """Prepare the buffers of the next frame: this many pages, the first with headroom, then private memory."""
     cdef uint32_t page, header = queue.link.peer.header
     cdef uint32_t paged = FIRST_BYTES + (pages - 1) * PAGE_SIZE
     for page in range(pages):
@@ -330,13 +332,13 @@ cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private
 
 
 cdef inline void note_size(front_queue *queue, uint32_t length) noexcept nogil:
-    """A frame of several slots: provide for more of them."""
+    """A frame had several slots: provide for more of them."""
     if length > FIRST_BYTES:
         queue.tx_large = LARGE_BURSTS
 
 
 cdef inline void note_losses(front_queue *queue, int got) noexcept nogil:
-    """Count what a read could not hand out."""
+    """Count the frames that a read could not return."""
     cdef peer_t *peer = queue.link.peer
     queue.link.counters[TX_FAULTS] += got < 0
     queue.link.counters[TX_SHORT] += peer.short_frames
@@ -345,7 +347,7 @@ cdef inline void note_losses(front_queue *queue, int got) noexcept nogil:
 
 
 cdef inline void release_unused(front_queue *queue, scattered_t *reads, int got, int count) noexcept nogil:
-    """Give back the pages that the frames of a read did not fill, before any of them is placed."""
+    """Free the pages that the frames of a read did not fill, before any of them is placed."""
     cdef int i
     for i in range(count):
         give_pages(queue, &reads[i], pages_filled(&reads[i]) if i < got else 0)
@@ -354,7 +356,7 @@ cdef inline void release_unused(front_queue *queue, scattered_t *reads, int got,
 
 
 cdef int read_into_pages(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
-    """Read frames into granted pages and place them: how many came, -1 where the peer refuses."""
+    """Read frames into granted pages and place them. Returns how many came, -1 if the peer refuses."""
     cdef scattered_t reads[BURST_FRAMES]
     cdef received_t received[BURST_FRAMES]
     cdef iovec vectors[VECTORS]
@@ -380,8 +382,7 @@ cdef int read_into_pages(front_queue *queue, workspace_t *ws, int count) noexcep
 
 
 cdef int read_into_arena(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
-    """The same by way of private memory, for backends without scatter-gather and rings that are used a few slots at a
-    time."""
+    """The same through private memory, for backends without scatter-gather and rings that use few slots at a time."""
     cdef peer_t *peer = queue.link.peer
     cdef int i, got = peer.receive(peer, ws.arena, FRAME_BYTES, ws.frames, count)
     for i in range(got):
@@ -393,7 +394,7 @@ cdef int read_into_arena(front_queue *queue, workspace_t *ws, int count) noexcep
 
 
 cdef inline uint32_t frames_at_once(front_queue *queue) noexcept nogil:
-    """As many as are likely to fit; one at a time while the peer gives what has to be cut."""
+    """The number of frames that probably fit; one at a time while the peer returns frames that must be segmented."""
     cdef uint32_t each = FULL_FRAME_SLOTS if queue.tx_large else 1
     if queue.tx_single_reads:
         queue.tx_single_reads -= 1
@@ -402,7 +403,7 @@ cdef inline uint32_t frames_at_once(front_queue *queue) noexcept nogil:
 
 
 cdef void collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept nogil:
-    """Read and place frames until the peer, the slots or the burst's budget end."""
+    """Read and place frames until the peer, the slots or the burst's budget are used up."""
     cdef uint64_t *moved = &queue.link.counters[TX_BYTES]
     cdef uint64_t enough = moved[0] + BURST_BYTES
     cdef uint32_t taken = 0
@@ -435,8 +436,8 @@ cdef void publish(front_queue *queue, uint32_t first) noexcept nogil:
 
 
 cdef int wait_for_slots(front_queue *queue, uint32_t needed, bint moved) noexcept nogil:
-    """Ask for an event when a quarter of what we sent is answered, or more where the frame at hand needs more, and look
-    again: the backend has the rest to do while we wake up."""
+    """Ask for an event when a quarter of our requests is answered, or more if the current frame needs more, then check
+    again: the backend works on the rest while we wake up."""
     cdef link_t *link = &queue.link
     cdef uint32_t sent = queue.tx.req_prod - queue.tx.rsp_cons
     cdef uint32_t most = slots_at_a_time(queue.tx_slots, queue.tx_large)
@@ -453,7 +454,7 @@ cdef int wait_for_slots(front_queue *queue, uint32_t needed, bint moved) noexcep
 
 
 cdef int poll_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
-    """One burst from the peer; its result is the direction's next state (states.py)."""
+    """Serve one burst from the peer; returns the direction's next state (states.py)."""
     cdef front_queue *queue = <front_queue *>link
     cdef uint32_t first = queue.tx.req_prod
     cdef uint32_t answered = queue.tx.rsp_cons

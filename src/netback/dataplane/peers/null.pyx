@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A peer without a descriptor: it takes everything, and gives one frame over and over, or nothing."""
+"""A peer without a descriptor: it accepts every frame, and returns the same frame over and over, or none."""
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -19,13 +19,13 @@ cdef enum:
 
 cdef struct null_peer:           # `peer` is first: a peer_t * of this kind is a null_peer *
     peer_t peer
-    const uint8_t *template      # a virtio_net_hdr and a frame; NULL: it gives nothing
-    uint32_t length              # of both
+    const uint8_t *template      # a virtio_net_hdr and a frame; NULL: it returns none
+    uint32_t length              # bytes of both
     uint8_t *frame               # where every reader gets the frame
 
 
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
-    """Every entry aliases one frame: what the caller changes in one it changes in all, until `release`."""
+    """Every entry aliases one frame: a change to one changes all, until `release`."""
     cdef null_peer *own = <null_peer *>peer
     cdef int i
     if own.template == NULL:
@@ -48,8 +48,8 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
 
 
 cdef class NullPeer(Peer):
-    """Takes every frame; gives `template` (a virtio_net_hdr and a frame, ValueError for another size) as fast as it is
-    read, or nothing.
+    """Accepts every frame; returns `template` (a virtio_net_hdr and a frame; ValueError: wrong size) on every read, or
+    nothing.
     """
 
     cdef null_peer own

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 class Peer:
-    """What a queue is joined to. TapPeer, SocketPeer and NullPeer are the ones to make."""
+    """The peer of a queue. Create a TapPeer, SocketPeer or NullPeer."""
 
     @property
     def fd(self) -> int: ...
@@ -13,7 +13,7 @@ class Peer:
     @property
     def down(self) -> bool: ...
     def send(self, frames: list[bytes]) -> tuple[int, int]:
-        """Hand over frames, each led by its virtio_net_hdr: (how many it is done with, how many it refused)."""
+        """Send frames, each preceded by its virtio_net_hdr; returns (how many it is done with, how many it refused)."""
 
     def recv(self, count: int = 64) -> list[bytes]:
-        """Up to `count` frames that wait, each led by its virtio_net_hdr; OSError where the peer refuses."""
+        """Return up to `count` pending frames, each preceded by its virtio_net_hdr. OSError: the peer refuses."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every peer has in common: frames in an arena, VLAN tags put back, and Python's own way to a peer.
-
-Knows virtio_net_hdr, nothing of descriptors, rings or guests.
-"""
+"""The common part of all peers: frames in an arena, VLAN tags restored, and Python's access to a peer."""
 import os
 
 from libc.errno cimport errno
@@ -14,7 +11,9 @@ from netback.dataplane.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 
 
 cdef void restore_tag(frame_t *frame, uint32_t tag, bint header) noexcept nogil:
-    """Put a VLAN tag back where it was on the wire; what a `header` before the frame points at moves by its bytes."""
+    """Insert a VLAN tag at its original place; the bytes that `header` points to, before the frame, move by its
+    size.
+    """
     cdef virtio_net_hdr *hdr
     memmove(frame.data - VNET_HDR - VLAN_TAG, frame.data - VNET_HDR, VNET_HDR + 12)
     frame.data -= VLAN_TAG
@@ -31,7 +30,7 @@ cdef void restore_tag(frame_t *frame, uint32_t tag, bint header) noexcept nogil:
 
 
 cdef int receive_in_arena(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
-    """`receive` of a peer that can `read`: one buffer in the arena for each frame."""
+    """`receive` for a peer that has `read`: one buffer in the arena for each frame."""
     cdef iovec vectors[BURST_FRAMES]
     cdef received_t received[BURST_FRAMES]
     cdef int i, got, kept = 0
@@ -54,7 +53,7 @@ cdef int receive_in_arena(peer_t *peer, uint8_t *arena, uint32_t largest, frame_
 
 cdef uint32_t frame_vectors(
         peer_t *peer, frame_t *frames, int count, iovec *vectors, uint32_t *first) noexcept nogil:
-    """The arguments of `send` for frames that lie in one piece each: how many vectors."""
+    """Build the arguments of `send` for frames in one piece each; returns the number of vectors."""
     cdef int i
     for i in range(count):
         vectors[i].iov_base = frames[i].data - peer.header
@@ -65,10 +64,10 @@ cdef uint32_t frame_vectors(
 
 
 cdef class Peer:
-    """What a queue is joined to. TapPeer, SocketPeer and NullPeer are the ones to make.
+    """The peer of a queue. Create a TapPeer, SocketPeer or NullPeer.
 
     Each takes `owner`, an object that is kept alive as long as the peer, and `caps`, CAN_* bits of the offloads that
-    the network takes.
+    the network accepts.
     """
 
     def __init__(self, *_arguments, **_options):
@@ -82,29 +81,30 @@ cdef class Peer:
 
     @property
     def caps(self) -> int:
-        """CAN_* bits: what it takes without our help."""
+        """CAN_* bits: the offloads that the network accepts."""
         return self.peer.caps
 
     @property
     def blocked(self) -> bool:
-        """Whether the last send took less than everything: the sender waits until the descriptor is writable."""
+        """Whether the last send accepted less than everything: the sender waits until the descriptor is writable."""
         return self.peer.blocked != PEER_TAKES
 
     @property
     def closed(self) -> bool:
-        """Whether its far end is gone for good: hang-up, or a removed tap."""
+        """Whether its far end is permanently gone: hang-up, or a removed tap."""
         return self.peer.condition == PEER_CLOSED
 
     @property
     def down(self) -> bool:
-        """Whether the network refuses frames at present: its link is down or removed."""
+        """Whether the network refuses frames now: its link is down or removed."""
         return self.peer.condition == PEER_DOWN
 
     def send(self, frames: list[bytes]) -> tuple[int, int]:
-        """Hand over frames, each led by its virtio_net_hdr: (how many it is done with, how many of those it refused).
+        """Send frames, each preceded by its virtio_net_hdr; returns (how many it is done with, how many of those it
+        refused).
 
-        For a peer that no worker serves: control code, tests, networks in Python. ValueError for a frame without bytes
-        or longer than FRAME_BYTES.
+        For a peer that no worker serves: control code, tests, networks in Python. ValueError: a frame is empty or
+        longer than FRAME_BYTES.
         """
         cdef frame_t native[BURST_FRAMES]
         cdef iovec vectors[BURST_FRAMES]
@@ -122,7 +122,7 @@ cdef class Peer:
         return done, refused
 
     def recv(self, int count=BURST_FRAMES) -> list[bytes]:
-        """Up to `count` frames that wait, each led by its virtio_net_hdr; OSError where the peer refuses."""
+        """Return up to `count` pending frames, each preceded by its virtio_net_hdr. OSError: the peer refuses."""
         cdef frame_t native[BURST_FRAMES]
         cdef int got, i
         count = min(count, BURST_FRAMES)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A socket with one frame a message: AF_PACKET, and UNIX sockets of kind SEQPACKET and DGRAM.
+"""A socket with one frame per message: AF_PACKET, and UNIX sockets of kind SEQPACKET and DGRAM.
 
-Many messages go by one system call. AF_PACKET gives the VLAN tag aside; a SEQPACKET socket's empty message is its end.
+One system call moves many messages. AF_PACKET returns the VLAN tag separately; an empty message on a SEQPACKET socket
+is its end.
 """
 from libc.errno cimport EAGAIN, ECONNREFUSED, EINTR, ENETDOWN, ENODEV, ENXIO, EPIPE, errno
 from libc.stdint cimport uint8_t, uint32_t
@@ -16,18 +17,18 @@ from netback.dataplane.sockets cimport (
 )
 
 cdef enum:
-    LARGE_READS = 256            # that follow a frame longer than FRAME_BYTES: BIG TCP comes in flows
+    LARGE_READS = 256            # reads that follow a frame longer than FRAME_BYTES: BIG TCP comes in flows
 
 
 cdef struct socket_peer:         # `peer` is first: a peer_t * of a socket is a socket_peer *
     peer_t peer
-    bint auxdata                 # AF_PACKET: VLAN tags come aside, and an empty message is no end
-    uint32_t large_reads         # so many more reads bring one frame each, of up to LARGE_BYTES
+    bint auxdata                 # AF_PACKET: VLAN tags come separately, and an empty message is not the end
+    uint32_t large_reads         # this many more reads return one frame each, of up to LARGE_BYTES
 
 
 cdef inline void note_error(peer_t *peer, int error) noexcept nogil:
     if error == ENETDOWN or error == ENXIO or error == ENODEV or error == ECONNREFUSED:
-        peer.condition = PEER_DOWN       # the link, or the receiver, is away: it may come back
+        peer.condition = PEER_DOWN       # the link, or the receiver, is gone: it may come back
     elif error == EPIPE:
         peer.condition = PEER_CLOSED
 
@@ -58,7 +59,7 @@ cdef int read(peer_t *peer, iovec *vectors, int per_frame, received_t *received,
 
 
 cdef inline void set_length(socket_peer *own, mmsghdr *message, received_t *received) noexcept nogil:
-    """What a message is as a frame; length 0 where it is none, which is counted."""
+    """Convert a message to a frame; length 0 if it is not one, which is counted."""
     received.tag = stripped_tag(&message.msg_hdr) if own.auxdata else 0
     received.length = 0
     if message.msg_hdr.msg_flags & MSG_TRUNC:
@@ -73,7 +74,7 @@ cdef inline void set_length(socket_peer *own, mmsghdr *message, received_t *rece
 
 
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
-    """Many frames of ordinary length, or one of any length for LARGE_READS after the last long one."""
+    """Read many frames of ordinary length, or one of any length for LARGE_READS after the last long one."""
     cdef socket_peer *own = <socket_peer *>peer
     if own.large_reads and largest >= LARGE_BYTES:
         own.large_reads -= 1
@@ -98,18 +99,20 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
             return done
         elif errno != EINTR:
             note_error(peer, errno)
-            refused[0] += 1              # ENETDOWN, EMSGSIZE, EPIPE: this frame is lost as on a wire
+            refused[0] += 1              # ENETDOWN, EMSGSIZE, EPIPE: this frame is lost, as on a wire
             done += 1
     return done
 
 
 cdef void check(peer_t *peer) noexcept nogil:
-    """A packet socket reports once that its link went down, a UNIX socket that its far end left frames unread."""
+    """Clear the socket's error: a packet socket reports once that its link went down, a UNIX socket that its far end
+    left frames unread.
+    """
     note_error(peer, pending_error(peer.fd))
 
 
 cdef class SocketPeer(Peer):
-    """A non-blocking socket; `vnet_hdr`: each frame is led by a virtio_net_hdr of 10 bytes; `auxdata`: it is an
+    """A non-blocking socket; `vnet_hdr`: a virtio_net_hdr of 10 bytes precedes each frame; `auxdata`: it is an
     AF_PACKET socket with PACKET_AUXDATA.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tap: one frame for each read and write. Knows /dev/net/tun's descriptor, nothing of how it was made."""
+"""A tap: each read and write moves one frame."""
 from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
 from libc.stdint cimport uint32_t
 from posix.unistd cimport read as read_file
@@ -12,7 +12,7 @@ from netback.dataplane.sockets cimport iovec, readv, writev
 
 
 cdef inline void note_error(peer_t *peer) noexcept nogil:
-    """EBADFD: the tap was removed, and poll reports an error for ever."""
+    """EBADFD: the tap was removed, and poll reports an error from now on."""
     if errno == EBADFD:
         peer.condition = PEER_CLOSED
 
@@ -31,7 +31,7 @@ cdef int read(peer_t *peer, iovec *vectors, int per_frame, received_t *received,
         received[i].tag = 0
         received[i].length = <uint32_t>got - peer.header if got > peer.header else 0
         peer.short_frames += got <= peer.header
-        if received[i].length >= FRAME_BYTES - VLAN_TAG:      # Linux cuts what is longer, and does not say so
+        if received[i].length >= FRAME_BYTES - VLAN_TAG:      # Linux silently truncates longer frames
             received[i].length = 0
             peer.truncated += 1
     return count
@@ -47,18 +47,18 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
             if errno == EINTR:
                 continue
             note_error(peer)
-            refused[0] += 1              # EIO: the link is down; EINVAL: it cannot take such a frame
+            refused[0] += 1              # EIO: the link is down; EINVAL: it cannot accept such a frame
         i += 1
     return count
 
 
 cdef void check(peer_t *peer) noexcept nogil:
-    """A tap's descriptor reports an error where the tap was removed, and for nothing else."""
+    """A tap's descriptor reports an error only if the tap was removed."""
     peer.condition = PEER_CLOSED
 
 
 cdef class TapPeer(Peer):
-    """A tap by its non-blocking descriptor; `vnet_hdr`: each frame is led by a virtio_net_hdr of 10 bytes."""
+    """A tap by its non-blocking descriptor; `vnet_hdr`: a virtio_net_hdr of 10 bytes precedes each frame."""
 
     cdef peer_t own
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Event channels on emulated Xen: pending and mask bits in shared pages, an eventfd to sleep on.
 
-Knows ports, nothing of what they are for. Semantics are those of /dev/xen/evtchn: a take masks the ports that it
-returns, and only an unmask after the work lets a port fire again (XSA-332). A notify needs no third process.
+The semantics are those of /dev/xen/evtchn: a take masks the ports that it returns, and only an unmask after the work
+lets a port fire again (XSA-332). A notify involves no third process.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -41,7 +41,7 @@ cdef struct remote_port:
     event_page *page             # NULL: unbound
     int eventfd
     uint32_t port
-    uint32_t generation          # of this handle's page when the far side was looked up
+    uint32_t generation          # generation of this handle's page when the far side was looked up
 
 
 cdef struct emulated_events:     # `seam` is first: an events_t * of this platform is an emulated_events *
@@ -53,7 +53,7 @@ cdef struct emulated_events:     # `seam` is first: an events_t * of this platfo
 
 cdef inline void ring_bell(int fd) noexcept nogil:
     cdef uint64_t one = 1
-    write(fd, &one, sizeof(one))     # fails only where the counter is full, and then the descriptor is readable
+    write(fd, &one, sizeof(one))     # fails only if the counter is full, and then the descriptor is readable
 
 
 cdef int take(events_t *seam, uint32_t *ports) noexcept nogil:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grant copies on emulated Xen: the checks that the hypervisor makes, then one memcpy a segment.
+"""Grant copies on emulated Xen: the hypervisor's checks, then one memcpy per segment.
 
-Knows grant tables and pages, nothing of rings or frames. Each segment is checked alone: a bad one gets its GNTST status
-and leaves the others as they are (docs/decisions.md, Grant copies).
+Each segment is checked separately: a bad one gets its GNTST status and does not affect the others (docs/decisions.md,
+Grant copies).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
@@ -37,7 +37,9 @@ cdef struct emulated_memory:     # `seam` is first: a memory_t * of this platfor
 
 cdef inline int granted_page(
         emulated_memory *memory, foreign_buffer *at, uint16_t length, bint writing, uint8_t **page) noexcept nogil:
-    """Set *page to the page behind a grant if this domain may use it so; return the status that Xen would."""
+    """Set *page to the page behind a grant if this domain may use it in this way; return the status that Xen would
+    return.
+    """
     cdef unsigned long long raw
     cdef grant_entry *entry = <grant_entry *>&raw
     if <uint32_t>at.offset + length > PAGE_SIZE:
@@ -113,7 +115,7 @@ cdef class EmulatedMemory(GuestMemory):
 
     @property
     def address(self) -> int:
-        """The address where page 0 is mapped."""
+        """The address at which page 0 is mapped."""
         return <size_t>self.own.base
 
     @property
@@ -122,8 +124,8 @@ cdef class EmulatedMemory(GuestMemory):
         return self.own.pages
 
     def page_address(self, uint32_t frame) -> int:
-        """The address of a frame that the hypervisor mapped for this process. Raises PlatformError EINVAL beyond the
-        memory's end."""
+        """The address of a frame that the hypervisor mapped for this process. PlatformError EINVAL: beyond the memory's
+        end."""
         if frame >= self.own.pages:
             raise PlatformError(f"frame {frame} of domain {self.own.seam.domid} is out of range", "EINVAL")
         return <size_t>(self.own.base + <size_t>frame * PAGE_SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The platform's wait and notify verbs: one handle of event channels, with the semantics of /dev/xen/evtchn."""
+"""The platform's wait and notify operations: one handle of event channels, with the semantics of /dev/xen/evtchn."""
 from libc.stdint cimport uint32_t
 
 cdef enum:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python face of a handle of event channels. Knows the verbs, not how a platform does them."""
+"""The Python interface of a handle of event channels."""
 from libc.stdint cimport uint32_t
 
 
 cdef class Events:
-    """A handle of event channels, with the semantics of /dev/xen/evtchn. Make an EmulatedEvents or a XenEvents."""
+    """A handle of event channels, with the semantics of /dev/xen/evtchn. Create an EmulatedEvents or a XenEvents."""
 
     @property
     def fd(self) -> int:
@@ -22,5 +22,5 @@ cdef class Events:
         events_unmask(self.events, &port, 1)
 
     def notify(self, uint32_t port) -> None:
-        """Send an event to the far side of a port; nothing happens where the port is unbound."""
+        """Send an event to the far side of a port; no effect if the port is unbound."""
         events_notify(self.events, port)

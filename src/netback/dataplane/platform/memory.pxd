@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The platform's copy verb, by which a backend moves frames from and to a guest's granted pages."""
+"""The platform's copy operation, by which a backend moves frames from and to a guest's granted pages."""
 from libc.stdint cimport uint16_t
 from netback.dataplane.abi cimport copy_segment
 
 
 cdef struct memory_t:            # the first member of each platform's structure
-    uint16_t domid               # the domain whose memory it is
+    uint16_t domid               # the domain that owns the memory
     void (*copy)(memory_t *, copy_segment *segments, int count) noexcept nogil
 
 

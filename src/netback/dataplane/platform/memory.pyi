@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 class GuestMemory:
-    """A domain's memory as another domain may reach it: by grant copies."""
+    """A domain's memory for another domain: accessible by grant copies."""
 
     def read(self, gref: int, offset: int, length: int) -> tuple[int, bytes]: ...
     def write(self, gref: int, offset: int, data: bytes) -> int: ...

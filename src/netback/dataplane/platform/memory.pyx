@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python face of a domain's memory. Knows copy segments, not how a platform copies them."""
+"""The Python interface of a domain's memory: copy segments."""
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memset
 
@@ -9,10 +9,12 @@ from netback.dataplane.abi cimport (
 
 
 cdef class GuestMemory:
-    """A domain's memory as another domain may reach it: by grant copies. Make an EmulatedMemory or a XenMemory."""
+    """A domain's memory for another domain: accessible by grant copies. Create an EmulatedMemory or a XenMemory."""
 
     def read(self, uint32_t gref, uint16_t offset, uint16_t length) -> tuple[int, bytes]:
-        """Copy `length` bytes from `offset` of a granted page: (GNTST status, the bytes, which count only if OKAY)."""
+        """Copy `length` bytes from `offset` of a granted page; returns (GNTST status, the bytes, which are valid only
+        if OKAY).
+        """
         cdef copy_segment segment
         cdef bytearray data = bytearray(length)
         cdef unsigned char[::1] view = data if length else bytearray(1)
@@ -27,7 +29,7 @@ cdef class GuestMemory:
         return segment.status, bytes(data)
 
     def write(self, uint32_t gref, uint16_t offset, bytes data) -> int:
-        """Copy `data` to `offset` of a granted page; the GNTST status."""
+        """Copy `data` to `offset` of a granted page; returns the GNTST status."""
         cdef copy_segment segment
         if len(data) > PAGE_SIZE:
             return GNTST_bad_copy_arg

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event channels of a real Xen: /dev/xen/evtchn, which masks a port when it is read and unmasks it when it is written
+"""Event channels on real Xen: /dev/xen/evtchn, which masks a port when it is read and unmasks it when it is written
 back.
-
-Knows ports, nothing of what they are for.
 """
 from libc.stdint cimport uint32_t
 from posix.unistd cimport read, write
@@ -28,7 +26,7 @@ cdef void unmask(events_t *events, const uint32_t *ports, int count) noexcept no
 
 
 cdef void notify(events_t *events, uint32_t port) noexcept nogil:
-    ioctl(events.fd, IOCTL_EVTCHN_NOTIFY, &port)     # fails only where this handle has lost the port
+    ioctl(events.fd, IOCTL_EVTCHN_NOTIFY, &port)     # fails only if this handle no longer has the port
 
 
 cdef class XenEvents(Events):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grant copies of a real Xen: one IOCTL_GNTDEV_GRANT_COPY for a burst.
+"""Grant copies on real Xen: one IOCTL_GNTDEV_GRANT_COPY for a burst.
 
-Knows segments, nothing of rings or frames. Linux refuses a whole call for one malformed segment, and writes OKAY before
-it copies: so a malformed segment never reaches it, every status begins as an error, and no status counts where the call
-failed (docs/decisions.md, Grant copies).
+Linux refuses a whole call for one malformed segment, and writes OKAY before it copies: so a malformed segment is never
+passed to it, every status begins as an error, and no status is valid if the call failed (docs/decisions.md, Grant
+copies).
 """
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint16_t, uint32_t
@@ -32,7 +32,7 @@ cdef struct xen_memory:          # `seam` is first: a memory_t * of this platfor
 
 
 cdef inline bint well_formed(copy_segment *segment) noexcept nogil:
-    """At least one end is a granted page, and the segment stays within that page."""
+    """Whether at least one end is a granted page and the segment stays within that page."""
     if segment.flags & GNTCOPY_source_gref and <uint32_t>segment.source.foreign.offset + segment.len > PAGE_SIZE:
         return False
     if segment.flags & GNTCOPY_dest_gref and <uint32_t>segment.dest.foreign.offset + segment.len > PAGE_SIZE:
@@ -41,7 +41,7 @@ cdef inline bint well_formed(copy_segment *segment) noexcept nogil:
 
 
 cdef int call(xen_memory *memory, copy_segment *segments, int count) noexcept nogil:
-    """One ioctl, tried again a few times where a signal interrupts it: 0, or -1."""
+    """Make the ioctl, retrying a few times if a signal interrupts it; returns 0, or -1."""
     cdef grant_copy_call argument
     cdef int i, _attempt
     argument.count = count
