@@ -21,7 +21,7 @@ from netback.xenbus.names import DeviceName, backends
 from netback.xenstore.aio import MAX_TRANSACTIONS, Store
 from netback.xenstore.quota import GUEST
 from netback.xenstore.server import Server
-from tests.vif.guest import Guest, join, until, until_state
+from tests.vif.guest import FRAME, Guest, join, until, until_state
 from tests.xenbus.refusals import Refusal, refusing
 from tests.xenbus.toolstack import add, gone, take_away
 
@@ -269,6 +269,30 @@ async def test_a_second_backend_of_a_domain(
         assert second.devices[name].state is State.CONNECTED
         assert len(writes) == 5
     assert len([line for line in warnings(caplog) if "another process serves" in line]) == 1
+
+
+async def test_two_backends_of_a_domain_from_the_start(xen: Path, guest: Guest) -> None:
+    """Both see the guest connect, and one is first. The other takes nothing down, however often the guest reloads."""
+    writes: list[str] = []
+    other = Backend(EmulatedPlatform(xen), BackendConfig(xen / "second", workers=1))
+    async with AsyncExitStack() as undo:
+        undo.callback(other.platform.close)
+        store = await undo.enter_async_context(await Store.connect(xen / "xenstored.sock"))
+        both = [await undo.enter_async_context(refusing(xen)), await undo.enter_async_context(other)]
+        name = await add(store, guest.domid, net="null")
+        for _ in range(2):
+            await guest.connect()
+            writes.clear()
+            watch = await store.watch(f"{name.backend}/state", writes.append)
+            async with asyncio.timeout(20):
+                while not any("another process serves" in backend.devices[name].error for backend in both):
+                    await store.read("/local/domain/0/name")
+            assert len(writes) == 1  # the watch's own
+            await watch.close()
+            assert await guest.answer(guest.send(FRAME)) == 0
+            await guest.set_state(State.CLOSED)
+            await until_state(store, name.backend, State.CLOSED)
+            await guest.set_state(State.INITIALISING)
 
 
 async def until_error(store: Store, backend: Backend, name: DeviceName, begin: str) -> None:

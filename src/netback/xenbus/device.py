@@ -259,6 +259,7 @@ class Device:
             await self._nic.lose_network()
             raise
         except (GuestError, PlatformError) as error:
+            await self._check_unchanged()
             self._elsewhere = _is_taken(error, snapshot.facts)
             if self._elsewhere:
                 raise ServedElsewhere(f"another process serves this device: {error}") from error
@@ -295,9 +296,7 @@ class Device:
         self._reader.refuse()
         await self._disconnect()
         self._nic.carrier_off()
-        if State.parse(await read_backend(self._store, self.name, "state")) is not self.state:
-            # another process connected or disconnected the device: not the frontend's fault
-            raise StateConflict
+        await self._check_unchanged()
         await self._report(reason)
         if self.state is not State.CLOSING:
             await self._move(State.CLOSING)
@@ -366,6 +365,13 @@ class Device:
                 self._noted = False
 
     # ---- our state
+
+    async def _check_unchanged(self) -> None:
+        """StateConflict: another process connected or disconnected the device, so a failure is not the
+        frontend's fault.
+        """
+        if State.parse(await read_backend(self._store, self.name, "state")) is not self.state:
+            raise StateConflict
 
     async def _move(self, state: State, keys: Mapping[str, str] | None = None) -> None:
         """Write keys, then our state, if it is still the one that was read: a removed directory must not
