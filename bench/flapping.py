@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What guests that flap take from one that reloads its driver: `python -m bench.flapping [COUNT]`.
+"""The load that flapping guests put on one that reloads its driver: `python -m bench.flapping [COUNT]`.
 
 It prints the time of a reload alone, beside COUNT vifs (8) whose guest writes a node that the backend does not watch,
-and beside as many whose guest writes its states: the last two differ by what the backend does about it. Each row has
-the backend's processor time as a part of a core.
+and beside as many whose guest writes its states: the last two differ by the backend's reaction. Each row has the
+backend's processor time as a part of a core.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 async def flap(directory: Path, count: int, node: str) -> None:
-    """Write a node of each vif's frontend, the states of a reload in turn, and read what the backend says."""
+    """Write a node of each vif's frontend, the states of a reload in turn, and read the backend's answer."""
     async with (
         Guest(directory, name="flaps") as guest,
         await Store.connect(directory / STORE_SOCKET) as store,
@@ -72,7 +72,7 @@ def processor_seconds(pid: int) -> float:
 
 @contextmanager
 def running(*arguments: str, ready: str) -> Iterator[int]:
-    """The id of a process of this program's, once a line of its output has `ready`."""
+    """Start a process of this program; return its id once a line of its output has `ready`."""
     command = [sys.executable, "-m", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None

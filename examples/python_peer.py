@@ -44,7 +44,7 @@ class Host:
         self.mac, self.address = mac, address
 
     async def live(self, network: PythonNetwork) -> None:
-        """Answer until the vif is closed."""
+        """Answer frames until the vif is closed."""
         with suppress(EOFError, BrokenPipeError):
             while True:
                 if answer := self.answer(await network.recv()):

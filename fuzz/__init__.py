@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random and hostile input for what reads other people's bytes: `python -m fuzz --seconds N`. README.md tells how."""
+"""Random and hostile input for every parser of foreign bytes: `python -m fuzz --seconds N`. See README.md."""

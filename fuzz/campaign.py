@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays all targets in turns, in several processes, for some seconds.
 
-A process that dies or hangs is a finding, too: each process writes to shared memory which case it plays next.
+A process that dies or hangs is also a finding: each process writes to shared memory which case it plays next.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Score:
 
 
 def trouble(target: Target, case: Any) -> str:
-    """Play a case: the traceback of its failure, or ""."""
+    """Play a case; returns the traceback of its failure, or ""."""
     try:
         target.play(case)
     except Exception:  # any exception of a target is a finding
@@ -90,7 +90,7 @@ def shrunk(target: Target, case: Any) -> Any:
 
 
 def play(target: Target, seed: int, tally: Tally, directory: Path = kept.FAILURES) -> Path | None:
-    """Play one case; where it fails, shrink and keep it: its file."""
+    """Play one case; if it fails, shrink it, keep it and return its file."""
     began, case = time.monotonic(), target.case(seed)
     tally.cases += 1
     try:
@@ -149,7 +149,7 @@ def _start(names: list[str], seconds: float, seed: int) -> _Job:
 
 
 def run(targets: Sequence[Target], seconds: float, seed: int, jobs: int) -> Score:
-    """Play the targets in `jobs` processes: their score."""
+    """Play the targets in `jobs` processes; return their score."""
     score, names = Score.of(targets), [target.name for target in targets]
     running = [_start(names, seconds, seed + STRIDE * number) for number in range(jobs)]
     while running:

@@ -51,7 +51,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """A message, and descriptors by what they are."""
+    """A message, and the kinds of its descriptors."""
 
     at: int
     data: bytes
@@ -60,7 +60,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Poke:
-    """Eight bytes of a connection's own memory, its grant table and event page among them."""
+    """Eight bytes of a connection's own memory, which includes its grant table and event page."""
 
     at: int
     offset: int
@@ -87,7 +87,7 @@ WORDS = (Case, Connect, HangUp, Poke, Say)
 
 
 def hello(rng: random.Random) -> Hello:
-    """Mostly a good one."""
+    """Usually a valid hello."""
     good = Hello(
         flags=rng.choice((0, 0, 1)),
         domid=rng.choice((DOMID_ANY, DOMID_ANY, 0, 1, 2)),
@@ -193,7 +193,7 @@ class Client:
     def receive(self) -> tuple[bytes, list[int]]:
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, REPLY_SIZE + 1, MAX_FDS)
-        except ConnectionResetError:  # the far end hung up with our message unread
+        except ConnectionResetError:  # the far end hung up before it read our message
             return b"", []
         return data, fds
 
@@ -223,7 +223,7 @@ class Client:
 
 
 class Complaints(logging.Handler):
-    """Records that no client may cause: errors and tracebacks."""
+    """Collects log records that no client may cause: errors and tracebacks."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -293,7 +293,7 @@ class Topology:
                 assert (pins[id(domain), gref, True], pins[id(domain), gref, False]) == (readers, writers)
 
     async def close(self) -> None:
-        """All go: nothing may stay."""
+        """Disconnect every client; nothing may be left."""
         for client in self.clients:
             client.close()
         await run_loop()
@@ -306,7 +306,7 @@ class Topology:
 
 
 async def run_loop() -> None:
-    """Rounds of the loop: one accepts, one reads, one sees an end."""
+    """Run the loop a few times: it accepts, reads, and notices an end."""
     for _ in range(4):
         await asyncio.sleep(0)
 

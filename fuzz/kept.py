@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failing inputs as files: the target, the seed, what went wrong, and the case itself as Python would write it.
+"""Failing inputs as files: the target, the seed, the failure, and the case itself as a Python expression.
 
-Reads a case back without running anything that stands in the file. Knows nothing of what targets do.
+Reads a case back without executing the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FAILURES = Path(__file__).parent / "failures"
 
 
 def save(target: Target, seed: int, case: Any, trouble: str, directory: Path = FAILURES) -> Path:
-    """Keep a case. The same target and seed is the same file."""
+    """Keep a case. The same target and seed give the same file."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{target.name}-{seed}.txt"
     lines = [f"# {line}" for line in trouble.strip().splitlines()]

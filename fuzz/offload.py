@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On any frame and any header, verdict, completed checksum and segments are the oracle's, bit by bit.
-
-Knows how to build frames and to break them; not how a checksum is made.
-"""
+"""For any frame and header, the verdict, completed checksum and segments equal the oracle's, bit by bit."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ TURNS = 16
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One frame: how much of it lies in the header's buffer, what it says of itself on either side."""
+    """One frame: how much of it is in the header's buffer, and its description on either side."""
 
     frame: bytes
     have: int
@@ -87,7 +84,7 @@ def whole(rng: random.Random) -> bytes:
 
 
 def broken(rng: random.Random) -> bytes:
-    """The same with bytes changed, mostly in its headers, and perhaps cut short."""
+    """The same with bytes changed, mostly in its headers, and perhaps truncated."""
     frame = bytearray(whole(rng))
     for _ in range(rng.randint(1, 4)):
         at = rng.randint(12, min(len(frame) - 1, 140))
@@ -96,7 +93,7 @@ def broken(rng: random.Random) -> bytes:
 
 
 def header(rng: random.Random, frame: bytes) -> Header:
-    """Mostly what a kernel would say of the frame, else anything."""
+    """Usually a kernel's description of the frame, else anything."""
     l4 = 14 + (40 if number(frame, 12) == 0x86DD else 20)
     return (
         rng.choice((0, 1, 1, 1, 2, 3, 0xFF)),
@@ -188,7 +185,7 @@ def completed(op: Turn) -> None:
 
 
 def cut(op: Turn) -> None:
-    """Any identification of IPv6 fragments will do, so it is read from the first one."""
+    """The identification of IPv6 fragments is arbitrary, so it is read from the first one."""
     packet, found = oracle.parse(op.frame, len(op.frame)), offload.segment(op.frame, op.header)
     fragments = (
         packet is not None

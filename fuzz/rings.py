@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On any ring, honest or hostile, the native queue is the oracle: every byte, frame, notification and fault.
+"""For any ring, honest or hostile, the native queue equals the oracle: every byte, frame, notification and fault.
 
-Says how cases are drawn and played; what they are and what is compared, tests/dataplane knows.
+This file draws and plays cases; tests/dataplane defines and compares them.
 """
 
 from tests.dataplane.ring_cases import Case, Deliver, Fill, Grant, Listen, Post, Scribble, Send, Spec, case

@@ -166,7 +166,7 @@ class Client:
     ended: bool = False
     paused: bool = False
     strange: bool = False
-    """It sent bytes that are no request: answers can no longer be matched."""
+    """It sent bytes that are not a request: its answers can no longer be matched."""
     awaited: list[tuple[int, int, int]] = field(default_factory=list)
     transactions: list[int] = field(default_factory=list)
     last: int = 0
@@ -251,7 +251,7 @@ class Topology:
             assert self.privileged or domid == 0 or owned <= QUOTA.nodes, f"domain {domid} owns {owned} nodes"
 
     def check_tree(self) -> None:
-        """Every node hangs below its parent, once; owners are counted right; no node of a guest is too large."""
+        """Every node is below its parent, once; owners are counted correctly; no node of a guest is too large."""
         nodes = self.server.tree.nodes
         for name, node in nodes.items():
             below = [name.rstrip(b"/") + b"/" + leaf for leaf in node.children]
@@ -266,7 +266,7 @@ class Topology:
         assert {domid: owned for domid, owned in self.server.tree.owned.items() if owned} == owners
 
     def close(self) -> None:
-        """Closed connections leave nothing behind."""
+        """Closed connections leave nothing."""
         for client in self.clients:
             client.connection.close()
         assert not self.server.connections

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of targets, and what one is. It does not know when or where they run."""
+"""The list of fuzz targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fuzz import hypervisor, offload, rings, store, xs_wire
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`make` draws a case, plain data; `play` returns how many operations it had, or raises: the invariant broke."""
+    """`make` draws a case, plain data; `play` returns its number of operations, or raises if the invariant broke."""
 
     name: str
     invariant: str

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any bytes are packets or a WireError, the same whatever the chunking, and no more than one message is ever kept.
-
-Knows the header's layout; not what messages mean.
-"""
+"""Any bytes are packets or a WireError, independent of the chunking; at most one message is kept."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trust in directories: what is another user's, or may be written by one, is refused, and no link is followed."""
+"""Trust in directories: a directory that another user owns or may write to is refused, and no link is followed."""
 
 import os
 import socket
@@ -125,7 +125,7 @@ def test_a_lock_has_one_holder(path: Path) -> None:
 
 
 def test_a_socket_is_never_open_to_others(path: Path) -> None:
-    """Another thread looks all the time, with a umask that would hide nothing."""
+    """Another thread keeps checking the mode, with a umask that would not restrict it."""
     seen: set[int] = set()
     done = threading.Event()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Citations lead somewhere: no file names a page that is not in the project, links and sections exist."""
+"""Citations are valid: no file names a page that is not in the project, links and sections exist."""
 
 from __future__ import annotations
 

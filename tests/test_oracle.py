@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle itself, held to the words of netif.h and docs/decisions.md: every byte here was written by hand.
+"""The oracle itself, checked against netif.h and docs/decisions.md: every byte here was written by hand.
 
-Knows nothing of netback: what the native code is compared with must stand on its own.
+It uses nothing of netback, since the native code is compared with it.
 """
 
 import ast

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/need.sh with lists of the test's own: what is missing is one line, before anything runs."""
+"""scripts/need.sh with the test's own lists: missing packages give one line, before anything runs."""
 
 import os
 import shutil

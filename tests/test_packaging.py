@@ -28,7 +28,7 @@ WORD = r""""((?:[^"\\]|\\.)*)"|'([^']*)'|(\S+)"""
 
 
 def verify(directory: Path, text: str) -> tuple[int, str]:
-    """systemd's verdict on a unit: 0 where it can start; and what it says of this unit."""
+    """systemd's verdict on a unit: 0 if it can start; and its messages about this unit."""
     path = directory / "netback.service"
     path.write_text(text.replace("FileDescriptorStorePreserve=yes\n", ""))  # systemd 252 does not know it yet
     seen = subprocess.run(
@@ -48,7 +48,7 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_systemd_finds_a_program_wherever_it_is(tmp_path: Path, name: str) -> None:
-    """It looks for exactly this file, and says so where it is missing; in an argument it does not look."""
+    """systemd looks for exactly this file, and reports it if it is missing; it does not look for an argument."""
     program = tmp_path / name / "netback"
     program.parent.mkdir()
     text = unit(str(program))
@@ -106,7 +106,7 @@ def test_what_the_unit_can_see() -> None:
 
 
 def test_a_lookup_goes_by_every_link(tmp_path: Path) -> None:
-    """As of uv, whose virtual environments lead to a Python in a home by way of two links."""
+    """As with uv, whose virtual environments lead to a Python in a home directory through two links."""
     base, venv = tmp_path / "base", tmp_path / "venv"
     (base / "bin").mkdir(parents=True)
     (base / "bin" / "python3.13").touch()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layouts and constants against Xen's own headers (Debian's libxen-dev), and against bytes written by hand.
 
-A C program made of expressions says what the headers mean; Python's abi/ and the native part's abi.pxd must say the
-same. Knows no code that uses them.
+A C program made of expressions prints the headers' values; Python's abi/ and the native part's abi.pxd must have the
+same.
 """
 
 import re
@@ -114,7 +114,7 @@ RENAMED = {
     r"^RX_SLOT$": "sizeof(union netif_rx_sring_entry)",
     r"^VIRTIO_NET_HDR_GSO_UDP_L4$": "5",
 }
-"""What abi.pxd calls by another name. UDP_L4 is younger than some distributions' linux/virtio_net.h."""
+"""Names that abi.pxd changes. UDP_L4 is younger than some distributions' linux/virtio_net.h."""
 
 
 OWN = {"MAC_BYTES", "MIN_FRAME", "FULL_FRAME_SLOTS", "EXTRA_TYPES_END", "EXTRA_TYPE_XDP"}
@@ -164,7 +164,7 @@ def as_c(structs: Mapping[str, tuple[bool, list[tuple[str, str, str]]]]) -> str:
 
 
 def evaluate(expressions: list[str], tmp_path: Path) -> list[int]:
-    """What the headers say of each expression."""
+    """The headers' value of each expression."""
     prints = "\n".join(f'    printf("%lld\\n", (long long)({expression}));' for expression in expressions)
     source = tmp_path / "layouts.c"
     source.write_text(
@@ -181,7 +181,7 @@ def agree(expected: Mapping[str, int], tmp_path: Path) -> None:
 
 
 def offsets(fields: Struct) -> list[int]:
-    """Where each field of a little-endian format begins."""
+    """The offset of each field of a little-endian format."""
     codes = re.findall(r"\d*[a-zA-Z]", fields.format[1:])
     codes = [c[-1] for c in codes for _ in range(int(c[:-1] or 1))]
     return [Struct("<" + "".join(codes[:i])).size for i in range(len(codes))]

@@ -39,10 +39,11 @@ async def die(made: Topology, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("agreement", AGREEMENTS)
 async def test_two_guests_under_load(xen: Path, agreement: str) -> None:
-    """Each guest gets its own bytes only; a kill loses at most a burst of RX, or repeats one of TX.
+    """Each guest gets only its own bytes; a kill loses at most a burst of RX, or repeats one of TX.
 
-    Seen to fail: without the journal, with a journal completed on rings that it does not match, with rsp_prod stored
-    before the bodies, TX answered before it is sent, no notification at attach, the network drained at adoption.
+    This test failed without the journal, with a journal completed on other rings, with rsp_prod stored before the
+    bodies, with TX answered before it is sent, without a notification at the resume, and with the network drained at
+    adoption.
     """
     rng = random.Random(agreement)
     async with topology(xen, AGREEMENTS[agreement]) as made:

@@ -21,7 +21,7 @@ REPLACED = 20
 
 
 async def test_a_second_backend_is_refused_in_one_line(xen: Path) -> None:
-    """The first one's guests notice nothing. Seen to fail: no lock."""
+    """The first backend's guests notice nothing. This test failed without the lock."""
     async with topology(xen) as made:
         for flow in made.flows:
             flow.run()
@@ -34,7 +34,7 @@ async def test_a_second_backend_is_refused_in_one_line(xen: Path) -> None:
 
 
 async def test_a_new_one_while_the_old_one_dies(xen: Path) -> None:
-    """For a moment the old one still holds its lock and ports."""
+    """For a moment the old process still holds its lock and ports."""
     rng = random.Random(4)
     async with topology(xen, (FrontConfig(), FrontConfig())) as made:
         for flow in made.flows:
@@ -71,7 +71,7 @@ class DyingHolder:
 
 
 async def test_a_port_that_is_the_old_ones_still(xen: Path) -> None:
-    """EINVAL is no reason to give up at once."""
+    """EINVAL does not end the attempts."""
     with EmulatedDomain.join(xen, pages=16, grant_pages=1) as guest, EmulatedPlatform(xen) as platform:
         port = guest.events.alloc_unbound(0)
         holder = platform.open_events()
@@ -83,7 +83,7 @@ async def test_a_port_that_is_the_old_ones_still(xen: Path) -> None:
 
 
 def test_a_tap_that_is_the_old_ones_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """EBUSY is no reason to give up at once: here the old one dies while the new one waits."""
+    """EBUSY does not end the attempts: here the old process dies while the new one waits."""
     with new_network():
         old = TapNetwork("host0")
         monkeypatch.setattr("netback.net.tap.time", SimpleNamespace(sleep=lambda _seconds: old.close()))

@@ -20,7 +20,9 @@ STEPS = 26
 
 @pytest.mark.parametrize("direction", ["tx", "rx"])
 async def test_any_step(xen: Path, direction: str) -> None:
-    """Seen to fail: a journal never committed, never completed or cleared; no notification at attach."""
+    """This test failed with a journal that is never committed, completed or cleared, and without a notification at the
+    resume.
+    """
     async with topology(xen) as made:
         (vif,) = made.vifs
         loaded = vif.tx if direction == "tx" else vif.rx

@@ -22,9 +22,10 @@ FAR_AWAY = 1 << 30
 
 
 async def test_an_idle_guest(xen: Path) -> None:
-    """Either end sends first after a kill: before a new backend runs, while it attaches, or after.
+    """Either end sends first after a kill: before a new backend runs, while it resumes, or after.
 
-    Seen to fail: rings that are not drained or not armed at attach; indices that begin at 0 or at req_prod.
+    This test failed with rings that are not drained or not armed at the resume, and with indices that begin at 0 or at
+    req_prod.
     """
     rng = random.Random(1)
     async with topology(xen) as made:
@@ -84,7 +85,7 @@ def post_slots(script: Script, pages: list[GrantedPage], count: int) -> None:
 
 
 async def received(script: Script, pages: list[GrantedPage], slots: int) -> list[bytes]:
-    """Wait for the responses of the first so many slots: the frames in them."""
+    """Wait for the responses of the first so many slots; return their frames."""
     async with asyncio.timeout(SECONDS):
         await script.answered(script.rx, slots)
     made: list[bytes] = []

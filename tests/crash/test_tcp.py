@@ -118,7 +118,7 @@ async def two_stacks(xen: Path) -> AsyncIterator[tuple[Respawner, socket.socket,
 
 
 async def test_transfers_both_ways(xen: Path) -> None:
-    """Seen to fail: rings that are not drained at attach, or attached elsewhere than at rsp_prod."""
+    """This test failed with rings that are not drained at the resume, or not resumed at rsp_prod."""
     rng = random.Random(7)
     async with two_stacks(xen) as (backends, client, listener):
         loop = asyncio.get_running_loop()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend queue beside hand-made guest memory, in one process: the data plane alone, for tests and benchmarks.
+"""A backend queue beside a simulated guest memory in one process: only the data plane, for tests and benchmarks.
 
-No hypervisor, no store: pages, grants and event pages are written here, and turns are driven by `step`.
+There is no hypervisor and no store: the harness writes pages, grants and event pages, and `step` drives the polls.
 """
 
 from __future__ import annotations
@@ -123,14 +123,14 @@ class Bench:
         return self.memory[at : at + length]
 
     def run(self, limit: int = 1000) -> None:
-        """Turns until the queue has no more to do."""
+        """Poll until the queue has no more to do."""
         for _ in range(limit):
             if not self.worker.step(self.queue):
                 return
         raise AssertionError(f"the queue still had work after {limit} turns")
 
     def sent(self) -> list[bytes]:
-        """What reached the network since the last call, each frame with its header if the peer has one."""
+        """The frames that reached the network since the last call, each with its header if the peer has one."""
         assert self.peer_end is not None
         frames = []
         while True:
@@ -156,7 +156,7 @@ class Bench:
         words.release()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self.worker.remove(self.queue)
         for fd in (self.fd, self.eventfd, self.guest_eventfd):
             os.close(fd)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of ring operations, honest and hostile: what a guest does to its memory, when its backend looks.
+"""Lists of ring operations, honest and hostile: a guest's writes to its memory, and the backend's polls.
 
-A case is plain data made from one `random.Random`, seeded or hypothesis', and can be played on any memory:
-the oracle and the native code see the same bytes. Knows netif's rings as a frontend does, nothing of netback.
+A case is plain data made from one `random.Random`, seeded or hypothesis', and can be played on any memory: the oracle
+and the native code see the same bytes. It uses netif's rings as a frontend does, and nothing of netback.
 """
 
 import functools
@@ -47,7 +47,7 @@ CSUM_BLANK, DATA_VALIDATED, MORE_DATA, EXTRA_INFO = 1, 2, 4, 8
 EXTRA_MORE = 1
 GSO, MCAST_ADD, MCAST_DEL, HASH = 1, 2, 3, 4
 MARK = b"\x02tcp/4", b"\x02tcp/6"
-"""Sources of frames whose headers say the truth: a checksum can be completed in these alone."""
+"""Sources of frames with correct headers: only in these can a checksum be completed."""
 HEADS = 54, 74
 WRAPS = (0, 2**31 - 3, 2**31 - 200, 2**32 - 2, 2**32 - 7, 2**32 - 100, 2**32 - 256, 12345)
 
@@ -94,7 +94,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Scribble:
-    """One of the words that are the backend's to write gets nonsense."""
+    """One of the backend's own words gets a random value."""
 
     ring: str
     at: int
@@ -150,7 +150,7 @@ def tcp_head(ip: int, length: int) -> bytes:
 
 
 def truthful(data: bytes) -> bool:
-    """Whether the frame is one of ours with headers that say its own length."""
+    """Whether the frame is one of ours with headers that state its real length."""
     return any(
         mark == data[6:12] and data[: HEADS[i]] == tcp_head((4, 6)[i], len(data))
         for i, mark in enumerate(MARK)
@@ -172,7 +172,7 @@ def page_of(seed: int) -> bytes:
 
 
 class Guest:
-    """A frontend's hands: plays operations on its memory, and waits for nothing."""
+    """A frontend: it plays operations on its memory, and waits for nothing."""
 
     def __init__(self, memory: Memory, case: Case) -> None:
         self.memory = memory
@@ -272,7 +272,7 @@ def good_pieces(rng: random.Random, most: int = 20) -> list[Piece]:
 
 
 def good_extras(rng: random.Random) -> list[bytes]:
-    """Up to four that a backend must bear; only GSO says anything."""
+    """Up to four that a backend must accept; only GSO has a meaning."""
     kinds = [rng.choice((GSO, MCAST_ADD, MCAST_DEL, HASH)) for _ in range(rng.choice((1, 1, 2, 4)))]
     return [
         extra(kind, rng.randint(1, 65535), rng.choice((1, 2)), int(i + 1 < len(kinds)), rng.getrandbits(32))
@@ -292,7 +292,7 @@ def small(rng: random.Random) -> Slots:
 
 
 def flagged(rng: random.Random) -> Slots:
-    """Flags and extras over bytes that are no TCP: answered as any frame, whatever becomes of it."""
+    """Flags and extras over bytes that are not TCP: answered like any frame, whatever its fate."""
     return chain(rng, good_pieces(rng), rng.getrandbits(2) | rng.choice((0, 0xFFF0)), good_extras(rng))
 
 
@@ -487,7 +487,7 @@ SCENES: tuple[Callable[[random.Random], Scene], ...] = (
 
 
 def breaking(rng: random.Random) -> Scene:
-    """The last scene of a hostile guest: after some good frames, one thing too much."""
+    """The last scene of a hostile guest: after some good frames, one fatal write."""
     for _ in range(rng.randint(0, 3)):
         yield Post(TX, rng.choice((plain, small, bad_grants))(rng))
     wild = rng.choice((SLOTS + 1, 1000, 2**31, 2**32 - 1000, -1000))

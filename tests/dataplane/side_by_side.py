@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native queue and the oracle, side by side on equal memory: whatever differs is a fault of one of them.
+"""The native queue and the oracle, side by side on equal memory: any difference is a fault of one of them.
 
-After every look at the rings: each byte of the guest's memory, every frame that reached the network with its header,
+After every poll this compares each byte of the guest's memory, every frame that reached the network with its header,
 whether the guest was notified, and whether it broke the protocol. Used by tests and fuzzers.
 """
 
@@ -40,7 +40,7 @@ def tcp_header(frame: Frame) -> tuple[bytes, int]:
 
 
 def to_network(frame: Frame) -> bytes | None:
-    """What a peer that can do everything gets of a frame from the guest; None where its request cannot be met."""
+    """What a peer with every offload gets for a frame from the guest; None if its request cannot be met."""
     if not frame.csum_blank and not frame.gso_type:
         return HEADER.pack(DATA_VALID * frame.data_validated, 0, 0, 0, 0, 0) + frame.data
     if not truthful(frame.data):
@@ -53,7 +53,7 @@ def to_network(frame: Frame) -> bytes | None:
 
 
 def from_network(frame: Frame) -> bytes:
-    """What the peer gives for a frame to appear so in the guest."""
+    """What the peer must send for this frame to reach the guest."""
     header = (
         tcp_header(frame)[0]
         if frame.csum_blank
@@ -100,12 +100,12 @@ class Pair:
         return int(INDEX.unpack_from(source, RING_PAGES[1] * PAGE + at)[0])
 
     def fits_this_guest(self, frame: Frame) -> bool:
-        """GSO that a guest never had slots for is cut in software, which is not the rings' affair."""
+        """GSO for which a guest never had slots is segmented in software; that is outside the rings' comparison."""
         needed = len(split(frame.data, self.case.config.rx_offset)) + 1
         return not frame.gso_type or (self.case.config.sg and needed <= self.most)
 
     def queue_frames(self, frames: list[Frame]) -> None:
-        """Give the peer what fits its socket; the rest never was."""
+        """Give the peer what fits into its socket; the rest does not count."""
         posted = (self.index(self.memory, 0) - self.index(self.memory, 8)) % 2**32
         self.most = max(self.most, posted if posted <= SLOTS else 0)
         assert self.bench.peer_end is not None
@@ -117,7 +117,7 @@ class Pair:
             self.queued.append(frame)
 
     def native_bursts(self) -> Iterator[bytes]:
-        """Turn until nothing is left; the network takes frames between turns."""
+        """Poll until nothing is left; the network takes frames between polls."""
         for _ in range(10 * SLOTS):
             more = self.bench.worker.step(self.bench.queue)
             yield from self.bench.sent()
@@ -147,11 +147,11 @@ class Pair:
         return not tx.fatal and not rx.fatal
 
     def rx_until_fatal(self, tx: Burst) -> Burst:
-        """What the model does with the frames that native delivered before it came to the fatal chain.
+        """Apply to the model the frames that native delivered before it came to the fatal chain.
 
-        Native serves both rings by turns, one burst each, and a TX burst may end before that chain: RX then has had its
-        bursts. How many is not the rings' affair, what became of each frame is. The model delivers as many frames as
-        fill the slots that native used; where RX was armed for stays open.
+        Native serves both rings in turn, one burst each, and a TX burst may end before that chain: RX then has had its
+        bursts. How many is not compared, the fate of each frame is. The model delivers as many frames as fill the slots
+        that native used; the index for which RX was armed is not compared.
         """
         used = (self.index(self.bench, RSP_PROD) - self.index(self.memory, RSP_PROD)) % 2**32
         if not used:
@@ -168,7 +168,7 @@ class Pair:
         raise AssertionError(f"no number of frames fills the {used} RX slots that native used")
 
     def copy_index(self, page: int, at: int) -> None:
-        """Take an index of native's over, where the rules leave it open."""
+        """Adopt an index of native's that the rules leave open."""
         INDEX.pack_into(
             self.memory, page * PAGE + at, INDEX.unpack_from(self.bench.memory, page * PAGE + at)[0]
         )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Killed at every step of a burst, in both directions: what a second process finds, and makes of it.
+"""Killed at every step of a burst, in both directions: the state that a second process finds, and its result.
 
-docs/decisions.md, Restart guarantee, has what must hold.
+docs/decisions.md, Restart guarantee, has the requirements.
 
 The first process is a fork that shares the guest's memory, the journal's file and the network's socket, and nothing
-else; it is killed by SIGKILL at the n-th kill point, for every n that a burst has. The second takes up the rings from
+else; it is killed by SIGKILL at the n-th kill point, for every n that a burst has. The second resumes the rings from
 those alone.
 """
 
@@ -31,7 +31,7 @@ VNET_HDR = 10
 
 
 def killed_in_burst(bench: Bench, after: int) -> bool:
-    """Run the queue in a process of its own, killed at its `after`-th kill point: whether it came that far."""
+    """Run the queue in its own process, killed at its `after`-th kill point; returns whether it came that far."""
     child = os.fork()
     if child == 0:
         arm_kill(after)
@@ -48,12 +48,12 @@ def store_prod(bench: Bench, page: int, value: int) -> None:
 
 
 def payload(number: int) -> bytes:
-    """A frame that says which one it is, in every byte."""
+    """A frame whose every byte identifies it."""
     return bytes(12) + b"\x88\xb5" + bytes([number]) * (46 + 7 * number)
 
 
 def post_tx(bench: Bench) -> None:
-    """Two slots a frame: what is halved by a crash must show."""
+    """Two slots per frame: a frame halved by a crash must be noticed."""
     for number in range(FRAMES):
         frame = payload(number)
         for part in range(2):
@@ -116,7 +116,9 @@ def in_order_with_repeats(numbers: list[int]) -> bool:
 
 @pytest.mark.parametrize("direction", ["tx", "rx"])
 def test_a_burst_has_kill_points(direction: str, tmp_path: Path) -> None:
-    """The journal's seven and those around copies and the peer: were they gone, the tests below would show nothing."""
+    """The journal's seven kill points and those around copies and the peer; without them the tests below would prove
+    nothing.
+    """
     assert kill_points(direction, tmp_path) >= 8
 
 

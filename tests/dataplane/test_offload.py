@@ -64,7 +64,7 @@ def blank(frame: bytes) -> bytes:
 
 
 def summed(frame: bytes) -> bool:
-    """The transport checksum holds, whatever became of the rest of a hostile frame."""
+    """Check the transport checksum, whatever happened to the rest of a hostile frame."""
     packet = oracle.parse(frame, len(frame))
     assert packet is not None
     return oracle.folded(packet.pseudo() + oracle.words(frame[packet.l4 : packet.end])) == 0xFFFF
@@ -279,7 +279,7 @@ def test_padding_is_neither_summed_nor_sent_as_payload() -> None:
 
 @pytest.mark.parametrize("size", [100, 5000])
 def test_padding_of_a_gso_frame_is_no_reason_to_cut_it(size: int) -> None:
-    """It is left away, on both ways, whether the frame is one segment or many."""
+    """Padding is removed in both directions, whether the frame is one segment or many."""
     for frame, gso, version in [(V4, 1, 4), (V6, 2, 6)]:
         long = bytearray(frame + b"leak")
         plain = bytearray(frame)
@@ -363,7 +363,7 @@ def asks_inside(frame: bytes, inner: bytes, *, gso_type: int, gso_size: int) -> 
 def test_gso_in_a_tunnel_is_cut_inside(
     name: str, outer: int, version: int, protocol: int, check: int
 ) -> None:
-    """Each segment is the tunnel's headers, right for it, around what the inner frame alone is cut into."""
+    """Each segment has the tunnel's headers, adjusted for it, around a segment of the inner frame alone."""
     inner = blank(INNER[version, protocol])
     frame = in_tunnel(name, outer, inner, check=check)
     header = asks_inside(frame, inner, gso_type=GSO_OF[version, protocol], gso_size=1000)
@@ -536,7 +536,7 @@ def test_udp_gso_is_cut_for_the_guest(version: int, gso_type: int) -> None:
     assert len(offload.segment(frame, header)) == (5 if gso_type == oracle.GSO_UDP_L4 else 6)
 
 
-# --- cuts
+# --- segments
 
 
 def test_tcp_flags_sequence_and_identification_of_segments() -> None:

@@ -52,7 +52,7 @@ class Kernel:
     packet: socket.socket
 
     def frames(self, frame: bytes, header: Header) -> list[bytes]:
-        """What comes out for one frame sent in; other traffic of the namespace is told by its addresses."""
+        """The output for one input frame; other traffic of the namespace is recognised by its addresses."""
         self.packet.send(virtio_net.HEADER.pack(*header) + frame)
         self.packet.send(virtio_net.HEADER.pack(*oracle.NO_HEADER) + MARK)
         got = []
@@ -114,7 +114,7 @@ def kernel() -> Iterator[Kernel]:
 
 
 def from_guest(frame: bytes, gso_type: int = 0, gso_size: int = 0) -> tuple[bytes, Header]:
-    """As the backend hands it to a peer that takes everything."""
+    """The frame as the backend sends it to a peer that accepts everything."""
     work = bytearray(frame)
     verdict, header, _ = offload.to_virtio(
         work, csum_blank=True, gso_type=gso_type, gso_size=gso_size, caps=ALL_CAPS

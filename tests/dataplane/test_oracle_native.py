@@ -96,7 +96,7 @@ FAULTS = {
         "False",
     ),
 }
-"""What goes wrong: the module to build again, and the change to which of its sources."""
+"""Each fault: the module to rebuild, the source to change, and the change."""
 
 PROBE = """
 import random
@@ -108,7 +108,7 @@ for seed in range(300):
 
 
 def build(package: Path, module: str) -> None:
-    """Compile one native module of a copy of the package; fast rather than fast code."""
+    """Compile one native module of a copy of the package, optimised for a short build."""
     plane = package / "dataplane"
     source, target = plane / f"{module}.c", plane / f"{module}{sysconfig.get_config_var('EXT_SUFFIX')}"
     cython = [sys.executable, "-m", "cython", "-3", "-X", "boundscheck=False,wraparound=False,cdivision=True"]
@@ -141,7 +141,7 @@ def test_seeded_faults_are_caught(fault: str, tmp_path: Path) -> None:
 
 
 def test_no_fault_no_alarm(tmp_path: Path) -> None:
-    """The same build without a fault passes, so it is the faults that are caught."""
+    """The same build without a fault passes, so the faults are what fails."""
     package = tmp_path / "netback"
     shutil.copytree(Path(netback.__file__).parent, package)
     for module in sorted({fault[0] for fault in FAULTS.values()}):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that the data plane once had, each in the smallest setting that shows it."""
+"""Faults that the data plane once had, each in the smallest setting that reproduces it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def publish(bench: Bench, page: int, req_prod: int) -> None:
 
 
 def put(bench: Bench, at: int, frame: bytes, flags: int = 0) -> None:
-    """A TX request of one slot, in a page of its own."""
+    """A TX request of one slot, in its own page."""
     bench.grant(10 + at, 10 + at)
     bench.write(10 + at, 0, frame)
     slot = TX_REQUEST.pack(10 + at, 0, flags, at, len(frame))
@@ -94,13 +94,13 @@ def answered(bench: Bench) -> int:
 
 
 def narrow(bench: Bench) -> None:
-    """A network that soon takes no more."""
+    """A network that soon accepts no more."""
     assert bench.our_end is not None
     bench.our_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
 def let_through(bench: Bench, frames: int) -> list[bytes]:
-    """The worker serves, and what reaches the network is taken there until it is so many frames."""
+    """Let the worker serve, and read the network until it has received so many frames."""
     sent: list[bytes] = []
     with served(bench.worker):
         until(lambda: bool(sent.extend(bench.sent())) or len(sent) >= frames)
@@ -108,7 +108,7 @@ def let_through(bench: Bench, frames: int) -> list[bytes]:
 
 
 def test_unannounced_slots_are_looked_for_once_a_millisecond() -> None:
-    """The look once made the link runnable, and so the worker did nothing else."""
+    """The fault: one look at the link made it runnable for ever, and the worker did nothing else."""
     with bench() as b:
         b.worker.remove(b.queue)
         b.options["rx_unannounced"] = True
@@ -127,7 +127,7 @@ def test_unannounced_slots_are_looked_for_once_a_millisecond() -> None:
 
 
 def test_a_network_that_goes_while_it_is_full_holds_up_no_guest() -> None:
-    """The worker waited for room at a peer that had hung up."""
+    """The fault: the worker waited for room at a peer that had hung up."""
     with bench() as b:
         narrow(b)
         post_buffers(b, 8)
@@ -174,7 +174,7 @@ def test_a_stall_is_counted_once() -> None:
 
 
 def test_a_frame_that_changes_between_two_tries_costs_no_other_frame() -> None:
-    """The place in a cut that the peer interrupted was used for the next frame that is cut."""
+    """The fault: the position in a frame whose segments the peer interrupted was used for the next segmented frame."""
     with bench(peer_caps=0) as b:
         narrow(b)
         frame = build(4, TCP, bytes(3000))
@@ -191,7 +191,7 @@ def test_a_frame_that_changes_between_two_tries_costs_no_other_frame() -> None:
 
 
 def test_a_burst_of_cuts_is_bounded_by_its_segments() -> None:
-    """64 small frames in segments of 8 bytes were 16,000 frames in one turn."""
+    """The fault: 64 small frames in segments of 8 bytes were 16,000 frames in one poll."""
     with bench(peer=NullPeer()) as b:
         frame = build(4, TCP, bytes(2000))
         for at in range(0, 128, 2):
@@ -205,7 +205,7 @@ def test_a_burst_of_cuts_is_bounded_by_its_segments() -> None:
 
 
 def test_busy_queues_do_not_keep_the_worker_from_looking_up() -> None:
-    """64 rounds of turns were 7 seconds in which no other guest's event was seen."""
+    """The fault: 64 rounds of polls took 7 seconds, in which no other guest's event was seen."""
     with ExitStack() as stack:
         benches = [stack.enter_context(bench(peer=NullPeer())) for _ in range(8)]
         worker = Worker(benches[0].events)
@@ -223,7 +223,7 @@ def test_busy_queues_do_not_keep_the_worker_from_looking_up() -> None:
 
 
 def tap_frontend(network: TapNetwork) -> tuple[FrontQueue, Worker]:
-    """A frontend's queue on memory of its own, without a backend."""
+    """A frontend's queue on its own memory, without a backend."""
     memory, pages = mmap.mmap(-1, 514 * PAGE_SIZE), mmap.mmap(-1, PAGE_SIZE)
     at = address_of(memory)
     events = EmulatedEvents(
@@ -246,7 +246,7 @@ def tap_frontend(network: TapNetwork) -> tuple[FrontQueue, Worker]:
 
 
 def test_a_removed_tap_is_left_alone_by_a_frontend() -> None:
-    """Its descriptor is ready for ever: the worker read it for ever."""
+    """The fault: the descriptor is ready for ever, and the worker read it for ever."""
     with new_network():
         network = TapNetwork("gone0")
         ip("link set gone0 up")
@@ -279,8 +279,8 @@ def ethernet(length: int) -> bytes:
 
 
 def test_a_full_link_behind_a_writable_socket_is_waited_for_and_not_for_ever() -> None:
-    """ENOBUFS of a packet socket: what is full is the link's queue, and POLLOUT comes at once, and again. The worker
-    tried again for ever, at every pass while another link was busy.
+    """ENOBUFS from a packet socket: the link's queue is full, and POLLOUT comes at once, and again. The fault: the
+    worker tried again for ever, at every pass while another link was busy.
     """
     with new_network():
         veth("full0", "full1")
@@ -300,7 +300,7 @@ def test_a_full_link_behind_a_writable_socket_is_waited_for_and_not_for_ever() -
 
 
 def test_a_frame_that_is_refused_for_ever_is_lost_alone() -> None:
-    """ENOBUFS also reports what the far end, a filter or a shaper will always drop: the queue stood still."""
+    """ENOBUFS also reports frames that the far end, a filter or a shaper always drops. The fault: the queue stopped."""
     with new_network():
         veth("near0", "far0")
         ip("link set far0 mtu 1000")
@@ -315,7 +315,7 @@ def test_a_frame_that_is_refused_for_ever_is_lost_alone() -> None:
 
 
 def test_one_frame_in_small_segments_takes_several_polls() -> None:
-    """2045 writes of one guest's frame were one poll, and every other guest waited for them."""
+    """The fault: 2045 writes of one guest's frame were one poll, and every other guest waited for them."""
     with bench(peer=NullPeer()) as b:
         frame = build(4, TCP, bytes(2000 * 8))
         for at, part in enumerate(frame[i : i + PAGE_SIZE] for i in range(0, len(frame), PAGE_SIZE)):
@@ -333,7 +333,7 @@ def test_one_frame_in_small_segments_takes_several_polls() -> None:
 
 
 def put_slots(bench: Bench, length: int, slots: int, size: int) -> None:
-    """One GSO frame in pages of its own, from gref 10 on."""
+    """One GSO frame in its own pages, from gref 10 on."""
     flags = TxFlag.CSUM_BLANK | TxFlag.EXTRA_INFO | TxFlag.MORE_DATA
     bench.write(TX_PAGE, slot_offset(0, 12), TX_REQUEST.pack(10, 0, flags, 0, length))
     extra = EXTRA_GSO.pack(ExtraType.GSO, 0, size, 1, 0, 0).ljust(12, b"\0")
@@ -346,7 +346,7 @@ def put_slots(bench: Bench, length: int, slots: int, size: int) -> None:
 
 
 def test_a_tag_put_back_leaves_a_frame_within_its_buffer() -> None:
-    """Four bytes more than were read: a frame that filled its buffer overran it where it was held."""
+    """The fault: four bytes more than were read, so a frame that filled its buffer overran it in the backlog."""
     with new_network():
         ip("link set lo mtu 66100")
         ip("link set lo up")
@@ -380,7 +380,7 @@ except OSError as error:
 
 
 def test_a_journal_on_a_full_file_system_is_an_error_and_no_signal(tmp_path: Path) -> None:
-    """A hole in the file would be a SIGBUS at the first response."""
+    """A hole in the file would raise SIGBUS at the first response."""
     fill = 'mount -t tmpfs -o size=4k none "$0" && head -c 4096 /dev/zero > "$0/x" && exec "$1" -c "$2" "$0/journal"'
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", fill, str(tmp_path), sys.executable, FULL],
@@ -391,7 +391,7 @@ def test_a_journal_on_a_full_file_system_is_an_error_and_no_signal(tmp_path: Pat
 
 
 def test_a_queue_that_no_worker_serves_is_refreshed_in_vain() -> None:
-    """It must not become runnable: its place in the worker's table is empty, or another queue's."""
+    """A removed link must not become runnable: its index in the worker's table is empty, or another queue's."""
     with bench() as b:
         b.worker.remove(b.queue)
         put(b, 0, bytes(1000))
@@ -406,7 +406,7 @@ def test_a_queue_that_no_worker_serves_is_refreshed_in_vain() -> None:
 
 
 def test_a_removed_queue_that_was_refused_serves_again() -> None:
-    """Worker.remove left it frozen."""
+    """The fault: Worker.remove left RX refused."""
     with bench() as b:
         post_buffers(b, 1)
         b.worker.refuse_rx(b.queue)
@@ -420,8 +420,8 @@ def test_a_removed_queue_that_was_refused_serves_again() -> None:
         assert b.queue.rings["rx"]["rsp_prod"] == 1
 
 
-def test_a_guest_that_posts_fewer_buffers_than_once_gets_its_gso_frames_cut() -> None:
-    """The most that it ever had posted counted for life, so a frame of 17 slots waited for ever."""
+def test_a_guest_that_posts_fewer_buffers_than_once_gets_its_gso_frames_segmented() -> None:
+    """The fault: the most slots ever posted counted for the queue's life, so a frame of 17 slots waited for ever."""
     with bench() as b:
         posted = 256
         post_buffers(b, posted)
@@ -450,7 +450,7 @@ def lacks_slots(bench: Bench) -> bool:
 
 
 class Scripted:
-    """A worker whose turns are functions: what it returns, and what happens meanwhile."""
+    """A worker whose rounds are functions: their results, and what happens meanwhile."""
 
     def __init__(self, *turns: Callable[[], list[tuple[Link, Notice]]]) -> None:
         self._turns = list(turns)
@@ -474,7 +474,7 @@ class Scripted:
 
 
 def test_a_broken_queue_is_reported_before_another_takes_its_place() -> None:
-    """Who hears of it is looked up by the queue's index, which a call may give to the next queue."""
+    """The listener is looked up by the queue's index, which a call may assign to the next queue."""
     happened: list[str] = []
     thread: WorkerThread
     ready = threading.Event()
@@ -505,7 +505,7 @@ def test_what_is_submitted_to_a_thread_that_ended_is_done() -> None:
 
 
 def test_a_hung_up_peer_is_reported_and_another_takes_its_place() -> None:
-    """`Peer.closed` was read by nothing: a dead network left a connected vif without one."""
+    """The fault: `Peer.closed` was never read, so a dead network left a connected vif without one."""
     heard: list[Notice] = []
     with bench() as b, bench() as other:
         post_buffers(b, 1)
@@ -528,7 +528,7 @@ def test_a_hung_up_peer_is_reported_and_another_takes_its_place() -> None:
 
 
 def test_messages_that_are_no_frame_are_counted() -> None:
-    """Two kinds of them vanished without a count."""
+    """The fault: two kinds of lost frames were not counted."""
     with bench() as b:
         post_buffers(b, 8)
         assert b.peer_end is not None
@@ -541,11 +541,13 @@ def test_messages_that_are_no_frame_are_counted() -> None:
 
 
 def test_frames_of_more_than_64_kib_arrive_once_one_was_seen() -> None:
-    """BIG TCP from a packet socket: the first frame counts as truncated, and for a while reads have room for more."""
+    """BIG TCP from a packet socket: the first frame counts as truncated, and then reads have room for more for a
+    while.
+    """
     with bench() as b:
         post_buffers(b, 256)
         head = bytearray(build(4, TCP, b""))
-        head[16:18] = bytes(2)  # longer than the header can have: Linux leaves it 0
+        head[16:18] = bytes(2)  # longer than the header's field allows: Linux leaves it 0
         big = HEADER.pack(1, 1, 54, 1448, 34, 16) + bytes(head) + bytes(150_000)
         assert b.peer_end is not None
         for _ in range(3):

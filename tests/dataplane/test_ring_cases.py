@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases that oracle and native code are compared on: they reach every rule, the oracle keeps its word.
-
-Knows the oracle's invariants; the native code is compared in test_oracle_native.
-"""
+"""The cases for comparing oracle and native code: they reach every rule, and the oracle keeps its invariants."""
 
 import random
 from collections import Counter
@@ -21,7 +18,7 @@ def index(memory: bytearray, page: int, at: int) -> int:
 
 
 def play(case: Case) -> Counter[str]:
-    """Play a case on the oracle, holding it to what must be true after any burst; what happened, counted."""
+    """Play a case on the oracle and check what must hold after any burst; returns counts of the events."""
     memory, seen = bytearray(PAGES * PAGE), Counter[str]()
     guest = Guest(memory, case)
     oracle = Oracle(memory, case.config)

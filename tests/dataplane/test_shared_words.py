@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words that processes share: each verb does its arithmetic, and none leaves its buffer."""
+"""Words that processes share: each operation computes correctly, and none leaves its buffer."""
 
 import mmap
 import struct

@@ -29,7 +29,7 @@ from tests.net.namespace import ip, new_network, veth
 TX_PAGE, RX_PAGE = RING_PAGES
 ROOT = Path(__file__).parents[2]
 SLEEPING = frozenset({State.REFUSED, State.PEER_CLOSED, State.BROKEN})
-"""States that no event leaves: a caller of the worker does, or nothing."""
+"""States that only a caller of the worker can leave, or nothing."""
 CLOSING, HANG_UP = "closing", "hang-up"
 EVENTS = (Event.RING, Event.FRAMES, Event.ROOM, Event.TIMER, CLOSING, HANG_UP)
 
@@ -44,7 +44,7 @@ def test_every_state_has_a_row_and_the_worker_has_the_same_numbers() -> None:
 
 
 def test_no_state_sleeps_for_ever() -> None:
-    """What is polled at nothing ends; every other state is polled at something that happens."""
+    """A state that is polled at nothing is final; every other state is polled at an event that can occur."""
     for state, row in TABLE.items():
         if state in SLEEPING:
             assert row == Row(row.means), state
@@ -74,7 +74,7 @@ def test_the_document_is_current() -> None:
 
 
 class Rig(Bench):
-    """A queue beside a guest that counts what it posted, and a network that keeps what reached it."""
+    """A queue beside a guest that counts its posted slots, and a network that keeps the frames that reached it."""
 
     def __init__(self, *, unannounced: bool = False, peer: SocketPeer | None = None) -> None:
         super().__init__(peer=peer)
@@ -143,8 +143,8 @@ class Rig(Bench):
         )
 
     def run_dry(self) -> None:
-        """Play the worker until nothing that it waits for happens; the network takes what comes, the guest notifies
-        where the ring is armed for what it has posted.
+        """Run the worker until none of its events happens; the network reads what comes, and the guest notifies if the
+        ring is armed for what it has posted.
         """
         for _ in range(600):
             if self.peer_end is not None:
@@ -161,14 +161,14 @@ class Rig(Bench):
         raise AssertionError(f"it never came to rest: {self.queue.states}")
 
     def retry(self) -> bool:
-        """Let a millisecond pass where a direction is tried again without an event: whether that moved anything."""
+        """Let a millisecond pass if a direction is retried by a timer; returns whether that moved anything."""
         before = self.queue.rings
         if any(TABLE[state].timer and TABLE[state].expires is None for state in self.queue.states):
             self.apply(Event.TIMER)
         return self.queue.rings != before
 
     def armed(self, page: int) -> bool:
-        """Whether the guest, posting what it has posted, would have notified the backend since."""
+        """Whether the guest's posts since then would have notified the backend."""
         ring = self.queue.rings["tx" if page == TX_PAGE else "rx"]
         waits = {TX_PAGE: (State.RING_IDLE,), RX_PAGE: (State.NO_SLOTS, State.NO_SLOTS_LONG, State.STALLED)}[
             page
@@ -197,7 +197,7 @@ RING_STATES: dict[State, Callable[[Rig], None]] = {
     State.RING_MORE: lambda rig: rig.post_tx(200),
     State.PEER_FULL: fill_peer,
 }
-"""What to do before the last poll; PEER_BUSY needs a packet socket and has a test of its own."""
+"""The steps before the last poll; PEER_BUSY needs a packet socket and has its own test."""
 
 
 def expire(rig: Rig, times: int) -> None:
@@ -239,7 +239,7 @@ PAIRS = [
     for pair in product(RING_STATES, PEER_STATES)
     if pair not in {(State.PEER_FULL, State.PEER_CLOSED), (State.RING_IDLE, State.PEER_MORE)}
 ]
-"""A closed peer refuses, and is never full; while frames go on for the guest, its TX ring is not armed."""
+"""A closed peer refuses and is never full; while frames for the guest continue, its TX ring is not armed."""
 
 
 @contextmanager
@@ -297,7 +297,7 @@ def test_every_event_in_every_state(ring: State, peer: State, event: Event | str
 
 
 def everything_arrives(rig: Rig) -> None:
-    """With room everywhere nothing that was posted or offered is left, but for the guest that is refused."""
+    """With room everywhere nothing that was posted or offered is left, except frames for a guest that is refused."""
     posted = rig.posted[TX_PAGE]
     rig.run_dry()
     rig.post_rx(min(60, 256 - rig.posted[RX_PAGE] + rig.queue.rings["rx"]["rsp_prod"]))

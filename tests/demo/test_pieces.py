@@ -79,7 +79,7 @@ async def test_a_child_that_fails_without_a_word_is_quoted(tmp_path: Path) -> No
 
 
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
-    """A stopped one, too, which could not notice anything itself."""
+    """Also a stopped child, which cannot notice anything itself."""
     parent = """
 import asyncio, os, signal, sys
 from pathlib import Path

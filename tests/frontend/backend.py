@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend wired by hand: it offers what a test wants it to, and serves with the real native queue.
+"""A simple backend for tests: it makes any offer that a test wants, and serves with the real native queue.
 
-Stands where the daemon does, so that a test can have a backend without scatter-gather, or one that closes or lies.
+It takes the daemon's place, so that a test can have a backend without scatter-gather, or one that closes or lies.
 """
 
 from __future__ import annotations
@@ -99,17 +99,17 @@ class HandBackend:
         await asyncio.wrap_future(self.worker.submit(call))
 
     async def close_device(self) -> None:
-        """As a backend that wants to close: Closing, and Closed once the frontend is."""
+        """Close as a backend does: Closing, then Closed once the frontend is."""
         await self._disconnect()
         await self.set_state(XenbusState.CLOSING)
         await self.state(XenbusState.CLOSED)
 
     async def state(self, *wanted: XenbusState) -> None:
-        """Wait until we are in one of these states ourselves."""
+        """Wait until the backend's own state is one of these."""
         await self._state_at(f"/local/domain/0/{self.path}/state", wanted)
 
     async def remove_device(self) -> None:
-        """As a toolstack does at the end."""
+        """Remove the device as a toolstack does."""
         await self._disconnect()
         await self.store.rm(f"/local/domain/0/{self.path}")
         await self.store.rm(self.frontend)

@@ -18,7 +18,7 @@ SECONDS = 20.0
 
 
 async def counters(vif: Frontend) -> dict[str, int]:
-    """What the guest's queue counted, once the worker's burst is over: a burst counts after it delivered."""
+    """The counters of the guest's queue after the worker's burst: a burst updates them after it delivered."""
     assert vif.queue is not None
     queue = vif.queue
     return await vif.guest.submit(lambda _: queue.counters)
@@ -40,7 +40,7 @@ class Pair:
         return self.back.network
 
     async def to_host(self, messages: Iterable[bytes]) -> None:
-        """Send from the guest, and see the same frames leave at the host."""
+        """Send from the guest, and check that the same frames leave at the host."""
         await passes(self.guest_net, self.host_net, list(messages))
 
     async def to_guest(self, messages: Iterable[bytes]) -> None:

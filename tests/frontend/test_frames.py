@@ -72,7 +72,7 @@ async def test_gso_is_cut_for_a_backend_that_cannot(xen: Path) -> None:
 
 
 async def test_checksums_are_completed_for_a_peer_that_cannot(xen: Path) -> None:
-    """A guest whose own stack has no virtio_net_hdr gets finished frames, cut and completed here."""
+    """A guest whose own stack has no virtio_net_hdr gets finished frames, segmented and completed here."""
     network = PythonNetwork("plain")
     async with Frontend(xen, network) as vif, HandBackend(xen, vif.guest.domid) as back:
         await vif.connected()

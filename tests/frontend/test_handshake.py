@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and states as netfront writes them, from a device that comes late to one that is taken away."""
+"""Keys and states as netfront writes them, for a device that appears late, and for one that is removed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_a_backend_without_rx_copy_is_refused(xen: Path) -> None:
 
 
 async def test_a_backend_that_closes_is_followed_and_connected_to_again(xen: Path) -> None:
-    """With pages for one connection and a half: each one gives back all that it took."""
+    """With pages for one and a half connections: each connection releases all its pages."""
     async with Guest(xen, pages=700) as guest, connected(guest, directory=xen) as pair:
         for _ in range(3):
             await pair.both_ways(frames.ONE_SLOT)

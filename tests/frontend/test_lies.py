@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend that lies in a ring: that link stops with a reason, nothing else does. And one that is only unusual."""
+"""A backend that lies in a ring: that link stops with a reason, nothing else is affected. Also an unusual valid one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MORE, EXTRA = RxFlag.MORE_DATA, RxFlag.EXTRA_INFO
 
 
 def rx(*slots: bytes, rsp_prod: int | None = None) -> Callable[[RingPage, RingPage], None]:
-    """Answers in the RX ring, from its first slot on."""
+    """Write responses to the RX ring, from its first slot on."""
 
     def lie(_tx: RingPage, ring: RingPage) -> None:
         for index, slot in enumerate(slots):
@@ -31,7 +31,7 @@ def rx(*slots: bytes, rsp_prod: int | None = None) -> Callable[[RingPage, RingPa
 
 
 def tx(*answers: tuple[int, int], rsp_prod: int | None = None) -> Callable[[RingPage, RingPage], None]:
-    """Answers in the TX ring; an id below 0 is that of a request."""
+    """Write responses to the TX ring; an id below 0 stands for that of a request."""
 
     def lie(ring: RingPage, _rx: RingPage) -> None:
         ids = [TX_REQUEST.unpack(ring.get(index))[3] for index in range(2)]
@@ -71,7 +71,7 @@ LIES = {
 
 
 async def tell(pair: Pair, lie: Callable[[RingPage, RingPage], None]) -> None:
-    """Let two frames come into the TX ring, lie, and have the frontend look at both rings."""
+    """Put two frames into the TX ring, lie, and make the frontend read both rings."""
     back, net = pair.back, pair.guest_net
     assert back.tx is not None
     assert back.rx is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest behind a packet socket: tags come aside from the kernel and go on where they were."""
+"""A guest behind a packet socket: the kernel returns VLAN tags separately, and netback restores them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripted frontends: what an honest one cannot do, and what its backend answers."""
+"""Scripted frontends: actions that an honest one cannot take, and the backend's answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAME = frames.ONE_SLOT[1][10:]
 
 @pytest.fixture
 async def play(xen: Path) -> AsyncIterator[tuple[Script, HandBackend]]:
-    """A script whose backend serves."""
+    """A script with a serving backend."""
     async with Script(xen) as script, HandBackend(xen, script.guest.domid) as back, asyncio.timeout(SECONDS):
         await script.offered()
         await script.connect()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's parts that need no machine: what it reads, what it makes, what it counts."""
+"""The parts of the lab that need no machine: its parsers, generated files and counters."""
 
 import gzip
 import lzma
@@ -131,7 +131,7 @@ def test_every_scenario_says_what_it_is_and_can_be_chosen() -> None:
 
 
 class Quiet(Lab):
-    """A lab in which nothing happens."""
+    """A lab without a machine."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(Machine(IMAGE, directory / "disk", directory), "none")

@@ -33,18 +33,18 @@ class Site:
     network: Network
     far: FarLink | FarSocket | None
     choke: Callable[[], object] = bool
-    """Have the far side take nothing from now on."""
+    """Make the far side accept nothing from now on."""
     release: Callable[[], object] = bool
-    """Have it take what waits."""
+    """Make it read what is queued."""
 
 
 def frame(number: int, size: int = 60) -> bytes:
-    """A broadcast that says which one it is, led by a header that asks for nothing."""
+    """A numbered broadcast frame, with a virtio_net_hdr that requests nothing."""
     return PLAIN + b"\xff" * 6 + b"\x02\0\0\0\0\x01" + OURS + bytes([number]) * (size - 14)
 
 
 def big_tcp(version: int) -> bytes:
-    """As much TCP as a link passes in one frame (gso_max_size, 64 KiB), to be segmented behind it."""
+    """As much TCP as a link accepts in one frame (gso_max_size, 64 KiB), to be segmented behind it."""
     l4 = 14 + (20 if version == 4 else 40)
     payload = bytes(i % 251 for i in range(65535 - 100))
     whole = build(version, TCP, payload)
@@ -55,7 +55,7 @@ def big_tcp(version: int) -> bytes:
 
 
 def receive(network: Network, count: int) -> list[bytes]:
-    """So many frames, however many reads they take."""
+    """Read so many frames, in any number of reads."""
     frames: list[bytes] = []
     while len(frames) < count:
         await_readable(network.peers[0].fd)
@@ -64,7 +64,9 @@ def receive(network: Network, count: int) -> list[bytes]:
 
 
 def fill(network: Network) -> int:
-    """Send until the network takes no more: how many it took. To one address, since a broadcast would be copied."""
+    """Send until the network accepts no more; returns the number of frames. To one address, since a broadcast would be
+    copied.
+    """
     message = PLAIN + b"\x02\0\0\0\0\x77" + frame(0, 1000)[16:]
     for sent in range(100_000):
         if network.peers[0].send([message]) == (0, 0):
@@ -73,7 +75,7 @@ def fill(network: Network) -> int:
 
 
 class AnyNetwork:
-    """Of every kind, also the one that has no far side."""
+    """For every kind, including the one without a far side."""
 
     def test_takes_frames_in_bursts(self, site: Site) -> None:
         assert site.network.peers[0].send([frame(n) for n in range(20)]) == (20, 0)
@@ -128,7 +130,7 @@ class FrameNetwork(AnyNetwork):
 
 
 class OffloadNetwork:
-    """A virtio_net_hdr that asks for work passes through both ways, on frames of 64 KiB."""
+    """A virtio_net_hdr with requests passes both ways, on frames of 64 KiB."""
 
     @pytest.mark.parametrize("version", [4, 6])
     def test_gso_out(self, site: Site, version: int) -> None:
@@ -147,13 +149,13 @@ class OffloadNetwork:
 
 
 def asks(message: bytes) -> tuple[int, ...]:
-    """What a header asks for; the length of the headers is a hint that the kernel may round up."""
+    """The header's requests; its header length is a hint that the kernel may round up."""
     flags, kind, _, *rest = HEADER.unpack_from(message)
     return flags, kind, *rest
 
 
 class FillableNetwork:
-    """One that says when it is full, and when no longer."""
+    """A network that reports when it is full, and when no longer."""
 
     def test_backpressure(self, site: Site) -> None:
         site.choke()
@@ -169,7 +171,7 @@ class FillableNetwork:
 
 
 class LinkNetwork:
-    """One on a link of the kernel, which others rename, take down and remove."""
+    """A network on a kernel link, which other programs rename, set down and remove."""
 
     def test_link_down_refuses_and_comes_back(self, site: Site) -> None:
         ip(f"link set {site.network.name} down")
@@ -177,7 +179,7 @@ class LinkNetwork:
         assert not site.network.peers[0].blocked
         ip(f"link set {site.network.name} up")
         await_up(site.network.name)
-        site.network.peers[0].send([frame(3)])  # a packet socket has kept the fault for the next call
+        site.network.peers[0].send([frame(3)])  # a packet socket keeps the error for the next call
         assert site.network.peers[0].send([frame(4)]) == (1, 0)
         assert not site.network.peers[0].closed
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands at the other side of a network in tests: whole frames each way, each led by its virtio_net_hdr.
+"""The far side of a network in tests: whole frames each way, each preceded by its virtio_net_hdr.
 
-Imports nothing of netback but constants, so that it is a witness of its own.
+Imports only constants from netback, so that it is an independent witness.
 """
 
 import select
@@ -14,11 +14,11 @@ SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 8, 15
 VLAN_VALID = 0x10
 PLAIN = bytes(HEADER.size)
 PATIENCE = 10_000
-"""Milliseconds after which a frame that did not come is a failure."""
+"""Milliseconds after which a missing frame is a failure."""
 
 
 def await_readable(fd: int, event: int = select.POLLIN) -> None:
-    """Wait until something is there to be read, or for another event of poll(2)."""
+    """Wait until data can be read, or for another event of poll(2)."""
     poll = select.poll()
     poll.register(fd, event)
     assert poll.poll(PATIENCE), "no frame came"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network namespace of the test's own: it vanishes with all that is in it, and the host's links are not touched."""
+"""A network namespace for a test: it disappears with its contents, and the host's links stay untouched."""
 
 import contextlib
 import ctypes
@@ -15,14 +15,14 @@ QUIET = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 
 def demand(result: int) -> None:
-    """Raise what the C library said."""
+    """Raise the C library's error."""
     if result:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 @contextlib.contextmanager
 def new_network() -> Iterator[None]:
-    """This thread, and all that it starts, in a new network namespace whose links say nothing on their own."""
+    """Move this thread, and what it starts, to a new network namespace whose links send nothing on their own."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     demand(LIBC.unshare(CLONE_NEWNET))
     try:
@@ -35,7 +35,7 @@ def new_network() -> Iterator[None]:
 
 @contextlib.contextmanager
 def other_network() -> Iterator[int]:
-    """One more network namespace, which lives as long as the process whose id this gives."""
+    """Another network namespace, which exists as long as the process with the returned id."""
     with subprocess.Popen(
         ["unshare", "-n", "sh", "-c", f"echo 1 > {QUIET}; echo ready; exec cat"],
         stdin=subprocess.PIPE,
@@ -88,7 +88,7 @@ def veth(near: str, far: str) -> None:
 
 
 def await_up(*links: str) -> None:
-    """Wait until frames pass: the kernel lets them only after it has noticed the carrier, and loses them before."""
+    """Wait until frames pass: the kernel passes them only after it noticed the carrier, and loses earlier ones."""
     deadline = time.monotonic() + 10
     while any("state UP" not in ip(f"link show {link}") for link in links):
         assert time.monotonic() < deadline, f"no carrier on {links}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes to links, as followers hear of them."""
+"""Changes to links, as followers are called for them."""
 
 import asyncio
 import socket
@@ -54,14 +54,14 @@ class Follower:
         self._news.clear()
 
     async def silent(self) -> None:
-        """See that it was not called for anything that the kernel did before this."""
+        """Check that it was not called for anything the kernel did before this."""
         before = self.calls
         await passed(self._monitor)
         assert self.calls == before
 
 
 async def passed(monitor: LinkMonitor) -> None:
-    """Until the monitor has read of everything that the kernel did before this."""
+    """Wait until the monitor has read everything that the kernel did before this."""
     witness = Follower(monitor, "witness0")
     ip("link add witness0 type bridge")
     await witness.called()
@@ -71,7 +71,7 @@ async def passed(monitor: LinkMonitor) -> None:
 
 
 async def make(monitor: LinkMonitor, name: str) -> int:
-    """A link that the monitor knows of already: its index."""
+    """A link that the monitor has already reported; returns its index."""
     ip(f"link add {name} up type bridge")
     await passed(monitor)
     return socket.if_nametoindex(name)
@@ -90,7 +90,7 @@ async def test_a_name_that_appears(monitor: LinkMonitor) -> None:
 
 
 async def test_an_alternative_name_that_appears(monitor: LinkMonitor) -> None:
-    """Linux tells of it only where the link is up."""
+    """Linux reports it only while the link is up."""
     index = await make(monitor, "dum0")
     follower = Follower(monitor, "a-long-name-of-twenty-and-more-letters")
     add_altname(index, "a-long-name-of-twenty-and-more-letters")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network that takes everything."""
+"""The network that accepts every frame."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from .contract import AnyNetwork, Site, frame
 
 
 class TestNull(AnyNetwork):
-    """It has no far side: what is sent is gone."""
+    """It has no far side: sent frames are gone."""
 
     @pytest.fixture
     def site(self) -> Site:

@@ -32,10 +32,10 @@ def site() -> Iterator[Site]:
 
 
 class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
-    """On a link of the host's."""
+    """On a link of the host."""
 
     def test_does_not_hear_what_leaves_by_its_link(self, site: Site) -> None:
-        """Neither its own frames nor those of the host that the link belongs to."""
+        """It receives neither its own frames nor those that the link's host sends."""
         host = FarLink("eth1")
         host.send(frame(1))
         site.network.peers[0].send([frame(2)])
@@ -115,7 +115,7 @@ near.close(), far.close()
 
 
 def test_inside_a_user_namespace() -> None:
-    """No privilege outside of it, and no /dev/net/tun."""
+    """No privilege outside its user namespace, and no /dev/net/tun."""
     subprocess.run([sys.executable, "-c", INSIDE], check=True, timeout=60)
 
 
@@ -165,7 +165,7 @@ def test_a_link_that_goes_and_comes_back(site: Site, goes: str) -> None:
 
 
 def test_another_kind_of_link_comes_in_its_place(site: Site) -> None:
-    """It is not heard, and the next one is."""
+    """The socket does not receive from it, but from the next link with the name."""
     ip("link del eth1")
     ip("tuntap add eth1 mode tun")
     with pytest.raises(ConfigError, match="packet:eth1: not an Ethernet link"):

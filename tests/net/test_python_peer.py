@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example of a network in Python: it runs as it is, and nothing that a guest sends ends it."""
+"""The example of a network in Python: it runs unchanged, and no frame from a guest ends it."""
 
 import importlib.util
 import subprocess

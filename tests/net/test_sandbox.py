@@ -21,7 +21,7 @@ Change = Callable[[bytes], list[bytes]]
 
 
 class Wire:
-    """Two hosts; `change` returns what arrives of a frame."""
+    """Two hosts; `change` returns the frames that arrive for a frame."""
 
     def __init__(self, change: Change = lambda frame: [frame]) -> None:
         self.frames: deque[tuple[Host, bytes]] = deque()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spec strings, and each way to get one wrong."""
+"""Spec strings, and each possible mistake."""
 
 import os
 
@@ -69,7 +69,7 @@ def test_bad_ones(text: str, words: str) -> None:
     | st.sampled_from(list(KINDS)).flatmap(lambda k: st.text(max_size=18).map((k + ":").__add__))
 )
 def test_any_text_is_read_or_refused(text: str) -> None:
-    """What is read says the same again; a refusal is one line."""
+    """A parsed spec is written the same; a refusal is one line."""
     try:
         read = str(parse_spec(text))
     except ConfigError as error:

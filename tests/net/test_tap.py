@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tap of the test's own namespace; the witness sees what the kernel sees of it."""
+"""A tap in the test's own namespace; the witness is the kernel's side of it."""
 
 import fcntl
 import os
@@ -218,7 +218,7 @@ NAMES = ["vif1.0", "vif100.0", "vif12345.10", "fifteen-letters"]
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("end", ["closed", "held"])
 def test_its_own_tap_is_found_again_under_any_name(name: str, renamed: str, end: str) -> None:
-    """Alternative names have up to 127 letters; if_nametoindex and the ioctls know 15."""
+    """Alternative names have up to 127 characters; if_nametoindex and the ioctls take 15."""
     first = TapNetwork(name)
     index = socket.if_nametoindex(name)
     if renamed:
@@ -388,7 +388,7 @@ def test_counts_go_on_when_the_tap_is_another_one(site: Site) -> None:
 
 
 def test_a_tap_that_netback_makes_has_the_address_of_a_vif() -> None:
-    """A bridge takes the lowest address of its ports for its own, so it keeps the one that it has."""
+    """A bridge takes the lowest address of its ports as its own, so it keeps the address that it has."""
     ip("link add br0 type bridge")
     ip("link add up0 type veth peer name up1")
     ip("link set up0 address 9e:00:00:00:00:01 master br0")
@@ -492,7 +492,7 @@ def test_without_permission_for_the_device() -> None:
 
 
 def refusal(link: str) -> str:
-    """What a process without CAP_NET_ADMIN, but with the right to open the device, gets as an error."""
+    """The errors for a process that has no CAP_NET_ADMIN but may open the device."""
     script = f"""
 from netback.net.tap import TapNetwork
 from netback.errors import ConfigError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captures, read back by tshark: a witness that knows the format from elsewhere."""
+"""Captures, read back by tshark, an independent implementation of the format."""
 
 import io
 import subprocess
@@ -133,7 +133,7 @@ def test_any_length_is_padded_right(tmp_path: Path, size: int) -> None:
 
 
 def test_queues_of_many_threads_share_a_file(tmp_path: Path) -> None:
-    """Each under its own name, also those that join after the first frame."""
+    """Each interface has its own name, including those that are added after the first frame."""
     path = tmp_path / "many.pcapng"
     with path.open("wb") as stream, ThreadPoolExecutor(4) as threads:
         capture = Capture(stream)
@@ -160,7 +160,7 @@ def test_slots_are_no_frames() -> None:
 
 
 class FullDisk(io.BytesIO):
-    """Has room for the first blocks only."""
+    """A file with room for the first blocks only."""
 
     refused = 0
 

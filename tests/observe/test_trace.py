@@ -93,7 +93,7 @@ def records(bench: Bench) -> list[Record]:
 
 
 def post(bench: Bench, ring: int, slots: list[bytes]) -> None:
-    """Write requests and tell that they are there."""
+    """Write requests and notify."""
     for number, slot in enumerate(slots):
         bench.write(ring, slot_offset(number, len(slot)), slot)
     bench.write(ring, REQ_PROD, len(slots).to_bytes(4, "little"))

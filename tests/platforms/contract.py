@@ -40,7 +40,7 @@ class Pair:
 
 
 def fires(events: Events, within: float = SOON) -> list[int]:
-    """The ports that fire, now masked; none where nothing fires in time."""
+    """The ports that fire, now masked; none if nothing fires in time."""
     poll = select.poll()  # select() ends at descriptor 1023
     poll.register(events.fd, select.POLLIN)
     return events.take() if poll.poll(within * 1000) else []
@@ -50,7 +50,7 @@ class PlatformContract:
     """Inherit, and give a fixture `pair`."""
 
     knows_domains = True
-    """Memory of a domain that is not there is refused when it is opened, not only at its first copy."""
+    """The memory of a missing domain is refused when it is opened, not only at its first copy."""
 
     # ---- event channels
 
@@ -239,7 +239,7 @@ class PlatformContract:
         mapped.unmap()
 
     def test_taking_back_a_mapped_page_harms_no_mapping(self, pair: Pair) -> None:
-        """The mapping stays good, and the page is not given to anybody else as long as it is there."""
+        """The mapping stays valid, and the page is not reused as long as it exists."""
         page = pair.grant()
         page.write(0, b"still here")
         mapped = pair.platform.map_grant(pair.guest.domid, page.gref)

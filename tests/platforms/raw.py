@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of the emulated hypervisor that says whatever a test wants it to, well-formed or not."""
+"""A client of the emulated hypervisor that sends whatever a test wants, well-formed or not."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ from netback.platforms.emulated.protocol import (
 
 
 class Raw:
-    """A connection that knows only how to send bytes and descriptors and how to read replies."""
+    """A connection that sends bytes and descriptors and reads replies."""
 
     def __init__(self, directory: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -38,7 +38,7 @@ class Raw:
         self._socket.close()
 
     def send(self, message: bytes, fds: Iterable[int] = ()) -> None:
-        """Send; that the far end hung up meanwhile is its right."""
+        """Send; the far end may have hung up meanwhile."""
         try:
             socket.send_fds(self._socket, [message], list(fds))
         except (BrokenPipeError, ConnectionResetError):
@@ -70,7 +70,7 @@ class Raw:
 
 
 def unsealed_memfd(pages: int, seals: int = 0, flags: int = os.MFD_ALLOW_SEALING) -> int:
-    """A memory with these seals alone."""
+    """A memory with only these seals."""
     fd = os.memfd_create("raw", os.MFD_CLOEXEC | flags)
     os.ftruncate(fd, pages * 4096)
     if seals:

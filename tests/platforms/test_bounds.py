@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a joiner claims is bounded, one by one and all together, and the log that it can cause is, too."""
+"""The claims of a joiner are bounded, each and in sum, and so is the log that it can cause."""
 
 import asyncio
 import errno
@@ -99,7 +99,7 @@ def test_a_claim_out_of_bounds_is_one_line_at_the_joiner_too(
 
 
 class Restless:
-    """A grant table whose owner changes the entry between every look at it and the exchange that follows."""
+    """A grant table whose owner changes the entry between every read and the exchange that follows."""
 
     def __init__(self) -> None:
         self.tries = 0

@@ -37,7 +37,7 @@ class TestEmulatedXen(PlatformContract):
 
 
 class TestEmulatedDriverDomain(PlatformContract):
-    """A guest and a backend in a domain of its own."""
+    """A guest, and a backend in a driver domain."""
 
     @pytest.fixture
     def pair(self, xen: Path) -> Iterator[Pair]:

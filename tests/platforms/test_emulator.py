@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated Xen of a directory as a process: one at a time, nothing left behind, whatever ends it."""
+"""The emulated Xen of a directory as a process: only one at a time, nothing left afterwards, however it ends."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ PROGRAM = (
 
 @contextmanager
 def emulating(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """An emulator in a process of its own, ready."""
+    """An emulator in its own process, ready."""
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(directory)],
         stdout=subprocess.PIPE,

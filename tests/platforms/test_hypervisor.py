@@ -49,7 +49,9 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
 
 
 def wait_served(xen: Path) -> None:
-    """Until the hypervisor has served what came before: each answer is a round of its loop, and ends take some."""
+    """Wait until the hypervisor has served earlier requests: each answer takes one iteration of its loop, and an end a
+    few.
+    """
     with Raw(xen) as raw:
         assert raw.hello(Hello(flags=HelloFlag.ATTACH, domid=0), pages=1) is not None
         for _ in range(5):
@@ -57,7 +59,7 @@ def wait_served(xen: Path) -> None:
 
 
 class Descriptors:
-    """Counts what is open in this process, the emulator's thread included, while one connection looks on."""
+    """Counts what is open in this process, including the emulator's thread, while one connection stays."""
 
     def __init__(self, xen: Path) -> None:
         self._xen = xen
@@ -71,7 +73,7 @@ class Descriptors:
         self._raw.__exit__(None, None, None)
 
     def count(self) -> int:
-        """Once all that came before is served."""
+        """Count once everything earlier is served."""
         for _ in range(5):
             assert self._raw.ask(Op.STATUS) is not None
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -179,7 +181,7 @@ class TestJoining:
 
 
 class TestNonsense:
-    """What is not the protocol ends its own connection, and nothing else."""
+    """Bytes that violate the protocol end their own connection only."""
 
     @given(
         message=st.binary(max_size=3 * HELLO_SIZE),
@@ -372,7 +374,7 @@ class TestGrants:
 
 
 class TestEnds:
-    """An end, however it comes, takes what hung on it and nothing else."""
+    """An end, however it comes, releases what belonged to it and nothing else."""
 
     def test_a_guest_s_end_takes_its_grants_ports_and_handles(self, xen: Path) -> None:
         with EmulatedPlatform(xen) as platform:
@@ -450,13 +452,13 @@ class TestEnds:
 
 
 async def exhaust(watch: Watch) -> None:
-    """Until the watch ends."""
+    """Wait until the watch ends."""
     async for _ in watch:
         pass
 
 
 def growth(xen: Path, once: Callable[[], None]) -> int:
-    """How many descriptors thirty rounds leave open."""
+    """The number of descriptors that thirty rounds leave open."""
     with Descriptors(xen) as descriptors:
         once()
         before = descriptors.count()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any requests in any order leave the hypervisor's tables true: each port and pin is where a small model has it."""
+"""Any requests in any order leave the hypervisor's tables correct: each port and pin is where a small model has it."""
 
 from collections import Counter
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of real Xen's platform shows without one: Linux's headers say the same numbers, errors tell what to do."""
+"""What can be tested of real Xen's platform without Xen: Linux's headers have the same numbers, errors give the
+remedy.
+"""
 
 import subprocess
 from pathlib import Path
@@ -30,7 +32,7 @@ NUMBERS = {
     "offsetof(struct ioctl_gntdev_map_grant_ref, index)": 8,
     "offsetof(struct ioctl_gntdev_map_grant_ref, refs)": 16,
 }
-"""What Linux's headers call it, and what we say."""
+"""The name in Linux's headers, and our value."""
 
 
 def test_numbers_and_layouts_are_those_of_linux_s_headers(tmp_path: Path) -> None:

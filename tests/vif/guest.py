@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frontend by hand: a domain of emulated Xen whose nodes, rings and slots a test writes itself. Small on purpose."""
+"""A simple frontend: a domain of emulated Xen whose nodes, rings and slots a test writes itself."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,11 +19,11 @@ from netback.xenstore.aio import Store, StoreError
 FRAME = bytes(range(60))
 
 SECONDS = 20.0
-"""The bound of every wait of a test."""
+"""Seconds that bound every wait of a test."""
 
 
 async def until(store: Store, path: str, true: Callable[[str | None], bool]) -> str | None:
-    """A node's value once it is as wanted."""
+    """Wait for a node's value."""
     value: str | None = None
     try:
         async with asyncio.timeout(SECONDS), await store.watch(path) as watch:
@@ -41,7 +41,7 @@ async def until_state(store: Store, path: str, state: State) -> None:
 
 
 async def readable(fd: int) -> None:
-    """Until a descriptor has something to read."""
+    """Wait until a descriptor can be read."""
     loop = asyncio.get_running_loop()
     news = asyncio.Event()
     loop.add_reader(fd, news.set)
@@ -135,7 +135,7 @@ class Guest:
         self.domain.events.native.notify(self.port)
 
     def send(self, frame: bytes, page: int = 0) -> int:
-        """Put a one-slot frame on the TX ring: its slot's index."""
+        """Put a one-slot frame on the TX ring; returns its slot's index."""
         view = self.domain.view(self.pages[page].frame)
         view[: len(frame)] = frame
         index = self.tx.index(0)
@@ -145,7 +145,7 @@ class Guest:
         return index
 
     async def responses(self, ring: Ring, index: int) -> None:
-        """Until the slot of `index` is answered, asking to be notified of just that."""
+        """Wait until the slot of `index` is answered, after asking for a notification of just that."""
         async with asyncio.timeout(SECONDS):
             while True:
                 ring.index(3, index + 1)
@@ -163,7 +163,7 @@ class Guest:
         return int(status)
 
     def post(self, page: int = 4) -> int:
-        """Offer a page for RX: its slot's index."""
+        """Offer a page for RX; returns its slot's index."""
         index = self.rx.index(0)
         RX_REQUEST.pack_into(self.rx.slot(index, RX_SLOT), 0, index % 256, 0, self.grefs[page])
         self.rx.index(0, index + 1)
@@ -181,7 +181,7 @@ class Guest:
 async def join(
     directory: Path, *, index: int = 0, backend: int = 0, domid: int | None = None
 ) -> AsyncIterator[Guest]:
-    """A guest that lives as long as the context."""
+    """A guest that exists as long as the context."""
     with EmulatedDomain.join(directory, domid=domid, pages=64, grant_pages=1) as domain:
         store = await domain.open_store()
         try:
@@ -207,7 +207,7 @@ async def serving(
 
 
 async def exchange(guest: Guest, network: PythonNetwork, offset: int = 0) -> None:
-    """A frame each way."""
+    """Pass a frame each way."""
     slot = guest.send(FRAME)
     assert await network.recv() == FRAME
     assert await guest.answer(slot) == 0

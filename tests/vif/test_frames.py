@@ -30,7 +30,7 @@ async def test_life(xen: Path, network: PythonNetwork, kind: DeviceType, offset:
 
 
 async def test_successor_goes_on(xen: Path, network: PythonNetwork) -> None:
-    """The end of a backend changes nothing, and the next one takes the rings up where they stand."""
+    """The end of a backend changes nothing, and the next one resumes the rings at their indices."""
     async with join(xen) as guest:
         async with serving(xen, network) as backend:
             name = await backend.attach(guest.domid, "python:lan")
@@ -46,7 +46,7 @@ async def test_successor_goes_on(xen: Path, network: PythonNetwork) -> None:
 
 
 async def test_stale_frames_are_thrown_away(xen: Path, network: PythonNetwork) -> None:
-    """What was sent before the guest connected is thrown away; what was sent between two backends is not."""
+    """Frames sent before the guest connected are discarded; frames sent between two backends are not."""
     async with join(xen) as guest:
         async with serving(xen, network) as backend:
             await network.send(b"stale" * 12)

@@ -110,7 +110,7 @@ async def test_two_queues(xen: Path, two: TwoPeers) -> None:
 
 
 async def test_counters_grow_over_the_vifs_life(xen: Path, network: PythonNetwork) -> None:
-    """They vanished at each disconnect."""
+    """The fault: the counters vanished at each disconnect."""
     with open_workers(xen, 1) as (platform, workers):
         async with two_queues(xen) as (guest, _):
             vif = make_vif(xen, guest.domid, network, platform, workers)
@@ -141,7 +141,7 @@ async def test_a_second_queue_that_cannot_be_bound_leaves_nothing(xen: Path, two
 
 
 async def test_the_event_loop_goes_on_beside_a_busy_worker(xen: Path, network: PythonNetwork) -> None:
-    """The whole loop waited for the worker's turn. A disconnect that is cancelled gives everything back."""
+    """The fault: the whole loop waited for the worker's round. A cancelled disconnect still releases everything."""
     with open_workers(xen, 1) as (platform, workers):
         async with two_queues(xen) as (guest, _):
             vif = make_vif(xen, guest.domid, network, platform, workers)
@@ -153,7 +153,7 @@ async def test_the_event_loop_goes_on_beside_a_busy_worker(xen: Path, network: P
             busy = worker.thread.submit(lambda _: (began.set(), gate.wait(20)))
             await asyncio.to_thread(began.wait, 20)
             disconnecting = asyncio.create_task(vif.disconnect())
-            for _ in range(10):  # turns of this loop, each with a cancellation
+            for _ in range(10):  # iterations of this loop, each with a cancellation
                 await asyncio.sleep(0)
                 disconnecting.cancel()
             assert not disconnecting.done()
@@ -176,7 +176,7 @@ async def test_notices(xen: Path, two: TwoPeers) -> None:
             await vif.connect(agreement(*queues), adopt=False)
             await vif.serve()
             await exchange(queues[0], two.ends[0])
-            queues[0].post()  # a worker looks at the peers of queues that have room
+            queues[0].post()  # a worker watches the peers of queues that have room
             two.ends[0].socket.close()
             assert await heard.get() is Notice.PEER_GONE
             await exchange(queues[1], two.ends[1])
@@ -206,7 +206,9 @@ async def test_a_vif_of_a_dead_worker_is_taken_down(xen: Path, network: PythonNe
 
 
 async def test_a_python_network_serves_one_device(xen: Path, network: PythonNetwork) -> None:
-    """Two devices on one socket each got half of the frames. The second is refused, until the first is gone."""
+    """The fault: two devices on one socket each got half of the frames. The second is refused until the first is
+    gone.
+    """
     async with serving(xen, network) as backend, join(xen) as one, join(xen) as other:
         first = await backend.attach(one.domid, "python:lan")
         await one.connect()

@@ -22,7 +22,9 @@ async def receive(guest: Guest, index: int) -> tuple[int, int]:
 
 
 async def test_a_few_slots_after_a_ring_full(xen: Path) -> None:
-    """The most slots ever seen decided whether a GSO frame is cut, so this guest waited for ever for 15 slots."""
+    """The fault: the most slots ever seen decided whether a GSO frame is segmented, so this guest waited for ever for
+    15 slots.
+    """
     network = PythonNetwork(vnet_hdr=True)
     async with serving(xen, network) as backend, join(xen) as guest, asyncio.timeout(SECONDS):
         await backend.attach(guest.domid, "python:lan")

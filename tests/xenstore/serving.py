@@ -28,7 +28,7 @@ async def serving(path: Path) -> AsyncIterator[Server]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Give way to the loop's other work until the condition holds, ten seconds at most."""
+    """Let the loop run until the condition holds, at most ten seconds."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 (the core has no loop, so it has no events either)
             await asyncio.sleep(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talks to a server core in plain words, and runs transcripts. It does not know the server's insides."""
+"""Talks to a server core in short words, and runs transcripts."""
 
 from collections.abc import Callable, Iterable
 
@@ -26,7 +26,7 @@ def payload_of(op: int, words: tuple[str, ...]) -> bytes:
 
 
 class Talker:
-    """A client that keeps what it is sent. `chunk` is how many bytes it sends at once."""
+    """A client that keeps what it receives. `chunk` is how many bytes it sends at once."""
 
     def __init__(self, server: Server, domid: int, chunk: int = 1 << 20) -> None:
         self.hung_up = False
@@ -59,7 +59,7 @@ class Talker:
             self.connection.receive(data[at : at + self._chunk])
 
     def ask(self, op: int, *words: str, tx: int = 0, payload: bytes | None = None) -> str | Errno | None:
-        """The reply as text, its strings parted by blanks; None: no reply came."""
+        """The reply as text, its strings separated by blanks; None: no reply came."""
         reply = self.ask_raw(op, payload_of(op, words) if payload is None else payload, tx)
         if reply is None:
             return None

@@ -220,7 +220,7 @@ def transactions(server: Server) -> int:
 
 @pytest.mark.parametrize("moment", range(12))
 async def test_a_cancelled_transaction_is_ended(dom0: Store, server: Server, moment: int) -> None:
-    """xenstored counts it against the domain until it is: at its start, in its body, at its commit."""
+    """xenstored counts a transaction against the domain until it is ended: at its start, in its body, at its commit."""
 
     async def body(tx: int) -> None:
         for number in range(3):
@@ -269,7 +269,7 @@ async def test_a_watch_that_calls_back(dom0: Store) -> None:
 
 
 async def test_few_transactions_at_once(server: Server) -> None:
-    """An unprivileged domain may have ten, of which other programs in it need some."""
+    """An unprivileged domain may have ten, and its other programs need some of them."""
     most = 0
 
     async def body(tx: int) -> None:
@@ -283,7 +283,7 @@ async def test_few_transactions_at_once(server: Server) -> None:
 
 
 async def test_a_transaction_waits_for_others_of_its_domain(server: Server) -> None:
-    """ENOSPC at the start says that the domain has too many: another program's end makes room."""
+    """ENOSPC at the start means that the domain has too many: another program's end makes room."""
     async with await guest_store(server, 1) as guest:
         (connection,) = server.connections
         taken = [connection.begin() for _ in range(connection.caller.quota.transactions)]
@@ -303,7 +303,7 @@ async def test_a_transaction_waits_for_others_of_its_domain(server: Server) -> N
 
 
 async def test_no_room_in_a_body_is_the_caller_s_error(server: Server) -> None:
-    """ENOSPC of a write says that the domain has too many nodes: no repetition helps."""
+    """ENOSPC of a write means that the domain has too many nodes: repeating does not help."""
     runs = 0
 
     async def body(tx: int) -> None:
@@ -414,7 +414,7 @@ async def test_messages_that_go_in_pieces_stay_whole_and_in_order() -> None:
 
 
 class Fake:
-    """A store that answers as its function says."""
+    """A store that answers as its function returns."""
 
     def __init__(self, answer: Callable[[Packet], Packet]) -> None:
         self._sock, self.far = socket.socketpair()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client core: numbers, matching, events, and what it makes of nonsense."""
+"""The client core: numbers, matching, events, and malformed input."""
 
 import pytest
 from hypothesis import given, settings

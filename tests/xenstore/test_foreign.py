@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's clients on our store: Debian's unmodified xenstore tools, and pyxs."""
+"""Foreign clients on our store: Debian's unmodified xenstore tools, and pyxs."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 class Tools:
-    """Runs xenstore-* on the store, and gives what they print and their exit code."""
+    """Runs xenstore-* on the store; returns the output and the exit code."""
 
     def __init__(self, path: Path) -> None:
         self._env = {**os.environ, "XENSTORED_PATH": str(path)}

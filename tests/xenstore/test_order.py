@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of replies and watch events, and what goes with a domain: as C xenstored (4.20) does it.
+"""The order of replies and watch events, and what is removed with a domain, as in C xenstored (4.20).
 
 The expected orders were recorded from C xenstored, which answered the same requests of domain 0.
 """
@@ -131,7 +131,7 @@ def test_a_domain_that_owned_local_takes_it_along() -> None:
 
 
 def test_a_watch_s_owner_may_die_in_the_middle_of_its_events() -> None:
-    """Sending the first watcher's events ends the second one, while a change fires; the third one hears of it."""
+    """Sending the first watcher's events ends the second one while a change fires; the third one still gets it."""
     server = Server(Quota(events=1))
     server.introduce(1)
     victims: list[Talker] = []

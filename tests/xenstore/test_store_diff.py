@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of requests that two stores answer: ours is like itself over a socket, and one that is not is found out."""
+"""Lists of requests that two stores answer: our store equals itself over a socket, and a different one is detected."""
 
 import asyncio
 import socket
