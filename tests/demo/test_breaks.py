@@ -46,7 +46,7 @@ def test_transfers_survive_kill_9_of_the_backend(place: Place, tier: str) -> Non
 def test_a_terminal_shows_it(place: Place, broken: str) -> None:
     ended = run(place, "--tier", "veth", "--break", broken)
     assert ended.code == 0, ended.err
-    words = {"csum": ("lives", "dies", "checksum wrong"), "restart": ("killed", "stalled", "SHA-256 equal")}
+    words = {"csum": ("lives", "dies", "wrong checksum"), "restart": ("killed", "stalled", "SHA-256 equal")}
     for word in words[broken]:
         assert word in ended.out
 

@@ -127,7 +127,7 @@ async def test_finding_one(store: Store, guest: Guest) -> None:
     assert sorted(map(str, await list_devices(store))) == sorted(map(str, names))
     assert await find_device(store, guest.domid, kind="qnic") == names[1]
     assert await find_device(store, guest.domid, index=2) == names[2]
-    with pytest.raises(ConfigError, match="say which"):
+    with pytest.raises(ConfigError, match="choose one with --index"):
         await find_device(store, guest.domid, kind="vif")
 
 
