@@ -36,7 +36,7 @@
 
 enum {
     BURST = 64,                      /* frames of one system call */
-    SLOTS = 64,                      /* frames between the processes: more only let an overload build up (256 gave half the UDP) */
+    SLOTS = 64,                      /* frames between the processes: more only let an overload build up (256 halved the UDP rate) */
     FRAME_BYTES = 65536 + 512,       /* a virtio_net_hdr and the largest frame; off powers of two, to spread over the cache */
     RECEIVE_BYTES = 8 << 20,         /* socket buffers, as netback's packet peer asks for them */
     SEND_BYTES = 256 * 1024,
@@ -60,7 +60,7 @@ struct side {
     int index, link, bell, other_bell;
     struct ring *out, *in;
     uint32_t *asleep, *other_asleep;
-    int full;                        /* the link said EAGAIN: POLLOUT first */
+    int full;                        /* the link returned EAGAIN: wait for POLLOUT */
 };
 
 static void die(const char *what)
@@ -80,7 +80,7 @@ static int open_link(const char *name)
     int one = 1, receive = RECEIVE_BYTES, send = SEND_BYTES;
     struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = (int)if_nametoindex(name)};
     struct packet_mreq promiscuous = {.mr_ifindex = address.sll_ifindex, .mr_type = PACKET_MR_PROMISC};
-    int fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);      /* protocol 0: deaf until bound */
+    int fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);      /* protocol 0: receives nothing until bound */
     if (fd < 0 || address.sll_ifindex == 0)
         die(name);
     set_option(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof one, "PACKET_VNET_HDR");

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# sh scripts/need.sh COMMAND...: installs the packages in packages.txt that these commands of make need and this machine lacks.
+# sh scripts/need.sh COMMAND...: installs the missing packages of packages.txt that these commands of make need.
 # It installs as root on a Debian only, and not with INSTALL=no: else it names all of them in one line and fails.
 # PYTHON is the interpreter that make uses.
 set -eu
@@ -25,7 +25,7 @@ installed() {
     dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'ok installed'
 }
 
-# shown PACKAGE SIGN: whether what the package brings is there: a header, a module of Python or a program.
+# shown PACKAGE SIGN: whether the package's contents exist: a header, a Python module or a program.
 shown() {
     case $2 in
         Python.h) "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' ;;

@@ -192,7 +192,7 @@ class Ring:
         return [bytes(self.memory[self.at(self.next + i)]) for i in range(waiting)]
 
     def answer(self, responses: list[bytes]) -> bool:
-        """Write and publish responses; whether the frontend asked to be told."""
+        """Write and publish responses; returns whether the frontend asked for an event."""
         if not responses:
             return False
         for i, response in enumerate(responses):

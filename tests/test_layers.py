@@ -88,7 +88,7 @@ def graph() -> dict[str, set[str]]:
     """What each module imports of the package. `from package import module` is an import of the module alone.
 
     A .pxd is a header, a node of its own: a cimport of a structure or an inline function depends on the header, a
-    cimport of any other function or of a class is an import of the module, too.
+    cimport of any other function or of a class is also an import of the module.
     """
     known = {name for name, _ in modules()}
     edges: dict[str, set[str]] = {}

@@ -158,7 +158,7 @@ static void wait_response(struct vif *vif, const struct ring_header *head, const
         if (check(exen_wait_event(&vif->xen, SECONDS * 1000), "poll") == 0)
             check(-ETIMEDOUT, what);
         int count = check(exen_take(&vif->xen, ports, 4), "take");
-        for (int i = 0; i < count; i++) /* then look at the ring again: nothing that comes now is lost */
+        for (int i = 0; i < count; i++) /* then check the ring again: no later event is lost */
             exen_unmask(&vif->xen, ports[i]);
     }
 }
@@ -211,7 +211,7 @@ static void receive_frame(struct vif *vif)
     print_frame("received", page + response.offset, (unsigned)response.status);
 }
 
-/* Through Closing to Closed: the backend gives back the rings before we revoke them. */
+/* Through Closing to Closed: the backend unmaps the rings before we revoke them. */
 static void disconnect(struct vif *vif)
 {
     set_state(vif, CLOSING);

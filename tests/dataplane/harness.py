@@ -40,7 +40,7 @@ def address_of(memory: mmap.mmap, page: int = 0) -> int:
 class Bench:
     """One queue beside the memory of its guest: page 0 grants, 1 TX ring, 2 RX ring, then data.
 
-    `peer_end` is the network's end of a socketpair. `attach` takes the rings up anew, as a restarted backend does.
+    `peer_end` is the network's end of a socketpair. `attach` resumes the rings, as a restarted backend does.
     """
 
     def __init__(

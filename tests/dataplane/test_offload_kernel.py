@@ -148,7 +148,7 @@ def with_head(version: int, protocol: int, body: bytes, head: str, ident: int = 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_checksums_are_completed_alike(kernel: Kernel, version: int, protocol: int, head: str) -> None:
+def test_checksums_are_completed_equally(kernel: Kernel, version: int, protocol: int, head: str) -> None:
     body = make.tcp(b"seven b", options=make.TIMESTAMPS) if protocol == TCP else make.udp(b"seven b")
     frame, header = from_guest(with_head(version, protocol, body, head))
     assert kernel.frames(frame, header) == [completed(frame, header)]
@@ -156,7 +156,7 @@ def test_checksums_are_completed_alike(kernel: Kernel, version: int, protocol: i
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("version", [4, 6])
-def test_tcp_is_cut_alike(kernel: Kernel, version: int, head: str) -> None:
+def test_tcp_is_segmented_equally(kernel: Kernel, version: int, head: str) -> None:
     """CWR only first, FIN and PSH only last; identifications and sequence numbers that wrap."""
     body = make.tcp(bytes(range(256)) * 20, options=make.TIMESTAMPS, flags=0xFF & ~6, seq=2**32 - 3000)
     frame = with_head(version, TCP, body, head, ident=0xFFFE)
@@ -169,7 +169,7 @@ def test_tcp_is_cut_alike(kernel: Kernel, version: int, head: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("version", [4, 6])
-def test_udp_is_cut_alike(kernel: Kernel, version: int, head: str) -> None:
+def test_udp_is_segmented_equally(kernel: Kernel, version: int, head: str) -> None:
     frame, header = from_guest(with_head(version, UDP, make.udp(bytes(range(256)) * 20), head))
     header = (1, oracle.GSO_UDP_L4, header[4] + 8, 1000, *header[4:])
     cut = kernel.frames(frame, header)
@@ -180,7 +180,7 @@ def test_udp_is_cut_alike(kernel: Kernel, version: int, head: str) -> None:
 @pytest.mark.parametrize(
     ("version", "head"), [*((4, head) for head in HEADS), (6, "plain"), (6, "tagged"), (6, "QinQ")]
 )
-def test_udp_is_fragmented_alike(kernel: Kernel, version: int, head: str) -> None:
+def test_udp_is_fragmented_equally(kernel: Kernel, version: int, head: str) -> None:
     frame, header = from_guest(with_head(version, UDP, make.udp(bytes(range(256)) * 20), head))
     header = (1, oracle.GSO_UDP, header[4] + 8, 1000, *header[4:])
     ours, cut = offload.segment(frame, header), kernel.frames(frame, header)
@@ -192,7 +192,7 @@ def test_udp_is_fragmented_alike(kernel: Kernel, version: int, head: str) -> Non
     assert cut == ours
 
 
-def test_udp_checksum_of_zero_alike(kernel: Kernel) -> None:
+def test_udp_checksum_of_zero_equally(kernel: Kernel) -> None:
     for version in (4, 6):
         frame, header = from_guest(make.build(version, UDP, b"\0\0ab"))
         at = header[4] + 8
@@ -203,7 +203,7 @@ def test_udp_checksum_of_zero_alike(kernel: Kernel) -> None:
         assert number(sent, at - 2) == 0xFFFF
 
 
-def test_inner_checksum_of_a_tunnel_alike(kernel: Kernel) -> None:
+def test_inner_checksum_of_a_tunnel_equally(kernel: Kernel) -> None:
     inner, header = from_guest(make.build(6, TCP, b"inside"))
     frame = make.ethernet(make.ipv4(make.udp(bytes([8, 0, 0, 0, 0, 0, 7, 0]) + inner, ports=(5, 4789)), UDP))
     header = (1, 0, 0, 0, len(frame) - len(inner) + header[4], 16)
@@ -220,7 +220,7 @@ def test_inner_checksum_of_a_tunnel_alike(kernel: Kernel) -> None:
     options=st.sampled_from([b"", make.TIMESTAMPS]),
     seq=st.integers(0, 2**32 - 1),
 )
-def test_any_tcp_cut_alike(
+def test_any_tcp_segmented_equally(
     kernel: Kernel, version: int, head: str, payload: int, size: int, flags: int, options: bytes, seq: int
 ) -> None:
     assume(payload > size or payload + len(options) <= size)
@@ -312,7 +312,7 @@ def vxlan(request: pytest.FixtureRequest) -> Iterator[Tunnel]:
 @pytest.mark.parametrize("head", ["plain", "tagged"])
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_gso_in_vxlan_is_cut_alike(vxlan: Tunnel, protocol: int, version: int, head: str) -> None:
+def test_gso_in_vxlan_is_segmented_equally(vxlan: Tunnel, protocol: int, version: int, head: str) -> None:
     payload = bytes(range(256)) * 20
     body = make.tcp(payload, flags=0x98, seq=2**32 - 3000) if protocol == TCP else make.udp(payload)
     inner, header = from_guest(with_head(version, protocol, body, head))
@@ -326,7 +326,7 @@ def test_gso_in_vxlan_is_cut_alike(vxlan: Tunnel, protocol: int, version: int, h
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_one_frame_in_vxlan_is_completed_alike(vxlan: Tunnel, version: int) -> None:
+def test_one_frame_in_vxlan_is_completed_equally(vxlan: Tunnel, version: int) -> None:
     inner, header = from_guest(make.build(version, TCP, b"hello"))
     frame, given, cut = vxlan.pass_through(inner, header)
     assert [completed(frame, given)] == cut

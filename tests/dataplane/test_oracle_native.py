@@ -65,7 +65,7 @@ FAULTS = {
         "body.offset = queue.rx_offset if at == 0 else 0",
         "body.offset = queue.rx_offset",
     ),
-    "a failed copy to the guest is not told": (
+    "a failed copy to the guest is not reported": (
         "back/rx",
         "back/rx.pyx",
         "].status = NETIF_RSP_ERROR",
@@ -83,7 +83,7 @@ FAULTS = {
         "min(count, RING_SLOTS - at)",
         "count",
     ),
-    "the frontend is told one response late": (
+    "the frontend is notified one response late": (
         "journal",
         "ring.pxd",
         "load_relaxed(&ring.shared.rsp_event)) <",

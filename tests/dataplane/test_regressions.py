@@ -258,7 +258,7 @@ def test_a_removed_tap_is_left_alone_by_a_frontend() -> None:
             wakes = worker.wakes
             for _ in range(5):
                 thread.submit(lambda _worker: None).result(SECONDS)
-            assert worker.wakes <= wakes + 6, "it wakes for what it is told, and for nothing else"
+            assert worker.wakes <= wakes + 6, "it wakes for reported events only"
             assert queue.counters["tx_faults"] == 1
         worker.remove(queue)
         network.close()

@@ -16,7 +16,7 @@ from netback.errors import PlatformError
 from netback.platforms.base import Domain, EventChannels, GrantedPage, Platform
 
 QUIET, SOON = 0.05, 5.0
-NOBODY = 0x7FEE
+ABSENT = 0x7FEE
 """A domid that no end of a pair has."""
 
 
@@ -83,7 +83,7 @@ class PlatformContract:
         second.close()
 
     def test_a_port_for_another_domain_cannot_be_bound(self, pair: Pair) -> None:
-        theirs = pair.guest.events.alloc_unbound(NOBODY)
+        theirs = pair.guest.events.alloc_unbound(ABSENT)
         handle = pair.platform.open_events()
         with pytest.raises(PlatformError) as refused:
             handle.bind_interdomain(pair.guest.domid, theirs)
@@ -216,7 +216,7 @@ class PlatformContract:
         self._refused(pair, page.gref)
 
     def test_a_grant_for_another_domain_is_refused(self, pair: Pair) -> None:
-        self._refused(pair, pair.grant(domid=NOBODY).gref)
+        self._refused(pair, pair.grant(domid=ABSENT).gref)
 
     @pytest.mark.parametrize("gref", [0xFFFFFFFF, 1 << 20])
     def test_a_gref_out_of_range_is_refused(self, pair: Pair, gref: int) -> None:
@@ -251,9 +251,9 @@ class PlatformContract:
     def test_no_domain_has_no_memory(self, pair: Pair) -> None:
         if self.knows_domains:
             with pytest.raises(PlatformError):
-                pair.platform.open_memory(NOBODY)
+                pair.platform.open_memory(ABSENT)
         else:
-            memory = pair.platform.open_memory(NOBODY)
+            memory = pair.platform.open_memory(ABSENT)
             assert memory.read(8, 0, 1)[0] < 0
             assert memory.write(8, 0, b"x") < 0
 

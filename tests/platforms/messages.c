@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Writes one of each message to stdout, every field with a value of its own, then where things lie in the memory. */
+/* Writes one of each message to stdout, every field with a different value, then the memory's layout. */
 #include "netback/emulated_xen.h"
 
 int main(void)

@@ -114,9 +114,9 @@ def cache() -> Path:
 
 def check_programs(programs: dict[str, str] = PROGRAMS) -> None:
     """Raise ConfigError naming every missing program's package in one line."""
-    lacking = sorted({package for program, package in programs.items() if not shutil.which(program)})
-    if lacking:
-        raise ConfigError(f"the lab needs {', '.join(lacking)}: apt install {' '.join(lacking)}")
+    missing = sorted({package for program, package in programs.items() if not shutil.which(program)})
+    if missing:
+        raise ConfigError(f"the lab needs {', '.join(missing)}: apt install {' '.join(missing)}")
 
 
 def mirror(apt: Path = Path("/etc/apt")) -> str:

@@ -128,13 +128,13 @@ def _native(image: Image, package: Path, plane: Path, python: str, say: Say) -> 
         source: kept / f"{hashlib.sha256(common + source.read_bytes()).hexdigest()[:20]}.so"
         for source in extensions.sources(package / "dataplane")
     }
-    lacking = {source: made for source, made in wanted.items() if not made.exists()}
-    if lacking:
-        say(f"netback's native part for Python {python}: {len(lacking)} modules")
+    missing = {source: made for source, made in wanted.items() if not made.exists()}
+    if missing:
+        say(f"netback's native part for Python {python}: {len(missing)} modules")
         with tempfile.TemporaryDirectory(dir=kept) as place, ThreadPoolExecutor(os.cpu_count()) as pool:
             jobs = [
                 pool.submit(_compile, image, package, source, made, python, Path(place))
-                for source, made in lacking.items()
+                for source, made in missing.items()
             ]
             for job in jobs:
                 job.result()

@@ -60,7 +60,7 @@ def bind(sock: socket.socket, name: str) -> int:
     link = get_link(name)
     if link is None:
         raise GoneError(
-            f"packet:{name}: no link of that name in this network namespace; it is used when it is there"
+            f"packet:{name}: no link of that name in this network namespace; it is used once it exists"
         )
     if link.type != ARPHRD_ETHER:
         raise ConfigError(f"packet:{name}: not an Ethernet link")

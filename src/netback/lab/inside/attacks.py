@@ -81,7 +81,7 @@ async def flapping(script: Script) -> None:
     """Write every state in quick succession, then reconnect, perhaps amid the answer to an earlier one."""
     for number in range(FLAPS):
         await script.set_state(number % 10)
-    await anew(script)
+    await reconnect(script)
 
 
 async def endless_chain(script: Script) -> None:
@@ -103,14 +103,14 @@ async def gso_of_size_0(script: Script) -> None:
 
 async def rings_not_granted(script: Script) -> None:
     """Use the rings' own grant references as pages."""
-    await anew(script, connect=False)
+    await reconnect(script, connect=False)
     for key, value in {"tx-ring-ref": str(NEVER_GRANTED), "rx-ring-ref": "8"}.items():
         await script.write(key, value)
     await script.set_state(State.CONNECTED)
 
 
 async def nonsense_keys(script: Script) -> None:
-    await anew(script, connect=False)
+    await reconnect(script, connect=False)
     for key in ("tx-ring-ref", "rx-ring-ref", "event-channel"):
         await script.write(key, "-1" * 500)
     await script.set_state(State.CONNECTED)
@@ -132,7 +132,7 @@ CASES = (
 )
 
 
-async def anew(script: Script, *, connect: bool = True) -> None:
+async def reconnect(script: Script, *, connect: bool = True) -> None:
     """Reconnect in order, with new rings."""
     await script.set_state(State.CLOSED)
     await script.backend(State.CLOSED)
@@ -173,7 +173,7 @@ async def attack(script: Script, case: Case) -> None:
     if case.fatal:
         await script.backend(State.CLOSING, State.CLOSED)
     if case.fatal and case is not CASES[-1]:
-        await anew(script)
+        await reconnect(script)
 
 
 async def main() -> None:

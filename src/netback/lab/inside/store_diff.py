@@ -211,8 +211,8 @@ class Side:
 
 def dom0() -> Side:
     """Two connections of domain 0 on a socket."""
-    root = b"/local/domain/0/netback-alike"
-    near = b"netback-alike/in"
+    root = b"/local/domain/0/netback-diff"
+    near = b"netback-diff/in"
     return Side(
         domid=0,
         root=root,
@@ -237,7 +237,7 @@ def dom0() -> Side:
 def guest(domid: int) -> Side:
     """A guest's connection through its kernel; the final list uses up its quota."""
     home = b"/local/domain/%d" % domid
-    root, near = home + b"/data/alike", b"data/alike"
+    root, near = home + b"/data/diff", b"data/diff"
     full = root + b"/full/"
     return Side(
         domid=domid,
@@ -474,7 +474,7 @@ DIFFERENCES = (
         ),
     ),
     Difference(
-        "a domid that is none, or no number: xenstored reads what digits there are and takes DOMID_SELF for somebody",
+        "a domid that is none, or no number: xenstored reads what digits there are and takes DOMID_SELF for a domain",
         lambda step, mine, other: (
             _asks(step, Op.GET_DOMAIN_PATH, Op.IS_DOMAIN_INTRODUCED) and not _names_a_domain(step)
         ),

@@ -20,7 +20,7 @@ async def run(lab: Lab) -> None:
     assert "another netback serves domain 0" in await fails(lab)
     await lab.netback.stop()
     for device, module in DEVICES.items():
-        await lacking(lab, device, module)
+        await missing(lab, device, module)
     attach = f"xl network-attach g1 mac={MAC} bridge={BRIDGE}"
     backend = f"/local/domain/0/backend/vif/{guest.domid}/1"
     await found(lab, attach, backend, "1")
@@ -40,7 +40,7 @@ async def fails(lab: Lab, before: str = "", options: str = "") -> str:
     return output
 
 
-async def lacking(lab: Lab, device: str, module: str) -> None:
+async def missing(lab: Lab, device: str, module: str) -> None:
     """Start without a device, then with one that may not be opened."""
     await lab.dom0(f"mv {device} {device}.away")
     try:

@@ -120,7 +120,7 @@ async def killed(lab: Lab, guest: Guest) -> None:
     await asyncio.sleep(2)
     process = await show(lab, "MainPID")
     await lab.dom0("systemctl kill --kill-whom=main --signal=KILL netback")
-    await lab.until(lambda: serves_anew(lab, process), "the service is there again")
+    await lab.until(lambda: serves_again(lab, process), "the service runs again")
     await asyncio.sleep(3)
     for ask, _ in ends:
         await ask("busybox killall -INT ping; sleep 1")
@@ -144,7 +144,7 @@ async def echoes(ask: Ask) -> tuple[int, int]:
     return int(counts["OutEchos"]), int(counts["InEchoReps"])
 
 
-async def serves_anew(lab: Lab, before: str) -> bool:
+async def serves_again(lab: Lab, before: str) -> bool:
     return await show(lab, "ActiveState") == "active" and await show(lab, "MainPID") != before
 
 
