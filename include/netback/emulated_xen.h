@@ -10,7 +10,7 @@
  *     int port = exen_alloc_unbound(&xen, 0);
  *     int gref = exen_grant(&xen, exen_alloc_page(&xen), 0, 0);
  *
- * Functions return a negative errno where they fail. One thread at a time; no function raises SIGPIPE.
+ * Functions return a negative errno on failure. One thread at a time; no function raises SIGPIPE.
  */
 #ifndef NETBACK_EMULATED_XEN_H
 #define NETBACK_EMULATED_XEN_H
@@ -248,7 +248,7 @@ static inline int exen_open(struct exen *xen, const char *dir, const struct exen
 }
 
 /* Make a domain with `pages` of memory and 512 grants for each of `grant_pages` (1 to 64). It ends at exen_leave and
- * with this process. -EFBIG beyond EXEN_MAX_PAGES, -EEXIST where the domid is in use, -EINVAL where a claim is no good. */
+ * with this process. -EFBIG beyond EXEN_MAX_PAGES, -EEXIST: the domid is in use, -EINVAL: an invalid argument. */
 static inline int exen_join(struct exen *xen, const char *dir, uint32_t domid, const char *name, uint32_t pages,
                             uint32_t grant_pages)
 {
@@ -273,7 +273,7 @@ static inline void *exen_page(const struct exen *xen, uint32_t frame)
     return xen->memory + (size_t)frame * EXEN_PAGE;
 }
 
-/* The next unused frame, zeroed; 0 where there is none. */
+/* The next unused frame, zeroed; 0 if there is none. */
 static inline uint32_t exen_alloc_page(struct exen *xen)
 {
     return xen->next_frame < xen->pages ? xen->next_frame++ : 0;
@@ -330,7 +330,7 @@ static inline int exen_alloc_unbound(struct exen *xen, uint32_t domid)
     return exen_open_port(xen, EXEN_ALLOC_UNBOUND, domid, 0);
 }
 
-/* Bind a new local port to an unbound one: the local port. -EINVAL where that is bound or not meant for this domain. */
+/* Bind a new local port to an unbound one: the local port. -EINVAL: it is bound or not meant for this domain. */
 static inline int exen_bind_interdomain(struct exen *xen, uint32_t domid, uint32_t port)
 {
     return exen_open_port(xen, EXEN_BIND_INTERDOMAIN, domid, port);
@@ -558,7 +558,7 @@ static inline int exen_store_begin(struct exen *xen, uint32_t *tx)
     return 0;
 }
 
-/* Commit a transaction; -EAGAIN where one of its nodes was changed by another: repeat the whole transaction. */
+/* Commit a transaction; -EAGAIN: another client changed one of its nodes; repeat the whole transaction. */
 static inline int exen_store_commit(struct exen *xen, uint32_t tx)
 {
     char text[EXEN_STORE_PAYLOAD + 1];

@@ -122,7 +122,7 @@ def test_a_link_that_loses_and_repeats(seed: int, lost: float, twice: float, len
     assert b"".join(got) == data
 
 
-def test_without_flags_ping_lives_and_tcp_dies() -> None:
+def test_without_flags_ping_works_and_tcp_fails() -> None:
     wire = Wire(forget_flags)
     back: list[bool] = []
     wire.a.echo(B, lambda: back.append(True))

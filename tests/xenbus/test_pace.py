@@ -47,14 +47,14 @@ async def test_devices_that_flap_share_one_lane(monkeypatch: pytest.MonkeyPatch)
 
     async def flap(number: int) -> None:
         while len(order) < 90:
-            await shared.turn(flapping[number])
+            await shared.admit(flapping[number])
             order.append(number)
 
     tasks = [asyncio.create_task(flap(number)) for number in range(8)]
     honest = Allowance(clock)
     for _ in range(20):
         before = len(order)
-        await shared.turn(honest)
+        await shared.admit(honest)
         assert len(order) == before
         await asyncio.sleep(0)
     await asyncio.gather(*tasks)
@@ -66,8 +66,8 @@ async def test_a_cancelled_wait_leaves_the_lane_open(monkeypatch: pytest.MonkeyP
     shared, clock = Pace(), Clock()
     allowance = Allowance(clock)
     spend(allowance)
-    await shared.turn(allowance)
-    waiting = [asyncio.create_task(shared.turn(allowance)) for _ in range(3)]
+    await shared.admit(allowance)
+    waiting = [asyncio.create_task(shared.admit(allowance)) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     results = await asyncio.gather(*waiting, return_exceptions=True)

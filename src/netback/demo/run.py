@@ -215,7 +215,7 @@ class Run:
                 await transfer(topology.guest, topology.host, MIN_TRANSFER, connect_seconds=SYN_SECONDS)
             except DemoError as error:
                 return str(error)
-        raise DemoError("TCP lives without checksum flags: nothing was broken")
+        raise DemoError("TCP works without checksum flags: nothing was broken")
 
 
 async def ping_guest(topology: Topology, times: int, gap: float) -> list[float | None]:

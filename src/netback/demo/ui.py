@@ -138,10 +138,10 @@ class Terminal(Ui):
     def _lost_flags(self, lost: LostFlags) -> None:
         self._head("with checksum flags")
         self._line(f"ping  {_ping_words(lost.ping_before)}")
-        self._line(f"TCP   [bold green]lives[/]: {lost.gbit_s_before:.2f} Gbit/s")
+        self._line(f"TCP   [bold green]works[/]: {lost.gbit_s_before:.2f} Gbit/s")
         self._head("without them")
         self._line(f"ping  {_ping_words(lost.ping_after)}")
-        self._line(f"TCP   [bold red]dies[/]: connecting {lost.tcp_after}")
+        self._line(f"TCP   [bold red]fails[/]: connecting {lost.tcp_after}")
         self._line(f"      the host's stack dropped {lost.checksum_errors} segments: wrong checksum")
         self._line(
             "[dim]A stack leaves TCP checksums to its link and marks the frame. ICMP it completes itself. "

@@ -159,7 +159,7 @@ class Device:
         write.
         """
         for _ in range(_MAX_STEPS):
-            await self._pace.turn(self._allowance)
+            await self._pace.admit(self._allowance)
             snapshot = await self._read()
             action = decide(snapshot.facts)
             if action not in _LAST:

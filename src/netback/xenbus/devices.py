@@ -127,10 +127,10 @@ class Devices:
         name = DeviceName(kind, self._domid, guest, number)
         if name not in self.devices:
             self.devices[name] = Device(name, self._context, self._frontends, self._pace)
-            self._tasks.create_task(self._live(self.devices[name]))
+            self._tasks.create_task(self._run_device(self.devices[name]))
         self.devices[name].news.set()
 
-    async def _live(self, device: Device) -> None:
+    async def _run_device(self, device: Device) -> None:
         """Run a device until its end. News that arrived during its end is for a new device of that name."""
         name = device.name
         try:

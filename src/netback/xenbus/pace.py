@@ -77,7 +77,7 @@ class Pace:
     def __init__(self) -> None:
         self._lane = asyncio.Lock()
 
-    async def turn(self, allowance: Allowance) -> None:
+    async def admit(self, allowance: Allowance) -> None:
         """Return when a device with this allowance may do a round."""
         if not allowance.take():
             await self._lane.acquire()
