@@ -500,6 +500,18 @@ async def test_the_default_network(xen: Path) -> None:
             assert vif.network is lan
 
 
+async def test_a_mended_configuration_is_used_at_once(xen: Path) -> None:
+    """The device had no network by the earlier one; none of its nodes changes."""
+    with EmulatedPlatform(xen) as platform:
+        config = BackendConfig(xen, net="packet:nothere", workers=1)
+        async with Backend(platform, config) as backend, join(xen) as guest:
+            name = await add(backend.store, guest.domid, net=None)
+            await until(backend.store, f"{name.errors}/error", bool)
+            await backend.reconfigure(BackendConfig(xen, net="null", workers=1))
+            await guest.connect()
+            await until(backend.store, f"{name.errors}/error", lambda text: text is None)
+
+
 async def test_a_script_that_fails_is_told_once(
     backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -133,7 +133,8 @@ class Backend:
             raise _first(group) from group
 
     async def reconfigure(self, config: BackendConfig) -> None:
-        """Switch to another configuration. Existing devices keep their network until they are created again.
+        """Switch to another configuration. A device keeps the network that it has until it is created again; one that
+        has none, since its network cannot be opened, is retried.
 
         ConfigError names the mistake; nothing has changed then.
         """
@@ -152,6 +153,8 @@ class Backend:
             await self.trace(pattern)
         self.config = replace(config, directory=self.config.directory, workers=self.config.workers)
         await self._auto_attach.change(config.net, config.rules)
+        for device in self.devices.values():
+            device.news.set()
 
     async def respond(self) -> None:
         """Return once every worker's thread has responded. The watchdog uses this."""
