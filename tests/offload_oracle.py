@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The offload oracle: checksums, verdicts and cuts in plain Python, to hold the native code to, bit by bit.
 
-Written from the RFCs, netif.h and docs/decisions.md alone; imports nothing of netback and knows no speed. All
+Written from the RFCs, netif.h and docs/decisions.md alone; imports nothing of netback and is not optimised. All
 numbers are big-endian ints and slices of bytes; nothing is shared with the native code's way of counting.
 
 A verdict is one of DROP, PASS, COMPLETE, SEGMENT, SPLIT. A virtio header is six numbers: flags, gso_type, hdr_len,

@@ -45,7 +45,10 @@ def test_a_good_file() -> None:
         ("[[device]]\nguest = 'a'", "device.*net"),
         ("[[device]]\nnet = 'tap'\nindexx = 1", r"device\[0\].indexx: unknown key; did you mean index"),
         ("[[device]]\nnet = 'tap'\nattach = true", "attach needs guest and index"),
-        ("[[device]]\nnet = 'tap'\nguest = 'a'\nindex = 0\nattach = true\ndomid = 3", "attach goes by guest"),
+        (
+            "[[device]]\nnet = 'tap'\nguest = 'a'\nindex = 0\nattach = true\ndomid = 3",
+            "attach needs guest, not domid",
+        ),
         ("[[device]]\nnet = 'tap'\nmac = 'xx'", "MAC"),
         ("[[device]]\nnet = 'tap'\nmac = '01:00:5e:00:00:01'", "multicast"),
         ("device = 3", "device: "),

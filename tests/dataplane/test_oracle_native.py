@@ -2,7 +2,7 @@
 """The native data plane agrees with the oracle, on every byte, over random and hostile rings.
 
 200,000 seeded operations and whatever hypothesis finds; and seeded faults of the native code show that it would be
-noticed. Knows neither offloads nor threads: those have tests of their own.
+noticed. Offloads and threads have their own tests.
 """
 
 import random

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every platform promises, as tests: a class to inherit, with a fixture `pair` that gives the two ends.
 
-Knows the seams of platforms/base; not which hypervisor answers. On real Xen both ends may be the same domain, since
+They use the seams of platforms/base only. On real Xen both ends may be the same domain, since
 event channels and grants loop back there. What a platform cannot promise is an attribute of its class, with the reason.
 """
 

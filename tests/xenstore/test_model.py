@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store against a plain dict that knows nothing of generations or accounts.
+"""The store against a plain dict without generations and accounts.
 
 Every answer is the model's. A transaction sees a node as it was at the first look, and its own changes. When it
 commits, the store is as if its requests had been made all at once at that moment, with the same answers; it may

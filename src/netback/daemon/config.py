@@ -60,10 +60,10 @@ class DeviceRule(msgspec.Struct, frozen=True):
             _check_mac(self.mac)
         if self.attach and (self.guest is None or self.index is None):
             raise ValueError(
-                "attach needs guest and index, so that a guest that comes again gets the same device"
+                "attach needs guest and index, so that a guest that restarts gets the same device"
             )
         if self.attach and self.domid is not None:
-            raise ValueError("attach goes by guest: a guest that comes again has another domid")
+            raise ValueError("attach needs guest, not domid: a guest that restarts has another domid")
 
     def fits(
         self, *, guest: Collection[str], domid: int, type: DeviceType, index: int, mac: str | None

@@ -110,7 +110,7 @@ def next_commands(report: Report) -> list[tuple[str, str]]:
     if report.lost_flags is None:
         commands.append(("netback demo --break csum", "ping works, TCP fails"))
     if report.restart is None:
-        commands.append(("netback demo --break restart", "kill -9, and the transfers go on"))
+        commands.append(("netback demo --break restart", "kill -9, and the transfers continue"))
     return [*commands, ("netback emulate", "an emulated Xen to join: netback run, guest, attach, list")]
 
 

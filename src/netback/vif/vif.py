@@ -94,8 +94,8 @@ class Vif:
     async def connect(self, config: VifConfig, *, adopt: bool) -> None:
         """Acquire port, rings and journal of each queue of `config`, and set the network's offloads to its `caps`.
 
-        `adopt`: an earlier process or connection served these rings; go on where it ended. Otherwise frames that wait
-        in the network are thrown away. Nothing is answered before `serve`, so that the device can write Connected
+        `adopt`: an earlier process or connection served these rings; continue where it ended. Otherwise frames queued
+        in the network are discarded. Nothing is answered before `serve`, so that the device can write Connected
         between the two: a process that is killed there leaves rings without a response.
 
         GuestError: an index in a ring is impossible. BindError: a port cannot be bound within 1.3 s. PlatformError: a

@@ -174,7 +174,7 @@ class Device:
                     await self._actions[action](snapshot)
             if self._done or action in (Action.NOTHING, Action.REFUSE_RX):
                 return
-        self.news.set()  # the nodes keep changing: let the other devices run, then go on
+        self.news.set()  # the nodes keep changing: let the other devices run first
 
     async def _read(self) -> Snapshot:
         self.rounds += 1

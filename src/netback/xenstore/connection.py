@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client of the store without I/O: its stream, watches and transactions. Knows no requests.
+"""One client of the store without I/O: its stream, watches and transactions.
 
 `Host` is what a connection and its requests need of the server.
 """

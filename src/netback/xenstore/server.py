@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A xenstore server without I/O: bytes of many connections in, bytes out. Knows no sockets and no time.
+"""A xenstore server without I/O: bytes of many connections in, bytes out.
 
 >>> from netback.abi.xs_wire import Op
 >>> server, sent = Server(), []

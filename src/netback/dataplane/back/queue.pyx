@@ -46,7 +46,7 @@ cdef class BackQueue(Link):
     names of these rings that another process would give them too (gref and remote port): a journal of
     other rings is void. `tx_port` and `rx_port` are our bound ports (the same unless split). `caps` are
     CAN_* bits of what the guest takes; `sg` whether it takes frames of more than a page; `rx_offset`
-    where a frame begins in its first page, in bytes. Everything handed in is kept alive.
+    where a frame begins in its first page, in bytes. The queue keeps every argument alive.
 
     `rx_unannounced`: no event follows the RX slots that the guest posts (no feature-rx-notify). The peer's network
     takes what `peer.caps` say.

@@ -42,7 +42,7 @@ cdef class FrontQueue(Link):
     address and the gref under which the backend may read or write it for as long as this object lives. `port` is the
     frontend's event channel. `caps` are CAN_* bits of what the backend takes, `sg` whether frames may have more than
     one slot. `tx_slots` and `rx_slots` (1 to 256) bound how many slots are used at a time; without `rx_notify` no event
-    tells the backend of posted buffers. The queue keeps everything handed in alive. Raises ValueError for other bounds.
+    tells the backend of posted buffers. The queue keeps every argument alive. Raises ValueError for other bounds.
 
     All RX buffers are posted at once. The worker polls and arms both rings when the queue is added to it, and notifies
     once.

@@ -209,7 +209,7 @@ cdef int forward_segments(front_queue *queue, workspace_t *ws, frame_t *frame) n
 
 
 cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *head) noexcept nogil:
-    """Fill in the header. A frame that the peer cannot accept as it is is gathered in private memory, and completed if
+    """Fill in the header. A frame that the peer cannot accept unchanged is gathered in private memory, and completed if
     only that is missing. Returns PASS, SEGMENT or DROP."""
     cdef uint32_t caps = queue.link.peer.caps
     cdef virtio_net_hdr *hdr = vnet_header(head)
