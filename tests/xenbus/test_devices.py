@@ -507,6 +507,7 @@ async def test_a_mended_configuration_is_used_at_once(xen: Path) -> None:
         async with Backend(platform, config) as backend, join(xen) as guest:
             name = await add(backend.store, guest.domid, net=None)
             await until(backend.store, f"{name.errors}/error", bool)
+            await looked(backend, backend.devices[name], State.INITIALISING)
             await backend.reconfigure(BackendConfig(xen, net="null", workers=1))
             await guest.connect()
             await until(backend.store, f"{name.errors}/error", lambda text: text is None)
