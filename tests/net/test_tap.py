@@ -477,7 +477,7 @@ def test_what_is_no_tap_is_refused() -> None:
 def test_without_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tap, "DEVICE", str(tmp_path / "tun"))
     with pytest.raises(
-        ConfigError, match=r"tap:vif1.0: there is no .*/tun: load the module tun, or use packet"
+        PeerError, match=r"tap:vif1.0: there is no .*/tun: load the module tun, or use packet"
     ):
         TapNetwork("vif1.0")
 
@@ -485,7 +485,7 @@ def test_without_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_without_permission_for_the_device() -> None:
     os.seteuid(65534)
     try:
-        with pytest.raises(ConfigError, match=r"tap:vif1.0: no permission to open /dev/net/tun"):
+        with pytest.raises(PeerError, match=r"tap:vif1.0: no permission to open /dev/net/tun"):
             TapNetwork("vif1.0")
     finally:
         os.seteuid(0)

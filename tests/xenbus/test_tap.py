@@ -174,3 +174,14 @@ async def test_a_link_that_comes_later(backend: Backend, guest: Guest) -> None:
     await until(backend.store, f"{name.errors}/error", bool)
     veth("late0", "late1")
     await until_state(guest.store, name.backend, State.INIT_WAIT)
+
+
+async def test_a_tap_driver_that_comes_later(
+    backend: Backend, guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No node and no link tells that the module was loaded."""
+    with monkeypatch.context() as missing:
+        missing.setattr("netback.net.tap.DEVICE", str(tmp_path / "tun"))
+        name = await add(backend.store, guest.domid, net="tap")
+        await until(backend.store, f"{name.errors}/error", bool)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)

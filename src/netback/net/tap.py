@@ -87,13 +87,13 @@ KEPT_MTU = "netback.mtu."
 
 
 def open_device(link: str) -> int:
-    """A descriptor of the tap driver that is not joined to a tap yet."""
+    """A descriptor of the tap driver that is not joined to a tap yet. PeerError: it cannot be opened now."""
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise ConfigError(f"tap:{link}: there is no {DEVICE}: load the module tun, or use packet") from error
+        raise PeerError(f"tap:{link}: there is no {DEVICE}: load the module tun, or use packet") from error
     except PermissionError as error:
-        raise ConfigError(f"tap:{link}: no permission to open {DEVICE}: be root, or use packet") from error
+        raise PeerError(f"tap:{link}: no permission to open {DEVICE}: be root, or use packet") from error
 
 
 def find_made(link: str) -> Link | None:
