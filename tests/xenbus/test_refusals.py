@@ -22,8 +22,8 @@ from netback.xenstore.aio import MAX_TRANSACTIONS, Store
 from netback.xenstore.quota import GUEST
 from netback.xenstore.server import Server
 from tests.vif.guest import FRAME, Guest, join, until, until_state
-from tests.xenbus.refusals import Refusal, refusing
-from tests.xenbus.toolstack import add, gone, take_away
+from tests.xenbus.refusals import Refusal, RefusingStore, refusing
+from tests.xenbus.toolstack import add, gone, looked, take_away
 
 ERRNOS = ("EINVAL", "EACCES", "EPERM", "ENOSPC", "E2BIG", "EQUOTA", "ENOMEM")
 """Reasons for a store to refuse: bad path, missing right, a quota of xenstored or oxenstored, no memory."""
@@ -199,6 +199,36 @@ async def test_error_nodes_of_devices_that_went_while_no_backend_ran(xen: Path, 
             assert await store.read_or(f"{names[1].errors}/error")
             await store.rm(names[1].backend)
             await until(store, f"/local/domain/0/error/backend/vif/{guest.domid}", lambda text: text is None)
+
+
+class SlowStore(RefusingStore):
+    """Lists error nodes only once `go` is set."""
+
+    go: asyncio.Event
+
+    def _post(self, op: Op, what: str, payload: bytes, tx: int | None) -> asyncio.Future[bytes]:
+        if op is Op.DIRECTORY and what.endswith("/error/backend/vif"):
+            return asyncio.ensure_future(self._later(op, what, payload, tx))
+        return super()._post(op, what, payload, tx)
+
+    async def _later(self, op: Op, what: str, payload: bytes, tx: int | None) -> bytes:
+        await self.go.wait()
+        return await super()._post(op, what, payload, tx)
+
+
+async def test_the_error_node_of_a_device_that_came_meanwhile(
+    xen: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no node of a device that went."""
+    monkeypatch.setattr(SlowStore, "go", asyncio.Event(), raising=False)
+    monkeypatch.setattr("tests.xenbus.refusals.RefusingStore", SlowStore)
+    async with refusing(xen) as backend:
+        name = await add(backend.store, guest.domid, net="nothing")
+        await until(backend.store, f"{name.errors}/error", bool)
+        await looked(backend, backend.devices[name], State.INITIALISING)
+        SlowStore.go.set()
+        await looked(backend, backend.devices[name], State.INITIALISING)
+        assert await backend.store.read_or(f"{name.errors}/error")
 
 
 async def test_a_device_of_an_earlier_life_of_a_domid(xen: Path) -> None:

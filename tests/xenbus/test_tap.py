@@ -14,7 +14,7 @@ from netback.net.python import PythonNetwork
 from netback.xenstore.aio import Store
 from tests.net.namespace import ip, new_network, veth
 from tests.vif.guest import FRAME, Guest, join, serving, until, until_state
-from tests.xenbus.toolstack import add, gone, passing, take_away
+from tests.xenbus.toolstack import add, gone, looked, passing, take_away
 
 
 @pytest.fixture(autouse=True)
@@ -184,4 +184,5 @@ async def test_a_tap_driver_that_comes_later(
         missing.setattr("netback.net.tap.DEVICE", str(tmp_path / "tun"))
         name = await add(backend.store, guest.domid, net="tap")
         await until(backend.store, f"{name.errors}/error", bool)
+        await looked(backend, backend.devices[name], State.INITIALISING)
     await until_state(guest.store, name.backend, State.INIT_WAIT)

@@ -145,11 +145,15 @@ class Devices:
 
     async def _remove_errors(self) -> None:
         """Remove error nodes of devices that were removed while no backend ran."""
-        known = {name.errors for name in self.devices}
         for kind in DEVICE_TYPES:
             root = errors(self._domid, kind)
             with suppress(StoreError):
                 for domid in await self._store.children(root):
                     for number in await self._store.children(f"{root}/{domid}"):
-                        if f"{root}/{domid}/{number}" not in known:
+                        if not self._knows(kind, domid, number):
                             await remove_empty(self._store, f"{root}/{domid}/{number}", 3)
+
+    def _knows(self, kind: DeviceType, domid: str, number: str) -> bool:
+        """Whether the device is served now: it may have appeared since the error nodes were listed."""
+        guest = decimal(domid, DOMID_FIRST_RESERVED)
+        return guest is not None and DeviceName(kind, self._domid, guest, number) in self.devices
