@@ -8,6 +8,7 @@ import tty
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -331,6 +332,18 @@ async def test_who_is_privileged(server: Server, dom0: Store) -> None:
         assert not await guest.privileged()
     with pytest.raises(StoreGone):
         await guest.privileged()
+
+
+async def test_a_request_refused_for_another_reason_takes_no_privilege(
+    dom0: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Domain 0's backend would share one watch, and wake for every write of every guest."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise StoreError("ENOMEM", "IS_DOMAIN_INTRODUCED 0")
+
+    monkeypatch.setattr(dom0, "_post", refuse)
+    assert await dom0.privileged()
 
 
 async def test_children(dom0: Store) -> None:

@@ -256,8 +256,8 @@ class Store:
             await self.introduced(0)
         except StoreGone:
             raise
-        except StoreError:  # xenstore.txt: IS_DOMAIN_INTRODUCED is for domain 0 alone
-            return False
+        except StoreError as error:  # xenstore.txt: IS_DOMAIN_INTRODUCED is for domain 0 alone
+            return error.errno != Errno.EACCES
         return True
 
     async def domain_path(self, domid: int) -> str:
