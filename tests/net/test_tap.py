@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,19 @@ def test_a_tap_of_others_is_adopted_as_it_is_and_stays(queues: str) -> None:
     network.remove()
     assert "tap0" in ip("link show tap0")
     far.close()
+
+
+def test_a_tap_with_queues_has_one_holder() -> None:
+    """The kernel would give each holder a share of the frames, and the second one turned the carrier off."""
+    ip("tuntap add t0 mode tap multi_queue")
+    with closing(TapNetwork("t0")) as holder:
+        holder.carrier(True)
+        ip("link set t0 up")
+        await_up("t0")
+        with pytest.raises(PeerError, match=r"tap:t0: another process holds it \(EBUSY\)"):
+            TapNetwork("t0")
+        assert "state UP" in ip("link show t0")
+    TapNetwork("t0").close()
 
 
 def test_a_tap_that_is_held_is_asked_for_again_while_its_holder_dies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,16 @@ class Attribute(enum.IntEnum):
 
     IFNAME = 3
     MTU = 4
+    LINKINFO = 18
     STATS64 = 23
     PROP_LIST = 52
     ALT_IFNAME = 53
 
 
+INFO_KIND, INFO_DATA = 1, 2
+"""linux/if_link.h: of IFLA_LINKINFO, IFLA_INFO_KIND and IFLA_INFO_DATA."""
+TUN_NUM_QUEUES = 8
+"""linux/if_link.h: of a tap's IFLA_INFO_DATA, IFLA_TUN_NUM_QUEUES."""
 ARPHRD_ETHER = 1
 """linux/if_arp.h."""
 REQUEST, ACK = 1, 4
@@ -72,6 +77,8 @@ class Link:
     """linux/if_arp.h: ARPHRD_*."""
     altnames: tuple[str, ...] = ()
     mtu: int = 0
+    tap_queues: int = 0
+    """Queues of a tap that processes hold; 0 for other links."""
     tx_dropped: int = 0
     """Frames dropped because the link's queue was full, since it was made; 0 in messages without statistics."""
 
@@ -94,8 +101,18 @@ class Link:
                 unpack_link_name(value) for number, value in alternatives if number == Attribute.ALT_IFNAME
             ),
             MTU.unpack(found[Attribute.MTU])[0] if Attribute.MTU in found else 0,
+            _tap_queues(found.get(Attribute.LINKINFO, b"")),
             TX_DROPPED.unpack_from(found[Attribute.STATS64])[0] if Attribute.STATS64 in found else 0,
         )
+
+
+def _tap_queues(info: bytes) -> int:
+    """The number in a link's IFLA_LINKINFO; another kind's data has other attributes."""
+    kind = dict(attributes(info))
+    if not kind.get(INFO_KIND, b"").startswith(b"tun\0"):
+        return 0
+    data = dict(attributes(kind.get(INFO_DATA, b"")))
+    return MTU.unpack(data[TUN_NUM_QUEUES])[0] if TUN_NUM_QUEUES in data else 0
 
 
 def attribute(kind: int, value: bytes) -> bytes:

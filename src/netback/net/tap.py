@@ -136,7 +136,11 @@ def adopt(fd: int, link: str, waits: tuple[float, ...]) -> None:
     for wait in (*waits, None):
         fault = try_join(fd, link, FORMAT)
         if fault == errno.EINVAL:
-            fault = try_join(fd, link, FORMAT | Flag.MULTI_QUEUE)
+            found = get_link(
+                link
+            )  # a further queue would take a share of the frames, and the kernel allows it
+            held = found is not None and found.tap_queues
+            fault = errno.EBUSY if held else try_join(fd, link, FORMAT | Flag.MULTI_QUEUE)
         if fault != errno.EBUSY or wait is None:
             break
         time.sleep(wait)
