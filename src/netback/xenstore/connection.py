@@ -188,7 +188,8 @@ class Connection:
             payload, type_ = refusal.errno.encode() + b"\0", int(Op.ERROR)
         if not self.closed:
             self._queue(HEADER.pack(type_, packet.req_id, packet.tx_id, len(payload)) + payload)
-            self._fire_new()
+            if self._new_watches:
+                self._fire_new()
 
     def _fire_new(self) -> None:
         """Each new watch fires once, after the reply to its WATCH, as in xenstored."""

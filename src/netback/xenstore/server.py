@@ -121,7 +121,8 @@ class Server:
                 raise Refused(Errno.ENOENT)
             view = found
         payload = handler.serve(connection, view, packet.payload)
-        self._announce()
+        if self.tree.replaced or self.tree.changed:
+            self._announce()
         if len(payload) > PAYLOAD_MAX:
             raise Refused(Errno.E2BIG)
         return payload

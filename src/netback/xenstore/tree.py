@@ -203,7 +203,7 @@ class Tree(View):
         """Nodes by owner."""
         self.releases = 0
         """How many domains have ended."""
-        self._replaced: dict[bytes, Node | None] = {}
+        self.replaced: dict[bytes, Node | None] = {}
         """The previous nodes at changed paths, until they are announced."""
         for path in (b"/", INTRODUCE_DOMAIN, RELEASE_DOMAIN):
             self.put(path, Node(b"", _DOM0_ONLY, (), next(self._generations)))
@@ -215,7 +215,7 @@ class Tree(View):
 
     def put(self, path: bytes, node: Node | None) -> None:
         before = self.nodes.get(path)
-        self._replaced.setdefault(path, before)
+        self.replaced.setdefault(path, before)
         if before is not None:
             self.owned[before.owner] -= 1
         if node is None:
@@ -229,16 +229,16 @@ class Tree(View):
 
     def forget_changes(self) -> None:
         """Forget the changes so far, which were announced."""
-        if self._replaced:
+        if self.replaced:
             self.changed = {}
-            self._replaced = {}
+            self.replaced = {}
 
     def may_see(self, caller: Caller, path: bytes) -> bool:
         """Whether a change of `path` may be announced to a watch's owner.
 
         xenstored's rule: to callers who may read the node, who could before the change, or who may read its parent.
         """
-        places = [self._replaced.get(path), self.nodes.get(path)]
+        places = [self.replaced.get(path), self.nodes.get(path)]
         if path.startswith(b"/"):
             places.append(self.nodes.get(parent(path)))
         return any(node is not None and caller.rights(node.perms) & READ for node in places)
@@ -265,7 +265,7 @@ class Tree(View):
                 self.put(path, node)
         for path in transaction.accessed:  # xenstored announces in the order of the first access
             if (
-                path in transaction.changed and path in self._replaced
+                path in transaction.changed and path in self.replaced
             ):  # not what was made and removed within it
                 self.changed[path] = transaction.changed[path]
 
