@@ -127,8 +127,9 @@ class Backend:
 
     async def wait(self) -> None:
         """Wait for the end of the store and raise its NetbackError; never returns otherwise."""
+        await asyncio.wait((self._running,))  # a cancelled shield would log the end of the store as unhandled
         try:
-            await asyncio.shield(self._running)
+            self._running.result()
         except ExceptionGroup as group:
             raise _first(group) from group
 

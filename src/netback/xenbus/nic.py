@@ -133,11 +133,12 @@ class Nic:
         held = self._context.fd_store.take(device)
         opening = asyncio.ensure_future(asyncio.to_thread(open_network, peer, name=link, held=held))
         try:
-            network = await asyncio.shield(opening)
+            await asyncio.wait((opening,))  # a cancelled shield would log an error of the call as unhandled
         except asyncio.CancelledError:
             with suppress(*_FAULTS):
                 (await opening).close()
             raise
+        network = opening.result()
         if self._tap:
             self._keep(network)
         return network

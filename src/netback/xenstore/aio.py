@@ -326,7 +326,8 @@ class Store:
         """Start a transaction; one that starts after its caller was cancelled is ended."""
         starting = self._post(Op.TRANSACTION_START, "", b"\0", None)
         try:
-            return transaction_id(await asyncio.shield(starting))
+            await asyncio.wait((starting,))  # a cancelled shield would log a refusal as unhandled
+            return transaction_id(starting.result())
         except asyncio.CancelledError:
             starting.add_done_callback(self._end_started)
             raise

@@ -24,8 +24,8 @@ _HIDDEN_BY = {
 _MAX_LINKS = 40
 """Symbolic links that Linux follows in one lookup (path_resolution(7))."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@=~")
-_UNSAFE = frozenset("\"'\\\x7f")
-"""Characters that systemd refuses in a program's path, besides control characters (string_is_safe)."""
+_UNSAFE = frozenset("\"'\\\x7f*?[]{};&|#")
+"""Characters that some version of systemd refuses in a program's path, besides control characters (string_is_safe)."""
 
 
 def unit(program: str) -> str:
@@ -36,8 +36,8 @@ def unit(program: str) -> str:
 def quote(program: str) -> str:
     """A path as the command of ExecStart= (systemd.service(5), "Command lines"; systemd.unit(5), "Quoting").
 
-    The prefix ":" keeps systemd from replacing variables. It runs no program whose path has quotes, backslashes or
-    control characters, but takes them in an argument: then a shell runs it.
+    The prefix ":" keeps systemd from replacing variables. It runs no program whose path has quotes, backslashes,
+    control characters or, since 258, characters of a glob, but takes them in an argument: then a shell runs it.
     """
     if set(program) <= _PLAIN:
         return program
