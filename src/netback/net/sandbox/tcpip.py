@@ -37,7 +37,6 @@ MSS = 1500 - L3 - TCP.size
 SEGMENTS = 44
 """MSS times this plus the headers stays below 64 KiB."""
 WINDOW_SHIFT = 7
-WINDOW = 0xFFFF << WINDOW_SHIFT
 IN_FLIGHT = 1 << 19
 RESEND_SECONDS = 0.2
 SYN_OPTIONS = struct.pack("!BBHBBBB", 2, 4, MSS, 3, 3, WINDOW_SHIFT, 0)
