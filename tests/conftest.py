@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -13,6 +14,11 @@ from hypothesis import HealthCheck, settings
 # all, which a paused or overloaded machine can cause.
 settings.register_profile("netback", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("netback")
+
+# A shell starts commands in the background with SIGINT ignored. Children inherit that, and one that a test interrupts
+# before it has its handler would then lose the signal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
