@@ -24,7 +24,7 @@ def allow_descriptors() -> None:
 def die_with(parent: int) -> Callable[[], None]:
     """A call that ties the process which makes it to its parent: SIGKILL when that ends (PR_SET_PDEATHSIG, prctl(2)).
 
-    `parent` is the parent's process id. Where it has ended before the call, the call ends the process. It allocates
+    `parent` is the parent's process id. If it has ended before the call, the call ends the process. It allocates
     and imports nothing, so it may serve as the `preexec_fn` of a child.
     """
     import ctypes  # 20 ms that a restarting backend saves

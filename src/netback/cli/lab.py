@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Accel = Annotated[str, typer.Option(help="kvm, tcg, or auto: KVM where a trial boot of Xen works.")]
+Accel = Annotated[str, typer.Option(help="kvm, tcg, or auto: KVM if a trial boot of Xen works.")]
 Out = Annotated[
     Path | None,
     typer.Option(

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 async def ask(directory: Path, domid: int, question: str, wanted: type[Result]) -> Result | None:
-    """The backend's answer as `wanted`, or None where no backend listens.
+    """The backend's answer as `wanted`, or None if no backend listens.
 
     `directory` is the backend's runtime directory, `domid` the domain that it serves. ControlError: a process listens
     but does not answer within `protocol.ANSWER_SECONDS`, ends while it answers, refuses, or answers nonsense.

@@ -24,5 +24,5 @@ cdef timer_t *timers_pop(timers_t *timers, uint64_t now) noexcept nogil
 
 
 cdef inline uint64_t timers_next(timers_t *timers) noexcept nogil:
-    """The earliest deadline; 0 where no timer is set."""
+    """The earliest deadline; 0 if no timer is set."""
     return timers.heap[1].deadline if timers.count else 0

@@ -41,7 +41,7 @@ class _Clock(ProgressColumn):
 
 
 class _Line(Progress):
-    """A line with a spinner, and a bar where the time is known."""
+    """A line with a spinner, and a bar if the time is known."""
 
     def __init__(self, live: Live, task: TaskID) -> None:
         self._live = live

@@ -43,7 +43,7 @@ class Options:
     """The machine's options."""
 
     accel: str = "auto"
-    """"kvm", "tcg", or "auto": KVM only where a trial boot of Xen prints its banner."""
+    """"kvm", "tcg", or "auto": KVM only if a trial boot of Xen prints its banner."""
     memory: str = "6G"
     cpus: int = 2
     dom0: str = "dom0_mem=2G,max:2G dom0_max_vcpus=2"

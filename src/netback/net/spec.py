@@ -71,7 +71,7 @@ def parse_spec(text: str) -> PeerSpec:
 def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), queues: int = 1) -> Network:
     """Open the network of a spec with one peer for each of `queues` queues.
 
-    `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
+    `name` (as in "vif1.0") is the link's name if the spec names none. `held` are the descriptors of a tap that a
     descriptor store kept for this device, one for each queue; the network owns them from here on. ConfigError: the spec
     cannot be opened, or has fewer queues. PeerError: it cannot be opened now.
     """

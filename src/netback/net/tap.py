@@ -175,7 +175,7 @@ def is_here(fd: int) -> bool:
 
 
 def find_joined(fd: int) -> Link | None:
-    """The tap that a descriptor is joined to, where it lies in this network namespace."""
+    """The tap that a descriptor is joined to, if it lies in this network namespace."""
     name = joined_to(fd)
     return get_link(name) if name is not None and is_here(fd) else None
 

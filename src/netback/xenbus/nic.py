@@ -59,7 +59,7 @@ class Nic:
         """The loop's time when this process last made or joined the link, or tried to."""
         self._unchecked = True
         self._seen: tuple[str, int | None] | None = None
-        """The link's name and MTU at the last check; None where that failed."""
+        """The link's name and MTU at the last check; None if that failed."""
         self._mtu: int | None = ETH_DATA_LEN  # the frontend's default if no `mtu` was written
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
@@ -236,7 +236,7 @@ class Nic:
             self._budget.warn(log, f"{text}; bridge, addresses and `up` of a new link are the host's to set")
 
     def limit_mtu(self, limited: bool) -> None:
-        """Keep a tap's MTU at 1500 or less for a guest without feature-sg; warn where it cannot be changed."""
+        """Keep a tap's MTU at 1500 or less for a guest without feature-sg; warn if it cannot be changed."""
         if self.vif is None:
             return
         network = self.vif.network

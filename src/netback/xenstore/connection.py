@@ -119,7 +119,7 @@ class Connection:
     # ---- for requests
 
     def path(self, name: bytes, special: bool = False) -> bytes:
-        """The absolute path of `name`. EINVAL: not a valid path, or a special one (`@...`) where that is not
+        """The absolute path of `name`. EINVAL: not a valid path, or a special one (`@...`) if that is not
         allowed.
         """
         return paths.canonical(name, self._home, self.caller.quota.path, special)

@@ -24,7 +24,7 @@ def relative(name: bytes) -> bool:
 
 
 def canonical(name: bytes, base: bytes, limit: int, special: bool = False) -> bytes:
-    """The absolute path of `name`, which begins at `base` if it is relative. Refused EINVAL where it is no valid path.
+    """The absolute path of `name`, which begins at `base` if it is relative. Refused EINVAL if it is no valid path.
 
     `limit`: bytes of the part below a domain's home at most (XENSTORE_REL_PATH_MAX). `special`: "@..." is allowed.
     """

@@ -51,7 +51,7 @@ cdef class BackQueue(Link):
     `rx_unannounced`: no event follows the RX slots that the guest posts (no feature-rx-notify). The peer's network
     takes what `peer.caps` say.
 
-    The caller has bound the port. Attaching checks the indices (GuestError where one is impossible), completes the
+    The caller has bound the port. Attaching checks the indices (GuestError if one is impossible), completes the
     journal, and takes the rings up at rsp_prod. The worker drains and arms both when the queue is added to it, and
     notifies once.
     """

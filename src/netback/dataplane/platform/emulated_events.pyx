@@ -125,7 +125,7 @@ cdef class EmulatedEvents(Events):
     """One handle of event channels.
 
     `eventfd` and the page at `page_address` belong to the caller and outlive this object. `resolve(port)` returns the
-    far side's (page address, eventfd, remote port), or None where the port is unbound; the worker's thread calls it,
+    far side's (page address, eventfd, remote port), or None if the port is unbound; the worker's thread calls it,
     once after each change of a far side.
     """
 

@@ -84,7 +84,7 @@ cdef class EmulatedMemory(GuestMemory):
 
     `fd` is the domain's memfd, borrowed for the call; its first `grant_pages` pages are its v1 grant table. Raises
     PlatformError EPERM unless the memfd is sealed against a change of size (memfd_create(2): a truncation under a
-    mapping is a SIGBUS), EINVAL for an impossible size, ENOMEM where it cannot be mapped.
+    mapping is a SIGBUS), EINVAL for an impossible size, ENOMEM if it cannot be mapped.
     """
 
     cdef emulated_memory own

@@ -127,7 +127,7 @@ class Host:
     # ---- out
 
     def send(self, to: bytes, protocol: int, segment: bytes, header: bytes = PLAIN) -> None:
-        """Send a datagram, after ARP where the neighbour is unknown."""
+        """Send a datagram, after ARP if the neighbour is unknown."""
         neighbour = self._neighbours.get(to)
         if neighbour is None:
             self._unsent.setdefault(to, []).append((header, protocol, segment))
@@ -269,7 +269,7 @@ class Connection:
         self._owes = False
 
     def acknowledge(self) -> None:
-        """Send an ACK where one is owed."""
+        """Send an ACK if one is owed."""
         if self._owes:
             self._emit(self._next, Flag.ACK, b"")
 
