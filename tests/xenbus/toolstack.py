@@ -75,8 +75,4 @@ async def gone(backend: Backend, name: DeviceName) -> None:
 
 async def looked(backend: Backend, device: Device, theirs: State) -> None:
     """Wait until the device has seen this frontend state and has finished acting on it."""
-    await passing(backend, lambda: device.frontend_state is theirs)
-    for _ in range(
-        20
-    ):  # one connection's requests are served in order, so the device's own come before this answer
-        await backend.store.read("/local/domain/0/name")
+    await passing(backend, lambda: device.frontend_state is theirs and device.settled)

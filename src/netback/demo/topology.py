@@ -79,11 +79,13 @@ async def build(
         after.push_async_callback(store.close)
         backend = start_backend(stage, directory, undo)
         netfront = start("netfront", directory, undo, stage.guest, domid=DOMID, cable=cable)
-        topology = Topology(stage, directory, undo, backend, netfront, [])
-        following = asyncio.create_task(follow_states(store, topology.timeline, show))
+        timeline = Timeline(show)
+        topology = Topology(stage, directory, undo, backend, netfront, timeline.steps)
+        following = asyncio.create_task(follow_states(store, timeline))
         after.push_async_callback(_end, following)
         await backend.ready()
         await netfront.ready()
+        timeline.add(State.INITIALISING.title, State.INITIALISING.title)  # as `attach` writes them
         await attach(store, stage.host.net)
         await netfront.call("connected")
         yield topology
@@ -104,8 +106,25 @@ async def attach(store: Store, net: str) -> None:
     await store.transact(lambda tx: write_device(store, DEVICE, frontend, backend, tx))
 
 
-async def follow_states(store: Store, steps: list[Step], show: Callable[[Step], None]) -> None:
-    """Append both ends' states to `steps` whenever one of them changes, until cancelled.
+class Timeline:
+    """The states of both ends, one step for each change; `show` is called with it."""
+
+    def __init__(self, show: Callable[[Step], None]) -> None:
+        self.steps: list[Step] = []
+        self._show = show
+        self._began = 0.0
+
+    def add(self, backend: str, frontend: str) -> None:
+        """Append a step, unless it repeats the last one."""
+        if self.steps and (self.steps[-1].backend, self.steps[-1].frontend) == (backend, frontend):
+            return
+        self._began = self._began or time.monotonic()
+        self.steps.append(Step((time.monotonic() - self._began) * 1000, backend, frontend))
+        self._show(self.steps[-1])
+
+
+async def follow_states(store: Store, timeline: Timeline) -> None:
+    """Add both ends' states to the timeline whenever one of them changes, until cancelled.
 
     Each event reads both states at once, without waiting for earlier reads: this misses the fewest short states and
     never records a pair that did not exist.
@@ -123,11 +142,7 @@ async def follow_states(store: Store, steps: list[Step], show: Callable[[Step], 
     async with asyncio.TaskGroup() as tasks:
         for path in paths:
             tasks.create_task(watch(path))
-        begin = 0.0
         while True:
             backend, frontend = (TITLES.get(state or "", "") for state in await (await reads.get()))
-            last = (steps[-1].backend, steps[-1].frontend) if steps else None
-            if backend and frontend and (backend, frontend) != last:
-                begin = begin or time.monotonic()
-                steps.append(Step((time.monotonic() - begin) * 1000, backend, frontend))
-                show(steps[-1])
+            if backend and frontend:
+                timeline.add(backend, frontend)

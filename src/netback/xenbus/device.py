@@ -69,6 +69,8 @@ class Device:
         """Why the device is not served, or served with a limitation; empty while it works."""
         self.rounds = 0
         """The number of times its nodes were read."""
+        self.settled = False
+        """Whether it has acted on everything that it has seen, and waits for news."""
         self._context, self._frontends, self._pace = context, frontends, pace
         self._store = context.store
         self._budget = LogBudget()
@@ -116,7 +118,9 @@ class Device:
         """Serve the device until it is destroyed. StoreGone is the only fault that ends more than this device."""
         try:
             while not self._done:
+                self.settled = not self.news.is_set()
                 await self.news.wait()
+                self.settled = False
                 self.news.clear()
                 await self._serve()
         finally:
