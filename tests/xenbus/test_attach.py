@@ -15,19 +15,13 @@ from netback.vif.features import Limits, offer
 from netback.xenbus.attach import attach, detach, find_device, free_index, list_devices
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store, StoreError
-from tests.vif.guest import Guest, exchange, join, serving, until_state
+from tests.vif.guest import Guest, exchange, serving, until_state
 
 
 @pytest.fixture
 async def store(xen: Path) -> AsyncIterator[Store]:
     async with await Store.connect(xen / "xenstored.sock") as store:
         yield store
-
-
-@pytest.fixture
-async def guest(xen: Path) -> AsyncIterator[Guest]:
-    async with join(xen) as guest:
-        yield guest
 
 
 async def nodes(store: Store, path: str) -> dict[str, str]:

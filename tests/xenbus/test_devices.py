@@ -4,7 +4,7 @@
 import logging
 import random
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,18 +43,6 @@ WRONG = [
     ({"rx_ring_ref": "0"}, "the frontend's rx-ring-ref 0 cannot be mapped: "),
     ({"event_channel": "4000"}, "the frontend's event-channel 4000 cannot be bound: "),
 ]
-
-
-@pytest.fixture
-async def backend(xen: Path, network: PythonNetwork) -> AsyncIterator[Backend]:
-    async with serving(xen, network) as backend:
-        yield backend
-
-
-@pytest.fixture
-async def guest(xen: Path) -> AsyncIterator[Guest]:
-    async with join(xen) as guest:
-        yield guest
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -2,7 +2,6 @@
 """The lifecycle table row by row, on a real store, with a frontend and a toolstack that the test drives."""
 
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,6 @@ from netback.xenbus.names import DeviceName, backends
 from netback.xenstore.aio import Store
 from tests.vif.guest import FRAME, Guest, exchange, join, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, looked, passing, take_away
-
-
-@pytest.fixture
-async def backend(xen: Path, network: PythonNetwork) -> AsyncIterator[Backend]:
-    async with serving(xen, network) as backend:
-        yield backend
-
-
-@pytest.fixture
-async def guest(xen: Path) -> AsyncIterator[Guest]:
-    async with join(xen) as guest:
-        yield guest
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ The guest does nothing and sees no change in any of these tests: its rings and e
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,27 +18,11 @@ from netback.net.tap import TapNetwork
 from netback.xenbus.names import DeviceName
 from tests.net.contract import OURS
 from tests.net.far import PLAIN, FarLink
-from tests.net.namespace import bring_back, inside, ip, new_network, other_network, send_to, veth
+from tests.net.namespace import bring_back, inside, ip, other_network, send_to, veth
 from tests.vif.guest import FRAME, SECONDS, Guest, join, readable, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, passing, take_away
 
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    with new_network():
-        yield
-
-
-@pytest.fixture
-async def guest(xen: Path, namespace: None) -> AsyncIterator[Guest]:
-    async with join(xen) as guest:
-        yield guest
-
-
-@pytest.fixture
-async def backend(xen: Path, network: PythonNetwork, namespace: None) -> AsyncIterator[Backend]:
-    async with serving(xen, network) as backend:
-        yield backend
+pytestmark = pytest.mark.usefixtures("namespace")
 
 
 def links() -> set[str]:

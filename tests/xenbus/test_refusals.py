@@ -30,12 +30,6 @@ ERRNOS = ("EINVAL", "EACCES", "EPERM", "ENOSPC", "E2BIG", "EQUOTA", "ENOMEM")
 
 
 @pytest.fixture
-async def guest(xen: Path) -> AsyncIterator[Guest]:
-    async with join(xen) as guest:
-        yield guest
-
-
-@pytest.fixture
 async def backend(xen: Path) -> AsyncIterator[Backend]:
     async with refusing(xen) as backend:
         yield backend

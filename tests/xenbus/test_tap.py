@@ -2,7 +2,6 @@
 """Devices on taps in the test's network namespace: names, carrier, and what a restart leaves unchanged."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,11 @@ from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
 from netback.net.python import PythonNetwork
 from netback.xenstore.aio import Store
-from tests.net.namespace import ip, new_network, veth
-from tests.vif.guest import FRAME, Guest, join, serving, until, until_state
+from tests.net.namespace import ip, veth
+from tests.vif.guest import FRAME, Guest, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, looked, passing, take_away
 
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    with new_network():
-        yield
-
-
-@pytest.fixture
-async def guest(xen: Path, namespace: None) -> AsyncIterator[Guest]:
-    async with join(xen) as guest:
-        yield guest
-
-
-@pytest.fixture
-async def backend(xen: Path, network: PythonNetwork, namespace: None) -> AsyncIterator[Backend]:
-    async with serving(xen, network) as backend:
-        yield backend
+pytestmark = pytest.mark.usefixtures("namespace")
 
 
 def links() -> dict[str, dict[str, Any]]:
