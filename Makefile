@@ -63,6 +63,7 @@ fresh: $(VENV)/.venv-made
 docs: build
 	$(BIN)/python -m netback.xenbus.states > docs/states.md
 	$(BIN)/python -m netback.dataplane.states > docs/dataplane-states.md
+	$(BIN)/python -m tests.frontend.matrix > docs/frontends.md
 
 build: $(VENV)/.built
 

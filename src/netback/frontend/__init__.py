@@ -5,7 +5,7 @@
 Xen or of a real one.
 """
 
-from netback.frontend.config import BackFeatures, FrontConfig
+from netback.frontend.config import BackFeatures, FrontConfig, Handshake
 from netback.frontend.device import BackendError, Frontend
 from netback.frontend.guest import Guest
 from netback.frontend.rings import Rings
@@ -20,6 +20,7 @@ __all__ = [
     "Frontend",
     "GrantedPage",
     "Guest",
+    "Handshake",
     "Rings",
     "Script",
     "run_guest",

@@ -10,7 +10,8 @@ from typing import Self
 
 from netback.abi.netif import TX_SLOTS
 from netback.abi.netif_keys import Key
-from netback.dataplane.caps import Can
+from netback.abi.xenbus import XenbusState
+from netback.dataplane.caps import EVERYTHING, Can
 
 RING_SLOTS = TX_SLOTS
 
@@ -30,6 +31,8 @@ class FrontConfig:
     csum4: bool = True
     """False writes feature-no-csum-offload: the backend must complete every IPv4 checksum toward this guest."""
     csum6: bool = True
+    tx: Can = EVERYTHING
+    """The offloads that the guest's stack uses toward the backend, of those that the backend offers."""
     rx_notify: bool = True
     """False: the guest sends no event when it posts RX buffers."""
     tx_slots: int = RING_SLOTS
@@ -54,6 +57,36 @@ class FrontConfig:
     def caps(self) -> Can:
         """The offloads that this guest accepts."""
         return _caps(self.sg, self.csum4, self.csum6, self.gso4, self.gso6)
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """The order of a frontend's keys and states; the default is that of Linux's netfront."""
+
+    keys: tuple[str, ...] = ()
+    """The order in which keys are written; keys that are not named keep their places behind these."""
+    more: tuple[tuple[str, str], ...] = ()
+    """Keys and values that no feature of FrontConfig stands for."""
+    transaction: bool = True
+    """The keys appear at once; False: one by one."""
+    state_with_keys: bool = False
+    """Connected is written in the transaction of the keys; otherwise after it."""
+    waits: bool = True
+    """Connects when the backend is in InitWait; False: connects without waiting for it."""
+    posts_late: bool = False
+    """Posts its RX buffers when the backend is Connected; otherwise before its own Connected."""
+    follows: bool = True
+    """Closes when the backend does; False: pays no attention to the backend's state once connected."""
+    leaves: tuple[XenbusState, ...] = (XenbusState.CLOSING, XenbusState.CLOSED)
+    """The states that it writes to close the device. It waits for the backend after each: for the same state, for
+    InitWait after Initialising."""
+    removes: tuple[str, ...] = ()
+    """Keys that it removes at the end of that."""
+
+    def sort(self, nodes: Mapping[str, str]) -> dict[str, str]:
+        """The nodes of a connection in the order in which they are written."""
+        known = {**dict(self.more), **nodes}
+        return {key: known[key] for key in dict.fromkeys((*self.keys, *nodes, *known)) if key in known}
 
 
 FEATURE_KEYS = (Key.RX_COPY, Key.SG, Key.NO_CSUM, Key.IPV6_CSUM, Key.GSO_TCPV4, Key.GSO_TCPV6)

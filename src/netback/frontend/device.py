@@ -5,7 +5,7 @@ This module has the states and keys of one device; the queue handles frames.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from netback.abi.xenbus import XenbusState
 from netback.abi.xs_wire import Errno
 from netback.dataplane.front.queue import FrontQueue
 from netback.errors import NetbackError
-from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig
+from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig, Handshake
 from netback.frontend.guest import Guest
 from netback.frontend.rings import Rings
 from netback.net.base import Network
@@ -27,6 +27,12 @@ from netback.xenstore.aio import Store, StoreError
 
 _CLOSE_SECONDS = 5.0
 """Seconds that a closing guest waits for its backend, which may have ended."""
+_ANSWERS = {
+    XenbusState.CLOSING: {XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN},
+    XenbusState.CLOSED: {XenbusState.CLOSED, XenbusState.UNKNOWN},
+    XenbusState.INITIALISING: {XenbusState.INIT_WAIT, XenbusState.UNKNOWN},
+}
+"""For each state of a frontend that leaves: the backend's states that answer it."""
 
 
 class BackendError(NetbackError):
@@ -46,6 +52,7 @@ class Frontend:
         await vif.network.send(frame)
 
     Without a `network` the caller is the guest's stack: `network` is then a PythonNetwork with virtio_net_hdr.
+    `handshake` is the order of its keys and states, by default Linux's.
     `on_state(side, state)` is called for each state that is written or read; `side` is "frontend" or "backend". Other
     arguments are Guest's.
     """
@@ -59,6 +66,7 @@ class Frontend:
         *,
         index: int = 0,
         config: FrontConfig = FrontConfig(),  # noqa: B008 (frozen)
+        handshake: Handshake = Handshake(),  # noqa: B008 (frozen)
         on_state: Callable[[str, XenbusState], None] = lambda _side, _state: None,
         domid: int | None = None,
         name: str = "",
@@ -71,6 +79,7 @@ class Frontend:
         self.network: Network = network if network is not None else self._made[0]
         self.index = index
         self.config = config
+        self.handshake = handshake
         self.path = f"device/vif/{index}"
         self.backend_path = ""
         self.state = XenbusState.UNKNOWN
@@ -83,8 +92,10 @@ class Frontend:
         self._leaving = False
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
+        self._acting = asyncio.Lock()
         self._undo = AsyncExitStack()
         self._react: dict[XenbusState, Callable[[], Awaitable[None]]] = {
+            XenbusState.INITIALISING: self._connect_early,
             XenbusState.INIT_WAIT: self._connect,
             XenbusState.CONNECTED: self._start,
             XenbusState.CLOSING: self._follow_close,
@@ -125,8 +136,8 @@ class Frontend:
         await self.until(lambda: self._serving)
 
     async def disconnected(self) -> None:
-        """Wait until the queue is gone. Errors are those of `until`."""
-        await self.until(lambda: self.queue is None)
+        """Wait until the rings are gone. Errors are those of `until`."""
+        await self.until(lambda: self.rings is None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` is true, testing it after each change of this device or its queue.
@@ -143,12 +154,15 @@ class Frontend:
         """Close in order and write Initialising again, as a reloaded driver does."""
         await self._leave()
         self._leaving = False
-        await self._set_state(XenbusState.INITIALISING)
+        if self.state is XenbusState.INITIALISING:
+            await self._act()
+        else:
+            await self._set_state(XenbusState.INITIALISING)
 
     async def close(self) -> None:
         """Close in order, and end a guest that was created here. The network stays open. May be called again."""
         try:
-            if self.queue is not None and self._failure is None:
+            if self.rings is not None and self._failure is None:
                 await self._leave()
         finally:
             await self._disconnect()
@@ -189,10 +203,15 @@ class Frontend:
         if state != self.backend_state:
             self.backend_state = state
             self._on_state("backend", state)
-        react = self._react.get(state)
-        if react is not None:
-            await react()
+        await self._act()
         self._news.set()
+
+    async def _act(self) -> None:
+        """React to the backend's state, unless this frontend is on its way down."""
+        async with self._acting:
+            react = self._react.get(self.backend_state)
+            if react is not None and (not self._leaving or self.backend_state is XenbusState.UNKNOWN):
+                await react()
 
     async def _read_state(self, path: str) -> XenbusState:
         """The backend's state. Any refusal but EIO (the end of the store) counts as UNKNOWN: for a removed directory
@@ -208,15 +227,22 @@ class Frontend:
 
     async def _set_state(self, state: XenbusState) -> None:
         await self.store.write(f"{self.path}/state", str(state.value))
+        self._reached(state)
+
+    def _reached(self, state: XenbusState) -> None:
         self.state = state
         self._on_state("frontend", state)
         self._news.set()
 
     # ---- actions by the backend's state
 
+    async def _connect_early(self) -> None:
+        if not self.handshake.waits:
+            await self._connect()
+
     async def _connect(self) -> None:
         """InitWait: the offer is complete. Create rings, write their keys, then Connected."""
-        if self.queue is not None or self._leaving:
+        if self.rings is not None:
             return
         self.features = await self._read_features()
         if not self.features.rx_copy:
@@ -225,22 +251,25 @@ class Frontend:
             self.network.set_address(parse_mac(await self.store.read_or(f"{self.path}/mac")))
         backend = int(await self.store.read(f"{self.path}/backend-id"))
         self.rings = Rings(self.guest.domain, self.guest.domain.events, backend)
-        self.queue = self._open_queue(self.rings, self.features)
-        nodes = self.rings.nodes() | self.config.nodes()
-        await self.store.transact(lambda tx: self._publish(nodes, tx))
-        await self._set_state(XenbusState.CONNECTED)
+        if not self.handshake.posts_late:
+            self.queue = self._open_queue(self.rings, self.features)
+        await self._publish(self.handshake.sort(self.rings.nodes() | self.config.nodes()))
 
     async def _start(self) -> None:
         """Connected: the worker starts both rings, posts buffers, and notifies the backend once."""
-        if self.queue is None or self._serving:
+        if self.rings is None or self.features is None or self._serving:
             return
-        self.network.offloads(self.features.caps if self.features else 0)
+        if self.queue is None:
+            self.queue = self._open_queue(self.rings, self.features)
+        self.network.offloads(self.features.caps & self.config.tx)
         self.network.carrier(True)
         await self.guest.serve(self.queue, lambda _notice: self._news.set())
         self._serving = True
 
     async def _follow_close(self) -> None:
         """Closing or gone: revoke everything that the backend could use, then write Closed."""
+        if not self.handshake.follows and self.backend_state is not XenbusState.UNKNOWN:
+            return
         await self._disconnect()
         if self.backend_state is not XenbusState.UNKNOWN and self.state is not XenbusState.CLOSED:
             await self._set_state(XenbusState.CLOSED)
@@ -260,13 +289,20 @@ class Frontend:
             self._news.set()
 
     async def _leave(self) -> None:
-        """Write Closing and follow the backend down, for at most 5 s."""
-        self._leaving = True
-        await self._set_state(XenbusState.CLOSING)
-        down = {XenbusState.CLOSED, XenbusState.UNKNOWN, XenbusState.INIT_WAIT}
+        """Write the handshake's last states and wait for the backend after each, for at most 5 s; free the rings."""
+        async with self._acting:
+            self._leaving = True
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await self.until(lambda: self.queue is None and self.backend_state in down)
+                for state in self.handshake.leaves:
+                    await self._set_state(state)
+                    await self._answered(_ANSWERS[state])
+        await self._disconnect()
+        for key in self.handshake.removes:
+            await self.store.rm(f"{self.path}/{key}", missing_ok=True)
+
+    async def _answered(self, states: Collection[XenbusState]) -> None:
+        await self.until(lambda: self.backend_state in states)
 
     # ---- keys
 
@@ -275,8 +311,21 @@ class Frontend:
             {key: await self.store.read_or(f"{self.backend_path}/{key}") for key in FEATURE_KEYS}
         )
 
-    async def _publish(self, nodes: dict[str, str], tx: int) -> None:
-        """Write all keys, and remove those of an earlier connection."""
+    async def _publish(self, nodes: dict[str, str]) -> None:
+        """Write all keys, then Connected, in as many steps as the handshake has."""
+        state = XenbusState.CONNECTED
+        if self.handshake.transaction:
+            last = {"state": str(state.value)} if self.handshake.state_with_keys else {}
+            await self.store.transact(lambda tx: self._write(nodes | last, tx))
+        else:
+            await self._write(nodes)
+        if self.handshake.state_with_keys:
+            self._reached(state)
+        else:
+            await self._set_state(state)
+
+    async def _write(self, nodes: dict[str, str], tx: int | None = None) -> None:
+        """Remove the keys of an earlier connection that this one has not, and write these."""
         for key in set(await self.store.directory(self.path, tx)) & set(_ALL_KEYS) - set(nodes):
             await self.store.rm(f"{self.path}/{key}", tx)
         for key, value in nodes.items():
@@ -291,7 +340,7 @@ class Frontend:
             tx_pages=[(granted.address, granted.gref) for granted in rings.tx_buffers],
             rx_pages=[(granted.address, granted.gref) for granted in rings.rx_buffers],
             port=rings.port,
-            caps=features.caps,
+            caps=features.caps & self.config.tx,
             sg=features.sg and self.config.sg,
             tx_slots=self.config.tx_slots,
             rx_slots=self.config.rx_slots,

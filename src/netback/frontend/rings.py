@@ -7,13 +7,14 @@ This module uses a guest's memory and ports; the queue writes the rings.
 from contextlib import ExitStack, suppress
 
 from netback.abi.netif_keys import Key
+from netback.abi.ring import SRING
 from netback.errors import PlatformError
 from netback.frontend.config import RING_SLOTS
 from netback.platforms.base import Domain, EventChannels, GrantedPage
 
 
 class Rings:
-    """Two ring pages, `buffers` pages for each, and a port, all granted to one backend domain.
+    """Two empty ring pages, `buffers` pages for each, and a port, all granted to one backend domain.
 
     TX buffers are granted read-only, as Linux's netfront does. PlatformError: the guest has too few pages or ports.
     """
@@ -26,6 +27,8 @@ class Rings:
         with ExitStack() as undo:
             self._undo = undo
             self.tx, self.rx = self._grant(2)
+            for ring in (self.tx, self.rx):
+                ring.write(0, SRING.pack(0, 1, 0, 1))
             self.tx_buffers = self._grant(buffers, readonly=True)
             self.rx_buffers = self._grant(buffers)
             self.port = events.alloc_unbound(backend)

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from netback.abi.netif import RX_RESPONSE, RX_SLOT, TX_RESPONSE, TX_SLOT
-from netback.abi.ring import SRING
 from netback.abi.xenbus import XenbusState
 from netback.dataplane.front.queue import RingPage
 from netback.frontend.config import FrontConfig
@@ -92,8 +91,6 @@ class Script:
         self._undo.callback(self.rings.close)
         self.tx = RingPage(self.rings.tx.address, TX_SLOT, keep=self.rings)
         self.rx = RingPage(self.rings.rx.address, RX_SLOT, keep=self.rings)
-        for page in (self.rings.tx, self.rings.rx):
-            page.write(0, SRING.pack(0, 1, 0, 1))
 
     async def connect(self, config: FrontConfig = FrontConfig(), **keys: str) -> None:  # noqa: B008 (frozen)
         """Connect as an honest frontend does. `keys`, with underscores for dashes, replace or add keys."""
