@@ -45,8 +45,9 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` in the running loop at the first SIGINT or SIGTERM and ignore further ones; the exit restores the
     handlers.
 
-    Only the main thread gets signals: in any other thread this does nothing. The loop's add_signal_handler is not used,
-    because its removal leaves a moment in which SIGINT raises KeyboardInterrupt.
+    Only the main thread gets signals: in any other thread this does nothing. The loop's add_signal_handler is not used:
+    its removal leaves a moment in which SIGINT raises KeyboardInterrupt, and it makes Python write every signal of the
+    process to a pipe and complain on stderr when many signals fill that pipe.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,6 +67,21 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def called_at(number: signal.Signals, call: Callable[[], None]) -> Iterator[None]:
+    """Call `call` in the running loop at each such signal; the exit restores the handler. Only in the main thread."""
+    loop = asyncio.get_running_loop()
+
+    def handle(_number: int, _frame: object) -> None:
+        loop.call_soon_threadsafe(call)
+
+    former = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, former)
 
 
 async def until_stopped(stop: asyncio.Event, going: Coroutine[Any, Any, object]) -> None:

@@ -74,5 +74,13 @@ async def gone(backend: Backend, name: DeviceName) -> None:
 
 
 async def looked(backend: Backend, device: Device, theirs: State) -> None:
-    """Wait until the device has seen this frontend state and has finished acting on it."""
-    await passing(backend, lambda: device.frontend_state is theirs and device.settled)
+    """Wait until the device has seen this frontend state and has finished acting on it.
+
+    Its own writes wake it again; their events come before the answer to a later request of its connection.
+    """
+    rounds = -1
+    while rounds != device.rounds:
+        await passing(backend, lambda: device.frontend_state is theirs and device.settled)
+        rounds = device.rounds
+        for _ in range(20):
+            await backend.store.read("/local/domain/0/name")

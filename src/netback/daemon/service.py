@@ -20,7 +20,7 @@ from netback.errors import ConfigError
 from netback.observe.trace import LogBudget
 from netback.platforms.base import Platform
 from netback.platforms.xen.devices import xen_version
-from netback.process import allow_descriptors, ended_by_signals, until_stopped
+from netback.process import allow_descriptors, called_at, ended_by_signals, until_stopped
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback")
@@ -44,8 +44,12 @@ async def serve(
     allow_descriptors()
     config = _configured(BackendConfig(directory), load())
     stop, reload = asyncio.Event(), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.set)
-    with closing(Notifier()) as notifier, open_platform() as platform, ended_by_signals(stop.set):
+    with (
+        called_at(signal.SIGHUP, reload.set),
+        closing(Notifier()) as notifier,
+        open_platform() as platform,
+        ended_by_signals(stop.set),
+    ):
         backend = Backend(platform, config, SystemdFdStore(notifier))
         await until_stopped(stop, _start(backend, notifier, reload, load))
 
