@@ -257,6 +257,7 @@ async def test_the_end_of_a_domain_wakes_its_devices_alone(xen: Path, backend: B
     async with join(xen) as other:
         theirs = await backend.attach(other.domid, "null")
         await until_state(backend.store, theirs.backend, State.INIT_WAIT)
+        await looked(backend, backend.devices[name], State.CONNECTED)
         rounds = backend.devices[name].rounds
     await gone(backend, theirs)
     assert backend.devices[name].rounds == rounds
