@@ -8,8 +8,12 @@ protocol. TX is what the guest sends.
 What the two pages leave open, and how it is settled here (netif.h, and what guests see of Linux'
 netback):
 - An extra's answer has no id: id 0, status NULL, zeros. Frontends skip NULL before they read an id.
-- Extras of types 2..4 (MCAST_ADD, MCAST_DEL, HASH) are known but never offered by us: answered NULL, else
-  ignored. The dummy request of a MCAST extra is then judged as any frame: too short, so ERROR.
+- HASH extras (type 4) are known but never offered by us: answered NULL, else ignored.
+- A request with an extra of type MCAST_ADD or MCAST_DEL is no frame: its other fields, MORE_DATA too, mean
+  nothing, and the slot after its extras begins the next chain. ADD wins over DEL; of several the last counts.
+  The list is a set of at most 64 addresses of any kind: ADD of a 65th is ERROR, everything else OKAY. It may
+  be changed at any time, and filters only where the guest asked for that: multicast frames of other addresses
+  are not delivered, broadcast frames are.
 - Any number of extras may be chained by MORE, up to req_prod; of several GSO extras the last counts, and
   each must be valid. GSO type NONE is as fatal as an unknown one.
 - A fatal cause anywhere in a chain wins over any cause for ERROR. Chains wholly before it are sent and
@@ -45,7 +49,8 @@ TX_CSUM_BLANK, TX_DATA_VALIDATED = 1, 2
 RX_DATA_VALIDATED, RX_CSUM_BLANK = 1, 2
 MORE_DATA, EXTRA_INFO = 4, 8
 NULL, OKAY, ERROR = 1, 0, -1
-GSO, HASH, EXTRA_MORE = 1, 4, 1
+GSO, MCAST_ADD, MCAST_DEL, HASH, EXTRA_MORE = 1, 2, 3, 4, 1
+BROADCAST, MULTICAST_MAX = b"\xff" * 6, 64
 PERMIT_ACCESS, TYPE_MASK, READONLY = 1, 3, 4
 MIN_FRAME, SERVED, ANSWERED = 14, 20, 21
 
@@ -83,6 +88,11 @@ class Extra(NamedTuple):
     pad: int
     features: int
 
+    @property
+    def address(self) -> bytes:
+        """Of a MCAST extra."""
+        return EXTRA.pack(*self)[2:]
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -94,6 +104,7 @@ class Config:
     rx_page: int = 2
     sg: bool = True
     rx_offset: int = 0
+    multicast_control: bool = False
 
 
 @dataclass(slots=True)
@@ -132,6 +143,11 @@ class Chain:
         segments = (gso[-1].gso_type, gso[-1].size) if gso else (0, 0)
         return Frame(data, bool(flags & TX_CSUM_BLANK), bool(flags & TX_DATA_VALIDATED), *segments)
 
+    def change(self) -> Extra | None:
+        """The extra by which this is no frame, but a change of the multicast list."""
+        kinds = {extra.type: extra for extra in self.extras}
+        return kinds.get(MCAST_ADD) or kinds.get(MCAST_DEL)
+
     def answers(self, status: int) -> list[bytes]:
         first, *rest = [TX_RESPONSE.pack(request.id, status) for request in self.data]
         return [first, *[TX_RESPONSE.pack(0, NULL)] * len(self.extras), *rest]
@@ -160,7 +176,7 @@ def chains(slots: Iterator[bytes]) -> Iterator[Chain]:
         while more:
             chain.extras.append(checked(Extra(*EXTRA.unpack_from(following(slots)))))
             more = chain.extras[-1].flags & EXTRA_MORE
-        while chain.data[-1].flags & MORE_DATA:
+        while chain.change() is None and chain.data[-1].flags & MORE_DATA:
             if len(chain.data) == ANSWERED:
                 raise Fatal(f"more than {ANSWERED} data slots")
             chain.data.append(Request(*TX_REQUEST.unpack(following(slots))))
@@ -221,6 +237,7 @@ class Oracle:
         self.memory, self.config = memory, config
         self.tx_ring = Ring(memory, config.tx_page, TX_REQUEST.size)
         self.rx_ring = Ring(memory, config.rx_page, RX_REQUEST.size)
+        self.multicast = set[bytes]()
         self.fatal = ""
 
     def granted(self, gref: int, writing: bool) -> int | None:
@@ -250,6 +267,22 @@ class Oracle:
         pieces = [self.read(r.gref, r.offset, n) for r, n in zip(chain.data, chain.lengths(), strict=True)]
         return None if None in pieces else chain.frame(b"".join(piece or b"" for piece in pieces))
 
+    def listed(self, extra: Extra) -> int:
+        """Change the multicast list; returns the status."""
+        if extra.type == MCAST_DEL:
+            self.multicast.discard(extra.address)
+        elif extra.address not in self.multicast and len(self.multicast) == MULTICAST_MAX:
+            return ERROR
+        else:
+            self.multicast.add(extra.address)
+        return OKAY
+
+    def wanted(self, frame: Frame) -> bool:
+        """Whether the guest's multicast list lets a frame pass."""
+        address = frame.data[:6]
+        multicast = self.config.multicast_control and address[0] & 1 and address != BROADCAST
+        return not multicast or address in self.multicast
+
     def tx(self) -> Burst:
         """Send all that the guest posted."""
         burst, answers = Burst(fatal=self.fatal), list[bytes]()
@@ -257,6 +290,9 @@ class Oracle:
             return burst
         try:
             for chain in chains(iter(self.tx_ring.requests())):
+                if change := chain.change():
+                    answers += chain.answers(self.listed(change))
+                    continue
                 frame = self.assemble(chain)
                 answers += chain.answers(ERROR if frame is None else OKAY)
                 burst.sent += [] if frame is None else [frame]
@@ -289,6 +325,9 @@ class Oracle:
             needed = len(pieces) + bool(frame.gso_type)
             if not left:
                 break
+            if not self.wanted(frame):
+                burst.taken += 1
+                continue
             if needed > SLOTS or (needed > 1 and not self.config.sg):
                 burst.dropped += 1
             elif needed > len(left):

@@ -136,8 +136,7 @@ def test_tx_first_length_is_total_less_others() -> None:
         pytest.param([tx(8, 0, 4, 1, 60), tx(9, 4097, 0, 2, 0)], [-1, -1], id="zero length beyond the page"),
         pytest.param([tx(8, 0, 4, 1, 60), tx(500, 0, 0, 2, 30)], [-1, -1], id="one grant missing"),
         pytest.param([tx(8, 0, 8, 1, 60), "04000000"], [0, 1], id="hash extra ignored"),
-        pytest.param([tx(8, 0, 8, 1, 0), "02 00 01005e000001"], [-1, 1], id="multicast dummy refused"),
-        pytest.param([tx(8, 0, 8, 1, 60), "04010000", "03000000"], [0, 1, 1], id="extras chained by MORE"),
+        pytest.param([tx(8, 0, 8, 1, 60), "04010000", "04000000"], [0, 1, 1], id="extras chained by MORE"),
         pytest.param([tx(8, 0, 4, 1, 60), tx(9, 0, 8, 2, 30)], [0, 0], id="extra_info on a later slot"),
         pytest.param([tx(8, 0, 0xFFF0, 1, 60)], [0], id="flags without a name"),
     ],
@@ -161,6 +160,57 @@ def test_tx_slots_of_a_frame(count: int, status: int) -> None:
     rings.post(rings.tx, *chain(count))
     assert rings.oracle.tx().fatal == ""
     assert statuses(rings) == [status] * count
+
+
+ADD, DEL = "02 00 01005e0000", "03 00 01005e0000"
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected", "listed"),
+    [
+        pytest.param([tx(8, 0, 8, 1, 0), ADD + "01"], [0, 1], {1}, id="added"),
+        pytest.param([tx(8, 0, 8, 1, 0), DEL + "01"], [0, 1], set(), id="removed, though not there"),
+        pytest.param([tx(500, 9999, 12, 1, 60), ADD + "01"], [0, 1], {1}, id="a dummy's fields mean nothing"),
+        pytest.param(
+            [tx(8, 0, 8, 1, 0), "03 01 01005e000001", ADD + "02"], [0, 1, 1], {2}, id="ADD wins over DEL"
+        ),
+        pytest.param(
+            [tx(8, 0, 8, 1, 0), "02 01 01005e000001", ADD + "02"], [0, 1, 1], {2}, id="the last ADD counts"
+        ),
+        pytest.param(
+            [tx(8, 0, 8, 1, 0), ADD + "01", tx(8, 0, 8, 2, 0), ADD + "01", tx(8, 0, 8, 3, 0), DEL + "01"],
+            [0, 1] * 3,
+            set(),
+            id="a set, not a count",
+        ),
+    ],
+)
+def test_tx_multicast_list(slots: list[str], expected: list[int], listed: set[int]) -> None:
+    rings = Rings()
+    rings.post(rings.tx, *slots)
+    assert rings.oracle.tx().sent == []
+    assert statuses(rings) == expected
+    assert rings.oracle.multicast == {bytes.fromhex("01005e0000") + bytes([i]) for i in listed}
+
+
+def test_tx_multicast_list_of_64() -> None:
+    rings = Rings()
+    for i in (*range(65), 3):
+        rings.post(rings.tx, tx(8, 0, 8, i, 0), f"{ADD}{i:02x}")
+    rings.oracle.tx()
+    assert statuses(rings)[::2] == [0] * 64 + [-1, 0]
+
+
+def test_rx_multicast_filter() -> None:
+    group, broadcast, other = bytes.fromhex("01005e000001"), b"\xff" * 6, bytes.fromhex("333300000001")
+    sent = [Frame(to + bytes(54)) for to in (group, other, broadcast, bytes(6))]
+    for control, passed in ((False, 4), (True, 3)):
+        rings = Rings(multicast_control=control)
+        rings.post(rings.tx, tx(8, 0, 8, 1, 0), ADD + "01")
+        rings.post(rings.rx, *["0100 0000 08000000"] * 4)
+        rings.oracle.tx()
+        assert rings.oracle.rx(sent).taken == 4
+        assert len(rings.answers(rings.rx)) == passed
 
 
 def test_tx_extras_do_not_count_as_data_slots() -> None:

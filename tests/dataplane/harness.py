@@ -20,6 +20,7 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.peers.socket import SocketPeer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
+from netback.dataplane.settings import Settings
 from netback.dataplane.shared_words import SharedWords
 from netback.dataplane.worker import Worker
 
@@ -56,6 +57,7 @@ class Bench:
         peer: Peer | None = None,
         start: int = 0,
         journal: str | None = None,
+        settings: str | None = None,
     ) -> None:
         self.fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         os.ftruncate(self.fd, pages * PAGE_SIZE)
@@ -86,10 +88,11 @@ class Bench:
             )
         self.peer = peer
         self.options = {"caps": caps, "sg": sg, "rx_offset": rx_offset}
-        self.attach(journal)
+        self.attach(journal, settings)
 
-    def attach(self, journal: str | None = None) -> None:
+    def attach(self, journal: str | None = None, settings: str | Settings | None = None) -> None:
         """Start a backend's end on the rings as they stand."""
+        shared = settings if isinstance(settings, Settings) else Settings(settings)
         self.queue = BackQueue(
             self.events,
             self.guest,
@@ -101,6 +104,7 @@ class Bench:
             rx_name=2,
             tx_port=PORT,
             rx_port=PORT,
+            settings=shared,
             **self.options,
         )
         self.worker = Worker(self.events)

@@ -49,6 +49,10 @@ GSO, MCAST_ADD, MCAST_DEL, HASH = 1, 2, 3, 4
 MARK = b"\x02tcp/4", b"\x02tcp/6"
 """Sources of frames with correct headers: only in these can a checksum be completed."""
 HEADS = 54, 74
+TO = b"\x02\0\0\0\0\1", *(b"\x01\0\x5e\0\0" + bytes([i]) for i in range(8)), b"\xff" * 6
+"""Where frames from the network go: to one guest, to eight groups, to all."""
+OTHER = tuple(b"\x33\x33\0\0\0" + bytes([i]) for i in range(80))
+"""Addresses that a guest puts into its list, and that no frame has."""
 WRAPS = (0, 2**31 - 3, 2**31 - 200, 2**32 - 2, 2**32 - 7, 2**32 - 100, 2**32 - 256, 12345)
 
 
@@ -108,13 +112,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A frame from the network: its bytes follow from these. `ip` 4 or 6 makes it TCP, `mss` GSO."""
+    """A frame from the network: its bytes follow from these. `ip` 4 or 6 makes it TCP, `mss` GSO; `to` is in TO."""
 
     length: int
     seed: int
     ip: int = 0
     validated: bool = False
     mss: int = 0
+    to: int = 0
 
     def frame(self) -> Frame:
         return frame_of(self)
@@ -159,7 +164,7 @@ def truthful(data: bytes) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def frame_of(spec: Spec) -> Frame:
-    head = tcp_head(spec.ip, spec.length) if spec.ip else b"\x02\0\0\0\0\1\x02plain\x88\xb5"
+    head = tcp_head(spec.ip, spec.length) if spec.ip else TO[spec.to] + b"\x02plain\x88\xb5"
     data = (head + random.Random(spec.seed).randbytes(max(spec.length - len(head), 0)))[: spec.length]
     if not spec.ip:
         return Frame(data, data_validated=spec.validated)
@@ -271,9 +276,9 @@ def good_pieces(rng: random.Random, most: int = 20) -> list[Piece]:
     return pieces_of(rng, cut(rng, total, slots))
 
 
-def good_extras(rng: random.Random) -> list[bytes]:
-    """Up to four that a backend must accept; only GSO has a meaning."""
-    kinds = [rng.choice((GSO, MCAST_ADD, MCAST_DEL, HASH)) for _ in range(rng.choice((1, 1, 2, 4)))]
+def good_extras(rng: random.Random, known: Sequence[int] = (GSO, MCAST_ADD, MCAST_DEL, HASH)) -> list[bytes]:
+    """Up to four that a backend must accept. With a MCAST extra the request is no frame."""
+    kinds = [rng.choice(known) for _ in range(rng.choice((1, 1, 2, 4)))]
     return [
         extra(kind, rng.randint(1, 65535), rng.choice((1, 2)), int(i + 1 < len(kinds)), rng.getrandbits(32))
         for i, kind in enumerate(kinds)
@@ -372,7 +377,8 @@ def too_many(rng: random.Random) -> Slots:
 
 
 def unfinished(rng: random.Random) -> Slots:
-    return chain(rng, good_pieces(rng), extras=rng.choice(([], good_extras(rng))), last=MORE_DATA)
+    extras = rng.choice(([], good_extras(rng, (GSO, HASH))))
+    return chain(rng, good_pieces(rng), extras=extras, last=MORE_DATA)
 
 
 def missing_extra(rng: random.Random) -> Slots:
@@ -430,6 +436,21 @@ def sending(rng: random.Random) -> Scene:
     yield Send()
 
 
+def listing(rng: random.Random, addresses: Sequence[bytes] = OTHER) -> Scene:
+    """Changes of the multicast list: a few, or so many new addresses that it is full. The dummy request may have any
+    other field.
+    """
+    add, remove, both = (MCAST_ADD,), (MCAST_DEL,), (MCAST_DEL, MCAST_ADD)
+    few = [
+        (rng.choice((add, add, remove, both)), rng.choice(addresses)) for _ in range(rng.choice((1, 3, 20)))
+    ]
+    many = [(add, address) for address in rng.sample(addresses, len(addresses))]
+    for kinds, address in rng.choice((few, many)):
+        infos = [bytes([kind, int(i + 1 < len(kinds))]) + address + bytes(4) for i, kind in enumerate(kinds)]
+        yield Post(TX, chain(rng, [(rng.choice(BAD_TX_GREFS), rng.getrandbits(16), 0)], extras=infos))
+    yield Send()
+
+
 def full_ring(rng: random.Random) -> Scene:
     for _ in range(SLOTS):
         yield Post(TX, small(rng))
@@ -450,7 +471,7 @@ def spec(rng: random.Random) -> Spec:
     ip, seed = rng.choice((0, 0, 4, 6)), rng.getrandbits(8)
     if not ip:
         length = rng.choice((rng.randint(14, 200), 1514, 4094, 4095, 4096, 4097, rng.randint(14, 65553)))
-        return Spec(length, seed, validated=rng.random() < 0.2)
+        return Spec(length, seed, validated=rng.random() < 0.2, to=rng.choice((0, rng.randrange(len(TO)))))
     mss = rng.choice((0, 1400))
     return Spec(rng.randint(1600, 65535) if mss else rng.randint(HEADS[1], 1514), seed, ip, mss=mss)
 
@@ -481,6 +502,7 @@ SCENES: tuple[Callable[[random.Random], Scene], ...] = (
     *(posting,) * 5,
     *(receiving,) * 6,
     *(listening,) * 2,
+    listing,
     scribbling,
     regranting,
 )
@@ -505,8 +527,11 @@ def breaking(rng: random.Random) -> Scene:
 
 def case(rng: random.Random, scenes: int = 12) -> Case:
     """A guest's life: its rings begin near a wrap as often as not, and one in three ends as an attack."""
-    config = Config(rx_offset=rng.choice((0, 2)), sg=rng.random() < 0.8)
+    filtered = rng.random() < 0.3
+    config = Config(rx_offset=rng.choice((0, 2)), sg=rng.random() < 0.8, multicast_control=filtered)
     ops = list[Op]()
+    if filtered:  # before any frame comes: how a list that changes meanwhile splits a burst is not compared
+        ops += listing(rng, TO[1:-1])
     for _ in range(rng.randint(1, scenes)):
         ops += rng.choice(SCENES)(rng)
     if rng.random() < 0.35:

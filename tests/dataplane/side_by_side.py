@@ -69,6 +69,7 @@ class Pair:
         config = case.config
         caps = EVERYTHING if config.sg else CHECKSUMS
         self.bench = Bench(pages=PAGES, caps=caps, sg=config.sg, rx_offset=config.rx_offset, start=case.start)
+        self.bench.queue.change(multicast_control=config.multicast_control)
         assert self.bench.notified(), "attaching tells the guest once, whatever the rings say"
         self.native = Guest(self.bench.memory, case)
         self.memory = bytearray(PAGES * PAGE)
@@ -159,6 +160,7 @@ class Pair:
         self.oracle.fatal = ""
         for count in range(1, len(self.queued) + 1):
             trial = Oracle(bytearray(self.memory), self.case.config)
+            trial.multicast = self.oracle.multicast
             before = trial.rx_ring.next
             trial.rx(self.queued[:count])
             if (trial.rx_ring.next - before) % 2**32 == used:
@@ -176,7 +178,11 @@ class Pair:
     def next_need(self) -> int:
         """The slots of the first waiting frame that can fit at all."""
         config = self.case.config
-        needs = (len(split(f.data, config.rx_offset)) + bool(f.gso_type) for f in self.queued)
+        needs = (
+            len(split(f.data, config.rx_offset)) + bool(f.gso_type)
+            for f in self.queued
+            if self.oracle.wanted(f)
+        )
         return next((need for need in needs if need <= SLOTS and (need == 1 or config.sg)), 1)
 
     def compare_memory(self, rx: Burst) -> None:

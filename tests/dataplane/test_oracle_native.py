@@ -89,6 +89,18 @@ FAULTS = {
         "load_relaxed(&ring.shared.rsp_event)) <",
         "load_relaxed(&ring.shared.rsp_event) - 1) <",
     ),
+    "a full multicast list takes another address": (
+        "back/tx",
+        "back/tx.pyx",
+        "bodies[slots].status = NETIF_RSP_ERROR",
+        "bodies[slots].status = NETIF_RSP_OKAY",
+    ),
+    "broadcast frames are filtered": (
+        "back/rx",
+        "back/rx.pyx",
+        "memcmp(address, BROADCAST, MAC_BYTES) != 0 and",
+        "",
+    ),
     "a read-only grant is written": (
         "platform/emulated_memory",
         "platform/emulated_memory.pyx",

@@ -13,6 +13,7 @@ from netback.abi.netif import (
     FATAL_DATA_SLOTS,
     MAX_DATA_SLOTS,
     RX_REQUEST,
+    TX_REQUEST,
     ExtraType,
     Status,
     TxFlag,
@@ -56,6 +57,29 @@ async def test_wild_req_prod(topology: Topology, which: str, ahead: int) -> None
     await topology.closes(f"{which.upper()} req_prod is impossible")
     await topology.others_pass()
     await topology.comes_back()
+
+
+async def test_multicast_lists_without_end(topology: Topology) -> None:
+    """A guest fills its list again and again, with any bytes, by dummies that could be no frame."""
+    await topology.connect(request_multicast_control="1")
+    await topology.works()
+    for round_ in range(40):
+        slots = []
+        for number in range(100):
+            address = (round_ << 8 | number).to_bytes(6, "little")
+            kind = ExtraType.MCAST_DEL if number % 3 == 2 else ExtraType.MCAST_ADD
+            slots.append(TX_REQUEST.pack(0xFFFFFFFF, 0xFFFF, 0xFFFF, number, 0xFFFF))
+            slots.append(bytes([kind, 0]) + address + b"\xee" * 4)
+        at = topology.bad.tx.req_prod
+        topology.bad.post(topology.bad.tx, *slots)
+        answers = await topology.answers(at, len(slots))
+        assert {status for _, status in answers[1::2]} == {Status.NULL}
+        assert {status for _, status in answers[::2]} <= {Status.OKAY, Status.ERROR}
+    counted = await topology.counters()
+    assert counted["tx_multicast"] == 4000
+    assert counted["tx_multicast_full"] > 2000
+    assert counted["tx_frames"] == 1
+    await topology.works()
 
 
 @pytest.mark.parametrize("ahead", WILD)

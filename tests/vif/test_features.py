@@ -43,6 +43,8 @@ def test_the_offer() -> None:
         "feature-gso-tcpv4": "1",
         "feature-gso-tcpv6": "1",
         "feature-ipv6-csum-offload": "1",
+        "feature-multicast-control": "1",
+        "feature-dynamic-multicast-control": "1",
     }
     assert offer(Limits(queues=4)) == offer(Limits()) | {"multi-queue-max-queues": "4"}
 

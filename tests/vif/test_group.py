@@ -94,7 +94,8 @@ async def test_two_queues(xen: Path, two: TwoPeers) -> None:
             vif = make_vif(xen, queues[0].domid, two, platform, workers)
             await vif.connect(agreement(*queues), adopt=False)
             assert workers.queues == [1, 1]
-            assert sorted(path.name for path in (xen / "journal").iterdir()) == ["vif-1-0", "vif-1-0-q1"]
+            files = sorted(path.name for path in (xen / "journal").iterdir())
+            assert files == ["vif-1-0", "vif-1-0-q1", "vif-1-0-settings"]
             await vif.serve()
             for queue, end in zip(queues, two.ends, strict=True):
                 for _ in range(2):

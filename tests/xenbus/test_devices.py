@@ -253,11 +253,12 @@ async def test_journals_are_private_and_go_with_the_device(backend: Backend, xen
     name = await add(backend.store, guest.domid, kind="qnic", number="3")
     frontend = Guest(guest.domain, guest.store, 3)
     await frontend.connect()
-    (journal,) = (xen / "journal").iterdir()
-    assert (journal.name, journal.stat().st_mode & 0o777) == (f"qnic-{guest.domid}-3", 0o600)
+    files = sorted((xen / "journal").iterdir())
+    assert [file.name for file in files] == [f"qnic-{guest.domid}-3", f"qnic-{guest.domid}-3-settings"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
     await backend.store.rm(name.backend)
     await gone(backend, name)
-    assert not journal.exists()
+    assert not any(file.exists() for file in files)
 
 
 async def test_journals_of_devices_that_are_no_more(xen: Path, network: PythonNetwork, guest: Guest) -> None:
@@ -266,11 +267,12 @@ async def test_journals_of_devices_that_are_no_more(xen: Path, network: PythonNe
         names = [await backend.attach(guest.domid, net) for net in ("python:lan", "null")]
         await guest.connect()
         await Guest(guest.domain, guest.store, 1).connect()
-    assert len(list((xen / "journal").iterdir())) == 2
+    assert len(list((xen / "journal").iterdir())) == 4
     async with await Store.connect(xen / "xenstored.sock") as store:
         await store.rm(names[1].backend)
     async with serving(xen, network):
-        assert [path.name for path in (xen / "journal").iterdir()] == [f"vif-{guest.domid}-0"]
+        left = sorted(path.name for path in (xen / "journal").iterdir())
+        assert left == [f"vif-{guest.domid}-0", f"vif-{guest.domid}-0-settings"]
         await exchange(guest, network)
 
 

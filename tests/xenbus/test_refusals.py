@@ -76,7 +76,7 @@ async def test_a_bad_device_can_be_taken_away(backend: Backend, guest: Guest, re
 @pytest.mark.parametrize(
     ("op", "path"),
     [
-        (Op.WATCH, "vif/0/state"),
+        (Op.WATCH, "device/vif/0"),
         (Op.READ, "vif/0/state"),
         (Op.READ, "/net"),
         (Op.WRITE, "/0/state"),

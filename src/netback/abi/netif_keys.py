@@ -16,11 +16,14 @@ class Key(StrEnum):
     # the features that the frontend requests
     REQUEST_RX_COPY = "request-rx-copy"
     RX_NOTIFY = "feature-rx-notify"
+    REQUEST_MULTICAST = "request-multicast-control"
 
     # the features that the backend offers
     RX_COPY = "feature-rx-copy"
     RX_FLIP = "feature-rx-flip"
     MAX_QUEUES = "multi-queue-max-queues"
+    MULTICAST = "feature-multicast-control"
+    DYNAMIC_MULTICAST = "feature-dynamic-multicast-control"
 
     # what each end publishes about itself
     SG = "feature-sg"

@@ -8,6 +8,7 @@ import typer
 
 from netback.cli.options import SPEC_HELP, Directory, Platform
 from netback.cli.target import Target
+from netback.vif.features import MAC
 
 
 def guest(
@@ -19,12 +20,20 @@ def guest(
     ] = None,
     name: Annotated[str, typer.Option(help="The domain's name, on an emulated Xen.")] = "",
     index: Annotated[int, typer.Option(min=0, help="Index of its network device.")] = 0,
+    multicast: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Receive multicast frames of this MAC address only; may be repeated.  [default: all]"
+        ),
+    ] = None,
 ) -> None:
     """Be a guest, with netback's own netfront: a new one of an emulated Xen, or the real domain that this is.
 
     It waits for its device to be attached. On real Xen, unload xen-netfront first.
     """
-    from netback.frontend import run_guest
+    from netback.frontend import FrontConfig, run_guest
+
+    groups = None if multicast is None else frozenset(map(_group, multicast))
 
     asyncio.run(
         run_guest(
@@ -32,7 +41,15 @@ def guest(
             net,
             name=name,
             index=index,
+            config=FrontConfig(multicast=groups),
             on_joined=lambda number: typer.echo(f"domain {number}"),
             on_state=lambda side, state: typer.echo(f"{side} {state.title}", err=True),
         )
     )
+
+
+def _group(text: str) -> bytes:
+    """A multicast address, as bytes. BadParameter: it is none."""
+    if not MAC.fullmatch(text) or not int(text[:2], 16) & 1:
+        raise typer.BadParameter(f"{text!r} is no multicast address such as 01:00:5e:00:00:01")
+    return bytes.fromhex(text.replace(":", ""))

@@ -25,6 +25,7 @@ cdef enum:                      # result of reading extra infos
 
 cdef enum:                      # types that a reader supports, one bit each; types that were not offered are ignored
     EXTRAS_KNOWN = 1 << EXTRA_TYPE_GSO | 1 << EXTRA_TYPE_MCAST_ADD | 1 << EXTRA_TYPE_MCAST_DEL | 1 << EXTRA_TYPE_HASH
+    EXTRAS_MULTICAST = 1 << EXTRA_TYPE_MCAST_ADD | 1 << EXTRA_TYPE_MCAST_DEL     # their request is no frame
 
 
 cdef struct frame_meta:

@@ -19,6 +19,7 @@ cdef struct journal_t:
 cdef int push_responses(back_ring *ring, journal_t *journal, const uint8_t *bodies, uint32_t count) noexcept nogil
 cdef void complete_journal(back_ring *ring, journal_t *journal) noexcept nogil
 cdef void kill_point() noexcept nogil
+cdef void *map_file(str path, size_t size) except NULL
 
 
 cdef class Journal:

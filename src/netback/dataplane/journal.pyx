@@ -85,27 +85,35 @@ cdef void complete_journal(back_ring *ring, journal_t *journal) noexcept nogil:
     journal.committed = 0
 
 
+cdef void *map_file(str path, size_t size) except NULL:
+    """Map a file that outlives the process, made if missing; without a path, memory of zeros.
+
+    OSError: the file cannot be opened or has no room. PlatformError: it cannot be mapped.
+    """
+    cdef int fd = -1
+    cdef void *base
+    if path is not None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)      # storing into a hole of a full file system raises SIGBUS
+        except OSError:
+            os.close(fd)
+            raise
+    cdef int sharing = MAP_SHARED | (MAP_ANONYMOUS if path is None else 0)
+    base = mmap(NULL, size, PROT_READ | PROT_WRITE, sharing, fd, 0)
+    if fd >= 0:
+        os.close(fd)
+    if base == MAP_FAILED:
+        raise PlatformError(f"cannot map {path}", "ENOMEM")
+    return base
+
+
 cdef class Journal:
     """Two pages, one per ring of a queue, in the file at `path`; without a path they exist as long as this object."""
 
     def __cinit__(self, str path=None):
-        cdef int fd = -1
-        cdef void *base
         self.path = path
-        if path is not None:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, 2 * PAGE_SIZE)     # storing into a hole of a full file system raises SIGBUS
-            except OSError:
-                os.close(fd)
-                raise
-        cdef int sharing = MAP_SHARED | (MAP_ANONYMOUS if path is None else 0)
-        base = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, sharing, fd, 0)
-        if fd >= 0:
-            os.close(fd)
-        if base == MAP_FAILED:
-            raise PlatformError(f"cannot map the journal {path}", "ENOMEM")
-        self.base = <uint8_t *>base
+        self.base = <uint8_t *>map_file(path, 2 * PAGE_SIZE)
 
     def __dealloc__(self):
         if self.base != NULL:

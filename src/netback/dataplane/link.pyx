@@ -49,6 +49,9 @@ COUNTERS = (
     *(f"rx_{kind}" for kind in _KINDS),
     "events",        # of the link's event channels
     "events_empty",  # events before which no producer index moved
+    "tx_multicast",  # requests that add an address to the guest's multicast list or remove one; no frames
+    "tx_multicast_full",     # ... of those: answered ERROR, since the list was full
+    "rx_filtered",   # multicast frames that the guest's list does not have
 )
 
 

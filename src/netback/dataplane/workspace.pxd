@@ -13,6 +13,7 @@ cdef enum:
     RECORD_BYTES = 1024 * 1024
     MAX_DATA_SLOTS = 20          # served; one more is answered ERROR, two more are fatal (XSA-39)
     BURST_SEGMENTS = 2 * RING_SLOTS
+    CHAIN_MULTICAST = 2          # a chain's status, none of netif.h's: no frame, but a change of the multicast list
 
 
 cdef struct chain_t:             # one frame of a TX ring
@@ -23,7 +24,7 @@ cdef struct chain_t:             # one frame of a TX ring
     uint32_t segment             # first of its copy segments
     uint32_t segments
     uint16_t flags
-    int16_t status               # of every data slot
+    int16_t status               # of every data slot; CHAIN_MULTICAST until the list is changed
     frame_meta meta
     uint8_t fixed_up
     uint8_t completed
@@ -44,6 +45,7 @@ cdef struct workspace_t:         # a worker's private memory: the current burst
     frame_t frames[BURST_FRAMES]
     uint32_t frame_chain[BURST_FRAMES]
     chain_t chains[BURST_FRAMES]
+    uint32_t multicast_changes   # chains of the TX burst that change the multicast list
     tx_request requests[RING_SLOTS]
     copy_segment segments[BURST_SEGMENTS]
     uint16_t segment_body[BURST_SEGMENTS]

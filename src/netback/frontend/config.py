@@ -35,6 +35,8 @@ class FrontConfig:
     """The offloads that the guest's stack uses toward the backend, of those that the backend offers."""
     rx_notify: bool = True
     """False: the guest sends no event when it posts RX buffers."""
+    multicast: frozenset[bytes] | None = None
+    """The multicast addresses, 6 bytes each, of the frames that this guest wants; None: all."""
     tx_slots: int = RING_SLOTS
     """Slots of the TX ring in use at a time, 1 to 256."""
     rx_slots: int = RING_SLOTS
@@ -50,6 +52,7 @@ class FrontConfig:
             Key.GSO_TCPV6: self.gso6,
             Key.NO_CSUM: not self.csum4,
             Key.IPV6_CSUM: self.csum6,
+            Key.REQUEST_MULTICAST: self.multicast is not None,
         }
         return {str(key): "1" for key, value in features.items() if value}
 
@@ -89,7 +92,15 @@ class Handshake:
         return {key: known[key] for key in dict.fromkeys((*self.keys, *nodes, *known)) if key in known}
 
 
-FEATURE_KEYS = (Key.RX_COPY, Key.SG, Key.NO_CSUM, Key.IPV6_CSUM, Key.GSO_TCPV4, Key.GSO_TCPV6)
+FEATURE_KEYS = (
+    Key.RX_COPY,
+    Key.SG,
+    Key.NO_CSUM,
+    Key.IPV6_CSUM,
+    Key.GSO_TCPV4,
+    Key.GSO_TCPV6,
+    Key.MULTICAST,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +110,14 @@ class BackFeatures:
     rx_copy: bool
     sg: bool
     caps: Can
+    multicast: bool
+    """It filters multicast frames by a list."""
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
         """Read from the keys FEATURE_KEYS of the backend's directory; a feature is on if its key is exactly "1"."""
-        rx_copy, sg, no_csum4, csum6, gso4, gso6 = (keys.get(key) == "1" for key in FEATURE_KEYS)
-        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6))
+        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast = (keys.get(key) == "1" for key in FEATURE_KEYS)
+        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6), multicast)
 
 
 def _caps(sg: bool, csum4: bool, csum6: bool, gso4: bool, gso6: bool) -> Can:

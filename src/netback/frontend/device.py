@@ -7,14 +7,18 @@ This module has the states and keys of one device; the queue handles frames.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
+from netback.abi.netif import Status
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.abi.xs_wire import Errno
 from netback.dataplane.front.queue import FrontQueue
+from netback.dataplane.worker import Worker
 from netback.errors import NetbackError
 from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig, Handshake
 from netback.frontend.guest import Guest
@@ -25,6 +29,8 @@ from netback.platforms.base import Domain
 from netback.vif.features import parse_mac
 from netback.xenstore.aio import Store, StoreError
 
+T = TypeVar("T")
+
 _CLOSE_SECONDS = 5.0
 """Seconds that a closing guest waits for its backend, which may have ended."""
 _ANSWERS = {
@@ -33,6 +39,8 @@ _ANSWERS = {
     XenbusState.INITIALISING: {XenbusState.INIT_WAIT, XenbusState.UNKNOWN},
 }
 """For each state of a frontend that leaves: the backend's states that answer it."""
+_ANSWER_SECONDS = 0.001
+"""Seconds between two looks for the response to a change of the multicast list: no event announces it."""
 
 
 class BackendError(NetbackError):
@@ -91,6 +99,10 @@ class Frontend:
         self._serving = False
         self._leaving = False
         self._failure: BaseException | None = None
+        self._listed: set[bytes] = set()
+        """The addresses in the backend's multicast list."""
+        self._listing = asyncio.Lock()
+        self._lists: asyncio.Task[object] | None = None
         self._news = asyncio.Event()
         self._acting = asyncio.Lock()
         self._undo = AsyncExitStack()
@@ -149,6 +161,19 @@ class Frontend:
                 raise self._failure
             self._news.clear()
             await self._news.wait()
+
+    async def set_multicast(self, addresses: frozenset[bytes] | None) -> frozenset[bytes]:
+        """Receive multicast frames of these addresses only, each 6 bytes; None: of all. Returns those that the backend
+        refused, since its list is full.
+
+        For a connected vif. BackendError: the backend does not filter, or the vif is closing.
+        """
+        if self.features is None or not self.features.multicast:
+            raise BackendError(f"{self.backend_path}: the backend has no {Key.MULTICAST}")
+        self.config = replace(self.config, multicast=addresses)
+        refused = await self._list_multicast()
+        await self.store.write(f"{self.path}/{Key.REQUEST_MULTICAST}", str(int(addresses is not None)))
+        return refused
 
     async def reload(self) -> None:
         """Close in order and write Initialising again, as a reloaded driver does."""
@@ -265,6 +290,40 @@ class Frontend:
         self.network.carrier(True)
         await self.guest.serve(self.queue, lambda _notice: self._news.set())
         self._serving = True
+        if self.config.multicast and self.features and self.features.multicast:
+            self._lists = asyncio.get_running_loop().create_task(self._list_at_start())
+
+    async def _list_at_start(self) -> None:
+        with suppress(BackendError):  # the vif closes, and the list ends with it
+            await self._list_multicast()
+
+    async def _list_multicast(self) -> frozenset[bytes]:
+        """Make the backend's list that of the configuration; returns the addresses that it refused."""
+        async with self._listing:
+            wanted = self.config.multicast or frozenset()
+            for address in self._listed - wanted:
+                await self._change_multicast(address, add=False)
+            refused = [
+                one for one in wanted - self._listed if not await self._change_multicast(one, add=True)
+            ]
+            return frozenset(refused)
+
+    async def _change_multicast(self, address: bytes, *, add: bool) -> bool:
+        """Change the backend's list by one address; False: it refused."""
+        await self._ask_queue(lambda queue: queue.change_multicast(address, add=add) or None)
+        status = await self._ask_queue(lambda queue: queue.multicast_changed)
+        if status == Status.OKAY:
+            (self._listed.add if add else self._listed.discard)(address)
+        return status == Status.OKAY
+
+    async def _ask_queue(self, call: Callable[[FrontQueue], T | None]) -> T:
+        """Run `call` in the worker's thread until it returns a value. BackendError: the queue is gone."""
+        while (queue := self.queue) is not None and not queue.broken:
+            answer = await self.guest.submit(partial(_call, call, queue))
+            if answer is not None:
+                return answer
+            await asyncio.sleep(_ANSWER_SECONDS)
+        raise BackendError(f"{self.path}: the vif is closing")
 
     async def _follow_close(self) -> None:
         """Closing or gone: revoke everything that the backend could use, then write Closed."""
@@ -279,7 +338,10 @@ class Frontend:
         queue, rings = self.queue, self.rings
         self.queue = self.rings = None
         self._serving = False
+        lists, self._lists = self._lists, None
+        self._listed.clear()
         try:
+            await _cancel(lists)
             if queue is not None:
                 self.network.carrier(False)
                 await self.guest.release(queue)
@@ -349,10 +411,19 @@ class Frontend:
         )
 
 
-_ALL_KEYS = (*FrontConfig(csum4=False).nodes(), Key.TX_RING_REF, Key.RX_RING_REF, Key.EVENT_CHANNEL)
+_ALL_KEYS = (
+    *FrontConfig(csum4=False, multicast=frozenset()).nodes(),
+    Key.TX_RING_REF,
+    Key.RX_RING_REF,
+    Key.EVENT_CHANNEL,
+)
 
 
-async def _cancel(task: "asyncio.Task[None] | None") -> None:
+def _call(call: Callable[[FrontQueue], T], queue: FrontQueue, _worker: Worker) -> T:
+    return call(queue)
+
+
+async def _cancel(task: "asyncio.Task[Any] | None") -> None:
     """Cancel a task; `_ended` keeps the error that it raised."""
     if task is not None:
         task.cancel()

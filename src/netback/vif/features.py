@@ -33,6 +33,8 @@ def offer(limits: Limits) -> dict[str, str]:
         Key.GSO_TCPV4: "1",
         Key.GSO_TCPV6: "1",
         Key.IPV6_CSUM: "1",
+        Key.MULTICAST: "1",
+        Key.DYNAMIC_MULTICAST: "1",
     }
     if limits.queues > 1:  # netif.h: an absent key means one queue
         keys[Key.MAX_QUEUES] = str(limits.queues)
@@ -50,7 +52,9 @@ OPTIONAL = (
     Key.IPV6_CSUM,
     Key.QUEUES,
 )
-KEYS = REQUIRED + OPTIONAL
+LIVE = (Key.REQUEST_MULTICAST,)
+"""Keys that a frontend may change while it is connected; they are watched."""
+KEYS = REQUIRED + OPTIONAL + LIVE
 """All keys that are read from a frontend in state Connected."""
 
 RX_OFFSET: Mapping[DeviceType, int] = {"vif": 0, "qnic": 2}
@@ -70,6 +74,14 @@ class QueueConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveConfig:
+    """The part of the agreement that the frontend may change while it is connected."""
+
+    multicast_control: bool = False
+    """The guest wants only those multicast frames whose address is in its list."""
+
+
+@dataclass(frozen=True, slots=True)
 class VifConfig:
     """The features and rings of a connection."""
 
@@ -82,6 +94,7 @@ class VifConfig:
     """The guest sends no event when it posts RX slots (no feature-rx-notify), so the worker polls for them."""
     rx_offset: int
     """Where a frame begins in its first page, in bytes."""
+    live: LiveConfig = LiveConfig()
 
 
 def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
@@ -107,6 +120,11 @@ def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
     return Can(Can.CSUM4 * csum4 | Can.CSUM6 * csum6 | Can.TSO4 * tso4 | Can.TSO6 * tso6)
 
 
+def read_live(keys: Mapping[str, str | None]) -> LiveConfig:
+    """The agreement for the frontend's LIVE keys. GuestError names the key that is wrong."""
+    return LiveConfig(multicast_control=bool(_number(keys, Key.REQUEST_MULTICAST)))
+
+
 def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
     """The agreement for the frontend's KEYS; None marks a missing node.
 
@@ -125,12 +143,14 @@ def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
         sg=sg,
         rx_unannounced=not _number(keys, Key.RX_NOTIFY),
         rx_offset=RX_OFFSET[kind],
+        live=read_live(keys),
     )
 
 
 # ---- MAC addresses
 
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+"""An Ethernet address in text."""
 XEN_OUI = bytes([0x00, 0x16, 0x3E])
 
 
@@ -142,7 +162,7 @@ def parse_mac(text: str | None) -> str:
     """
     if text is None:
         raise ValueError("no MAC address found")
-    if not _MAC.fullmatch(text):
+    if not MAC.fullmatch(text):
         raise ValueError("failed to parse MAC address")
     octets = bytes.fromhex(text.replace(":", ""))
     if octets[0] & 1:

@@ -17,8 +17,15 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.thread import Listener
 from netback.dataplane.worker import Worker
 from netback.platforms.base import Platform
-from netback.vif.features import QueueConfig, VifConfig
-from netback.vif.queue import attach_queue, bind_port, open_journal, queue_name
+from netback.vif.features import LiveConfig, QueueConfig, VifConfig
+from netback.vif.queue import (
+    attach_queue,
+    bind_port,
+    open_journal,
+    open_settings,
+    queue_name,
+    settings_name,
+)
 from netback.vif.workers import QueueWorker, Workers, finished
 
 
@@ -62,6 +69,7 @@ class Group:
         `adopt`: an earlier connection served these rings, its journals count. GuestError: an index is impossible.
         PlatformError: a ring cannot be mapped, or a journal not be opened.
         """
+        settings = open_settings(journal.with_name(settings_name(journal.name)), config, adopt)
         for number, (bound, peer) in enumerate(zip(self._bound, peers, strict=True)):
             queue = attach_queue(
                 self._platform,
@@ -72,6 +80,7 @@ class Group:
                 port=bound.port,
                 peer=peer,
                 journal=open_journal(journal.with_name(queue_name(journal.name, number)), adopt),
+                settings=settings,
                 undo=self._undo,
             )
             self._queues.append((bound.worker, queue))
@@ -87,6 +96,10 @@ class Group:
     async def refresh(self) -> None:
         """Make the workers read the peers' descriptors again, which may be joined to another link now."""
         await self._each(lambda worker, queue: worker.refresh(queue))
+
+    async def change(self, live: LiveConfig) -> None:
+        """Apply what the guest changed while it is connected."""
+        await self._each(lambda _worker, queue: queue.change(multicast_control=live.multicast_control))
 
     async def watch(self, *, traced: bool, captured: bool) -> None:
         """Make the queues record each slot, or each frame, from now on."""

@@ -15,11 +15,12 @@ from netback.abi.netif_keys import Key
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.settings import Settings
 from netback.errors import NetbackError, PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform
 from netback.vif.features import QueueConfig, VifConfig
 
-_QUEUE = re.compile(r"-q[1-9][0-9]*$")
+_PART = re.compile(r"-(q[1-9][0-9]*|settings)$")
 
 _BIND_DELAYS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 """Seconds between attempts: a killed predecessor holds the port until the hypervisor has closed it."""
@@ -35,8 +36,13 @@ def queue_name(base: str, number: int) -> str:
 
 
 def queue_owner(name: str) -> str:
-    """The vif's name, from any of its queues' names."""
-    return _QUEUE.sub("", name)
+    """The vif's name, from the name of any of its queues or of its settings."""
+    return _PART.sub("", name)
+
+
+def settings_name(base: str) -> str:
+    """The name of a vif's settings, which all its queues share."""
+    return f"{base}-settings"
 
 
 async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStack) -> int:
@@ -85,8 +91,22 @@ def open_journal(path: Path, adopt: bool) -> Journal:
     return journal
 
 
+def open_settings(path: Path, config: VifConfig, adopt: bool) -> Settings:
+    """Open what the guest set through its rings, in this file. NetbackError names the file.
+
+    A predecessor's contents are kept only if `adopt`, and if they are of the same rings.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        settings = Settings(str(path))
+    except OSError as error:
+        raise NetbackError(f"cannot open the settings {path}: {error.strerror}") from error
+    settings.claim(_ring_name(config.queues[0].tx_ring_ref, config.queues[0]), keep=adopt)
+    return settings
+
+
 def remove_journals(journal: Path) -> None:
-    """Remove the journals of all queues of a vif, of which `journal` is the first."""
+    """Remove the journals of all queues of a vif, of which `journal` is the first, and its settings."""
     if journal.parent.is_dir():
         for path in journal.parent.iterdir():
             if queue_owner(path.name) == journal.name:
@@ -103,6 +123,7 @@ def attach_queue(
     port: int,
     peer: Peer,
     journal: Journal,
+    settings: Settings,
     undo: ExitStack,
 ) -> BackQueue:
     """Map both rings, check them, complete the journal: the queue then stands at rsp_prod and waits for its worker.
@@ -111,22 +132,30 @@ def attach_queue(
     """
     tx = map_ring(platform, domid, queue.tx_ring_ref, Key.TX_RING_REF, undo)
     rx = map_ring(platform, domid, queue.rx_ring_ref, Key.RX_RING_REF, undo)
-    return BackQueue(
+    attached = BackQueue(
         events.native,
         platform.open_memory(domid),
         peer,
         journal,
         tx_page=tx.address,
         rx_page=rx.address,
-        tx_name=queue.tx_ring_ref << 32 | queue.event_channel,
-        rx_name=queue.rx_ring_ref << 32 | queue.event_channel,
+        tx_name=_ring_name(queue.tx_ring_ref, queue),
+        rx_name=_ring_name(queue.rx_ring_ref, queue),
         tx_port=port,
         rx_port=port,
         caps=int(config.caps),
         sg=config.sg,
         rx_offset=config.rx_offset,
         rx_unannounced=config.rx_unannounced,
+        settings=settings,
     )
+    attached.change(multicast_control=config.live.multicast_control)
+    return attached
+
+
+def _ring_name(gref: int, queue: QueueConfig) -> int:
+    """A ring's identity in files that outlive this process."""
+    return gref << 32 | queue.event_channel
 
 
 def _quietly(undo: Callable[..., object], *arguments: object) -> None:

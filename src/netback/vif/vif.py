@@ -18,7 +18,7 @@ from netback.errors import PeerError
 from netback.net.base import Network
 from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
-from netback.vif.features import VifConfig
+from netback.vif.features import LiveConfig, VifConfig
 from netback.vif.group import Group
 from netback.vif.workers import Workers
 
@@ -132,6 +132,11 @@ class Vif:
         """Give the guest no more frames but keep taking its own: this end is Closing, the frontend still Connected."""
         if self._group is not None:
             await self._group.refuse_rx()
+
+    async def change(self, live: LiveConfig) -> None:
+        """Apply what the guest changed while it is connected; rings and frames are not touched."""
+        if self._group is not None:
+            await self._group.change(live)
 
     async def refresh(self) -> None:
         """Make the workers read the network's descriptors again, which were joined to a new link."""

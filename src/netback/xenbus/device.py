@@ -11,8 +11,9 @@ the device.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState as State
@@ -26,7 +27,7 @@ from netback.errors import (
     printable,
 )
 from netback.observe.trace import LogBudget
-from netback.vif.features import KEYS, VifConfig, agree
+from netback.vif.features import KEYS, LIVE, VifConfig, agree, read_live
 from netback.vif.queue import BindError
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
@@ -132,6 +133,7 @@ class Device:
         """Act once. An error is logged and reported as the device's, and the device is tried again."""
         try:
             await self._settle()
+            await self._follow_live()
             await self._nic.check()
         except StoreGone:
             raise
@@ -255,10 +257,9 @@ class Device:
         """
         await self._disconnect()
         assert self.vif is not None  # the table opens the network first
-        frontend = self._reader.frontend
-        values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in KEYS))
+        keys = await self._read_keys(KEYS)
         try:
-            await self._take_rings(self.vif, dict(zip(KEYS, values, strict=True)), adopt)
+            await self._take_rings(self.vif, keys, adopt)
         except PeerError:
             await self._nic.lose_network()
             raise
@@ -277,6 +278,26 @@ class Device:
             await self._disconnect()
             raise
         await self._clear_error()
+
+    async def _read_keys(self, keys: Sequence[str]) -> dict[str, str | None]:
+        """Nodes of the frontend's directory; None for a missing one."""
+        frontend = self._reader.frontend
+        values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in keys))
+        return dict(zip(keys, values, strict=True))
+
+    async def _follow_live(self) -> None:
+        """Apply the keys that a connected frontend may change. A wrong value closes the vif, as on connecting."""
+        if self.config is None or self.vif is None:
+            return
+        try:
+            live = read_live(await self._read_keys(LIVE))
+        except GuestError as error:
+            self._fault = str(error)
+            self.news.set()
+            return
+        if live != self.config.live:
+            await self.vif.change(live)
+            self.config = replace(self.config, live=live)
 
     async def _take_rings(self, vif: Vif, keys: Mapping[str, str | None], adopt: bool) -> None:
         config = agree(keys, self.name.kind)

@@ -7,6 +7,7 @@ from netback.dataplane.link cimport Link, link_t
 from netback.dataplane.platform.memory cimport memory_t
 from netback.dataplane.ring cimport back_ring
 from netback.dataplane.segment cimport segments_t
+from netback.dataplane.settings cimport Settings, settings_t
 
 cdef enum:
     BACKLOG_FRAMES = 16          # most frames that one read returns, so that all of them can wait for slots
@@ -25,6 +26,8 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     back_ring rx
     journal_t *tx_journal
     journal_t *rx_journal
+    settings_t *settings
+    bint multicast_control       # the guest wants only those multicast frames whose address is in its list
     memory_t *memory
     uint32_t caps                # CAN_*: offloads that the guest accepts
     bint sg
@@ -39,3 +42,4 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
 cdef class BackQueue(Link):
     cdef back_queue queue
     cdef readonly Journal journal
+    cdef readonly Settings settings

@@ -4,11 +4,13 @@ from netback.dataplane.link import Link
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.events import Events
 from netback.dataplane.platform.memory import GuestMemory
+from netback.dataplane.settings import Settings
 
 class BackQueue(Link):
     """The backend's end of one queue."""
 
     journal: Journal
+    settings: Settings
     def __init__(
         self,
         events: Events,
@@ -26,7 +28,9 @@ class BackQueue(Link):
         sg: bool,
         rx_offset: int = 0,
         rx_unannounced: bool = False,
+        settings: Settings | None = None,
         keep: object = None,
     ) -> None: ...
+    def change(self, *, multicast_control: bool) -> None: ...
     @property
     def rings(self) -> dict[str, dict[str, int]]: ...

@@ -17,6 +17,7 @@ from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.platform.events cimport Events
 from netback.dataplane.platform.memory cimport GuestMemory
 from netback.dataplane.ring cimport back_attach, back_pending, load_acquire
+from netback.dataplane.settings cimport Settings
 
 
 cdef uint64_t back_producers(link_t *link) noexcept nogil:
@@ -49,7 +50,7 @@ cdef class BackQueue(Link):
     where a frame begins in its first page, in bytes. The queue keeps every argument alive.
 
     `rx_unannounced`: no event follows the RX slots that the guest posts (no feature-rx-notify). The peer's network
-    takes what `peer.caps` say.
+    takes what `peer.caps` say. `settings` are the vif's, shared by its queues: an own page if None.
 
     The caller has bound the port. Attaching checks the indices (GuestError if one is impossible), completes the
     journal, and takes the rings up at rsp_prod. The worker drains and arms both when the queue is added to it, and
@@ -59,10 +60,11 @@ cdef class BackQueue(Link):
     def __cinit__(
         self, Events events, GuestMemory memory, Peer peer, Journal journal, *, size_t tx_page, size_t rx_page,
         uint64_t tx_name, uint64_t rx_name, uint32_t tx_port, uint32_t rx_port, uint32_t caps, bint sg,
-        uint16_t rx_offset=0, bint rx_unannounced=False, object keep=None,
+        uint16_t rx_offset=0, bint rx_unannounced=False, Settings settings=None, object keep=None,
     ):
         self.peer = peer
         self.journal = journal
+        self.settings = settings if settings is not None else Settings()
         self.keep = (events, memory, keep)
         self.link = &self.queue.link
         self.link.ring_to_peer.poll = poll_tx
@@ -77,6 +79,7 @@ cdef class BackQueue(Link):
         self.queue.caps = caps
         self.queue.sg = sg
         self.queue.rx_offset = rx_offset
+        self.queue.settings = self.settings.settings
         self.queue.tx_journal = journal.of_ring(0, tx_name, TX_SLOT)
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
         backlog_init(&self.queue.backlog, BACKLOG_FRAMES)
@@ -84,6 +87,13 @@ cdef class BackQueue(Link):
 
     def __dealloc__(self):
         backlog_free(&self.queue.backlog)
+
+    def change(self, *, bint multicast_control) -> None:
+        """Apply what the guest may change while it is connected; for the worker's thread.
+
+        `multicast_control`: drop multicast frames whose address the guest's list does not have.
+        """
+        self.queue.multicast_control = multicast_control
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network to guest: one burst from the peer to the RX ring. Read it top to bottom, as a frame goes:
 
-    receive   frames of the backlog, or new ones from the peer, while slots last
+    receive   frames of the backlog, or new ones from the peer, while slots last; drop unwanted multicast frames
     place     decide for each frame: send it whole, send it in segments, drop it, or let it wait for slots
     stage     assign its bytes to posted requests: a response and a grant copy for each, flags and GSO extra as agreed
     deliver   grant copy, then one push through the journal and at most one notify
@@ -16,9 +16,9 @@ other slots are delivered), a frame can never fit (dropped and counted). What th
 (a message without a frame, a frame longer than any buffer) is also counted.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 from netback.dataplane.abi cimport (
-    FULL_FRAME_SLOTS, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, MIN_FRAME,
+    FULL_FRAME_SLOTS, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, MAC_BYTES, MIN_FRAME,
     NETIF_RSP_ERROR, NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE,
     RING_SLOTS, copy_segment, extra_info, rx_request, rx_response,
 )
@@ -29,8 +29,8 @@ from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
-    EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FRAMES,
-    RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_TOO_BIG, RX_TRUNCATED, STATE_NO_SLOTS,
+    EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FILTERED,
+    RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_TOO_BIG, RX_TRUNCATED, STATE_NO_SLOTS,
     STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, break_link, lacks_slots, link_t,
     state_rows,
 )
@@ -44,6 +44,7 @@ from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.record cimport RECORD_RX_FRAME, RECORD_RX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
 from netback.dataplane.segment cimport segments_begin, segments_next
+from netback.dataplane.settings cimport multicast_listed
 from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 
 cdef extern from *:
@@ -51,6 +52,8 @@ cdef extern from *:
     static inline uint64_t read_slot(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED); }
     """
     uint64_t read_slot(const void *p) nogil
+
+cdef const char *BROADCAST = b"\xff\xff\xff\xff\xff\xff"
 
 cdef enum:
     LONE_BURSTS = 4
@@ -123,10 +126,10 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
     rest of the read goes to the backlog. Returns the slots that this frame needs, or 0.
     """
     cdef peer_t *peer = queue.link.peer
-    cdef uint32_t count, needed
+    cdef uint32_t count, needed, last
     cdef uint32_t taken = 0
     cdef uint8_t *arena = ws.arena
-    cdef int got, i, j
+    cdef int got, kept, i, j
     while taken + BACKLOG_FRAMES <= BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
         count = read_ahead(queue, burst)
         got = peer.receive(peer, arena, LARGE_BYTES, ws.frames, count)
@@ -135,19 +138,41 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
             drained[0] = True
             return 0
         kill_point()
-        queue.habits.large = ws.frames[got - 1].length > PAGE_SIZE
-        for i in range(got):
+        last = ws.frames[got - 1].length
+        queue.habits.large = last > PAGE_SIZE
+        kept = drop_unwanted(queue, ws.frames, got) if queue.multicast_control else got
+        for i in range(kept):
             needed = place(queue, ws, burst, &ws.frames[i])
             if needed:
-                for j in range(i, got):
+                for j in range(i, kept):
                     backlog_add(&queue.backlog, &ws.frames[j])
                 return needed
         taken += got
         if <uint32_t>got < count or expects_no_more(queue, taken):
             drained[0] = True
             return 0
-        arena = next_buffer(arena, count, ws.frames[got - 1].length)
+        arena = next_buffer(arena, count, last)
     return 0
+
+
+cdef inline bint is_unwanted(back_queue *queue, frame_t *frame) noexcept nogil:
+    """Whether a frame is multicast, not broadcast, and its address is not in the guest's list (netif.h)."""
+    cdef const uint8_t *address = frame.data
+    if frame.length < MAC_BYTES or not address[0] & 1:
+        return False
+    return memcmp(address, BROADCAST, MAC_BYTES) != 0 and not multicast_listed(queue.settings, address)
+
+
+cdef int drop_unwanted(back_queue *queue, frame_t *frames, int count) noexcept nogil:
+    """Drop the multicast frames of a read that the guest does not want; returns how many frames are left."""
+    cdef int i, kept = 0
+    for i in range(count):
+        if is_unwanted(queue, &frames[i]):
+            queue.link.counters[RX_FILTERED] += 1
+        else:
+            frames[kept] = frames[i]
+            kept += 1
+    return kept
 
 
 cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogil:

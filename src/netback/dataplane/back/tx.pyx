@@ -5,10 +5,11 @@
     read      turn requests into chains (frames) and validate each (netif.h)
     copy      bring their bytes to private memory by grant copies
     forward   complete checksums and segment where the peer cannot, then send to the peer
-    respond   write one response per slot, in ring order, through the journal
+    respond   change the multicast list, then write one response per slot, in ring order, through the journal
 
 A request is taken when it is answered: what the peer does not accept stays in the ring and is copied again. Only for a
-frame sent in segments the number of segments sent is kept.
+frame sent in segments the number of segments sent is kept. A request with an MCAST extra is no frame: it changes the
+guest's multicast list, and its other fields mean nothing, as in Linux's backend.
 
 Errors: the guest's indices or chains are impossible (the link breaks, others continue), a chain is malformed (its slots
 are answered ERROR), the peer is full or busy (the rest of the burst stays in the ring).
@@ -16,18 +17,18 @@ are answered ERROR), the peer is full or busy (the rest of the burst stays in th
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
-    GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank,
-    NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT,
-    copy_segment, tx_request, tx_response,
+    EXTRA_TYPE_MCAST_ADD, GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY,
+    NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS,
+    TX_SLOT, copy_segment, tx_request, tx_response,
 )
 from netback.dataplane.back.queue cimport back_queue
 from netback.dataplane.checksum cimport complete_checksum
-from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_OKAY, clear_meta, read_extras
+from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_MULTICAST, EXTRAS_OKAY, clear_meta, read_extras
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_RING_IDLE,
     STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL,
-    TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, break_link, link_t, peer_refuses,
+    TX_MULTICAST, TX_MULTICAST_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, break_link, link_t, peer_refuses,
 )
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
@@ -37,7 +38,10 @@ from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 from netback.dataplane.send cimport (
     SEGMENTS_BLOCKED, SEGMENTS_DONE, SEGMENTS_IMPOSSIBLE, SEGMENTS_PAUSED, send_frames, send_segments,
 )
-from netback.dataplane.workspace cimport BURST_BYTES, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t
+from netback.dataplane.settings cimport multicast_add, multicast_remove
+from netback.dataplane.workspace cimport (
+    BURST_BYTES, CHAIN_MULTICAST, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t,
+)
 
 cdef int[4] extras_reason = [REASON_NONE, REASON_TRUNCATED, REASON_EXTRA, REASON_GSO]    # by EXTRAS_*
 
@@ -106,6 +110,10 @@ cdef inline int read_chain(workspace_t *ws, uint32_t at, uint32_t available, cha
         chain.slots += chain.extras
         if outcome != EXTRAS_OKAY:
             return extras_reason[outcome]
+        if chain.meta.extras & EXTRAS_MULTICAST:
+            chain.status = CHAIN_MULTICAST
+            ws.multicast_changes += 1
+            return REASON_NONE
     while request.flags & NETTXF_more_data:
         if data_slots > MAX_DATA_SLOTS:
             return REASON_SLOTS
@@ -158,6 +166,7 @@ cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, 
     cdef uint32_t used = FRAME_HEADROOM
     cdef uint32_t segments = 0
     cdef chain_t *chain
+    ws.multicast_changes = 0
     while count < BURST_FRAMES and at < pending and used < BURST_BYTES and segments < POLL_SEGMENTS:
         chain = &ws.chains[count]
         broken[0] = read_chain(ws, at, pending - at, chain)
@@ -290,6 +299,8 @@ cdef void trace_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32
     """Write records for links that are traced (each slot) or captured (the frame)."""
     cdef record_t entry
     cdef uint32_t i
+    if chain.status == CHAIN_MULTICAST:
+        return                   # no frame
     memset(&entry, 0, sizeof(entry))
     entry.status = chain.status
     entry.gso_type = chain.meta.gso_type
@@ -316,6 +327,27 @@ cdef void trace_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32
         record(ws, &queue.link, &entry, chain.data, chain.length if chain.status == NETIF_RSP_OKAY else 0)
 
 
+cdef void change_multicast(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """Make the changes of the multicast list that are answered now, and fill in their status: ERROR if the list is
+    full. Where a request has both extras Linux's backend adds, and ignores the other.
+    """
+    cdef tx_response *bodies = <tx_response *>ws.bodies
+    cdef chain_t *chain
+    cdef uint32_t i, slots = 0
+    for i in range(chains):
+        chain = &ws.chains[i]
+        if chain.status == CHAIN_MULTICAST:
+            bodies[slots].status = NETIF_RSP_OKAY
+            if not chain.meta.extras >> EXTRA_TYPE_MCAST_ADD & 1:
+                multicast_remove(queue.settings, chain.meta.mcast_del)
+            elif not multicast_add(queue.settings, chain.meta.mcast_add):
+                bodies[slots].status = NETIF_RSP_ERROR
+                queue.link.counters[TX_MULTICAST_FULL] += 1
+            queue.link.counters[TX_MULTICAST] += 1
+            kill_point()
+        slots += chain.slots
+
+
 cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
     """Publish once per burst; the guest is notified after the poll of both directions, if it asked for that."""
     cdef uint64_t *counters = queue.link.counters
@@ -335,6 +367,8 @@ cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
         counters[TX_DROPPED] += chain.dropped
     if slots == 0:
         return
+    if ws.multicast_changes:
+        change_multicast(queue, ws, chains)
     counters[TX_SLOTS] += slots
     counters[TX_BURSTS] += 1
     if push_responses(&queue.tx, queue.tx_journal, ws.bodies, slots):

@@ -9,6 +9,8 @@ from netback.dataplane.ring cimport front_ring
 
 cdef enum:
     FEW_SLOTS = 64               # used at a time while frames are small: more only let an overload build up
+    SENT_FRAME = 1
+    SENT_CHANGE = 2              # a change of the backend's multicast list
     LARGE_BURSTS = 64            # after a frame of several slots, so many reads or bursts provide for more of them
 
 
@@ -26,7 +28,8 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     uint32_t rx_grefs[RING_SLOTS]
     uint16_t free[RING_SLOTS]    # free TX pages, the last used one on top, since it is still in the cache
     uint32_t free_count
-    uint8_t sent[RING_SLOTS]     # by id, which is the page's number: a request without a response yet
+    uint8_t sent[RING_SLOTS]     # SENT_* by id, which is the page's number: a request without a response yet
+    int change_status            # of the last change of the multicast list: NETIF_RSP_NULL until it is answered
     uint32_t extras_sent         # extra infos without a response yet
     uint32_t tx_single_reads     # after GSO that had to be segmented, this many reads take one frame at a time
     uint32_t tx_slots            # most of the ring's slots used at a time

@@ -4,13 +4,17 @@
 front/tx and front/rx move frames, the worker decides when; frontend/ has grants, event channels and the store.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
-from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
+from netback.dataplane.abi cimport (
+    EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, MAC_BYTES, NETIF_RSP_NULL, PAGE_SIZE, RING_SLOTS,
+)
 from netback.dataplane.backlog cimport backlog_free, backlog_init
 from netback.dataplane.platform.events cimport Events
 from netback.dataplane.front.queue cimport LARGE_BURSTS
 from netback.dataplane.front.rx cimport post_buffers, poll_front_rx
-from netback.dataplane.front.tx cimport poll_front_tx
+from netback.dataplane.extras cimport clear_meta, frame_meta
+from netback.dataplane.front.tx cimport poll_front_tx, reap, send_change
 from netback.dataplane.peers.peer cimport BURST_FRAMES, Peer
 from netback.dataplane.link cimport ring_indices
 from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
@@ -84,6 +88,24 @@ cdef class FrontQueue(Link):
 
     def __dealloc__(self):
         backlog_free(&self.queue.backlog)
+
+    def change_multicast(self, bytes address, *, bint add) -> bool:
+        """Send the backend a change of its multicast list. False: no slot is free now. One change at a time, by the
+        worker's thread.
+        """
+        cdef frame_meta meta
+        if len(address) != MAC_BYTES:
+            raise ValueError("an Ethernet address has 6 bytes")
+        clear_meta(&meta)
+        meta.extras = 1 << (EXTRA_TYPE_MCAST_ADD if add else EXTRA_TYPE_MCAST_DEL)
+        memcpy(&meta.mcast_add if add else &meta.mcast_del, <const uint8_t *>address, MAC_BYTES)
+        return self.link.broken == 0 and reap(&self.queue) and send_change(&self.queue, &meta)
+
+    @property
+    def multicast_changed(self) -> int | None:
+        """The status of the last change's response, None until it comes; for the worker's thread."""
+        reap(&self.queue)
+        return None if self.queue.change_status == NETIF_RSP_NULL else self.queue.change_status
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

@@ -22,7 +22,7 @@ from netback.dataplane.abi cimport (
 )
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
-from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
+from netback.dataplane.front.queue cimport LARGE_BURSTS, SENT_CHANGE, SENT_FRAME, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, virtio_to_netif,
 )
@@ -37,6 +37,7 @@ from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_CLOSED, VLAN_TAG, VNET_HDR, frame_t, peer_t,
     received_t, restore_tag, vnet_header,
 )
+from netback.dataplane.platform.events cimport events_notify
 from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
 from netback.dataplane.sockets cimport iovec
@@ -91,9 +92,12 @@ cdef inline bint take_response(front_queue *queue, uint32_t index) noexcept nogi
         return True
     if id >= RING_SLOTS or not queue.sent[id]:
         return False
+    if queue.sent[id] == SENT_CHANGE:
+        queue.change_status = status
+    else:
+        queue.link.counters[TX_ERRORS] += status != NETIF_RSP_OKAY
     queue.sent[id] = 0
     give_page(queue, id)
-    queue.link.counters[TX_ERRORS] += status != NETIF_RSP_OKAY
     return True
 
 
@@ -118,7 +122,7 @@ cdef inline void put_request(front_queue *queue, uint16_t page, uint16_t offset,
     request.flags = flags
     request.id = page
     request.size = size
-    queue.sent[page] = 1
+    queue.sent[page] = SENT_FRAME
     queue.tx.req_prod += 1
 
 
@@ -157,6 +161,21 @@ cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, 
         i += 1
     queue.link.counters[TX_FRAMES] += 1
     queue.link.counters[TX_BYTES] += length
+
+
+cdef bint send_change(front_queue *queue, frame_meta *meta) noexcept nogil:
+    """Send a request with MCAST extras, which is no frame (netif.h), and notify. False: no room now."""
+    cdef uint16_t page
+    if slots(queue) < 1 + extras_count(meta) or queue.free_count == 0:
+        return False
+    page = take_page(queue)
+    put_request(queue, page, 0, tx_flags(meta), 0)
+    queue.sent[page] = SENT_CHANGE
+    queue.change_status = NETIF_RSP_NULL
+    put_extras(queue, meta)
+    if front_push(&queue.tx):
+        events_notify(queue.link.events, queue.link.peer_to_ring.port)
+    return True
 
 
 # --- frames in private memory

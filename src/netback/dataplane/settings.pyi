@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+class Settings:
+    """A vif's settings in the file at `path`; without a path they exist as long as this object."""
+
+    path: str | None
+    def __init__(self, path: str | None = None) -> None: ...
+    def claim(self, rings: int, *, keep: bool) -> None: ...
+    @property
+    def multicast(self) -> list[str]: ...

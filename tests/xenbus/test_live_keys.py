@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a frontend changes while it is connected: netback's own netfront against the backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from netback.abi.xenbus import XenbusState as State
+from netback.daemon import Backend, BackendConfig
+from netback.frontend import FrontConfig, Frontend
+from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
+from netback.xenbus.names import DeviceName
+from netback.xenstore.aio import Store
+from tests.vif.guest import SECONDS, serving, until
+from tests.xenbus.test_refusals import driver_domain
+from tests.xenbus.toolstack import add, passing
+
+LISTED, OTHER = bytes.fromhex("01005e000001"), bytes.fromhex("333300000001")
+UNICAST, BROADCAST = bytes.fromhex("00163e000001"), b"\xff" * 6
+REQUEST = "request-multicast-control"
+
+
+def to(address: bytes) -> bytes:
+    """A frame for this address."""
+    return address + bytes.fromhex("00163e000002 88b5") + bytes(46)
+
+
+async def gets(far: PythonNetwork, vif: Frontend, *addresses: bytes, wanted: tuple[bytes, ...]) -> None:
+    """Frames to these addresses: the guest gets the wanted ones, and none other, in order."""
+    assert isinstance(vif.network, PythonNetwork)
+    async with asyncio.timeout(SECONDS):
+        for address in (*addresses, UNICAST):
+            await far.send(to(address))
+        for address in (*wanted, UNICAST):
+            assert await vif.network.recv() == bytes(10) + to(address)
+
+
+async def applied(backend: Backend, name: DeviceName, on: bool, store: Store | None = None) -> None:
+    """Wait until the backend follows the guest's key; requests to the store let it run."""
+
+    def follows() -> bool:
+        config = backend.devices[name].config
+        return config is not None and config.live.multicast_control is on
+
+    async with asyncio.timeout(SECONDS):
+        while not follows():
+            await (store or backend.store).read("/local/domain/0/name")
+
+
+@asynccontextmanager
+async def attached(
+    xen: Path, network: PythonNetwork, config: FrontConfig
+) -> AsyncIterator[tuple[Backend, Frontend, DeviceName]]:
+    async with serving(xen, network) as backend, Frontend(xen, config=config) as vif:
+        name = await backend.attach(vif.guest.domid, "python:lan")
+        async with asyncio.timeout(SECONDS):
+            await vif.connected()
+        yield backend, vif, name
+
+
+async def test_a_list_from_the_beginning(xen: Path, network: PythonNetwork) -> None:
+    """The static feature: the key is there before Connected."""
+    async with attached(xen, network, FrontConfig(multicast=frozenset({LISTED}))) as (backend, vif, name):
+        vif_back = backend.devices[name].vif
+        assert vif_back is not None
+        await passing(backend, lambda: vif_back.counters["tx_multicast"] == 1)
+        await gets(network, vif, LISTED, OTHER, BROADCAST, wanted=(LISTED, BROADCAST))
+        assert vif_back.counters["rx_filtered"] == 1
+
+
+async def test_a_list_that_changes(xen: Path, network: PythonNetwork) -> None:
+    """The dynamic feature: the key comes, the list changes, the key goes; a new connection begins without a list."""
+    async with attached(xen, network, FrontConfig()) as (backend, vif, name):
+        await gets(network, vif, LISTED, OTHER, wanted=(LISTED, OTHER))
+        assert await vif.set_multicast(frozenset({LISTED})) == frozenset()
+        await applied(backend, name, True)
+        await gets(network, vif, LISTED, OTHER, wanted=(LISTED,))
+        await vif.set_multicast(frozenset({OTHER}))
+        await gets(network, vif, LISTED, OTHER, wanted=(OTHER,))
+        await vif.set_multicast(None)
+        await applied(backend, name, False)
+        await gets(network, vif, LISTED, OTHER, wanted=(LISTED, OTHER))
+        vif.config = FrontConfig(multicast=frozenset())
+        await vif.reload()
+        async with asyncio.timeout(SECONDS):
+            await vif.connected()
+        await gets(network, vif, LISTED, OTHER, wanted=())
+
+
+async def test_a_full_list_is_the_guest_s_to_handle(xen: Path, network: PythonNetwork) -> None:
+    groups = frozenset(LISTED[:5] + bytes([i]) for i in range(66))
+    async with attached(xen, network, FrontConfig()) as (backend, vif, name):
+        refused = await vif.set_multicast(groups)
+        assert len(refused) == 2
+        assert await vif.set_multicast(groups - refused) == frozenset()
+        await applied(backend, name, True)
+        await gets(network, vif, *sorted(groups), wanted=tuple(sorted(groups - refused)))
+
+
+async def test_the_list_outlives_the_backend(xen: Path) -> None:
+    """A guest sends its list once, so a new process must know it; with the connection it ends."""
+    async with Frontend(xen, config=FrontConfig(multicast=frozenset({LISTED}))) as vif:
+        for round_ in range(3):
+            far = PythonNetwork()
+            async with serving(xen, far) as backend:
+                if not round_:
+                    await backend.attach(vif.guest.domid, "python:lan")
+                async with asyncio.timeout(SECONDS):
+                    await vif.connected()
+                name = next(iter(backend.devices))
+                await applied(backend, name, True)
+                served = backend.devices[name].vif
+                assert served is not None
+                await passing(backend, lambda: vif._listed == {LISTED})
+                await gets(far, vif, LISTED, OTHER, wanted=(LISTED,))
+                assert (served.counters["tx_multicast"], served.counters["rx_filtered"]) == (
+                    int(not round_),
+                    1,
+                )
+            far.remove()
+        files = {path.name for path in (xen / "journal").iterdir()}
+        assert f"vif-{vif.guest.domid}-0-settings" in files
+
+
+async def test_a_driver_domain_follows_the_key(xen: Path) -> None:
+    """There all devices share one watch."""
+    async with (
+        driver_domain(xen) as (backend, dom0),
+        Frontend(xen) as vif,
+    ):
+        name = await add(dom0, vif.guest.domid, backend=backend.platform.domid, net="null")
+        async with asyncio.timeout(SECONDS):
+            await vif.connected()
+        for on in (True, False, True):
+            await vif.set_multicast(frozenset({LISTED}) if on else None)
+            await applied(backend, name, on, dom0)
+
+
+@pytest.mark.parametrize("value", ["yes", "-1", "4294967296", ""])
+async def test_a_wrong_value_closes_the_vif(xen: Path, network: PythonNetwork, value: str) -> None:
+    """As on connecting; an empty value counts as none."""
+    async with attached(xen, network, FrontConfig()) as (backend, vif, name):
+        await vif.store.write(f"{vif.path}/{REQUEST}", value)
+        if not value:
+            await gets(network, vif, OTHER, wanted=(OTHER,))
+            assert backend.devices[name].state is State.CONNECTED
+            return
+        error = await until(backend.store, f"{name.errors}/error", bool)
+        assert error is not None
+        assert error.startswith(f"the frontend's {REQUEST} is '{value}'")
+        await passing(backend, lambda: vif.state is State.CLOSED)
+
+
+async def test_a_backend_without_a_device_is_not_asked(xen: Path) -> None:
+    with EmulatedPlatform(xen) as platform:
+        async with Backend(platform, BackendConfig(xen, workers=1)), Frontend(xen) as vif:
+            with pytest.raises(Exception, match="feature-multicast-control"):
+                await vif.set_multicast(None)
