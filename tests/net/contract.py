@@ -197,6 +197,14 @@ class LinkNetwork:
         ip(f"link del {site.network.name}")
         assert site.network.mtu is None
 
+    def test_knows_whether_its_link_is_up(self, site: Site) -> None:
+        assert site.network.up
+        ip(f"link set {site.network.name} down")
+        assert not site.network.up
+        ip(f"link set {site.network.name} up")
+        ip(f"link del {site.network.name}")
+        assert not site.network.up
+
     def test_a_removed_link_refuses(self, site: Site) -> None:
         name = site.network.name
         ip(f"link del {name}")

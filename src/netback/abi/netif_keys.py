@@ -22,6 +22,8 @@ class Key(StrEnum):
     RX_COPY = "feature-rx-copy"
     RX_FLIP = "feature-rx-flip"
     MAX_QUEUES = "multi-queue-max-queues"
+    CARRIER = "carrier"
+    """"0": the backend's link is down; absent or "1": it is up."""
     MULTICAST = "feature-multicast-control"
     DYNAMIC_MULTICAST = "feature-dynamic-multicast-control"
 

@@ -92,6 +92,8 @@ class Frontend:
         self.backend_path = ""
         self.state = XenbusState.UNKNOWN
         self.backend_state = XenbusState.UNKNOWN
+        self.carrier = True
+        """Whether the backend's link is up."""
         self.features: BackFeatures | None = None
         self.rings: Rings | None = None
         self.queue: FrontQueue | None = None
@@ -196,7 +198,7 @@ class Frontend:
     # ---- following the device
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled():
+        if not task.cancelled() and self._failure is None:
             self._failure = task.exception()
         self._news.set()
 
@@ -220,9 +222,23 @@ class Frontend:
         if not backend:
             await self._see(XenbusState.UNKNOWN)
             return
-        async with await self.store.watch(f"{backend}/state") as watch:
+        carrier = asyncio.get_running_loop().create_task(self._follow_carrier(f"{backend}/{Key.CARRIER}"))
+        carrier.add_done_callback(self._ended)
+        try:
+            async with await self.store.watch(f"{backend}/state") as watch:
+                async for _ in watch:
+                    await self._see(await self._read_state(f"{backend}/state"))
+        finally:
+            await _cancel(carrier)
+
+    async def _follow_carrier(self, path: str) -> None:
+        """Follow the backend's `carrier`; a node that is missing or may not be read means that the link is up."""
+        async with await self.store.watch(path) as watch:
             async for _ in watch:
-                await self._see(await self._read_state(f"{backend}/state"))
+                self.carrier = await self._read(path) != "0"
+                if self._serving:
+                    self.network.carrier(self.carrier)
+                self._news.set()
 
     async def _see(self, state: XenbusState) -> None:
         if state != self.backend_state:
@@ -239,16 +255,18 @@ class Frontend:
                 await react()
 
     async def _read_state(self, path: str) -> XenbusState:
-        """The backend's state. Any refusal but EIO (the end of the store) counts as UNKNOWN: for a removed directory
-        the store may answer EACCES.
+        return XenbusState.parse(await self._read(path))
+
+    async def _read(self, path: str) -> str:
+        """A node of the backend's directory, empty if it is missing. Any refusal but EIO (the end of the store) counts
+        as that: for a removed directory the store may answer EACCES.
         """
         try:
-            text = await self.store.read(path)
+            return await self.store.read(path)
         except StoreError as error:
             if error.errno == Errno.EIO:
                 raise
-            text = ""
-        return XenbusState.parse(text)
+            return ""
 
     async def _set_state(self, state: XenbusState) -> None:
         await self.store.write(f"{self.path}/state", str(state.value))
@@ -287,7 +305,7 @@ class Frontend:
         if self.queue is None:
             self.queue = self._open_queue(self.rings, self.features)
         self.network.offloads(self.features.caps & self.config.tx)
-        self.network.carrier(True)
+        self.network.carrier(self.carrier)
         await self.guest.serve(self.queue, lambda _notice: self._news.set())
         self._serving = True
         if self.config.multicast and self.features and self.features.multicast:

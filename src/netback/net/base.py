@@ -30,6 +30,12 @@ class Network(Protocol):
         """The link's MTU in bytes; None if there is no link in this network namespace."""
 
     @property
+    def up(self) -> bool:
+        """Whether frames can pass the network, as far as this host shows: the link exists, is set up, and its own far
+        end has carrier. The carrier that `carrier` sets is not meant.
+        """
+
+    @property
     def peers(self) -> tuple[Peer, ...]:
         """One peer for each queue, in the order of the queues; the same objects for the network's whole life."""
 
@@ -85,6 +91,11 @@ class Linkless:
 
     mtu: int | None = None
     follows: frozenset[int | str] = frozenset()
+
+    @property
+    def up(self) -> bool:
+        """No link can be down."""
+        return True
 
     def check(self) -> bool:
         """No link can be removed and return."""

@@ -15,7 +15,7 @@ from netback.dataplane.peers.socket import SocketPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.buffers import BURSTS, drain, make_room
 from netback.net.link_names import link_name_fault, show_link_name
-from netback.net.rtnetlink import ARPHRD_ETHER, get_link
+from netback.net.rtnetlink import ARPHRD_ETHER, IFF_LOWER_UP, IFF_UP, get_link
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP = 1
@@ -31,6 +31,8 @@ OPTIONS = (PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, PACKET_AUXDATA)
 SEND_ROOM = 256 * 1024
 """Bytes: fewer frames than a link's queue holds by default (1000). A slow link then makes the socket unwritable, and
 poll reports when that ends. A full queue would return ENOBUFS while the socket stays writable."""
+PASSING = IFF_UP | IFF_LOWER_UP
+"""The flags of a link that is set up and has carrier."""
 MEMBERSHIP = struct.Struct("@iHH8s")
 """struct packet_mreq."""
 STATISTICS = struct.Struct("@II")
@@ -125,6 +127,11 @@ class PacketNetwork:
     def mtu(self) -> int | None:
         link = get_link(self._bound) if self._bound else None
         return link.mtu if link else None
+
+    @property
+    def up(self) -> bool:
+        link = get_link(self._bound) if self._bound else None
+        return link is not None and link.flags & PASSING == PASSING
 
     @property
     def follows(self) -> frozenset[int | str]:

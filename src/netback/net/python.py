@@ -54,11 +54,17 @@ class PythonNetwork(Linkless):
             raise ValueError(f"{self.name}: the frame is empty, which would end the connection")
         await asyncio.get_running_loop().sock_sendall(self.socket, frame)
 
+    @property
+    def up(self) -> bool:
+        """Whether the caller's end is open."""
+        with suppress(BlockingIOError):
+            return self._near.fileno() >= 0 and bool(self._near.recv(1, socket.MSG_PEEK))
+        return True
+
     def check(self) -> bool:
         """GoneError: the caller's end is closed. The pair cannot be joined again."""
-        with suppress(BlockingIOError):
-            if self._near.fileno() >= 0 and not self._near.recv(1, socket.MSG_PEEK):
-                raise GoneError(f"{self.name}: its far end is closed")
+        if self._near.fileno() >= 0 and not self.up:
+            raise GoneError(f"{self.name}: its far end is closed")
         return False
 
     def offloads(self, caps: int) -> None:

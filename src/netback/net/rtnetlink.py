@@ -54,6 +54,10 @@ GROUP_LINK = 1
 
 HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence number, port."""
+IFF_UP = 1
+"""linux/if.h: the link is set up."""
+IFF_LOWER_UP = 1 << 16
+"""linux/if.h: the link has carrier."""
 IFINFO = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, type, index, flags, mask of changed flags."""
 ATTRIBUTE = struct.Struct("=HH")
@@ -77,6 +81,8 @@ class Link:
     """linux/if_arp.h: ARPHRD_*."""
     altnames: tuple[str, ...] = ()
     mtu: int = 0
+    flags: int = 0
+    """linux/if.h: IFF_*."""
     tap_queues: int = 0
     """Queues of a tap that processes hold; 0 for other links."""
     tx_dropped: int = 0
@@ -90,7 +96,7 @@ class Link:
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Read the body of NEWLINK or DELLINK."""
-        _, kind, index, _, _ = IFINFO.unpack_from(body)
+        _, kind, index, flags, _ = IFINFO.unpack_from(body)
         found = dict(attributes(body[IFINFO.size :]))
         alternatives = attributes(found.get(Attribute.PROP_LIST, b""))
         return cls(
@@ -101,6 +107,7 @@ class Link:
                 unpack_link_name(value) for number, value in alternatives if number == Attribute.ALT_IFNAME
             ),
             MTU.unpack(found[Attribute.MTU])[0] if Attribute.MTU in found else 0,
+            flags,
             _tap_queues(found.get(Attribute.LINKINFO, b"")),
             TX_DROPPED.unpack_from(found[Attribute.STATS64])[0] if Attribute.STATS64 in found else 0,
         )

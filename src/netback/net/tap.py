@@ -27,7 +27,15 @@ from netback.net.base import ETH_DATA_LEN
 from netback.net.buffers import HEAD, MAX_DRAIN
 from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
 from netback.net.monitor import ANY_LINK
-from netback.net.rtnetlink import ARPHRD_ETHER, Link, add_altname, get_link, remove_altname, set_mtu
+from netback.net.rtnetlink import (
+    ARPHRD_ETHER,
+    IFF_UP,
+    Link,
+    add_altname,
+    get_link,
+    remove_altname,
+    set_mtu,
+)
 
 Argument = TypeVar("Argument", int, bytes)
 
@@ -265,6 +273,11 @@ class TapNetwork:
     def mtu(self) -> int | None:
         link = find_joined(self._fd)
         return link.mtu if link else None
+
+    @property
+    def up(self) -> bool:
+        link = find_joined(self._fd)
+        return bool(link.flags & IFF_UP) if link else joined_to(self._fd) is not None  # in another namespace
 
     @property
     def follows(self) -> frozenset[int | str]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import (
     ConfigError,
@@ -134,7 +135,11 @@ class Device:
         try:
             await self._settle()
             await self._follow_live()
-            await self._nic.check()
+            try:
+                await self._nic.check()
+            finally:
+                if not self._done and not self._elsewhere:
+                    await self._nic.publish_carrier()
         except StoreGone:
             raise
         except ServedElsewhere as error:
@@ -224,7 +229,8 @@ class Device:
         if snapshot.facts.attached or snapshot.facts.ours in _RUNNING:
             await self._disconnect()
         await self._write_mac()
-        await self._move(State.INIT_WAIT, self._context.offer)
+        offer = {**self._context.offer, Key.CARRIER: await self._nic.carrier()}
+        await self._move(State.INIT_WAIT, offer)
         await self._clear_error()
 
     async def _write_mac(self) -> None:
@@ -341,7 +347,7 @@ class Device:
         if snapshot.made_here:
             await remove_device(self._store, self.name, self._reader.frontend)
             return
-        for node in self._context.offer:
+        for node in (*self._context.offer, Key.CARRIER):
             await self._store.rm(f"{self.name.backend}/{node}", missing_ok=True)
 
     async def _forget(self, snapshot: Snapshot) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from netback.abi.netif_keys import Key
 from netback.dataplane.notices import Notice
 from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
@@ -28,6 +29,7 @@ from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
+from netback.xenbus.nodes import CARRIER_OFF
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
@@ -58,8 +60,9 @@ class Nic:
         self._acted_at = 0.0
         """The loop's time when this process last made or joined the link, or tried to."""
         self._unchecked = True
-        self._seen: tuple[str, int | None] | None = None
-        """The link's name and MTU at the last check; None if that failed."""
+        self._seen: tuple[str, int | None, bool] | None = None
+        """The link's name, MTU and state at the last check; None if that failed."""
+        self._carrier: str | None = None  # the value of `carrier`, once this process has read or written it
         self._mtu: int | None = ETH_DATA_LEN  # the frontend's default if no `mtu` was written
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
@@ -172,7 +175,7 @@ class Nic:
     # ---- while it is open
 
     def _on_link(self) -> None:
-        """A followed link changed: wake the device if its name or MTU differs from the last check."""
+        """A followed link changed: wake the device if its name, MTU or state differs from the last check."""
         if self.vif is None:
             self._look_in(self._pause())
         elif self._seen is None or self._seen != _seen(self.vif.network):
@@ -268,6 +271,29 @@ class Nic:
         with suppress(StoreError):  # in a driver domain only the toolstack may write there
             await store.transact(body)
 
+    async def carrier(self) -> str:
+        """The value of the backend's `carrier` (netif.h): "1" while the network is up and no operator turned it off."""
+        off = await read_backend(self._context.store, self._name, CARRIER_OFF) == "1"
+        return "1" if self.vif is not None and self.vif.network.up and not off else "0"
+
+    async def publish_carrier(self) -> None:
+        """Write the backend's `carrier` when it changed. A device that was never opened has no node."""
+        if self.vif is None and self._carrier is None:
+            return
+        store, value, path = self._context.store, await self.carrier(), f"{self._name.backend}/{Key.CARRIER}"
+        if self._carrier is None:
+            self._carrier = await store.read_or(path)
+
+        async def body(tx: int) -> None:
+            if (
+                await store.read_or(f"{self._name.backend}/state", tx=tx) is not None
+            ):  # else the directory is gone
+                await store.write(path, value, tx)
+
+        if value != self._carrier:
+            await store.transact(body)
+            self._carrier = value
+
     def carrier_off(self) -> None:
         """Turn the link's carrier off: no guest is connected."""
         if self.vif is not None:
@@ -325,6 +351,6 @@ class Nic:
             log.warning("%s: network %s: %s", self._name, network.name, error)
 
 
-def _seen(network: Network) -> tuple[str, int | None]:
+def _seen(network: Network) -> tuple[str, int | None, bool]:
     """The properties of a link that a device publishes."""
-    return network.name, network.mtu
+    return network.name, network.mtu, network.up

@@ -10,6 +10,8 @@ from netback.xenstore.aio import Store
 MADE_BY: Final = "made-by"
 """The backend node that marks a device whose nodes `netback attach` wrote; netback removes these."""
 MAKER: Final = "netback"
+CARRIER_OFF: Final = "carrier-off"
+"""The backend node in which "1" keeps the guest's link without carrier, whatever the network's state."""
 
 
 async def write_device(
