@@ -27,6 +27,8 @@ netback):
 - RX: a slot whose grant fails says ERROR and keeps its id, offset and flags, so that the frontend still
   walks the chain; the frame's other slots are written and reported. Only the first has an offset and
   checksum flags.
+- RX: where the guest asked for XDP headroom every frame begins there, in its first slot alone, and carries the
+  extra of type 5 that says so, behind the GSO extra. TX extras of type 5 are unknown.
 - RX: no slot left: req_event asks for the next slot, or for all that the next frame needs. Slots left but
   too few: it asks for exactly those that the waiting frame needs. Slots left and no frame waits: not
   armed.
@@ -49,7 +51,7 @@ TX_CSUM_BLANK, TX_DATA_VALIDATED = 1, 2
 RX_DATA_VALIDATED, RX_CSUM_BLANK = 1, 2
 MORE_DATA, EXTRA_INFO = 4, 8
 NULL, OKAY, ERROR = 1, 0, -1
-GSO, MCAST_ADD, MCAST_DEL, HASH, EXTRA_MORE = 1, 2, 3, 4, 1
+GSO, MCAST_ADD, MCAST_DEL, HASH, XDP, EXTRA_MORE = 1, 2, 3, 4, 5, 1
 BROADCAST, MULTICAST_MAX = b"\xff" * 6, 64
 PERMIT_ACCESS, TYPE_MASK, READONLY = 1, 3, 4
 MIN_FRAME, SERVED, ANSWERED = 14, 20, 21
@@ -105,6 +107,8 @@ class Config:
     sg: bool = True
     rx_offset: int = 0
     multicast_control: bool = False
+    xdp: bool = False
+    """`rx_offset` is the XDP headroom."""
 
 
 @dataclass(slots=True)
@@ -302,11 +306,29 @@ class Oracle:
         burst.wanted = self.tx_ring.arm(int(not burst.fatal))
         return burst
 
+    def extras(self, frame: Frame) -> list[bytes]:
+        """The extra infos of an RX frame, each but the last with MORE."""
+        gso = [(GSO, frame.gso_size, frame.gso_type)] if frame.gso_type else []
+        infos = gso + ([(XDP, self.config.rx_offset, 0)] if self.config.xdp else [])
+        return [
+            EXTRA.pack(kind, EXTRA_MORE * (i + 1 < len(infos)), value, gso_type, 0, 0)
+            for i, (kind, value, gso_type) in enumerate(infos)
+        ]
+
+    def needed(self, frame: Frame) -> int:
+        """The RX slots of a frame."""
+        return len(split(frame.data, self.config.rx_offset)) + len(self.extras(frame))
+
+    def fits(self, frame: Frame) -> bool:
+        """Whether any number of slots suffices."""
+        several = self.needed(frame) - self.config.xdp > 1
+        return self.needed(frame) <= SLOTS and (self.config.sg or not several)
+
     def fill(self, frame: Frame, pieces: list[bytes], slots: list[bytes]) -> tuple[list[bytes], bool]:
         """Put one frame into its RX slots: a response for each, and whether every copy was allowed."""
-        extras = [EXTRA.pack(GSO, 0, frame.gso_size, frame.gso_type, 0, 0)] if frame.gso_type else []
+        extras = self.extras(frame)
         first = RX_CSUM_BLANK * frame.csum_blank | RX_DATA_VALIDATED * frame.data_validated
-        first |= EXTRA_INFO * len(extras)
+        first |= EXTRA_INFO * bool(extras)
         answers, whole = list[bytes](), True
         for i, (slot, piece) in enumerate(zip(slots[:1] + slots[1 + len(extras) :], pieces, strict=True)):
             id_, _, gref = RX_REQUEST.unpack(slot)
@@ -322,13 +344,13 @@ class Oracle:
         answers = list[bytes]()
         for frame in frames:
             pieces, left = split(frame.data, self.config.rx_offset), slots[len(answers) :]
-            needed = len(pieces) + bool(frame.gso_type)
+            needed = self.needed(frame)
             if not left:
                 break
             if not self.wanted(frame):
                 burst.taken += 1
                 continue
-            if needed > SLOTS or (needed > 1 and not self.config.sg):
+            if not self.fits(frame):
                 burst.dropped += 1
             elif needed > len(left):
                 return answers, needed

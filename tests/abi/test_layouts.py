@@ -97,7 +97,11 @@ CONSTANTS: Mapping[str, int] = {
     **{f"NETTXF_{flag.name.lower()}": flag for flag in netif.TxFlag if flag.name},
     **{f"NETRXF_{flag.name.lower()}": flag for flag in netif.RxFlag if flag.name},
     **{f"NETIF_RSP_{status.name}": status for status in netif.Status},
-    **{f"XEN_NETIF_EXTRA_TYPE_{kind.name}": kind for kind in netif.ExtraType},
+    **{
+        f"XEN_NETIF_EXTRA_TYPE_{kind.name}": kind
+        for kind in netif.ExtraType
+        if kind is not netif.ExtraType.XDP  # Linux's own
+    },
     **{f"XEN_NETIF_GSO_TYPE_{kind.name}": kind for kind in netif.GsoType},
     **{f"GTF_{flag.name.lower()}": flag for flag in grant_table.GrantFlag if flag.name},
     **{f"GNTST_{status.name.lower()}": status for status in grant_table.GrantStatus},

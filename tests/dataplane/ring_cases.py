@@ -528,7 +528,13 @@ def breaking(rng: random.Random) -> Scene:
 def case(rng: random.Random, scenes: int = 12) -> Case:
     """A guest's life: its rings begin near a wrap as often as not, and one in three ends as an attack."""
     filtered = rng.random() < 0.3
-    config = Config(rx_offset=rng.choice((0, 2)), sg=rng.random() < 0.8, multicast_control=filtered)
+    headroom = rng.choice((0, 0, 256, 4082, rng.randint(1, 4082)))
+    config = Config(
+        rx_offset=headroom or rng.choice((0, 2)),
+        sg=rng.random() < 0.8,
+        multicast_control=filtered,
+        xdp=bool(headroom),
+    )
     ops = list[Op]()
     if filtered:  # before any frame comes: how a list that changes meanwhile splits a burst is not compared
         ops += listing(rng, TO[1:-1])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tests.dataplane.harness import RING_PAGES, Bench
 from tests.dataplane.ring_cases import HEADS, PAGES, Case, Deliver, Guest, Op, Send, truthful
-from tests.oracle import INDEX, PAGE, SLOTS, Burst, Frame, Oracle, split
+from tests.oracle import INDEX, PAGE, SLOTS, Burst, Frame, Oracle
 
 HEADER = struct.Struct("=BBHHHH")
 NEEDS_CSUM, DATA_VALID = 1, 2
@@ -68,8 +68,16 @@ class Pair:
     def __init__(self, case: Case) -> None:
         config = case.config
         caps = EVERYTHING if config.sg else CHECKSUMS
-        self.bench = Bench(pages=PAGES, caps=caps, sg=config.sg, rx_offset=config.rx_offset, start=case.start)
-        self.bench.queue.change(multicast_control=config.multicast_control)
+        self.bench = Bench(
+            pages=PAGES,
+            caps=caps,
+            sg=config.sg,
+            rx_offset=0 if config.xdp else config.rx_offset,
+            start=case.start,
+        )
+        self.bench.queue.change(
+            multicast_control=config.multicast_control, xdp_headroom=config.rx_offset if config.xdp else 0
+        )
         assert self.bench.notified(), "attaching tells the guest once, whatever the rings say"
         self.native = Guest(self.bench.memory, case)
         self.memory = bytearray(PAGES * PAGE)
@@ -102,8 +110,7 @@ class Pair:
 
     def fits_this_guest(self, frame: Frame) -> bool:
         """GSO for which a guest never had slots is segmented in software; that is outside the rings' comparison."""
-        needed = len(split(frame.data, self.case.config.rx_offset)) + 1
-        return not frame.gso_type or (self.case.config.sg and needed <= self.most)
+        return not frame.gso_type or (self.case.config.sg and self.oracle.needed(frame) <= self.most)
 
     def queue_frames(self, frames: list[Frame]) -> None:
         """Give the peer what fits into its socket; the rest does not count."""
@@ -177,13 +184,8 @@ class Pair:
 
     def next_need(self) -> int:
         """The slots of the first waiting frame that can fit at all."""
-        config = self.case.config
-        needs = (
-            len(split(f.data, config.rx_offset)) + bool(f.gso_type)
-            for f in self.queued
-            if self.oracle.wanted(f)
-        )
-        return next((need for need in needs if need <= SLOTS and (need == 1 or config.sg)), 1)
+        waiting = (frame for frame in self.queued if self.oracle.wanted(frame) and self.oracle.fits(frame))
+        return next(map(self.oracle.needed, waiting), 1)
 
     def compare_memory(self, rx: Burst) -> None:
         """Every byte, but for RX req_event: where no frame waits it may lie anywhere in the past; where no slot is left

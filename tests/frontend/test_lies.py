@@ -46,6 +46,10 @@ def data(number: int, size: int = 60, offset: int = 0, flags: int = 0) -> bytes:
     return RX_RESPONSE.pack(number, offset, flags, size)
 
 
+def xdp(headroom: int) -> bytes:
+    return EXTRA_GSO.pack(5, 0, headroom, 0, 0, 0)
+
+
 LIES = {
     "more TX responses than requests": tx(rsp_prod=3),
     "TX responses of the future": tx(rsp_prod=2**31),
@@ -66,6 +70,8 @@ LIES = {
     "an RX extra of no known type": rx(data(0, flags=EXTRA), EXTRA_GSO.pack(9, 0, 0, 0, 0, 0)),
     "RX GSO of size 0": rx(data(0, flags=EXTRA), EXTRA_GSO.pack(1, 0, 0, 1, 0, 0)),
     "RX GSO of type 0": rx(data(0, flags=EXTRA), EXTRA_GSO.pack(1, 0, 1448, 0, 0, 0)),
+    "XDP headroom beyond its page": rx(data(0, 60, 4090, flags=EXTRA), xdp(256)),
+    "XDP headroom of more bytes than the slot has": rx(data(0, 200, flags=EXTRA), xdp(256)),
     "RX GSO of no known type": rx(data(0, flags=EXTRA), EXTRA_GSO.pack(1, 0, 1448, 3, 0, 0)),
 }
 
@@ -99,6 +105,21 @@ async def test_a_lie_breaks_the_link_and_nothing_else(xen: Path, name: str) -> N
             assert "response" in bad.vif.broken
             await good.both_ways((*frames.ONE_SLOT, *frames.GSO4))
             assert good.vif.broken is None
+
+
+async def test_headroom_as_linux_s_backend_says_it(xen: Path) -> None:
+    """Only the extra names it: each slot has offset 0, and counts the headroom as bytes."""
+    first, second = (bytes([i]) * 2000 for i in (2, 3))
+    async with connected(xen, serve=False) as pair:
+        back, rings = pair.back, pair.vif.rings
+        assert back.rx is not None
+        assert rings is not None
+        rings.rx_buffers[0].write(256, first)
+        rings.rx_buffers[2].write(256, second)
+        rx(data(0, 2256, flags=MORE | EXTRA), xdp(256), data(2, 2256))(back.rx, back.rx)
+        back.events.native.notify(back.port)
+        assert await asyncio.wait_for(pair.guest_net.recv(), 10) == bytes(10) + first + second
+        assert pair.vif.broken is None
 
 
 async def test_answers_out_of_order_are_an_honest_backends_right(xen: Path) -> None:

@@ -45,6 +45,7 @@ def test_the_offer() -> None:
         "feature-ipv6-csum-offload": "1",
         "feature-multicast-control": "1",
         "feature-dynamic-multicast-control": "1",
+        "feature-xdp-headroom": "1",
     }
     assert offer(Limits(queues=4)) == offer(Limits()) | {"multi-queue-max-queues": "4"}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from netback.abi.netif import EXTRA_GSO, RX_RESPONSE, RX_SLOT, ExtraType, RxFlag
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.frontend import FrontConfig, Frontend
@@ -17,7 +18,7 @@ from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
-from tests.vif.guest import SECONDS, serving, until
+from tests.vif.guest import FRAME, SECONDS, Guest, serving, until, until_state
 from tests.xenbus.test_refusals import driver_domain
 from tests.xenbus.toolstack import add, passing
 
@@ -162,3 +163,143 @@ async def test_a_backend_without_a_device_is_not_asked(xen: Path) -> None:
         async with Backend(platform, BackendConfig(xen, workers=1)), Frontend(xen) as vif:
             with pytest.raises(Exception, match="feature-multicast-control"):
                 await vif.set_multicast(None)
+
+
+# ---- XDP headroom
+
+HEADROOM = "xdp-headroom"
+
+
+async def headroom(backend: Backend, name: DeviceName, bytes_: int) -> None:
+    """Wait until the backend leaves that much headroom."""
+
+    def follows() -> bool:
+        config = backend.devices[name].config
+        return config is not None and config.live.xdp_headroom == bytes_
+
+    await passing(backend, follows)
+
+
+async def receives(guest: Guest, far: PythonNetwork, offset: int) -> None:
+    """A frame arrives at this offset, with an extra info that names it; without one if it is 0."""
+    slot, extra = guest.post(), guest.post(page=5)
+    await far.send(FRAME)
+    assert await guest.receive(slot) == (offset, FRAME)
+    flags = RX_RESPONSE.unpack(guest.rx.slot(slot, RX_SLOT))[2]
+    assert flags == (RxFlag.EXTRA_INFO if offset else 0)
+    if not offset:
+        await far.send(FRAME)  # uses the other slot
+        assert await guest.receive(extra, page=5) == (0, FRAME)
+        return
+    await guest.responses(guest.rx, extra)
+    assert bytes(guest.rx.slot(extra, RX_SLOT)) == EXTRA_GSO.pack(ExtraType.XDP, 0, offset, 0, 0, 0)
+
+
+async def test_headroom_from_the_beginning(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
+    name = await add(backend.store, guest.domid)
+    await guest.connect(xdp_headroom="256")
+    assert await backend.store.read(f"{name.backend}/feature-xdp-headroom") == "1"
+    await receives(guest, network, 256)
+
+
+async def test_headroom_in_the_order_of_linux_s_netfront(
+    backend: Backend, guest: Guest, network: PythonNetwork
+) -> None:
+    """The state first, the node after it, and perhaps after the backend's answer; the rings stay."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await receives(guest, network, 0)
+    for bytes_ in (256, 0, 4082, 256):
+        await guest.set_state(State.RECONFIGURING)
+        await until_state(guest.store, name.backend, State.RECONFIGURED)
+        await guest.store.write(f"{guest.path}/{HEADROOM}", str(bytes_))
+        await headroom(backend, name, bytes_)
+        if bytes_ != 4082:
+            await receives(guest, network, bytes_)
+        await guest.set_state(State.CONNECTED)
+        await until_state(guest.store, name.backend, State.CONNECTED)
+    await receives(guest, network, 256)
+    assert guest.rx.index(2) == 10, "the rings are those of the beginning"
+
+
+@pytest.mark.parametrize("seen", [False, True])
+async def test_a_backend_that_ends_in_between(xen: Path, guest: Guest, seen: bool) -> None:
+    """Killed before or after Reconfigured; the node is written while no backend runs."""
+    far = PythonNetwork()
+    async with serving(xen, far) as backend:
+        name = await add(backend.store, guest.domid)
+        await guest.connect()
+        if seen:
+            await guest.set_state(State.RECONFIGURING)
+            await until_state(guest.store, name.backend, State.RECONFIGURED)
+    await guest.set_state(State.RECONFIGURING)
+    await guest.store.write(f"{guest.path}/{HEADROOM}", "128")
+    next_far = PythonNetwork()
+    async with serving(xen, next_far) as backend:
+        await until_state(guest.store, name.backend, State.RECONFIGURED)
+        await passing(backend, lambda: name in backend.devices)
+        await headroom(backend, name, 128)
+        await receives(guest, next_far, 128)
+        await guest.set_state(State.CONNECTED)
+        await until_state(guest.store, name.backend, State.CONNECTED)
+        await receives(guest, next_far, 128)
+    for network in (far, next_far):
+        network.remove()
+
+
+async def test_no_frame_is_lost_while_headroom_changes(xen: Path, network: PythonNetwork) -> None:
+    """Frames of one and of several slots, both ways, by netback's own netfront."""
+    async with attached(xen, network, FrontConfig()) as (backend, vif, name):
+        near = vif.network
+        assert isinstance(near, PythonNetwork)
+
+        async def stream(
+            sender: PythonNetwork, receiver: PythonNetwork, header: bytes, ended: list[bool]
+        ) -> int:
+            """Numbered frames until `ended`; each arrives once, in order, as it was."""
+            number = 0
+            while not ended:
+                for seq in range(number, number + 16):
+                    await sender.send(header + numbered(seq))
+                for seq in range(number, number + 16):
+                    assert (await receiver.recv())[-len(numbered(seq)) :] == numbered(seq)
+                number += 16
+            return number
+
+        ended: list[bool] = []
+        async with asyncio.timeout(60):
+            ways = [
+                asyncio.create_task(stream(network, near, b"", ended)),
+                asyncio.create_task(stream(near, network, bytes(10), ended)),
+            ]
+            for bytes_ in (256, 0, 1024, 0, 256):
+                await vif.set_xdp_headroom(bytes_)
+                await headroom(backend, name, bytes_)
+                await passing(backend, lambda: backend.devices[name].state is State.CONNECTED)
+            ended.append(True)
+            assert all(count > 0 for count in await asyncio.gather(*ways))
+
+
+def numbered(number: int) -> bytes:
+    """A frame that identifies itself in every part; one in four has several slots."""
+    return (
+        UNICAST
+        + bytes.fromhex("00163e000002 88b5")
+        + number.to_bytes(4, "big") * (900 if number % 4 else 3000)
+    )
+
+
+@pytest.mark.parametrize("value", ["4083", "32767", "-1", "lots"])
+async def test_headroom_that_cannot_be(backend: Backend, guest: Guest, value: str) -> None:
+    """Behind it an Ethernet header must fit into the page: on connecting, and while connected."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    await guest.store.write(f"{guest.path}/{HEADROOM}", value)
+    error = await until(backend.store, f"{name.errors}/error", bool)
+    assert error == f"the frontend's xdp-headroom is '{value}': not a number below 4083"
+    await until_state(guest.store, name.backend, State.CLOSING)
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await guest.set_state(State.INITIALISING)
+    await guest.connect(wait=False, xdp_headroom=value)
+    await until_state(guest.store, name.backend, State.CLOSING)

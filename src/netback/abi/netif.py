@@ -7,7 +7,7 @@ TX is what the guest sends, RX what it receives. The first two flag bits have sw
 import enum
 import struct
 
-from netback.abi.ring import slots
+from netback.abi.ring import PAGE_SIZE, slots
 
 TX_REQUEST = struct.Struct("<IHHHH")
 """gref, offset, flags, id, size. The first size of a chain is the frame's total, later ones are their own."""
@@ -30,6 +30,8 @@ ETH_HLEN = 14
 
 MAX_DATA_SLOTS = 20
 """Maximum data slots of a frame that is served; netif.h asks for 18 (docs/decisions.md, Slots and chains)."""
+MAX_XDP_HEADROOM = PAGE_SIZE - ETH_HLEN
+"""Bytes: an Ethernet header must fit behind it into the page."""
 FATAL_DATA_SLOTS = 22
 """A chain of this many data slots or more closes the vif (XSA-39); one of 21 is answered ERROR."""
 
@@ -70,6 +72,8 @@ class ExtraType(enum.IntEnum):
     MCAST_ADD = 2
     MCAST_DEL = 3
     HASH = 4
+    XDP = 5
+    """Linux's netif.h has it; Xen's does not."""
 
 
 EXTRA_FLAG_MORE = 1

@@ -17,11 +17,14 @@ class Key(StrEnum):
     REQUEST_RX_COPY = "request-rx-copy"
     RX_NOTIFY = "feature-rx-notify"
     REQUEST_MULTICAST = "request-multicast-control"
+    XDP_HEADROOM = "xdp-headroom"
 
     # the features that the backend offers
     RX_COPY = "feature-rx-copy"
     RX_FLIP = "feature-rx-flip"
     MAX_QUEUES = "multi-queue-max-queues"
+    XDP = "feature-xdp-headroom"
+    """Linux's netif.h has this key and XDP_HEADROOM; Xen's does not."""
     CARRIER = "carrier"
     """"0": the backend's link is down; absent or "1": it is up."""
     MULTICAST = "feature-multicast-control"

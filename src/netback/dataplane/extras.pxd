@@ -9,8 +9,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, EXTRA_TYPES_END,
-    GSO_TYPE_NONE, GSO_TYPE_TCPV6, MAC_BYTES, extra_info,
+    EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, EXTRA_TYPE_XDP,
+    EXTRA_TYPES_END, GSO_TYPE_NONE, GSO_TYPE_TCPV6, MAC_BYTES, extra_info,
 )
 
 cdef extern from *:
@@ -25,6 +25,7 @@ cdef enum:                      # result of reading extra infos
 
 cdef enum:                      # types that a reader supports, one bit each; types that were not offered are ignored
     EXTRAS_KNOWN = 1 << EXTRA_TYPE_GSO | 1 << EXTRA_TYPE_MCAST_ADD | 1 << EXTRA_TYPE_MCAST_DEL | 1 << EXTRA_TYPE_HASH
+    EXTRAS_RX = EXTRAS_KNOWN | 1 << EXTRA_TYPE_XDP
     EXTRAS_MULTICAST = 1 << EXTRA_TYPE_MCAST_ADD | 1 << EXTRA_TYPE_MCAST_DEL     # their request is no frame
 
 

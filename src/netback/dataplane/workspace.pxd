@@ -26,6 +26,7 @@ cdef struct chain_t:             # one frame of a TX ring
     uint16_t flags
     int16_t status               # of every data slot; CHAIN_MULTICAST until the list is changed
     frame_meta meta
+    uint16_t headroom            # of each RX slot, if its response does not name it
     uint8_t fixed_up
     uint8_t completed
     uint8_t dropped

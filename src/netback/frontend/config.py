@@ -37,6 +37,8 @@ class FrontConfig:
     """False: the guest sends no event when it posts RX buffers."""
     multicast: frozenset[bytes] | None = None
     """The multicast addresses, 6 bytes each, of the frames that this guest wants; None: all."""
+    xdp_headroom: int = 0
+    """Bytes before each received frame in its first buffer, as for an XDP program."""
     tx_slots: int = RING_SLOTS
     """Slots of the TX ring in use at a time, 1 to 256."""
     rx_slots: int = RING_SLOTS
@@ -54,7 +56,8 @@ class FrontConfig:
             Key.IPV6_CSUM: self.csum6,
             Key.REQUEST_MULTICAST: self.multicast is not None,
         }
-        return {str(key): "1" for key, value in features.items() if value}
+        headroom = {str(Key.XDP_HEADROOM): str(self.xdp_headroom)} if self.xdp_headroom else {}
+        return {str(key): "1" for key, value in features.items() if value} | headroom
 
     @property
     def caps(self) -> Can:
@@ -100,6 +103,7 @@ FEATURE_KEYS = (
     Key.GSO_TCPV4,
     Key.GSO_TCPV6,
     Key.MULTICAST,
+    Key.XDP,
 )
 
 
@@ -112,12 +116,16 @@ class BackFeatures:
     caps: Can
     multicast: bool
     """It filters multicast frames by a list."""
+    xdp: bool
+    """It leaves headroom for XDP."""
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
         """Read from the keys FEATURE_KEYS of the backend's directory; a feature is on if its key is exactly "1"."""
-        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast = (keys.get(key) == "1" for key in FEATURE_KEYS)
-        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6), multicast)
+        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast, xdp = (
+            keys.get(key) == "1" for key in FEATURE_KEYS
+        )
+        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6), multicast, xdp)
 
 
 def _caps(sg: bool, csum4: bool, csum6: bool, gso4: bool, gso6: bool) -> Can:

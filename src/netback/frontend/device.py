@@ -177,6 +177,20 @@ class Frontend:
         await self.store.write(f"{self.path}/{Key.REQUEST_MULTICAST}", str(int(addresses is not None)))
         return refused
 
+    async def set_xdp_headroom(self, headroom: int) -> None:
+        """Ask for this many bytes before each received frame, in the order in which Linux's netfront does when it
+        attaches an XDP program: Reconfiguring, the key, wait for Reconfigured, Connected.
+
+        For a connected vif. BackendError: the backend has no such feature.
+        """
+        if self.features is None or not self.features.xdp:
+            raise BackendError(f"{self.backend_path}: the backend has no {Key.XDP}")
+        self.config = replace(self.config, xdp_headroom=headroom)
+        await self._set_state(XenbusState.RECONFIGURING)
+        await self.store.write(f"{self.path}/{Key.XDP_HEADROOM}", str(headroom))
+        await self.until(lambda: self.backend_state is XenbusState.RECONFIGURED)
+        await self._set_state(XenbusState.CONNECTED)
+
     async def reload(self) -> None:
         """Close in order and write Initialising again, as a reloaded driver does."""
         await self._leave()
@@ -430,7 +444,7 @@ class Frontend:
 
 
 _ALL_KEYS = (
-    *FrontConfig(csum4=False, multicast=frozenset()).nodes(),
+    *FrontConfig(csum4=False, multicast=frozenset(), xdp_headroom=1).nodes(),
     Key.TX_RING_REF,
     Key.RX_RING_REF,
     Key.EVENT_CHANNEL,

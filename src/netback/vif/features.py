@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from netback.abi.netif import MAX_XDP_HEADROOM
 from netback.abi.netif_keys import Key
 from netback.dataplane.caps import Can
 from netback.errors import GuestError
@@ -35,6 +36,7 @@ def offer(limits: Limits) -> dict[str, str]:
         Key.IPV6_CSUM: "1",
         Key.MULTICAST: "1",
         Key.DYNAMIC_MULTICAST: "1",
+        Key.XDP: "1",
     }
     if limits.queues > 1:  # netif.h: an absent key means one queue
         keys[Key.MAX_QUEUES] = str(limits.queues)
@@ -52,7 +54,7 @@ OPTIONAL = (
     Key.IPV6_CSUM,
     Key.QUEUES,
 )
-LIVE = (Key.REQUEST_MULTICAST,)
+LIVE = (Key.REQUEST_MULTICAST, Key.XDP_HEADROOM)
 """Keys that a frontend may change while it is connected; they are watched."""
 KEYS = REQUIRED + OPTIONAL + LIVE
 """All keys that are read from a frontend in state Connected."""
@@ -79,6 +81,8 @@ class LiveConfig:
 
     multicast_control: bool = False
     """The guest wants only those multicast frames whose address is in its list."""
+    xdp_headroom: int = 0
+    """Bytes before each RX frame in its first page, for the guest's XDP program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,9 @@ def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
     return int(text)
 
 
-def _number(keys: Mapping[str, str | None], name: str, default: str = "0") -> int:
+def _number(keys: Mapping[str, str | None], name: str, default: str = "0", below: int = _WORD) -> int:
     """An optional key; its default if absent, as in Linux's backend."""
-    return parse_number(name, keys.get(name) or default)
+    return parse_number(name, keys.get(name) or default, below)
 
 
 def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
@@ -122,7 +126,10 @@ def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
 
 def read_live(keys: Mapping[str, str | None]) -> LiveConfig:
     """The agreement for the frontend's LIVE keys. GuestError names the key that is wrong."""
-    return LiveConfig(multicast_control=bool(_number(keys, Key.REQUEST_MULTICAST)))
+    return LiveConfig(
+        multicast_control=bool(_number(keys, Key.REQUEST_MULTICAST)),
+        xdp_headroom=_number(keys, Key.XDP_HEADROOM, below=MAX_XDP_HEADROOM + 1),
+    )
 
 
 def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:

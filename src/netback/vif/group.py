@@ -21,6 +21,7 @@ from netback.vif.features import LiveConfig, QueueConfig, VifConfig
 from netback.vif.queue import (
     attach_queue,
     bind_port,
+    change_queue,
     open_journal,
     open_settings,
     queue_name,
@@ -99,7 +100,7 @@ class Group:
 
     async def change(self, live: LiveConfig) -> None:
         """Apply what the guest changed while it is connected."""
-        await self._each(lambda _worker, queue: queue.change(multicast_control=live.multicast_control))
+        await self._each(lambda _worker, queue: change_queue(queue, live))
 
     async def watch(self, *, traced: bool, captured: bool) -> None:
         """Make the queues record each slot, or each frame, from now on."""

@@ -18,7 +18,7 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.settings import Settings
 from netback.errors import NetbackError, PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform
-from netback.vif.features import QueueConfig, VifConfig
+from netback.vif.features import LiveConfig, QueueConfig, VifConfig
 
 _PART = re.compile(r"-(q[1-9][0-9]*|settings)$")
 
@@ -149,8 +149,13 @@ def attach_queue(
         rx_unannounced=config.rx_unannounced,
         settings=settings,
     )
-    attached.change(multicast_control=config.live.multicast_control)
+    change_queue(attached, config.live)
     return attached
+
+
+def change_queue(queue: BackQueue, live: LiveConfig) -> None:
+    """Apply what the guest may change while it is connected; once the queue is served, in its worker's thread."""
+    queue.change(multicast_control=live.multicast_control, xdp_headroom=live.xdp_headroom)
 
 
 def _ring_name(gref: int, queue: QueueConfig) -> int:

@@ -242,17 +242,28 @@ class Device:
                 await self._store.write(f"{frontend}/mac", mac.lower())
 
     async def _connect(self, snapshot: Snapshot) -> None:
-        """Connect. From Reconfigured it is the same connection, so a predecessor's journal may have to be
-        completed.
-        """
-        await self._attach(snapshot, State.CONNECTED, adopt=snapshot.facts.ours is State.RECONFIGURED)
+        """Connect. From Reconfigured it is the same connection."""
+        if snapshot.facts.ours is State.RECONFIGURED:
+            await self._resume(snapshot, State.CONNECTED)
+        else:
+            await self._attach(snapshot, State.CONNECTED, adopt=False)
 
     async def _adopt(self, snapshot: Snapshot) -> None:
         await self._attach(snapshot, None, adopt=True)
 
     async def _reconfigure(self, snapshot: Snapshot) -> None:
-        """Resume the same rings with the frontend's current keys."""
-        await self._attach(snapshot, State.RECONFIGURED, adopt=True)
+        await self._resume(snapshot, State.RECONFIGURED)
+
+    async def _resume(self, snapshot: Snapshot, state: State) -> None:
+        """Go on with the same rings and the keys that a connected frontend may change, then write the state. Rings that
+        this process has are not touched; a predecessor's are adopted.
+        """
+        if not snapshot.facts.attached:
+            await self._attach(snapshot, state, adopt=True)
+            return
+        await self._follow_live()
+        if not self._fault:
+            await self._move(state)
 
     async def _attach(self, snapshot: Snapshot, state: State | None, *, adopt: bool) -> None:
         """Connect, write the state, serve. This order makes sure that a kill in between leaves no response on

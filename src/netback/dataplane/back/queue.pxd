@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A backend's queue: the state shared by its two directions."""
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.backlog cimport backlog_t
 from netback.dataplane.journal cimport Journal, journal_t
 from netback.dataplane.link cimport Link, link_t
@@ -31,7 +31,8 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     memory_t *memory
     uint32_t caps                # CAN_*: offloads that the guest accepts
     bint sg
-    uint16_t rx_offset           # where a frame begins in its first page: 2 for qnic, 0 for vif
+    uint16_t rx_offset           # where a frame begins in its first page: 2 for qnic, 0 for vif, or the XDP headroom
+    uint8_t rx_extras            # extra infos of every RX frame: that of the XDP headroom, or none
     uint32_t tx_segments_sent    # segments already sent of the frame at the TX ring's head
     backlog_t backlog            # frames that wait for RX slots
     bint segmenting              # the current RX frame is being segmented, and `segments` is the position in it
@@ -41,5 +42,6 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
 
 cdef class BackQueue(Link):
     cdef back_queue queue
+    cdef uint16_t plain_offset
     cdef readonly Journal journal
     cdef readonly Settings settings

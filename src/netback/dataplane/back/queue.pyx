@@ -6,7 +6,7 @@ back/tx and back/rx move frames; the worker decides when.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from netback.errors import GuestError
-from netback.dataplane.abi cimport RX_SLOT, TX_SLOT
+from netback.dataplane.abi cimport EXTRA_TYPE_XDP, RX_SLOT, TX_SLOT
 from netback.dataplane.back.rx cimport poll_rx
 from netback.dataplane.back.tx cimport poll_tx
 from netback.dataplane.backlog cimport backlog_free, backlog_init
@@ -78,7 +78,7 @@ cdef class BackQueue(Link):
         self.queue.memory = memory.memory
         self.queue.caps = caps
         self.queue.sg = sg
-        self.queue.rx_offset = rx_offset
+        self.queue.rx_offset = self.plain_offset = rx_offset
         self.queue.settings = self.settings.settings
         self.queue.tx_journal = journal.of_ring(0, tx_name, TX_SLOT)
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
@@ -88,12 +88,15 @@ cdef class BackQueue(Link):
     def __dealloc__(self):
         backlog_free(&self.queue.backlog)
 
-    def change(self, *, bint multicast_control) -> None:
+    def change(self, *, bint multicast_control=False, uint16_t xdp_headroom=0) -> None:
         """Apply what the guest may change while it is connected; for the worker's thread.
 
-        `multicast_control`: drop multicast frames whose address the guest's list does not have.
+        `multicast_control`: drop multicast frames whose address the guest's list does not have. `xdp_headroom`: bytes
+        before each RX frame in its first page, with the extra info that says so; 0: none, and `rx_offset` counts.
         """
         self.queue.multicast_control = multicast_control
+        self.queue.rx_offset = xdp_headroom if xdp_headroom else self.plain_offset
+        self.queue.rx_extras = 1 << EXTRA_TYPE_XDP if xdp_headroom else 0
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

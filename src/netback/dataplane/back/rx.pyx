@@ -181,7 +181,7 @@ cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogi
     """
     cdef uint32_t room = burst.room - burst.used
     if queue.habits.large:
-        room = max(<uint32_t>1, min(<uint32_t>LARGE_FRAMES, room // FULL_FRAME_SLOTS))
+        room = max(<uint32_t>1, min(<uint32_t>LARGE_FRAMES, room // full_frame_slots(queue)))
     return min(min(<uint32_t>BACKLOG_FRAMES, room), queue.link.peer.frames_per_read)
 
 
@@ -244,7 +244,7 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
         return 0
     verdict = virtio_to_netif(frame.data, frame.length, &frame.length, vnet_header(frame), queue.caps, &meta)
     if verdict == OFFLOAD_SEGMENT or verdict == OFFLOAD_SPLIT:
-        gso = verdict == OFFLOAD_SPLIT and queue.habits.most_posted >= FULL_FRAME_SLOTS
+        gso = verdict == OFFLOAD_SPLIT and queue.habits.most_posted >= full_frame_slots(queue)
         return begin_segments(queue, ws, burst, frame, gso)
     if verdict == OFFLOAD_DROP:
         queue.link.counters[RX_DROPPED] += 1
@@ -254,6 +254,7 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
         memset(vnet_header(frame), 0, VNET_HDR)
         clear_meta(&meta)
         queue.link.counters[RX_COMPLETED] += 1
+    add_extras(queue, &meta)
     needed = slots_needed(queue, frame.length, extras_count(&meta))
     if meta.gso_type != GSO_TYPE_NONE and needed > queue.habits.most_posted:
         return begin_segments(queue, ws, burst, frame, False)    # it would wait for ever
@@ -263,7 +264,7 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
 cdef uint32_t place_whole(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, uint32_t needed,
                           frame_meta *meta) noexcept nogil:
     """Stage a frame as it is. Returns 0 if it is done, else `needed`, the slots that it takes."""
-    if needed > RING_SLOTS or (needed > 1 and not queue.sg):
+    if needed > RING_SLOTS or (needed > 1 and not queue.sg and needed > 1 + extras_count(meta)):
         queue.link.counters[RX_TOO_BIG] += 1
         return 0
     if burst.used + needed > burst.room:
@@ -278,9 +279,6 @@ cdef uint32_t begin_segments(
     if segments_begin(&queue.segments, frame.data, frame.length, vnet_header(frame), gso) < 0:
         queue.link.counters[RX_DROPPED] += 1
         return 0
-    if queue.segments.largest + queue.rx_offset > PAGE_SIZE and not queue.sg:
-        queue.link.counters[RX_TOO_BIG] += 1
-        return 0
     queue.segmenting = True
     return place_segments(queue, ws, burst, frame)
 
@@ -292,8 +290,12 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
     cdef frame_meta meta
     cdef uint32_t length, needed
     cdef bint gso = queue.segments.gso_size != 0
+    if queue.segments.largest + queue.rx_offset > PAGE_SIZE and not queue.sg:
+        queue.link.counters[RX_TOO_BIG] += 1
+        queue.segmenting = False
+        return 0
     while queue.segments.index < queue.segments.count:
-        needed = slots_needed(queue, queue.segments.largest, gso)
+        needed = slots_needed(queue, queue.segments.largest, gso + (queue.rx_extras != 0))
         if gso and needed > queue.habits.most_posted:
             queue.link.counters[RX_DROPPED] += 1     # the guest no longer posts that many: the rest would wait for ever
             break
@@ -306,11 +308,22 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
         )
         if length == 0:
             break
+        add_extras(queue, &meta)
         stage(queue, ws, burst, ws.segment_memory + ws.segments_used, length, &meta)
         ws.segments_used += (length + 63) & ~<uint32_t>63
     queue.segmenting = False
     queue.link.counters[RX_SEGMENTED] += 1
     return 0
+
+
+cdef inline void add_extras(back_queue *queue, frame_meta *meta) noexcept nogil:
+    """Add the extra infos that every frame for this guest has. Without a branch: few guests ask for one."""
+    meta.extras |= queue.rx_extras
+    meta.xdp_headroom = queue.rx_offset
+
+
+cdef inline uint32_t full_frame_slots(back_queue *queue) noexcept nogil:
+    return FULL_FRAME_SLOTS + (queue.rx_extras != 0)
 
 
 cdef inline uint32_t slots_needed(back_queue *queue, uint32_t length, uint32_t extras) noexcept nogil:

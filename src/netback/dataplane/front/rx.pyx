@@ -15,12 +15,12 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY, NETRXF_csum_blank,
+    EXTRA_TYPE_XDP, GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY, NETRXF_csum_blank,
     NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, RX_SLOT, rx_request,
     rx_response, virtio_net_hdr,
 )
 from netback.dataplane.checksum cimport complete_checksum
-from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_OKAY, clear_meta, read_extras
+from netback.dataplane.extras cimport EXTRAS_OKAY, EXTRAS_RX, clear_meta, read_extras
 from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
@@ -72,13 +72,21 @@ cdef inline uint8_t *page_of(front_queue *queue, uint32_t at) noexcept nogil:
 
 
 cdef inline bint take_data(front_queue *queue, workspace_t *ws, uint32_t at, chain_t *chain) noexcept nogil:
-    """Read one data slot: it must answer the request posted there, and stay within its page."""
+    """Read one data slot: it must answer the request posted there, and stay within its page.
+
+    Linux's backend says the XDP headroom in the extra info alone: each slot then has offset 0 and counts the headroom.
+    """
     cdef rx_response *slot = response(ws, at)
     if slot.id != (queue.rx.rsp_cons + at) & (RING_SLOTS - 1):
         return False
     if slot.status < 0:
         chain.status = NETIF_RSP_ERROR
         return True
+    if chain.headroom:
+        if <uint32_t>slot.status < chain.headroom:
+            return False
+        slot.offset += chain.headroom
+        slot.status -= chain.headroom
     chain.length += slot.status
     return <uint32_t>slot.offset + slot.status <= PAGE_SIZE
 
@@ -90,18 +98,21 @@ cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pendin
     chain.extras = 0
     chain.length = 0
     chain.fixed_up = 0
+    chain.headroom = 0
     chain.status = NETIF_RSP_OKAY
     chain.flags = slot.flags
     clear_meta(&chain.meta)
     chain.meta.csum_blank = (slot.flags & NETRXF_csum_blank) != 0
     chain.meta.data_validated = (slot.flags & NETRXF_data_validated) != 0
-    if not take_data(queue, ws, chain.segment, chain):
-        return False
     if slot.flags & NETRXF_extra_info:
-        if read_extras(<uint8_t *>(slot + 1), sizeof(rx_response), pending - chain.segment - 1, EXTRAS_KNOWN,
+        if read_extras(<uint8_t *>(slot + 1), sizeof(rx_response), pending - chain.segment - 1, EXTRAS_RX,
                        &chain.meta, &chain.extras) != EXTRAS_OKAY:
             return False
         chain.slots += chain.extras
+        if chain.meta.extras >> EXTRA_TYPE_XDP & 1 and slot.offset == 0:
+            chain.headroom = chain.meta.xdp_headroom
+    if not take_data(queue, ws, chain.segment, chain):
+        return False
     while slot.flags & NETRXF_more_data:
         if chain.segment + chain.slots >= pending or chain.slots - chain.extras == MAX_DATA_SLOTS:
             return False
