@@ -9,7 +9,7 @@ import pytest
 from netback.abi.xs_wire import Op
 from netback.daemon import Backend, BackendConfig
 from netback.daemon.config import DeviceRule
-from netback.platforms.emulated import EmulatedDomain
+from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 from tests.vif.guest import until
@@ -17,6 +17,21 @@ from tests.xenbus.refusals import Refusal, RefusingPlatform
 
 FIRST = DeviceRule(net="null", guest="web", index=0, attach=True)
 SECOND = DeviceRule(net="null", guest="db", index=3, attach=True)
+
+
+async def test_the_device_follows_its_guest(xen: Path) -> None:
+    """Each life of the guest has another domid; one that arrives by migration is renamed later."""
+    addresses = set()
+    with EmulatedPlatform(xen) as platform:
+        config = BackendConfig(xen, workers=1, rules=(FIRST,))
+        async with Backend(platform, config), await Store.connect(xen / "xenstored.sock") as store:
+            for domid, called in ((1, "web"), (2, "web"), (3, "web--incoming")):
+                name = DeviceName("vif", 0, domid, "0")
+                with EmulatedDomain.join(xen, domid=domid, name=called):
+                    await until(store, f"{name.backend}/state", lambda state: state == "2")
+                    addresses.add(await store.read(f"{name.frontend}/mac"))
+                await until(store, f"{name.backend}/state", lambda state: state is None)
+    assert len(addresses) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ ACTIVE = (State.CONNECTED, State.CLOSING, State.RECONFIGURING, State.RECONFIGURE
 AFTER = {
     Action.OPEN: {"open": True},
     Action.OFFER: {"ours": State.INIT_WAIT, "attached": False},
-    Action.CONNECT: {"ours": State.CONNECTED, "attached": True},
+    Action.CONNECT: {"ours": State.CONNECTED, "attached": True, "moved": False},
     Action.ADOPT: {"attached": True},
     Action.FAIL: {"ours": State.CLOSING, "attached": False, "broken": False, "refused": True},
     Action.CLOSING: {"ours": State.CLOSING, "attached": False},
@@ -77,7 +77,10 @@ def expected_up(facts: Facts) -> Action:
     if theirs is not State.CONNECTED:
         return Action.NOTHING
     if ours is State.CONNECTED:
-        return Action.NOTHING if facts.attached else Action.ADOPT
+        if not facts.attached:
+            return Action.ADOPT
+        began_again = facts.moved and facts.online and facts.hotplug_done
+        return Action.CONNECT if began_again else Action.NOTHING
     if ours is State.CLOSING and facts.attached:
         return Action.REFUSE_RX
     asked_to_close = ours is State.CLOSING and facts.refused
@@ -86,7 +89,7 @@ def expected_up(facts: Facts) -> Action:
 
 def test_every_combination() -> None:
     combinations = list(every_facts())
-    assert len(combinations) == len(set(combinations)) == 9 * 9 * 2**7
+    assert len(combinations) == len(set(combinations)) == 9 * 9 * 2**8
     assert {facts: decide(facts) for facts in combinations} == {
         facts: expected(facts) for facts in combinations
     }
@@ -159,6 +162,7 @@ def test_offline_frontends_that_leave_end_in_destruction() -> None:
             broken=False,
             elsewhere=False,
             refused=False,
+            moved=False,
         )
         while (action := decide(facts)) not in ENDS:
             facts = replace(facts, **AFTER[action])  # type: ignore[arg-type]

@@ -25,6 +25,10 @@ log = logging.getLogger("netback.daemon.auto_attach")
 NET = "tap"
 """The network of a device for which neither its nodes nor the configuration name one."""
 _INTRODUCED = "@introduceDomain"
+_INCOMING = "--incoming"
+"""What `xl migrate` appends to the name of a guest until its memory has arrived. Its devices are made before that, and
+it is renamed before it runs.
+"""
 
 
 class AutoAttach:
@@ -97,7 +101,9 @@ class AutoAttach:
                 await self._give(domid, rule)
 
     async def _guest(self, domid: int) -> set[str]:
-        """A guest's name and UUID; empty in a driver domain, which may not read them."""
+        """A guest's name and UUID; empty in a driver domain, which may not read them. A guest that arrives by migration
+        has the name that it will have.
+        """
         try:
             name = await self._store.read_or(f"{home(domid)}/name")
             machine = await self._store.read_or(f"{home(domid)}/vm")
@@ -105,7 +111,8 @@ class AutoAttach:
             if error.errno != "EACCES":
                 raise
             return set()
-        return {text for text in (name, machine and machine.rpartition("/")[2]) if text}
+        names = (name and name.removesuffix(_INCOMING), machine and machine.rpartition("/")[2])
+        return {text for text in names if text}
 
     async def _give(self, domid: int, rule: DeviceRule) -> None:
         """Attach the rule's device unless it exists. Its MAC address is derived from guest, type and index."""

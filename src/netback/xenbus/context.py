@@ -37,3 +37,5 @@ class Context:
     """Reports changes of links."""
     taps: dict[int | str, str] = field(default_factory=dict)
     """The device that uses each tap, keyed by the tap's index and by the name in the spec."""
+    waiting: set[Callable[[], object]] = field(default_factory=set)
+    """Called, and removed, when a device gives up its network: another may have waited for it."""

@@ -84,6 +84,7 @@ class Device:
         self._unfollow: Callable[[], None] = _nothing
         self._fault = ""  # why the frontend's rings cannot be used, until the table has acted on it
         self._elsewhere = False
+        self._rewritten = False  # the frontend may have written its state since it was connected
         self._failed = False  # the error comes from the last round, not from a frontend
         self._noted = True  # an error node may exist, perhaps a predecessor's
         self._done = False
@@ -194,6 +195,7 @@ class Device:
             attached=self.vif is not None and self.vif.connected,
             broken=bool(self._fault or (self.vif is not None and self.vif.broken)),
             elsewhere=self._elsewhere,
+            moved=await self._has_moved(),
         )
         self.state = snapshot.facts.ours
         return snapshot
@@ -207,15 +209,33 @@ class Device:
         self._unfollow()
         self._followed, self._unfollow = "", _nothing
         try:
-            self._unfollow = await self._frontends.follow(self._reader.frontend, self.news.set)
+            self._unfollow = await self._frontends.follow(self._reader.frontend, self._rewrote)
             self._followed = self._reader.frontend
         except StoreError:
             if snapshot.facts.online:
                 raise
 
+    def _rewrote(self) -> None:
+        """The frontend's state was written, perhaps with its former value."""
+        self._rewritten = True
+        self.news.set()
+
+    async def _has_moved(self) -> bool:
+        """Whether the frontend's keys name other rings than those of `config`. Unusable keys name none: the rings
+        that are connected stay.
+        """
+        if self.config is None or not self._rewritten:
+            return False
+        self._rewritten, frontend = False, self._reader.frontend
+        values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in KEYS))
+        with suppress(GuestError):
+            found = agree(dict(zip(KEYS, values, strict=True)), self.name.kind)
+            return found.queues != self.config.queues
+        return False
+
     async def _disconnect(self) -> None:
         self._context.tracer.emit("xen_netdev_disconnect", self.name)
-        self.config = None
+        self.config, self._rewritten = None, False
         if self.vif is not None:
             await self.vif.disconnect()
 

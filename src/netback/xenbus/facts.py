@@ -74,7 +74,9 @@ class FactReader:
         self._frontend_seen = False
         self._orphan: bool | None = None
 
-    async def read(self, *, open: bool, attached: bool, broken: bool, elsewhere: bool) -> Snapshot:
+    async def read(
+        self, *, open: bool, attached: bool, broken: bool, elsewhere: bool, moved: bool
+    ) -> Snapshot:
         """Read both ends; the arguments are what this process knows of the device. StoreError: a node cannot
         be read.
 
@@ -104,6 +106,7 @@ class FactReader:
             broken=broken,
             elsewhere=elsewhere,
             refused=self._refused,
+            moved=moved,
         )
         return Snapshot(facts, made_by == MAKER, hotplug == "error")
 

@@ -88,6 +88,7 @@ class Nic:
         except _FAULTS as error:
             self._acted_at = self._loop.time()
             self._look_blindly(error)
+            self._context.waiting.add(self._wake)
             kind = next((kind for kind in (ConfigError, GoneError) if isinstance(error, kind)), NetbackError)
             raise kind(f"realization of net device {name.index} failed: {error}") from error
         if not running:
@@ -343,12 +344,15 @@ class Nic:
                 await asyncio.to_thread(remove_made, spec.link or await self._link())
 
     def _end_network(self, network: Network, *, gone: bool) -> None:
-        if self._context.networks.give_back(network):
-            return
         try:
-            network.remove() if gone else network.close()
+            if not self._context.networks.give_back(network):
+                network.remove() if gone else network.close()
         except _FAULTS as error:
             log.warning("%s: network %s: %s", self._name, network.name, error)
+        waiting = tuple(self._context.waiting)
+        self._context.waiting.clear()
+        for wake in waiting:
+            wake()
 
 
 def _seen(network: Network) -> tuple[str, int | None, bool]:

@@ -46,6 +46,8 @@ class Facts:
     """Another process has the rings. Reset to false each time this process is to try again."""
     refused: bool
     """The frontend has not left Connected since our state became Closing, or since it was found broken."""
+    moved: bool
+    """The frontend wrote its state again, and its keys name other rings than those of this process."""
 
 
 class Action(Enum):
@@ -79,6 +81,7 @@ class Rule:
     broken: bool | None = None
     elsewhere: bool | None = None
     refused: bool | None = None
+    moved: bool | None = None
 
     def fits(self, facts: Facts) -> bool:
         return (
@@ -131,6 +134,15 @@ RULES = (
     Rule(Action.OFFER, theirs=_states(State.INITIALISING), ours=_states(State.CLOSED) | _LIVE),
     Rule(Action.ADOPT, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED), attached=False),
     Rule(Action.ADOPT, theirs=_states(State.RECONFIGURING), ours=_states(State.RECONFIGURED), attached=False),
+    # a frontend that restarted without closing and waits for nothing: its former rings are nobody's
+    Rule(
+        Action.CONNECT,
+        theirs=_states(State.CONNECTED),
+        ours=_states(State.CONNECTED),
+        online=True,
+        hotplug_done=True,
+        moved=True,
+    ),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED)),
     Rule(Action.REFUSE_RX, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), attached=True),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), refused=True),
@@ -161,6 +173,7 @@ _WORDS = {
     "broken": ("frontend sound", "frontend broken"),
     "elsewhere": ("rings not in another process", "rings in another process"),
     "refused": ("it entered Connected after Closing", "it never left Connected"),
+    "moved": ("its keys name our rings", "its keys name other rings"),
 }
 """The texts for each flag, false and true, in docs/states.md."""
 
