@@ -140,6 +140,8 @@ class Case:
     config: Config
     start: int
     ops: tuple[Op, ...]
+    limited: bool = False
+    """The vif has a rate, which frames wait for; what happens to them is the same."""
 
 
 def tcp_head(ip: int, length: int) -> bytes:
@@ -542,4 +544,4 @@ def case(rng: random.Random, scenes: int = 12) -> Case:
         ops += rng.choice(SCENES)(rng)
     if rng.random() < 0.35:
         ops += breaking(rng)
-    return Case(config, rng.choice(WRAPS), tuple(ops))
+    return Case(config, rng.choice(WRAPS), tuple(ops), limited=rng.random() < 0.3)

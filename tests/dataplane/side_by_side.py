@@ -8,6 +8,9 @@ whether the guest was notified, and whether it broke the protocol. Used by tests
 import struct
 from collections.abc import Iterator
 
+from netback.dataplane import clock
+from netback.dataplane.credit import Credit
+from netback.dataplane.states import State
 from tests.dataplane.harness import RING_PAGES, Bench
 from tests.dataplane.ring_cases import HEADS, PAGES, Case, Deliver, Guest, Op, Send, truthful
 from tests.oracle import INDEX, PAGE, SLOTS, Burst, Frame, Oracle
@@ -17,6 +20,7 @@ NEEDS_CSUM, DATA_VALID = 1, 2
 VIRTIO_GSO = (0, 1, 4)
 """netif's GSO types as virtio_net_hdr counts them."""
 TCP_CHECK = 16
+BEGIN = 1_000_000_000
 REQ_EVENT, RSP_PROD = 4, 8
 """Indices in a ring's page."""
 EVERYTHING, CHECKSUMS = 15, 3
@@ -79,6 +83,10 @@ class Pair:
             multicast_control=config.multicast_control, xdp_headroom=config.rx_offset if config.xdp else 0
         )
         assert self.bench.notified(), "attaching tells the guest once, whatever the rings say"
+        if case.limited:
+            clock.fix(BEGIN)
+            credits = (Credit(1000, 1000, now=BEGIN) for _ in range(2))
+            self.bench.worker.limit(self.bench.queue, *credits)
         self.native = Guest(self.bench.memory, case)
         self.memory = bytearray(PAGES * PAGE)
         self.model = Guest(self.memory, case)
@@ -89,6 +97,7 @@ class Pair:
 
     def close(self) -> None:
         self.bench.close()
+        clock.fix(0)
 
     def play(self) -> None:
         """All operations, or those up to the one that ends the vif."""
@@ -127,11 +136,19 @@ class Pair:
     def native_bursts(self) -> Iterator[bytes]:
         """Poll until nothing is left; the network takes frames between polls."""
         for _ in range(10 * SLOTS):
-            more = self.bench.worker.step(self.bench.queue)
+            more = self.bench.worker.step(self.bench.queue) or self.credit_came()
             yield from self.bench.sent()
             if not more:
                 return
         raise AssertionError("the queue never came to rest")
+
+    def credit_came(self) -> bool:
+        """Let some time pass if frames wait for credit; returns whether they did. It is too short for other timers."""
+        if State.NO_CREDIT not in self.bench.queue.states:
+            return False
+        clock.fix(clock.now() + 100_000)
+        self.bench.worker.end_timers()
+        return True
 
     def look(self, frames: list[Frame]) -> bool:
         """Both handle both rings, and must agree; False once the guest broke the protocol."""

@@ -19,6 +19,8 @@ import pytest
 
 from netback.abi.netif import RX_REQUEST, TX_REQUEST
 from netback.abi.ring import PAGE_SIZE, slot_offset
+from netback.dataplane import clock
+from netback.dataplane.credit import Credit
 from netback.dataplane.link import REASONS
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.socket import SocketPeer
@@ -40,7 +42,7 @@ EVENTS = (Event.RING, Event.FRAMES, Event.ROOM, Event.TIMER, CLOSING, HANG_UP)
 def test_every_state_has_a_row_and_the_worker_has_the_same_numbers() -> None:
     assert set(TABLE) == set(State)
     assert [state.value for state in State] == list(range(len(State)))
-    assert set(RING_TO_PEER) & set(PEER_TO_RING) == {State.BROKEN}
+    assert set(RING_TO_PEER) & set(PEER_TO_RING) == {State.NO_CREDIT, State.BROKEN}
 
 
 def test_no_state_sleeps_for_ever() -> None:
@@ -112,6 +114,12 @@ class Rig(Bench):
             self.peer_end.send(bytes(10 + 60))
         self.offered += count
 
+    def limit(self, *, tx: bool = False, rx: bool = False) -> None:
+        """100 kB a second, and no credit for a frame yet."""
+        self.worker.limit(
+            self.queue, *(Credit(1, 10_000, now=clock.now()) if way else None for way in (tx, rx))
+        )
+
     def apply(self, event: Event) -> bool:
         return self.worker.apply(self.queue, int(event))
 
@@ -161,8 +169,9 @@ class Rig(Bench):
         raise AssertionError(f"it never came to rest: {self.queue.states}")
 
     def retry(self) -> bool:
-        """Let a millisecond pass if a direction is retried by a timer; returns whether that moved anything."""
+        """Let a second pass if a direction is retried by a timer; returns whether that moved anything."""
         before = self.queue.rings
+        clock.fix(clock.now() + 1_000_000_000)
         if any(TABLE[state].timer and TABLE[state].expires is None for state in self.queue.states):
             self.apply(Event.TIMER)
         return self.queue.rings != before
@@ -179,11 +188,13 @@ class Rig(Bench):
 
 @contextmanager
 def rig(*, unannounced: bool = False) -> Iterator[Rig]:
+    clock.fix(1_000_000_000)
     made = Rig(unannounced=unannounced)
     try:
         yield made
     finally:
         made.close()
+        clock.fix(0)
 
 
 def fill_peer(rig: Rig) -> None:
@@ -192,10 +203,16 @@ def fill_peer(rig: Rig) -> None:
     rig.post_tx(60, 1000)
 
 
+def spend_tx(rig: Rig) -> None:
+    rig.limit(tx=True, rx=State.NO_CREDIT in rig.queue.states)
+    rig.post_tx(3)
+
+
 RING_STATES: dict[State, Callable[[Rig], None]] = {
     State.RING_IDLE: lambda _rig: None,
     State.RING_MORE: lambda rig: rig.post_tx(200),
     State.PEER_FULL: fill_peer,
+    State.NO_CREDIT: spend_tx,
 }
 """The steps before the last poll; PEER_BUSY needs a packet socket and has its own test."""
 
@@ -223,6 +240,13 @@ def more_frames(rig: Rig) -> None:
     rig.offer(90)
 
 
+def spend_rx(rig: Rig) -> None:
+    rig.limit(rx=True)
+    rig.post_rx(8)
+    rig.offer(3)
+    rig.apply(Event.POLL)
+
+
 PEER_STATES: dict[State, Callable[[Rig], None]] = {
     State.PEER_IDLE: lambda rig: rig.post_rx(8),
     State.PEER_MORE: more_frames,
@@ -230,6 +254,7 @@ PEER_STATES: dict[State, Callable[[Rig], None]] = {
     State.NO_SLOTS_LONG: lambda rig: expire(rig, 1),
     State.STALLED: lambda rig: expire(rig, 2),
     State.NO_SLOTS_UNANNOUNCED: lambda _rig: None,
+    State.NO_CREDIT: spend_rx,
     State.REFUSED: refuse,
     State.PEER_CLOSED: close_peer,
 }

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A queue of either end for the worker: two directions with a state each, the reason of its end, its counters."""
 from libc.stdint cimport uint32_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from netback.dataplane.clock cimport now_ns
+from netback.dataplane.credit cimport allowance_t
 from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_UP, Peer, peer_t
 from netback.dataplane.platform.events cimport events_t
 from netback.dataplane.timers cimport timer_t
 from netback.dataplane.workspace cimport workspace_t
 
 cdef enum:                      # state of a direction: states.py has the table and the meanings
-    STATE_RING_IDLE, STATE_RING_MORE, STATE_PEER_FULL, STATE_PEER_BUSY,
+    STATE_RING_IDLE, STATE_RING_MORE, STATE_PEER_FULL, STATE_PEER_BUSY, STATE_NO_CREDIT,
     STATE_PEER_IDLE, STATE_PEER_MORE, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_STALLED, STATE_NO_SLOTS_UNANNOUNCED,
     STATE_REFUSED, STATE_PEER_CLOSED, STATE_BROKEN,
     STATES_END
@@ -33,9 +34,9 @@ cdef enum:                      # reason: why a link is broken; REASONS in link.
 
 cdef enum:                      # counter: COUNTERS in link.pyx has the names in this order, and the meanings
     TX_FRAMES, TX_BYTES, TX_SLOTS, TX_BURSTS, TX_NOTIFIES, TX_ERRORS, TX_DROPPED, TX_FIXED_UP, TX_COMPLETED,
-    TX_SEGMENTED, TX_TOO_BIG, TX_FULL, TX_REFUSED, TX_STALLS, TX_FAULTS, TX_SHORT, TX_TRUNCATED,
+    TX_SEGMENTED, TX_TOO_BIG, TX_FULL, TX_REFUSED, TX_STALLS, TX_FAULTS, TX_SHORT, TX_TRUNCATED, TX_THROTTLED,
     RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_FIXED_UP, RX_COMPLETED,
-    RX_SEGMENTED, RX_TOO_BIG, RX_FULL, RX_REFUSED, RX_STALLS, RX_FAULTS, RX_SHORT, RX_TRUNCATED,
+    RX_SEGMENTED, RX_TOO_BIG, RX_FULL, RX_REFUSED, RX_STALLS, RX_FAULTS, RX_SHORT, RX_TRUNCATED, RX_THROTTLED,
     EVENTS, EVENTS_EMPTY, TX_MULTICAST, TX_MULTICAST_FULL, RX_FILTERED,
     COUNTERS_END
 
@@ -61,8 +62,9 @@ cdef struct direction_t:
     bint notify                  # the far side asked for an event after this poll
     uint32_t progress            # changes with every poll that moved something
     uint32_t progress_then       # when the timer was set
-    uint64_t period              # the state that the timer was set for
+    uint64_t period              # ns that the timer was set for
     timer_t timer
+    allowance_t allowance        # zeros: no limit
 
 
 cdef struct link_t:
@@ -90,12 +92,6 @@ cdef struct link_t:
 
 cdef row_t *state_rows() noexcept nogil
 cdef dict ring_indices(size_t page, uint32_t private)
-
-
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef inline int link_condition(link_t *link) noexcept nogil:
@@ -140,4 +136,5 @@ cdef inline bint gives_up(link_t *link) noexcept nogil:
 cdef class Link:
     cdef link_t *link
     cdef readonly Peer peer
-    cdef object keep             # keeps alive what the C structure points to
+    cdef object keep             # keeps alive what the C structure points to, as
+    cdef object credits          # does this

@@ -42,6 +42,7 @@ _KINDS = (
     "faults",        # peer to ring: reads that failed
     "short",         # peer to ring: messages without a frame
     "truncated",     # peer to ring: frames longer than any buffer
+    "throttled",     # polls after which the next frame lacked credit: the rate limit
 )
 
 COUNTERS = (

@@ -47,15 +47,16 @@ class State(enum.IntEnum):
     RING_MORE = 1
     PEER_FULL = 2
     PEER_BUSY = 3
-    PEER_IDLE = 4
-    PEER_MORE = 5
-    NO_SLOTS = 6
-    NO_SLOTS_LONG = 7
-    STALLED = 8
-    NO_SLOTS_UNANNOUNCED = 9
-    REFUSED = 10
-    PEER_CLOSED = 11
-    BROKEN = 12
+    NO_CREDIT = 4
+    PEER_IDLE = 5
+    PEER_MORE = 6
+    NO_SLOTS = 7
+    NO_SLOTS_LONG = 8
+    STALLED = 9
+    NO_SLOTS_UNANNOUNCED = 10
+    REFUSED = 11
+    PEER_CLOSED = 12
+    BROKEN = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,14 @@ class Row:
 
 _ANY = Event.POLL | Event.RING | Event.FRAMES | Event.ROOM | Event.TIMER
 
+_NO_CREDIT = Row(
+    "the next frame lacks credit (the vif's rate): the timer ends when it is there, a second later at most",
+    polled=Event.TIMER,
+    timer=1000 * MS,
+)
+_BROKEN = Row("the far side broke the protocol")
+"""The two states that either direction may be in."""
+
 RING_TO_PEER: Mapping[State, Row] = {
     State.RING_IDLE: Row(
         "the ring is drained; reading it costs less than an event, so each poll of the link does it",
@@ -98,7 +107,8 @@ RING_TO_PEER: Mapping[State, Row] = {
         polled=Event.TIMER,
         timer=MS,
     ),
-    State.BROKEN: Row("the far side broke the protocol"),
+    State.NO_CREDIT: _NO_CREDIT,
+    State.BROKEN: _BROKEN,
 }
 
 PEER_TO_RING: Mapping[State, Row] = {
@@ -129,9 +139,10 @@ PEER_TO_RING: Mapping[State, Row] = {
         timer=MS,
         armed="for what the frame needs",
     ),
+    State.NO_CREDIT: _NO_CREDIT,
     State.REFUSED: Row("the vif is Closing: no more frames for the guest"),
     State.PEER_CLOSED: Row("the peer's far end is gone and everything it sent was read"),
-    State.BROKEN: Row("the far side broke the protocol"),
+    State.BROKEN: _BROKEN,
 }
 
 TABLE: Mapping[State, Row] = {**RING_TO_PEER, **PEER_TO_RING}

@@ -27,10 +27,12 @@ from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
+from netback.dataplane.clock cimport now_ns
+from netback.dataplane.credit cimport Credit, credit_leave
 from netback.dataplane.link cimport (
     EVENT_FRAMES, EVENT_POLL, EVENT_RING, EVENT_ROOM, EVENT_TIMER, EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_READY,
-    STATE_BROKEN, STATE_PEER_CLOSED, STATE_PEER_FULL, STATE_PEER_MORE, STATE_REFUSED, STATE_RING_MORE, Link,
-    direction_t, link_condition, now_ns, state_rows,
+    STATE_BROKEN, STATE_NO_CREDIT, STATE_PEER_CLOSED, STATE_PEER_FULL, STATE_PEER_MORE, STATE_REFUSED, STATE_RING_MORE, Link,
+    direction_t, link_condition, state_rows,
 )
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer
@@ -121,11 +123,20 @@ cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil
     watch_peer(worker, link, wanted)
 
 
+cdef inline uint64_t timer_period(worker_t *worker, direction_t *direction) noexcept nogil:
+    """ns that the timer of a direction's state runs; 0: none. Of credit it is known when it suffices."""
+    cdef uint64_t now, period = worker.rows[direction.state].timer
+    if direction.state != STATE_NO_CREDIT:
+        return period
+    now = now_ns()
+    return min(period, direction.allowance.due - now) if direction.allowance.due > now else 1
+
+
 cdef inline void set_timer(worker_t *worker, direction_t *direction) noexcept nogil:
     """Set the timer of a direction's state, unless one that ends early enough is set. Leaving the state does not cancel
     it; on_timer then checks the state. So a state that is entered and left at a high rate costs no timer.
     """
-    cdef uint64_t period = worker.rows[direction.state].timer
+    cdef uint64_t period = timer_period(worker, direction)
     if period == 0 or (direction.timer.place and direction.period <= period):
         return
     direction.period = period
@@ -238,6 +249,8 @@ cdef inline bint is_due(worker_t *worker, direction_t *direction) noexcept nogil
 cdef inline void poll_direction(worker_t *worker, workspace_t *ws, link_t *link, direction_t *direction) noexcept nogil:
     if is_due(worker, direction):
         direction.state = direction.poll(link, ws)
+        if direction.allowance.waiting and direction.state != STATE_NO_CREDIT:
+            credit_leave(&direction.allowance)       # it waits for something else: others need not wait behind it
         set_timer(worker, direction)
     direction.events = 0
 
@@ -411,7 +424,9 @@ cdef class Worker:
         return self.members.get(link.link.index) is link
 
     cdef void forget(self, link_t *link) noexcept:
-        """Remove a link from all of the worker's tables."""
+        """Remove a link from all of the worker's tables, and from the line for credit."""
+        credit_leave(&link.ring_to_peer.allowance)
+        credit_leave(&link.peer_to_ring.allowance)
         timers_cancel(&self.worker.timers, &link.ring_to_peer.timer)
         timers_cancel(&self.worker.timers, &link.peer_to_ring.timer)
         timers_cancel(&self.worker.timers, &link.unmask)
@@ -437,8 +452,22 @@ cdef class Worker:
         """Send the guest no more frames (its vif is Closing) but serve its TX, until the link is added again."""
         if not self.serves(link) or link.link.broken:
             return
+        credit_leave(&link.link.peer_to_ring.allowance)
         link.link.peer_to_ring.state = STATE_REFUSED
         watch_for_states(self.worker, link.link)
+
+    def limit(self, Link link, Credit tx, Credit rx) -> None:
+        """Give each direction of a backend's queue this credit, None for no limit; it is polled if it waits for credit.
+
+        The queues of a vif share one credit for each direction, on whatever workers they are.
+        """
+        credit_leave(&link.link.ring_to_peer.allowance)
+        credit_leave(&link.link.peer_to_ring.allowance)
+        link.link.ring_to_peer.allowance.credit = &tx.credit if tx is not None else NULL
+        link.link.peer_to_ring.allowance.credit = &rx.credit if rx is not None else NULL
+        link.credits = (tx, rx)
+        if self.serves(link):
+            raise_events(self.worker, link.link, EVENT_TIMER)
 
     def set_peer(self, Link link, Peer peer) -> None:
         """Join a link to another peer between two bursts; rings and frames that wait for slots stay unchanged.
@@ -512,6 +541,11 @@ cdef class Worker:
                 more = poll_link(self.worker, self.ws, native)
         self.idle(native)
         return more
+
+    def end_timers(self) -> None:
+        """End the timers that are due by the clock, which a test has fixed: the next poll of their links has the event.
+        """
+        run_timers(self.worker, now_ns())
 
     cdef void idle(self, link_t *link) noexcept:
         self.worker.runnable_count = without(self.worker.runnable, self.worker.runnable_count, link.index)

@@ -2,6 +2,7 @@
 """Network to guest: one burst from the peer to the RX ring. Read it top to bottom, as a frame goes:
 
     receive   frames of the backlog, or new ones from the peer, while slots last; drop unwanted multicast frames
+    limit     keep in the backlog the frames for which a rate-limited vif has no credit yet
     place     decide for each frame: send it whole, send it in segments, drop it, or let it wait for slots
     stage     assign its bytes to posted requests: a response and a grant copy for each, flags and GSO extra as agreed
     deliver   grant copy, then one push through the journal and at most one notify
@@ -21,19 +22,23 @@ from netback.dataplane.abi cimport (
     FULL_FRAME_SLOTS, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, MAC_BYTES, MIN_FRAME,
     NETIF_RSP_ERROR, NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE,
     RING_SLOTS, copy_segment, extra_info, rx_request, rx_response,
+    virtio_net_hdr,
 )
 from netback.dataplane.arena cimport name_local
 from netback.dataplane.back.queue cimport BACKLOG_FRAMES, back_queue
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.clock cimport now_ns
+from netback.dataplane.credit cimport credit_claim, credit_settle
 from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FILTERED,
-    RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_TOO_BIG, RX_TRUNCATED, STATE_NO_SLOTS,
-    STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, break_link, lacks_slots, link_t,
-    state_rows,
+    RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_THROTTLED, RX_TOO_BIG, RX_TRUNCATED,
+    STATE_NO_CREDIT, STATE_NO_SLOTS, STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE,
+    break_link, lacks_slots, link_t, state_rows,
 )
+from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, virtio_to_netif,
 )
@@ -56,6 +61,7 @@ cdef extern from *:
 cdef const char *BROADCAST = b"\xff\xff\xff\xff\xff\xff"
 
 cdef enum:
+    MAX_TCP = 60                 # bytes of a TCP header
     LONE_BURSTS = 4
     LARGE_FRAMES = 4             # of several slots in one read: more would evict each other from the cache
 
@@ -66,6 +72,7 @@ cdef struct burst_t:             # staged and not yet published
     uint32_t segments            # grant copies
     uint32_t bytes
     uint32_t frames
+    bint unpaid                  # a frame waits for credit
 
 
 # --- poll: one burst
@@ -88,6 +95,8 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
     else:
         needed = receive(queue, ws, &burst, &drained)
     deliver(queue, ws, &burst)
+    if link.peer_to_ring.allowance.credit != NULL:
+        credit_settle(&link.peer_to_ring.allowance, burst.bytes)
     if link.peer.release != NULL:
         link.peer.release(link.peer)
     return next_state(queue, &burst, needed, drained)
@@ -101,6 +110,9 @@ cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint dra
     if moved:
         link.peer_to_ring.progress += 1
         queue.habits.waited = 0
+    if burst.unpaid and not needed:
+        link.counters[RX_THROTTLED] += 1
+        return STATE_NO_CREDIT
     if drained and burst.used < burst.room:
         return STATE_PEER_CLOSED if link.peer.condition == PEER_CLOSED else STATE_PEER_IDLE
     return wait_for_slots(queue, max(needed, <uint32_t>1), moved)
@@ -113,11 +125,15 @@ cdef uint32_t place_backlog(back_queue *queue, workspace_t *ws, burst_t *burst) 
     Returns the slots that the next frame needs, or 0.
     """
     cdef uint32_t needed
-    while queue.backlog.count:
+    cdef uint32_t left = queue.backlog.count
+    if queue.link.peer_to_ring.allowance.credit != NULL:
+        left = limit_backlog(queue, burst)
+    while left:
         needed = place(queue, ws, burst, backlog_first(&queue.backlog))
         if needed:
             return needed
         backlog_pop(&queue.backlog)
+        left -= 1
     return 0
 
 
@@ -129,7 +145,7 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
     cdef uint32_t count, needed, last
     cdef uint32_t taken = 0
     cdef uint8_t *arena = ws.arena
-    cdef int got, kept, i, j
+    cdef int got, kept, allowed, i
     while taken + BACKLOG_FRAMES <= BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
         count = read_ahead(queue, burst)
         got = peer.receive(peer, arena, LARGE_BYTES, ws.frames, count)
@@ -140,13 +156,17 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
         kill_point()
         last = ws.frames[got - 1].length
         queue.habits.large = last > PAGE_SIZE
-        kept = drop_unwanted(queue, ws.frames, got) if queue.multicast_control else got
-        for i in range(kept):
+        kept = allowed = drop_unwanted(queue, ws.frames, got) if queue.multicast_control else got
+        if queue.link.peer_to_ring.allowance.credit != NULL:
+            allowed = limit(queue, burst, ws.frames, kept)
+        for i in range(allowed):
             needed = place(queue, ws, burst, &ws.frames[i])
             if needed:
-                for j in range(i, kept):
-                    backlog_add(&queue.backlog, &ws.frames[j])
+                keep(queue, ws, i, kept)
                 return needed
+        if allowed < kept:
+            keep(queue, ws, allowed, kept)
+            return 0
         taken += got
         if <uint32_t>got < count or expects_no_more(queue, taken):
             drained[0] = True
@@ -173,6 +193,13 @@ cdef int drop_unwanted(back_queue *queue, frame_t *frames, int count) noexcept n
             frames[kept] = frames[i]
             kept += 1
     return kept
+
+
+cdef inline void keep(back_queue *queue, workspace_t *ws, int first, int end) noexcept nogil:
+    """Keep the rest of a read in the backlog."""
+    cdef int i
+    for i in range(first, end):
+        backlog_add(&queue.backlog, &ws.frames[i])
 
 
 cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogil:
@@ -221,10 +248,39 @@ cdef inline void note_posted(back_queue *queue, uint32_t pending) noexcept nogil
     """
     cdef link_t *link = &queue.link
     queue.habits.most_posted = max(queue.habits.most_posted, pending)
-    if link.peer_to_ring.events & EVENT_TIMER:
+    if link.peer_to_ring.events & EVENT_TIMER and lacks_slots(link.peer_to_ring.state):
         queue.habits.waited += link.peer_to_ring.period
         if queue.habits.waited >= state_rows()[<int>STATE_NO_SLOTS].timer:
             queue.habits.most_posted = pending
+
+
+# --- limit: by the vif's credit
+
+cdef inline uint32_t most_bytes(frame_t *frame) noexcept nogil:
+    """The most bytes that can be counted for a frame: if it is segmented, each segment has the headers again."""
+    cdef virtio_net_hdr *header = vnet_header(frame)
+    if header.gso_size == 0:
+        return frame.length
+    return frame.length + frame.length // header.gso_size * (min(header.csum_start, <uint16_t>HEADERS_MAX) + MAX_TCP)
+
+
+cdef uint32_t limit(back_queue *queue, burst_t *burst, frame_t *frames, uint32_t count) noexcept nogil:
+    """How many of the frames may pass now; if fewer than all, the rest waits for credit."""
+    cdef uint32_t costs[BURST_FRAMES]
+    cdef uint32_t i
+    for i in range(count):
+        costs[i] = most_bytes(&frames[i])
+    i = credit_claim(&queue.link.peer_to_ring.allowance, now_ns(), costs, count)
+    burst.unpaid = i < count
+    return i
+
+
+cdef uint32_t limit_backlog(back_queue *queue, burst_t *burst) noexcept nogil:
+    cdef frame_t frames[BACKLOG_FRAMES]
+    cdef uint32_t i
+    for i in range(queue.backlog.count):
+        frames[i] = queue.backlog.frames[(queue.backlog.first + i) % queue.backlog.capacity]
+    return limit(queue, burst, frames, queue.backlog.count)
 
 
 # --- place: what becomes of a frame

@@ -3,6 +3,7 @@
 
     take      make private copies of the pending requests (XSA-155)
     read      turn requests into chains (frames) and validate each (netif.h)
+    limit     leave the frames for which a rate-limited vif has no credit yet
     copy      bring their bytes to private memory by grant copies
     forward   complete checksums and segment where the peer cannot, then send to the peer
     respond   change the multicast list, then write one response per slot, in ring order, through the journal
@@ -23,12 +24,15 @@ from netback.dataplane.abi cimport (
 )
 from netback.dataplane.back.queue cimport back_queue
 from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.clock cimport now_ns
+from netback.dataplane.credit cimport credit_claim, credit_settle
 from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_MULTICAST, EXTRAS_OKAY, clear_meta, read_extras
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
-    REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_RING_IDLE,
-    STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES, TX_FULL,
-    TX_MULTICAST, TX_MULTICAST_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, break_link, link_t, peer_refuses,
+    REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_NO_CREDIT,
+    STATE_RING_IDLE, STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES,
+    TX_FULL, TX_MULTICAST, TX_MULTICAST_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, TX_THROTTLED, break_link,
+    link_t, peer_refuses,
 )
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
@@ -53,7 +57,7 @@ cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
     cdef back_queue *queue = <back_queue *>link
     cdef int state = STATE_RING_MORE
     cdef int pending, broken = REASON_NONE
-    cdef uint32_t chains, done
+    cdef uint32_t chains, allowed, done
     pending = back_pending(&queue.tx)
     if pending == 0 and link.poll_follows:
         return STATE_RING_MORE   # while the other direction continues, this one needs no events
@@ -65,11 +69,19 @@ cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
         return STATE_RING_IDLE
     take(queue, ws, pending)
     chains = read_chains(queue, ws, pending, &broken)
-    done = forward(queue, ws, chains, &state)
+    allowed = chains if link.ring_to_peer.allowance.credit == NULL else limit(queue, ws, chains)
+    if allowed == 0 and chains:
+        link.counters[TX_THROTTLED] += 1
+        return STATE_NO_CREDIT
+    copy(queue, ws, allowed)
+    done = forward(queue, ws, allowed, &state)
     respond(queue, ws, done)
-    if done < chains:
+    if done < allowed:
         link.counters[TX_FULL] += state != STATE_RING_MORE
         return state
+    if allowed < chains:
+        link.counters[TX_THROTTLED] += 1
+        return STATE_NO_CREDIT
     return break_link(link, broken) if broken != REASON_NONE else STATE_RING_MORE
 
 
@@ -138,7 +150,6 @@ cdef inline uint32_t stage_copies(
     cdef uint32_t i
     cdef tx_request *request
     cdef copy_segment *copy
-    chain.segment = segment
     for i in range(chain.slots - chain.extras):
         request = &ws.requests[at + (i + chain.extras if i else 0)]
         if request.size == 0:
@@ -175,15 +186,36 @@ cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, 
         if chain.slots - chain.extras > 1:   # the bytes of its second slot begin at a page, as in back/rx
             used += -<uint32_t>(<size_t>(ws.packed + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
         chain.data = ws.packed + used
+        chain.segment = segment
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)
             used += (chain.length + FRAME_HEADROOM + 63) & ~<uint32_t>63
             segments += chain.length // chain.meta.gso_size if chain.meta.gso_size else 0
         at += chain.slots
         count += 1
-    kill_point()
-    grant_copy(queue.memory, ws.segments, segment)
     return count
+
+
+cdef inline void copy(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """Copy the bytes of the first `chains` chains."""
+    cdef uint32_t segments = 0
+    if chains:
+        segments = ws.chains[chains - 1].segment + ws.chains[chains - 1].segments
+    kill_point()
+    grant_copy(queue.memory, ws.segments, segments)
+
+
+# --- limit: by the vif's credit
+
+cdef uint32_t limit(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
+    """How many of the chains may pass now. A frame costs the bytes that are counted for it: its first slot's size, so
+    that a GSO frame costs the same whether or not it is segmented. A malformed one costs nothing.
+    """
+    cdef uint32_t costs[BURST_FRAMES]
+    cdef uint32_t i
+    for i in range(chains):
+        costs[i] = ws.chains[i].length if ws.chains[i].status == NETIF_RSP_OKAY else 0
+    return credit_claim(&queue.link.ring_to_peer.allowance, now_ns(), costs, chains)
 
 
 # --- forward: to the peer
@@ -351,6 +383,7 @@ cdef void change_multicast(back_queue *queue, workspace_t *ws, uint32_t chains) 
 cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
     """Publish once per burst; the guest is notified after the poll of both directions, if it asked for that."""
     cdef uint64_t *counters = queue.link.counters
+    cdef uint64_t bytes_before = counters[TX_BYTES]
     cdef uint32_t i, slots = 0
     cdef chain_t *chain
     for i in range(chains):
@@ -365,6 +398,8 @@ cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
         counters[TX_FIXED_UP] += chain.fixed_up
         counters[TX_COMPLETED] += chain.completed
         counters[TX_DROPPED] += chain.dropped
+    if queue.link.ring_to_peer.allowance.credit != NULL:
+        credit_settle(&queue.link.ring_to_peer.allowance, counters[TX_BYTES] - bytes_before)
     if slots == 0:
         return
     if ws.multicast_changes:

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's clock."""
+from libc.stdint cimport uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+cdef uint64_t fixed_ns           # ns; 0: the system's monotonic clock
+
+
+cdef inline uint64_t now_ns() noexcept nogil:
+    cdef timespec now
+    if fixed_ns:
+        return fixed_ns
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
