@@ -14,7 +14,9 @@ import struct
 from dataclasses import dataclass
 
 from netback.abi import grant_table, netif, virtio_net
+from netback.dataplane import clock
 from netback.dataplane.back.queue import BackQueue
+from netback.dataplane.credit import Credit
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.null import NullPeer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
@@ -34,6 +36,8 @@ GSO_SIZE = 1448
 HEADERS = 54
 BURST_BYTES = 256 * 1024
 BURST_FRAMES = 64
+LIMITED = (10**15, 10**9)
+"""Bytes in each period of ns: a limit that costs its work and never waits."""
 WORD = struct.Struct("<I")
 RING_HEADER = 64
 REQ_PROD, RSP_PROD, RSP_EVENT = 0, 8, 12
@@ -134,7 +138,7 @@ def guest_memory() -> tuple[mmap.mmap, EmulatedMemory]:
 class Ring:
     """One ring of a queue, filled by `fill` and emptied by `worker.step(queue)`; the queue's other ring stays empty."""
 
-    def __init__(self, shape: Shape, *, tx: bool) -> None:
+    def __init__(self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None) -> None:
         self.shape = shape
         self.tx = tx
         self.own, self.memory = guest_memory()
@@ -147,6 +151,8 @@ class Ring:
         events = EmulatedEvents(self._eventfd, self.memory.page_address(EVENT_PAGE), lambda port: None)
         self.worker = Worker(events)
         self.queue = self._queue(events)
+        if rate is not None:
+            self.worker.limit(self.queue, *(Credit(*rate, now=clock.now()) for _ in range(2)))
         for slot in range(SLOTS if tx else 0):
             at = (DATA_PAGE + slot) * PAGE
             self.own[at : at + PAGE] = shape.frame()[:PAGE].ljust(PAGE, b"x")

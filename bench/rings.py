@@ -20,7 +20,7 @@ from rich.progress import Progress
 from . import allocations
 from .native import build
 from .report import Row
-from .rig import SHAPES, Ring
+from .rig import LIMITED, SHAPES, Ring
 
 CPU = 1
 FILLS = 400
@@ -94,9 +94,9 @@ class Case:
         return row.judged(target, met, notes)
 
 
-def make(way: str, name: str) -> Case:
-    ring = Ring(SHAPES[name], tx=way == "TX")
-    return Case(way, name, ring, Floor(ring), [], [])
+def make(way: str, name: str, *, limited: bool = False) -> Case:
+    ring = Ring(SHAPES[name], tx=way == "TX", rate=LIMITED if limited else None)
+    return Case(way, f"{name}, limited" if limited else name, ring, Floor(ring), [], [])
 
 
 @contextmanager
@@ -111,6 +111,7 @@ def pinned(cpu: int) -> Iterator[None]:
 
 def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
     cases = [make(way, name) for way in ("TX", "RX") for name in SHAPES]
+    cases += [make(way, "1500 B", limited=True) for way in ("TX", "RX")]
     turns = max(3, round(2 * rounds * seconds))
     task = progress.add_task("rings alone", total=turns)
     with pinned(CPU):

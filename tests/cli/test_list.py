@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from netback.xenstore.aio import Store
-from tests.cli.commands import run
+from tests.cli.commands import run, running
 from tests.daemon.test_control import answering
 from tests.vif.guest import join
 
@@ -45,3 +45,35 @@ async def test_a_backend_that_hangs(xen: Path) -> None:
         code, out, err = await run("list", "--json", "--dir", xen)
     assert (code, out, err.count("\n")) == (0, "[]\n", 1)
     assert "no answer within 2 s" in err
+
+
+async def test_limits_are_set_and_shown(xen: Path) -> None:
+    """`attach` and `set` write nodes that the backend reads; a mistake is one line and changes nothing."""
+    async with join(xen) as guest:
+        domain = (str(guest.domid), "--dir", xen)
+        assert (await run("set", *domain, "--tx-rate", "1Mb/s"))[0] == 2
+        async with running("serving domain 0", "run", "--dir", xen, "--workers", "1"):
+            code, _, err = await run("attach", *domain, "--net", "null", "--tx-rate", "10Mb")
+            assert (code, err.count("\n")) == (2, 1)
+            assert "--tx-rate: '10Mb' is not a rate: as in 10Mb/s" in err
+            assert (await run("attach", *domain, "--net", "null", "--tx-rate", "10Mb/s"))[0] == 0
+            await guest.connect()
+            name = f"vif{guest.domid}.0"
+            assert await run("set", *domain, "--rx-rate", "1.5MB/s") == (
+                0,
+                f"{name}: tx 10Mb/s, rx 12Mb/s\n",
+                "",
+            )
+            for words, reason in (
+                ((), "nothing to set"),
+                (("--rx-rate", "1"), "--rx-rate: '1' is not a rate"),
+            ):
+                code, out, err = await run("set", *domain, *words)
+                assert (code, out, err.count("\n")) == (2, "", 1)
+                assert reason in err
+            _, out, _ = await run("list", "--dir", xen)
+            assert "tx 10Mb/s rx 12Mb/s" in out
+            assert (await run("set", *domain, "--tx-rate", "none"))[1] == f"{name}: tx none, rx 12Mb/s\n"
+            _, out, _ = await run("list", "--json", "--dir", xen)
+            (device,) = json.loads(out)
+            assert (device["tx_rate"], device["rx_rate"]) == (None, "12Mb/s")

@@ -5,7 +5,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,8 +16,22 @@ from netback.control.client import ask
 from netback.control.protocol import ControlError, socket_name
 from netback.control.server import serve_control
 from netback.directory import Directory
+from netback.errors import ConfigError
 
-ANSWERS: dict[str, Callable[[], object]] = {"offer": lambda: {"feature-sg": "1"}, "wrong": lambda: 1 // 0}
+
+async def offer(argument: bytes) -> object:
+    return {"feature-sg": argument.decode() or "1"}
+
+
+async def wrong(_argument: bytes) -> object:
+    return 1 // 0
+
+
+async def refused(_argument: bytes) -> object:
+    raise ConfigError("no, since it\nis \udcff")
+
+
+ANSWERS = {"offer": offer, "wrong": wrong, "refused": refused}
 
 
 @asynccontextmanager
@@ -47,6 +61,12 @@ async def test_an_answer(tmp_path: Path) -> None:
     assert not (tmp_path / socket_name(0)).exists()
 
 
+async def test_an_argument(tmp_path: Path) -> None:
+    async with serving(tmp_path):
+        assert await ask(tmp_path, 0, "offer", dict[str, str], 5) == {"feature-sg": "5"}
+        assert await ask(tmp_path, 0, "offer", dict[str, str], "a b") == {"feature-sg": '"a b"'}
+
+
 async def test_no_backend(tmp_path: Path) -> None:
     """Covers a socket that a killed backend left."""
     assert await ask(tmp_path, 0, "offer", dict[str, str]) is None
@@ -59,9 +79,10 @@ async def test_no_backend(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("question", "reason"),
     [
-        ("nonsense", "unknown question 'nonsense'; there are offer, wrong"),
+        ("nonsense", "unknown question 'nonsense'; there are offer, wrong, refused"),
+        ("refused", r"no, since it\\nis \\xff$"),
         ("wrong", "cannot answer wrong: ZeroDivisionError"),
-        ("x" * 1000, "the answer ends in the middle|reset|Broken pipe"),
+        ("x" * 5000, "the answer ends in the middle|reset|Broken pipe"),
     ],
 )
 async def test_a_question_without_an_answer(tmp_path: Path, question: str, reason: str) -> None:

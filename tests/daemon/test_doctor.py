@@ -81,15 +81,19 @@ async def test_errors_and_quotas_of_the_running_backend(tmp_path: Path) -> None:
         DeviceStatus(device="vif3.0", type="vif", domid=3, index="0", error=refused),
         DeviceStatus(device="vif4.0", type="vif", domid=4, index="0"),
     ]
+
+    async def status(_argument: bytes) -> object:
+        return devices
+
     machine = made_up(tmp_path, {}, domid=5)
     with Directory.open(machine.runtime) as directory:
-        async with serve_control(directory, 5, {STATUS: lambda: devices}):
+        async with serve_control(directory, 5, {STATUS: status}):
             found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
         assert [finding.verdict for finding in found] == [Verdict.WARN, Verdict.WARN]
         assert "1 of 2 devices with an error, first vif3.0: xenstore: WATCH" in found[0].found
         assert "--watch-nb" in found[1].advice
         devices.pop(0)
-        async with serve_control(directory, 5, {STATUS: lambda: devices}):
+        async with serve_control(directory, 5, {STATUS: status}):
             found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
         assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.OK]
 

@@ -116,15 +116,6 @@ async def test_a_ring_that_is_broken_from_the_start(backend: Backend, guest: Gue
     assert await error_of(backend, name) == "RX req_prod is impossible"
 
 
-async def test_a_limit_that_is_not_kept_is_said(
-    backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
-) -> None:
-    """`rate=` in xl's vif: the kernel's backend enforces it, netback does not, so it warns."""
-    name = await add(backend.store, guest.domid, rate="1250,50000")
-    await guest.connect()
-    assert [line for line in lines(caplog) if line.startswith(f"{name}: rate=1250,50000 is not enforced")]
-
-
 async def test_a_guest_that_flaps_cannot_fill_the_log(
     backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:

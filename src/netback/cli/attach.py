@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netback.cli.options import SPEC_HELP, Directory, Domain, Platform, TypeName
+from netback.cli.options import SPEC_HELP, Directory, Domain, Platform, RxRate, TxRate, TypeName, parse_rates
 from netback.cli.target import Target
 from netback.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from netback.vif.features import DeviceType
+    from netback.vif.rate import Rates
     from netback.xenbus.names import DeviceName
 
 
@@ -21,6 +22,8 @@ def attach(
     mac: Annotated[str | None, typer.Option(help="MAC address.  [default: random, of Xen's range]")] = None,
     kind: Annotated[TypeName, typer.Option("--type", help="Device type.")] = TypeName.VIF,
     index: Annotated[int, typer.Option(min=-1, help="Device index; -1: the first free one.")] = -1,
+    tx_rate: TxRate = None,
+    rx_rate: RxRate = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Attach even if the domain is the backend's own, such as domain 0."),
@@ -30,11 +33,19 @@ def attach(
 ) -> None:
     """Give a guest a network device. A running backend connects it; one that is started later does as well."""
     target = Target.choose(platform, directory)
-    typer.echo(asyncio.run(_attach(target, domain, net, kind.value, mac, index, force)))
+    rates = parse_rates(tx_rate, rx_rate)
+    typer.echo(asyncio.run(_attach(target, domain, net, kind.value, mac, index, force, rates)))
 
 
 async def _attach(
-    target: Target, domain: str, net: str, kind: "DeviceType", mac: str | None, index: int, force: bool
+    target: Target,
+    domain: str,
+    net: str,
+    kind: "DeviceType",
+    mac: str | None,
+    index: int,
+    force: bool,
+    rates: "Rates",
 ) -> "DeviceName":
     from netback.cli.domains import await_domain, own_domid
     from netback.daemon.backend import first_index
@@ -59,6 +70,8 @@ async def _attach(
             first_index=first_index(target.platform),
             backend_domid=backend,
             offered=await _offered(target, backend),
+            tx_rate=rates.tx,
+            rx_rate=rates.rx,
         )
 
 

@@ -26,6 +26,7 @@ _COLUMNS = (
     "mac",
     "tx frames",
     "rx frames",
+    "limits",
     "features",
     "error",
 )
@@ -61,6 +62,12 @@ async def read_target(target: Target) -> "list[DeviceStatus]":
     return merge(stored, served or [])
 
 
+def _limits(device: "DeviceStatus") -> str:
+    """As in "tx 10Mb/s"."""
+    rates = {"tx": device.tx_rate, "rx": device.rx_rate}
+    return " ".join(f"{way} {rate}" for way, rate in rates.items() if rate)
+
+
 def _show(devices: "list[DeviceStatus]") -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -80,6 +87,7 @@ def _show(devices: "list[DeviceStatus]") -> None:
             device.mac,
             counters.get("tx_frames"),
             counters.get("rx_frames"),
+            _limits(device),
             " ".join(features),
             device.error,
         )

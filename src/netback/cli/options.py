@@ -4,11 +4,15 @@
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netback.cli.target import PlatformName
+from netback.errors import ConfigError
+
+if TYPE_CHECKING:
+    from netback.vif.rate import Rates
 
 
 class TypeName(StrEnum):
@@ -36,7 +40,23 @@ Platform = Annotated[
 ]
 Domain = Annotated[str, typer.Argument(metavar="DOMAIN", help="The guest: its domid or its name.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+_RATE_HELP = "as in 10Mb/s, 1.5MB/s, 500kbit/s@20ms, or none."
+TxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest sends, {_RATE_HELP}")]
+RxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest receives, {_RATE_HELP}")]
 SPEC_HELP = "Network: tap[:NAME], packet:LINK or null."
+
+
+def parse_rates(tx: str | None, rx: str | None) -> "Rates":
+    """The options' limits; ConfigError names the option that is no rate."""
+    from netback.vif.rate import Rates, parse_rate
+
+    found = []
+    for option, text in (("--tx-rate", tx), ("--rx-rate", rx)):
+        try:
+            found.append(None if text is None else parse_rate(text))
+        except ValueError as error:
+            raise ConfigError(f"{option}: {error}") from error
+    return Rates(*found)
 
 
 def interruptible() -> None:

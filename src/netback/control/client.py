@@ -11,7 +11,9 @@ from netback.control.protocol import ControlError
 Result = TypeVar("Result")
 
 
-async def ask(directory: Path, domid: int, question: str, wanted: type[Result]) -> Result | None:
+async def ask(
+    directory: Path, domid: int, question: str, wanted: type[Result], argument: object = None
+) -> Result | None:
     """The backend's answer as `wanted`, or None if no backend listens.
 
     `directory` is the backend's runtime directory, `domid` the domain that it serves. ControlError: a process listens
@@ -27,7 +29,7 @@ async def ask(directory: Path, domid: int, question: str, wanted: type[Result]) 
         raise ControlError(f"{path}: {_reason(error)}") from error
     try:
         async with asyncio.timeout(protocol.ANSWER_SECONDS):
-            writer.write(f"{question}\n".encode())
+            writer.write(protocol.encode_question(question, argument))
             await writer.drain()
             line = await reader.readline()
         return protocol.decode_answer(line, wanted)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question and one answer per connection: the question's name and a newline, then one line of JSON.
+"""One question and one answer per connection: the question's name, for some questions a space and an argument in JSON,
+and a newline; then one line of JSON.
 
 The answer is `{"result": ...}` or `{"error": "reason"}`. Both ends limit what they read and how long they
 wait. The caller defines what a question means and the type of its result.
@@ -15,9 +16,11 @@ STATUS = "status"
 """Every device that the backend serves: a list of DeviceStatus."""
 OFFER = "offer"
 """The features that the backend can serve: netif.h's backend keys and their values."""
+LIMIT = "limit"
+"""Limit a device: a LimitRequest as argument, a LimitAnswer as result."""
 
-MAX_QUESTION = 64
-"""Maximum bytes of a question, newline included."""
+MAX_QUESTION = 4096
+"""Maximum bytes of a question, argument and newline included."""
 MAX_ANSWER = 64 << 20
 """Maximum bytes of an answer, newline included: a thousand devices take about a megabyte."""
 ANSWER_SECONDS = 2.0
@@ -34,7 +37,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ControlError(NetbackError):
-    """The process at the control socket gave no valid answer."""
+    """The other process at the control socket gave no valid answer, or asked no valid question."""
 
 
 def socket_name(domid: int) -> str:
@@ -42,6 +45,19 @@ def socket_name(domid: int) -> str:
     devices.
     """
     return f"backend-{domid}.sock"
+
+
+def encode_question(name: str, argument: object = None) -> bytes:
+    """Encode a question as a line; None: it has no argument."""
+    return name.encode() + (b" " + msgspec.json.encode(argument) if argument is not None else b"") + b"\n"
+
+
+def decode_argument(argument: bytes, wanted: type[Result]) -> Result:
+    """Decode a question's argument. ControlError: it is none of that type."""
+    try:
+        return msgspec.json.decode(argument, type=wanted)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ControlError(f"the argument is malformed: {error}") from error
 
 
 def encode_result(result: object) -> bytes:

@@ -7,11 +7,12 @@ answers.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from netback.control import protocol
 from netback.directory import Directory
+from netback.errors import NetbackError, printable
 from netback.observe.trace import LogBudget
 
 log = logging.getLogger("netback.control")
@@ -20,14 +21,16 @@ _MAX_CONNECTIONS = 32
 """Connections served at the same time; one more is closed without an answer."""
 
 
+Answers = Mapping[str, Callable[[bytes], Awaitable[object]]]
+"""A coroutine for each question: from the argument's JSON, empty without one, to the result. A NetbackError that it
+raises is the answer."""
+
+
 @asynccontextmanager
-async def serve_control(
-    directory: Directory, domid: int, answers: Mapping[str, Callable[[], object]]
-) -> AsyncIterator[None]:
+async def serve_control(directory: Directory, domid: int, answers: Answers) -> AsyncIterator[None]:
     """Answer while the context lasts. The caller holds the backend's lock, so an existing socket is a dead process's.
 
-    `answers` has a function for each question; each is called in the loop's thread. ConfigError: the socket cannot be
-    made.
+    Each of the `answers` runs in the loop's thread, as long as the asker waits. ConfigError: the socket cannot be made.
     """
     answering: set[asyncio.Task[None]] = set()
     budget = LogBudget()
@@ -39,7 +42,7 @@ async def serve_control(
         try:
             if len(answering) <= _MAX_CONNECTIONS:
                 async with asyncio.timeout(protocol.ANSWER_SECONDS):
-                    writer.write(_answer(await reader.readline(), answers, budget))
+                    writer.write(await _answer(await reader.readline(), answers, budget))
                     await writer.drain()
         except (OSError, TimeoutError, ValueError):  # ValueError: the question is longer than the limit
             pass
@@ -62,12 +65,15 @@ async def serve_control(
             await asyncio.gather(*answering, return_exceptions=True)
 
 
-def _answer(question: bytes, answers: Mapping[str, Callable[[], object]], budget: LogBudget) -> bytes:
-    name = question.decode(errors="replace").strip()
+async def _answer(question: bytes, answers: Answers, budget: LogBudget) -> bytes:
+    word, _, argument = question.strip().partition(b" ")
+    name = word.decode(errors="replace")
     if name not in answers:
         return protocol.encode_error(f"unknown question {name!a}; there are {', '.join(answers)}")
     try:
-        return protocol.encode_result(answers[name]())
+        return protocol.encode_result(await answers[name](argument))
+    except NetbackError as error:
+        return protocol.encode_error(printable(str(error)))
     except Exception as error:  # a bug in one answer must not end the backend
         budget.warn(log, f"cannot answer {name}: {error!r}")
         return protocol.encode_error(f"cannot answer {name}: {error!r}")

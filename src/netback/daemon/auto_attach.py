@@ -15,6 +15,7 @@ from netback.daemon.config import DeviceRule
 from netback.errors import NetbackError, printable
 from netback.observe.trace import LogBudget
 from netback.vif.features import make_mac
+from netback.vif.rate import Rates
 from netback.xenbus.attach import attach
 from netback.xenbus.devices import AGAIN_SECONDS, patient_watch
 from netback.xenbus.names import DeviceName, decimal, home
@@ -50,11 +51,21 @@ class AutoAttach:
 
     async def net_for(self, name: DeviceName, mac: str | None) -> str:
         """The network of a device whose nodes do not name one."""
+        rule = await self._rule_for(name, mac)
+        return rule.net if rule else self._net or NET
+
+    async def rates_for(self, name: DeviceName, mac: str | None) -> Rates:
+        """The limits of a device whose nodes name none."""
+        rule = await self._rule_for(name, mac)
+        return rule.rates if rule else Rates()
+
+    async def _rule_for(self, name: DeviceName, mac: str | None) -> DeviceRule | None:
+        """The first rule that fits."""
         guest = await self._guest(name.domid) if any(rule.guest for rule in self._rules) else set()
         for rule in self._rules:
             if rule.fits(guest=guest, domid=name.domid, type=name.kind, index=name.index, mac=mac):
-                return rule.net
-        return self._net or NET
+                return rule
+        return None
 
     async def run(self) -> None:
         """Examine each guest that appears; only the end of the store (StoreGone) ends this."""

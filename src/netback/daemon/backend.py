@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from netback.control.protocol import OFFER, STATUS
-from netback.control.server import serve_control
+from netback.control.protocol import LIMIT, OFFER, STATUS, decode_argument
+from netback.control.server import Answers, serve_control
 from netback.daemon.auto_attach import AutoAttach
 from netback.daemon.config import DeviceRule, check_trace
+from netback.daemon.limits import LimitAnswer, LimitRequest
 from netback.daemon.status import DeviceStatus, describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.directory import Directory
@@ -31,6 +32,7 @@ from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType, Limits, offer
 from netback.vif.queue import queue_owner
+from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
 from netback.vif.vif import CaptureSink
 from netback.vif.workers import Workers
 from netback.xenbus.attach import attach, detach
@@ -38,6 +40,7 @@ from netback.xenbus.context import Context
 from netback.xenbus.device import Device
 from netback.xenbus.devices import Devices
 from netback.xenbus.names import DeviceName
+from netback.xenbus.nodes import RATES, write_nodes
 from netback.xenstore.aio import Store
 
 log = logging.getLogger("netback")
@@ -115,8 +118,7 @@ class Backend:
             undo.push_async_callback(self._stop)
             await self._first_look()
             self._prune(journals)
-            answers = {STATUS: self.status, OFFER: lambda: self._offer}
-            await undo.enter_async_context(serve_control(directory, self.platform.domid, answers))
+            await undo.enter_async_context(serve_control(directory, self.platform.domid, self._answers()))
             self._undo = undo.pop_all()
         return self
 
@@ -155,6 +157,7 @@ class Backend:
         self.config = replace(config, directory=self.config.directory, workers=self.config.workers)
         await self._auto_attach.change(config.net, config.rules)
         for device in self.devices.values():
+            device.rates_changed = True
             device.news.set()
 
     async def respond(self) -> None:
@@ -167,7 +170,15 @@ class Backend:
         return self._devices.devices
 
     async def attach(
-        self, domid: int, net: str, *, mac: str | None = None, kind: DeviceType = "vif", index: int = -1
+        self,
+        domid: int,
+        net: str,
+        *,
+        mac: str | None = None,
+        kind: DeviceType = "vif",
+        index: int = -1,
+        tx_rate: Rate | None = None,
+        rx_rate: Rate | None = None,
     ) -> DeviceName:
         """Give a domain a NIC. Another process can do the same with `xenbus.attach.attach`."""
         if net not in self.config.networks:
@@ -182,6 +193,8 @@ class Backend:
             first_index=first_index(self.platform.name),
             backend_domid=self.platform.domid,
             offered=self._offer,
+            tx_rate=tx_rate,
+            rx_rate=rx_rate,
         )
 
     async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
@@ -208,6 +221,27 @@ class Backend:
             raise ConfigError(f"there is no device {name}")
         await device.vif.capture(sink)
 
+    async def limit(self, request: LimitRequest) -> LimitAnswer:
+        """Limit a device from now on and for its life: its nodes keep the limits over restarts.
+
+        ConfigError: there is no such device, its network is not open yet, or a rate is none.
+        """
+        device = next((device for name, device in self.devices.items() if str(name) == request.device), None)
+        if device is None or device.vif is None:
+            raise ConfigError(f"there is no device {request.device}")
+        nodes = {}
+        for node, text in zip(RATES, (request.tx_rate, request.rx_rate), strict=True):
+            try:
+                if text is not None:
+                    nodes[node] = as_node(parse_rate(text))
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        await write_nodes(self.store, device.name.backend, nodes)
+        rates = await device.apply_rates()
+        return LimitAnswer(
+            device=request.device, tx_rate=str(rates.tx or UNLIMITED), rx_rate=str(rates.rx or UNLIMITED)
+        )
+
     @property
     def load(self) -> list[int]:
         """The number of queues on each worker."""
@@ -219,6 +253,20 @@ class Backend:
         """
         return [describe(device) for device in self.devices.values()]
 
+    def _answers(self) -> Answers:
+        """What the control socket answers."""
+
+        async def status(_: bytes) -> object:
+            return self.status()
+
+        async def offered(_: bytes) -> object:
+            return self._offer
+
+        async def limit(argument: bytes) -> object:
+            return await self.limit(decode_argument(argument, LimitRequest))
+
+        return {STATUS: status, OFFER: offered, LIMIT: limit}
+
     def _context(self, links: LinkMonitor) -> Context:
         return Context(
             store=self.store,
@@ -228,6 +276,7 @@ class Backend:
             offer=self._offer,
             journals=self.config.directory / _JOURNALS,
             net_for=self._auto_attach.net_for,
+            rates_for=self._auto_attach.rates_for,
             fd_store=self._fd_store,
             networks=ObjectNetworks(self.config.networks),
             links=links,

@@ -21,6 +21,7 @@ from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.vif.features import DeviceType, parse_mac
+from netback.vif.rate import Rates, parse_rate
 
 DEFAULT = Path("/etc/netback/netback.toml")
 _MAX_SIZE = 1 << 20
@@ -53,9 +54,13 @@ class DeviceRule(msgspec.Struct, frozen=True):
     index: Annotated[int, Meta(ge=0, lt=(1 << 31) - 1)] | None = None
     mac: str | None = None
     attach: bool = False
+    tx_rate: str | None = None
+    rx_rate: str | None = None
 
     def __post_init__(self) -> None:
         _check_net(self.net)
+        for key, rate in (("tx_rate", self.tx_rate), ("rx_rate", self.rx_rate)):
+            _check_rate(key, rate)
         if self.mac is not None:
             _check_mac(self.mac)
         if self.attach and (self.guest is None or self.index is None):
@@ -64,6 +69,12 @@ class DeviceRule(msgspec.Struct, frozen=True):
             )
         if self.attach and self.domid is not None:
             raise ValueError("attach needs guest, not domid: a guest that restarts has another domid")
+
+    @property
+    def rates(self) -> Rates:
+        """The limits of the devices that it applies to."""
+        tx, rx = (None if rate is None else parse_rate(rate) for rate in (self.tx_rate, self.rx_rate))
+        return Rates(tx, rx)
 
     def fits(
         self, *, guest: Collection[str], domid: int, type: DeviceType, index: int, mac: str | None
@@ -189,6 +200,14 @@ def _check_net(net: str) -> None:
         parse_spec(net)
     except ConfigError as error:
         raise ValueError(f"net: {error}") from error
+
+
+def _check_rate(key: str, rate: str | None) -> None:
+    try:
+        if rate is not None:
+            parse_rate(rate)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _check_mac(mac: str) -> None:

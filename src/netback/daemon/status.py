@@ -16,6 +16,7 @@ from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import printable
 from netback.vif.features import OPTIONAL, DeviceType
+from netback.vif.rate import Rates
 from netback.xenbus.device import Device
 from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal
 from netback.xenstore.aio import Store, StoreError
@@ -51,6 +52,10 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
     """The current name of the link, or the kind of network, that the running backend uses."""
     counters: dict[str, int] | None = None
     """Counters by name; None without a running backend."""
+    tx_rate: str | None = None
+    """The limit of what the guest sends, as in "10Mb/s"; None for no limit."""
+    rx_rate: str | None = None
+    """The limit of what it receives."""
     rings: dict[str, dict[str, int]] | None = None
     """Both rings' indices, by ring and name; None without a running backend."""
 
@@ -58,6 +63,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
 def describe(device: Device) -> DeviceStatus:
     """A device's status from the backend that serves it."""
     name, vif = device.name, device.vif
+    rates = vif.rates if vif else Rates()
     return DeviceStatus(
         device=printable(str(name)),
         type=name.kind,
@@ -68,6 +74,8 @@ def describe(device: Device) -> DeviceStatus:
         error=printable(device.error) or None,
         network=printable(vif.network.name) if vif else None,
         counters=dict(vif.counters) if vif else {},
+        tx_rate=str(rates.tx) if rates.tx else None,
+        rx_rate=str(rates.rx) if rates.rx else None,
         rings=dict(vif.rings) if vif else {},
     )
 
@@ -84,6 +92,8 @@ def _add(stored: DeviceStatus, served: DeviceStatus) -> DeviceStatus:
         error=served.error or stored.error,
         network=served.network,
         counters=served.counters,
+        tx_rate=served.tx_rate,
+        rx_rate=served.rx_rate,
         rings=served.rings,
     )
 

@@ -55,7 +55,8 @@ cdef inline void leave_line(allowance_t *own) noexcept nogil:
 
 
 cdef inline void join_line(
-        allowance_t *own, uint64_t now, double free, double ahead, const uint32_t *costs, uint32_t count) noexcept nogil:
+        allowance_t *own, uint64_t now, double free, double ahead, const uint32_t *costs, uint32_t count
+) noexcept nogil:
     """Get a place for the first frame; if others wait as well, for as many as PLACE_BYTES hold."""
     cdef uint32_t i
     own.waiting = max(costs[0], <uint32_t>1)

@@ -31,8 +31,8 @@ from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport Credit, credit_leave
 from netback.dataplane.link cimport (
     EVENT_FRAMES, EVENT_POLL, EVENT_RING, EVENT_ROOM, EVENT_TIMER, EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_READY,
-    STATE_BROKEN, STATE_NO_CREDIT, STATE_PEER_CLOSED, STATE_PEER_FULL, STATE_PEER_MORE, STATE_REFUSED, STATE_RING_MORE, Link,
-    direction_t, link_condition, state_rows,
+    STATE_BROKEN, STATE_NO_CREDIT, STATE_PEER_CLOSED, STATE_PEER_FULL, STATE_PEER_MORE, STATE_REFUSED, STATE_RING_MORE,
+    Link, direction_t, link_condition, state_rows,
 )
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer

@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from netback.dataplane import clock
 from netback.dataplane.back.queue import BackQueue
+from netback.dataplane.credit import Credit
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.thread import Listener
@@ -27,6 +29,7 @@ from netback.vif.queue import (
     queue_name,
     settings_name,
 )
+from netback.vif.rate import Rate, Rates
 from netback.vif.workers import QueueWorker, Workers, finished
 
 
@@ -102,6 +105,11 @@ class Group:
         """Apply what the guest changed while it is connected."""
         await self._each(lambda _worker, queue: change_queue(queue, live))
 
+    async def limit(self, rates: Rates) -> None:
+        """Limit the queues together from now on, each direction by one credit that they share."""
+        tx, rx = _credit(rates.tx), _credit(rates.rx)
+        await self._each(lambda worker, queue: worker.limit(queue, tx, rx))
+
     async def watch(self, *, traced: bool, captured: bool) -> None:
         """Make the queues record each slot, or each frame, from now on."""
         await self._each(lambda _worker, queue: queue.watch(traced=traced, captured=captured))
@@ -145,6 +153,10 @@ class Group:
 
     async def _each(self, call: Callable[[Worker, BackQueue], object]) -> None:
         await finished([_submit(worker, queue, call) for worker, queue in self._queues])
+
+
+def _credit(rate: Rate | None) -> Credit | None:
+    return None if rate is None else Credit(rate.size, rate.interval * 1000, now=clock.now())
 
 
 def _submit(

@@ -20,6 +20,7 @@ from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import LiveConfig, VifConfig
 from netback.vif.group import Group
+from netback.vif.rate import Rates
 from netback.vif.workers import Workers
 
 log = logging.getLogger("netback.vif")
@@ -30,9 +31,9 @@ CaptureSink = Callable[[Record], None]
 class Vif:
     """One device's data path: `connect` acquires, `serve` starts, `disconnect` releases everything.
 
-    One task calls its coroutines; each may be cancelled at any time. `on_notice` is called in the event loop's thread
-    when the vif's condition changes: the worst of its queues' conditions, READY when it connects. For BROKEN, `broken`
-    has the reason.
+    One task calls its coroutines, but any may call `limit`; each may be cancelled at any time. `on_notice` is called in
+    the event loop's thread when the vif's condition changes: the worst of its queues' conditions, READY when it
+    connects. For BROKEN, `broken` has the reason.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Vif:
         self._loop = asyncio.get_running_loop()
         self._capture: CaptureSink | None = None
         self._group: Group | None = None
+        self._rates = Rates()
         self._earlier: Counter[str] = Counter()
         self._budget = LogBudget()
 
@@ -90,6 +92,11 @@ class Vif:
     def rings(self) -> dict[str, dict[str, int]]:
         """The indices of the connected rings, by "tx" and "rx" (of queue 0; "tx-q1" of queue 1); empty otherwise."""
         return self._group.rings if self._group else {}
+
+    @property
+    def rates(self) -> Rates:
+        """The limits in force."""
+        return self._rates
 
     async def connect(self, config: VifConfig, *, adopt: bool) -> None:
         """Acquire port, rings and journal of each queue of `config`, and set the network's offloads to its `caps`.
@@ -121,6 +128,8 @@ class Vif:
         group = self._group
         assert group is not None
         await self.watch()
+        if self._rates != Rates():
+            await group.limit(self._rates)
 
         def report(_notice: Notice) -> None:
             self._loop.call_soon_threadsafe(self._changed, group)
@@ -137,6 +146,17 @@ class Vif:
         """Apply what the guest changed while it is connected; rings and frames are not touched."""
         if self._group is not None:
             await self._group.change(live)
+
+    async def limit(self, rates: Rates) -> None:
+        """Limit what the guest sends and receives from now on, and on every later connection.
+
+        Frames beyond the limit wait where they are: in the guest's ring, and in the network.
+        """
+        if rates == self._rates:
+            return
+        self._rates = rates
+        if self._group is not None:
+            await self._group.limit(rates)
 
     async def refresh(self) -> None:
         """Make the workers read the network's descriptors again, which were joined to a new link."""

@@ -14,6 +14,7 @@ from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, PlatformError
 from netback.vif.features import DeviceType, Limits, make_mac, offer, parse_mac
+from netback.vif.rate import Rate, as_node
 from netback.xenbus.names import (
     DEVICE_TYPES,
     DeviceName,
@@ -22,7 +23,7 @@ from netback.xenbus.names import (
     home,
     remove_device,
 )
-from netback.xenbus.nodes import MADE_BY, MAKER, write_device
+from netback.xenbus.nodes import MADE_BY, MAKER, RX_RATE, TX_RATE, write_device
 from netback.xenstore.aio import Store, StoreError
 
 _INDEX_END = 100
@@ -44,12 +45,15 @@ async def attach(
     first_index: int = 0,
     backend_domid: int = 0,
     offered: Mapping[str, str] | None = None,
+    tx_rate: Rate | None = None,
+    rx_rate: Rate | None = None,
 ) -> DeviceName:
     """Write both directories in one transaction that ends with our state at InitWait (docs/decisions.md, Attach).
 
     `net` is a spec and is not checked. `mac`: one of Xen's own range where None. An `index` of -1 is the first whose
     frontend path does not exist, from `first_index` on (0 on emulated Xen, 1 on real Xen). `offered` is what the
-    running backend offers; None is what any backend serves. ConfigError: there is no such domain, the address is
+    running backend offers; None is what any backend serves. `tx_rate` and `rx_rate` limit what the guest sends and
+    receives; for None the configuration decides. ConfigError: there is no such domain, the address is
     malformed, the number is in use.
     """
     try:
@@ -59,12 +63,15 @@ async def attach(
     if not await store.introduced(domid):
         raise ConfigError(f"there is no domain {domid}")
 
+    limits = {node: as_node(rate) for node, rate in ((TX_RATE, tx_rate), (RX_RATE, rx_rate)) if rate}
+    offered = offer(Limits()) if offered is None else offered
+
     async def body(tx: int) -> DeviceName:
         chosen = index if index >= 0 else await free_index(store, domid, first_index, tx)
         name = DeviceName(kind, backend_domid, domid, str(chosen))
         _ = name.index
         await _check_unused(store, name, tx)
-        await _write(store, name, net, address, offer(Limits()) if offered is None else offered, tx)
+        await _write(store, name, net, address, limits | dict(offered), tx)
         return name
 
     return await store.transact(body)
@@ -94,7 +101,7 @@ async def _check_unused(store: Store, name: DeviceName, tx: int) -> None:
 
 
 async def _write(
-    store: Store, name: DeviceName, net: str, mac: str, offered: Mapping[str, str], tx: int
+    store: Store, name: DeviceName, net: str, mac: str, keys: Mapping[str, str], tx: int
 ) -> None:
     frontend = {
         "backend": name.backend,
@@ -110,7 +117,7 @@ async def _write(
         "mac": mac,
         "net": net,
         MADE_BY: MAKER,
-        **offered,
+        **keys,
         "state": str(int(State.INIT_WAIT)),
     }
     await write_device(store, name, frontend, backend, tx)

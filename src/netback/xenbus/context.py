@@ -10,6 +10,7 @@ from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
+from netback.vif.rate import Rates
 from netback.vif.workers import Workers
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
@@ -29,6 +30,8 @@ class Context:
     """The directory of the journals, one file for each device."""
     net_for: Callable[[DeviceName, str | None], Awaitable[str]]
     """The network spec of a device without a `net` node, by its name and its MAC address."""
+    rates_for: Callable[[DeviceName, str | None], Awaitable[Rates]]
+    """The limits of a device whose nodes name none, likewise."""
     fd_store: FdStore
     """Holds the descriptors of taps while no backend runs."""
     networks: ObjectNetworks

@@ -30,6 +30,7 @@ from netback.errors import (
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, LIVE, VifConfig, agree, read_live
 from netback.vif.queue import BindError
+from netback.vif.rate import Rates
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import FactReader, Snapshot, read_backend, read_frontend
@@ -65,6 +66,8 @@ class Device:
     def __init__(self, name: DeviceName, context: Context, frontends: Frontends, pace: Pace) -> None:
         self.name = name
         self.news = asyncio.Event()
+        self.rates_changed = True
+        """Whether the device's limits must be read again. Set it before `news`."""
         self.state = State.UNKNOWN
         self.config: VifConfig | None = None
         self.error = ""
@@ -111,6 +114,13 @@ class Device:
     def vif(self) -> Vif | None:
         """The data path, once the network is open."""
         return self._nic.vif
+
+    async def apply_rates(self) -> Rates:
+        """Read the device's limits now, and return those in force. GoneError: its network was closed meanwhile."""
+        await self._nic.read_rates()
+        if self.vif is None:
+            raise GoneError(f"{self.name}: its network is gone")
+        return self.vif.rates
 
     @property
     def journal(self) -> Path:
@@ -181,6 +191,7 @@ class Device:
                 await self._report(f"the hotplug script failed: {reason or 'no reason given'}")
             if snapshot.facts.hotplug_done:
                 await self._nic.publish_mtu(self._reader.frontend)
+            await self._read_rates()
             if action is not Action.NOTHING:
                 with suppress(StateConflict):
                     await self._actions[action](snapshot)
@@ -199,6 +210,17 @@ class Device:
         )
         self.state = snapshot.facts.ours
         return snapshot
+
+    async def _read_rates(self) -> None:
+        """Apply the limits if they may have changed; after an error they are read again."""
+        if not self.rates_changed or self.vif is None:
+            return
+        self.rates_changed = False
+        try:
+            await self._nic.read_rates()
+        except BaseException:
+            self.rates_changed = True
+            raise
 
     async def _follow(self, snapshot: Snapshot) -> None:
         """Watch the frontend's state. A device that is being removed does without the watch if the store
@@ -244,6 +266,7 @@ class Device:
     async def _open(self, snapshot: Snapshot) -> None:
         running = snapshot.facts.ours in _RUNNING and snapshot.facts.theirs in _RUNNING
         await self._nic.open(running=running)
+        self.rates_changed = True
 
     async def _offer(self, snapshot: Snapshot) -> None:
         if snapshot.facts.attached or snapshot.facts.ours in _RUNNING:

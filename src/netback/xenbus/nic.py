@@ -25,11 +25,12 @@ from netback.net.spec import open_network, parse_spec
 from netback.net.tap import find_made, remove_made
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
+from netback.vif.rate import Rate, Rates, parse_node
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
-from netback.xenbus.nodes import CARRIER_OFF
+from netback.xenbus.nodes import CARRIER_OFF, RATES
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
@@ -66,6 +67,9 @@ class Nic:
         self._mtu: int | None = ETH_DATA_LEN  # the frontend's default if no `mtu` was written
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
+        self._reading_rates = asyncio.Lock()
+        self._bad_rates: dict[str, str] = {}
+        """The values of rate nodes that were reported as no rate."""
 
     @property
     def journal(self) -> Path:
@@ -106,11 +110,6 @@ class Nic:
         )
         info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not given'}, network {spec}"
         log.info("%s: %s", name, info)
-        if rate := await read_backend(store, name, "rate"):
-            link = network.name or "its network"
-            self._budget.warn(
-                log, f"{name}: rate={printable(rate)} is not enforced here: limit {link} with tc"
-            )
         self._context.tracer.emit("xen_netdev_realize", name, info, network.name)
 
     async def _link(self) -> str:
@@ -294,6 +293,38 @@ class Nic:
         if value != self._carrier:
             await store.transact(body)
             self._carrier = value
+
+    async def read_rates(self) -> None:
+        """Limit the vif as its nodes say, or as the configuration does for a node that is missing. Any task may call
+        this; no call applies older values than one that ended before.
+        """
+        async with self._reading_rates:
+            rates = await self._wanted_rates()
+            if self.vif is not None:
+                await self.vif.limit(rates)
+
+    async def _wanted_rates(self) -> Rates:
+        name, store = self._name, self._context.store
+        texts = await asyncio.gather(*(read_backend(store, name, node) for node in RATES))
+        rates = Rates()
+        if None in texts:
+            rates = await self._context.rates_for(name, await read_mac(store, name))
+        defaults = (rates.tx, rates.rx)
+        tx, rx = (self._rate(*each) for each in zip(RATES, texts, defaults, strict=True))
+        return Rates(tx, rx)
+
+    def _rate(self, node: str, text: str | None, default: Rate | None) -> Rate | None:
+        """A node's rate. What is no rate is reported once and limits nothing, as in Linux's backend."""
+        if text is None:
+            return default
+        try:
+            return parse_node(text)
+        except ValueError as error:
+            if self._bad_rates.get(node) != text:
+                self._bad_rates[node] = text
+                reason = f"{node} {printable(text[:40])!r} is no rate, so it limits nothing: {error}"
+                self._budget.warn(log, f"{self._name}: {reason}")
+            return None
 
     def carrier_off(self) -> None:
         """Turn the link's carrier off: no guest is connected."""

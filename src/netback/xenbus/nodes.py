@@ -13,6 +13,23 @@ MAKER: Final = "netback"
 CARRIER_OFF: Final = "carrier-off"
 """The backend node in which "1" keeps the guest's link without carrier, whatever the network's state."""
 
+TX_RATE: Final = "rate"
+"""The backend node with the limit of what the guest sends; libxl writes it for `rate=` in a vif."""
+RX_RATE: Final = "rx-rate"
+"""The same for what the guest receives; only netback's own commands write it."""
+RATES: Final = (TX_RATE, RX_RATE)
+
+
+async def write_nodes(store: Store, directory: str, nodes: Mapping[str, str]) -> None:
+    """Write nodes of a device's directory. StoreError ENOENT: the device has none."""
+
+    async def body(tx: int) -> None:
+        await store.read(f"{directory}/state", tx)  # a removed directory must not reappear
+        for node, value in nodes.items():
+            await store.write(f"{directory}/{node}", value, tx)
+
+    await store.transact(body)
+
 
 async def write_device(
     store: Store, name: DeviceName, frontend: Mapping[str, str], backend: Mapping[str, str], tx: int
