@@ -20,6 +20,7 @@ from tests.net.contract import OURS
 from tests.net.far import PLAIN, FarLink
 from tests.net.namespace import bring_back, inside, ip, other_network, send_to, veth
 from tests.vif.guest import FRAME, SECONDS, Guest, join, readable, serving, until, until_state
+from tests.xenbus.test_refusals import driver_domain
 from tests.xenbus.toolstack import add, gone, passing, take_away
 
 pytestmark = pytest.mark.usefixtures("namespace")
@@ -256,6 +257,67 @@ async def test_the_mtu_of_another_s_link_is_only_reported(
     await guest.connect(feature_sg="0")
     assert "mtu 9000" in ip("link show eth1")
     assert f"{name}: eth1: its MTU is 9000, but this guest accepts no frame larger than a page" in caplog.text
+
+
+async def test_a_bridge_of_another_mtu_is_reported(
+    backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for each disagreement, whichever side changed. The frontend is told the link's."""
+    ip("link add br0 type bridge")
+    ip("link set br0 mtu 9000")
+    name = await backend.attach(guest.domid, "tap:b0")
+    await guest.connect()
+    ip("link set b0 master br0")
+    ip("link set br0 mtu 4000")
+    ip("link set b0 mtu 1400")
+    await until(guest.store, f"{name.frontend}/mtu", lambda text: text == "1400")
+    ip("link set b0 mtu 4000")
+    await until(guest.store, f"{name.frontend}/mtu", lambda text: text == "4000")
+    ip("link set br0 mtu 3000")
+    text = f"{name}: b0: its MTU is {{}}, but its bridge br0 has {{}}: frames longer than the smaller one are lost"
+    await passing(backend, lambda: text.format(4000, 3000) in caplog.text)
+    assert text.format(1400, 4000) in caplog.text
+    assert "its MTU is 4000, but its bridge br0 has 4000" not in caplog.text
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(set(messages))
+
+
+async def test_a_frontend_that_was_told_another_mtu(
+    xen: Path, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One truth: what a toolstack wrote is replaced by the link's MTU."""
+    veth("eth1", "far1")
+    ip("link set eth1 up")
+    ip("link set eth1 mtu 4000")
+    async with serving(xen, network) as backend:
+        name = await add(backend.store, guest.domid, net="packet:eth1")
+        await backend.store.write(f"{name.frontend}/mtu", "9000")
+        await guest.connect()
+        await until(guest.store, f"{name.frontend}/mtu", lambda text: text == "4000")
+        assert "its MTU is" not in caplog.text
+
+
+async def test_a_driver_domain_reports_what_it_may_not_write(
+    xen: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    veth("eth1", "far1")
+    async with driver_domain(xen) as (backend, dom0), join(xen, backend=backend.platform.domid) as guest:
+        name = await add(
+            dom0,
+            guest.domid,
+            backend=backend.platform.domid,
+            net="packet:eth1",
+            script="s",
+            hotplug_status="",
+        )
+        await dom0.write(f"{name.frontend}/mtu", "9000")
+        await dom0.set_perms(f"{name.frontend}/mtu", [f"n{guest.domid}", f"r{backend.platform.domid}"])
+        await dom0.write(f"{name.backend}/hotplug-status", "connected")
+        await guest.connect()
+        text = f"{name}: eth1: its MTU is 1500, but the frontend was told 9000: frames longer than the smaller one"
+        async with asyncio.timeout(SECONDS):
+            while text not in caplog.text:
+                await dom0.read("/local/domain/0/name")
 
 
 # ---- names

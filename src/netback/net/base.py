@@ -6,12 +6,22 @@ performs on it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from netback.dataplane.peers.peer import Peer
 
 ETH_DATA_LEN = 1500
 """linux/if_ether.h: the default MTU of a link, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The link, such as a bridge, that another link is a port of."""
+
+    index: int
+    name: str
+    mtu: int
 
 
 class Network(Protocol):
@@ -28,6 +38,10 @@ class Network(Protocol):
     @property
     def mtu(self) -> int | None:
         """The link's MTU in bytes; None if there is no link in this network namespace."""
+
+    @property
+    def bridge(self) -> Bridge | None:
+        """The bridge that this network's link is a port of; None if it is of none."""
 
     @property
     def up(self) -> bool:
@@ -90,6 +104,7 @@ class Linkless:
     """The answers of every network that is not a link of this host."""
 
     mtu: int | None = None
+    bridge: Bridge | None = None
     follows: frozenset[int | str] = frozenset()
 
     @property

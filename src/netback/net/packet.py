@@ -13,9 +13,10 @@ import struct
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.socket import SocketPeer
 from netback.errors import ConfigError, GoneError, PeerError
+from netback.net.base import Bridge
 from netback.net.buffers import BURSTS, drain, make_room
 from netback.net.link_names import link_name_fault, show_link_name
-from netback.net.rtnetlink import ARPHRD_ETHER, IFF_LOWER_UP, IFF_UP, get_link
+from netback.net.rtnetlink import ARPHRD_ETHER, IFF_LOWER_UP, IFF_UP, get_bridge, get_link
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP = 1
@@ -127,6 +128,10 @@ class PacketNetwork:
     def mtu(self) -> int | None:
         link = get_link(self._bound) if self._bound else None
         return link.mtu if link else None
+
+    @property
+    def bridge(self) -> Bridge | None:
+        return get_bridge(get_link(self._bound) if self._bound else None)
 
     @property
     def up(self) -> bool:

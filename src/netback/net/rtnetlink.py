@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
+from netback.net.base import Bridge
 from netback.net.link_names import MAX_LINK_NAME, unpack_link_name
 
 
@@ -34,6 +35,7 @@ class Attribute(enum.IntEnum):
 
     IFNAME = 3
     MTU = 4
+    MASTER = 10
     LINKINFO = 18
     STATS64 = 23
     PROP_LIST = 52
@@ -83,6 +85,8 @@ class Link:
     mtu: int = 0
     flags: int = 0
     """linux/if.h: IFF_*."""
+    master: int = 0
+    """The index of the link that this one is a port of, such as a bridge; 0: of none."""
     tap_queues: int = 0
     """Queues of a tap that processes hold; 0 for other links."""
     tx_dropped: int = 0
@@ -108,6 +112,7 @@ class Link:
             ),
             MTU.unpack(found[Attribute.MTU])[0] if Attribute.MTU in found else 0,
             flags,
+            MTU.unpack(found[Attribute.MASTER])[0] if Attribute.MASTER in found else 0,
             _tap_queues(found.get(Attribute.LINKINFO, b"")),
             TX_DROPPED.unpack_from(found[Attribute.STATS64])[0] if Attribute.STATS64 in found else 0,
         )
@@ -169,6 +174,16 @@ def get_link(name: str) -> Link | None:
     kind = Attribute.IFNAME if len(name) <= MAX_LINK_NAME else Attribute.ALT_IFNAME
     with suppress(OSError):  # ENODEV; EINVAL from a kernel before 5.5, which has no alternative names
         return Link.parse(request(Message.GETLINK, 0, 0, attribute(kind, os.fsencode(name) + b"\0")))
+    return None
+
+
+def get_bridge(link: Link | None) -> Bridge | None:
+    """The bridge, or another link, that `link` is a port of; None if it is of none."""
+    if link is None or not link.master:
+        return None
+    with suppress(OSError):
+        found = Link.parse(request(Message.GETLINK, 0, link.master))
+        return Bridge(found.index, found.name, found.mtu)
     return None
 
 

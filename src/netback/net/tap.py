@@ -23,7 +23,7 @@ from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING, Can
 from netback.dataplane.peers.tap import TapPeer
 from netback.errors import ConfigError, GoneError, PeerError
-from netback.net.base import ETH_DATA_LEN
+from netback.net.base import ETH_DATA_LEN, Bridge
 from netback.net.buffers import HEAD, MAX_DRAIN
 from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
 from netback.net.monitor import ANY_LINK
@@ -32,6 +32,7 @@ from netback.net.rtnetlink import (
     IFF_UP,
     Link,
     add_altname,
+    get_bridge,
     get_link,
     remove_altname,
     set_mtu,
@@ -273,6 +274,10 @@ class TapNetwork:
     def mtu(self) -> int | None:
         link = find_joined(self._fd)
         return link.mtu if link else None
+
+    @property
+    def bridge(self) -> Bridge | None:
+        return get_bridge(find_joined(self._fd))
 
     @property
     def up(self) -> bool:

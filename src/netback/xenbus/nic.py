@@ -61,10 +61,11 @@ class Nic:
         self._acted_at = 0.0
         """The loop's time when this process last made or joined the link, or tried to."""
         self._unchecked = True
-        self._seen: tuple[str, int | None, bool] | None = None
-        """The link's name, MTU and state at the last check; None if that failed."""
+        self._seen: _Seen | None = None
+        """The link at the last check; None if that failed."""
         self._carrier: str | None = None  # the value of `carrier`, once this process has read or written it
-        self._mtu: int | None = ETH_DATA_LEN  # the frontend's default if no `mtu` was written
+        self._mtus: tuple[object, ...] = ()
+        """The MTUs that were last compared."""
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
         self._reading_rates = asyncio.Lock()
@@ -175,7 +176,7 @@ class Nic:
     # ---- while it is open
 
     def _on_link(self) -> None:
-        """A followed link changed: wake the device if its name, MTU or state differs from the last check."""
+        """A followed link changed: wake the device if it differs from the last check."""
         if self.vif is None:
             self._look_in(self._pause())
         elif self._seen is None or self._seen != _seen(self.vif.network):
@@ -226,7 +227,7 @@ class Nic:
             self._look_blindly(error)
             raise
         finally:
-            self._context.links.follow(self._on_link, network.follows)
+            self._context.links.follow(self._on_link, _follows(network))
         self._unchecked = False
         self._seen = _seen(network)
         if joined:
@@ -252,24 +253,47 @@ class Nic:
             )
 
     async def publish_mtu(self, frontend: str) -> None:
-        """Write the link's MTU to the frontend's `mtu` when it changed.
+        """Write the link's MTU to the frontend's `mtu` when it changed. Report a bridge or frontend that has another.
 
-        The stock script writes it only for links that it made; with `vifname` it writes to a path that does
-        not exist.
+        The link's MTU is the one that counts: longer frames are lost there. The stock script writes `mtu` only for
+        links that it made; with `vifname` it writes to a path that does not exist.
         """
-        mtu = self.vif.network.mtu if self.vif is not None else None
-        if mtu in (None, self._mtu):
+        network = self.vif.network if self.vif is not None else None
+        if network is None or (mtu := network.mtu) is None:
             return
-        self._mtu = mtu
-        store = self._context.store
+        bridge = _bridge(network)
+        if (found := (frontend, mtu, bridge)) == self._mtus:
+            return
+        self._mtus = found
+        told = await self._tell_mtu(frontend, mtu)
+        if told is not None and told != mtu:
+            self._warn_mtu(mtu, f"the frontend was told {told}")
+        if bridge is not None and bridge[1] != mtu:
+            self._warn_mtu(mtu, f"its bridge {printable(bridge[0])} has {bridge[1]}")
+
+    async def _tell_mtu(self, frontend: str, mtu: int) -> int | None:
+        """Write the frontend's `mtu`; returns what the node says then, None if it says no number.
+
+        netif.h: without the node it is 1500. In a driver domain only the toolstack may write there.
+        """
+        store, path = self._context.store, f"{frontend}/mtu"
 
         async def body(tx: int) -> None:
-            written = await store.read_or(f"{frontend}/mtu", tx=tx)
-            if written != str(mtu) and await store.read_or(f"{frontend}/state", tx=tx) is not None:
-                await store.write(f"{frontend}/mtu", str(mtu), tx)
+            if await store.read_or(f"{frontend}/state", tx=tx) is not None:
+                await store.write(path, str(mtu), tx)
 
-        with suppress(StoreError):  # in a driver domain only the toolstack may write there
-            await store.transact(body)
+        with suppress(StoreError):
+            if await store.read_or(path, str(ETH_DATA_LEN)) != str(mtu):
+                await store.transact(body)
+        with suppress(StoreError):
+            text = await store.read_or(path) or str(ETH_DATA_LEN)
+            return int(text) if len(text) < 10 and text.isdecimal() else None
+        return None
+
+    def _warn_mtu(self, mtu: int, other: str) -> None:
+        assert self.vif is not None
+        text = f"{self._name}: {self.vif.network.name}: its MTU is {mtu}, but {other}"
+        self._budget.warn(log, f"{text}: frames longer than the smaller one are lost")
 
     async def carrier(self) -> str:
         """The value of the backend's `carrier` (netif.h): "1" while the network is up and no operator turned it off."""
@@ -386,6 +410,19 @@ class Nic:
             wake()
 
 
-def _seen(network: Network) -> tuple[str, int | None, bool]:
-    """The properties of a link that a device publishes."""
-    return network.name, network.mtu, network.up
+_Seen = tuple[str, int | None, bool, tuple[str, int] | None]
+"""The properties of a link that a device publishes: name, MTU, state, and its bridge's name and MTU."""
+
+
+def _seen(network: Network) -> _Seen:
+    return network.name, network.mtu, network.up, _bridge(network)
+
+
+def _bridge(network: Network) -> tuple[str, int] | None:
+    return (bridge.name, bridge.mtu) if (bridge := network.bridge) else None
+
+
+def _follows(network: Network) -> frozenset[int | str]:
+    """The links whose changes concern a device."""
+    bridge = network.bridge
+    return network.follows | ({bridge.index} if bridge else set())
