@@ -179,9 +179,8 @@ class Rig(Bench):
     def armed(self, page: int) -> bool:
         """Whether the guest's posts since then would have notified the backend."""
         ring = self.queue.rings["tx" if page == TX_PAGE else "rx"]
-        waits = {TX_PAGE: (State.RING_IDLE,), RX_PAGE: (State.NO_SLOTS, State.NO_SLOTS_LONG, State.STALLED)}[
-            page
-        ]
+        lacking = (State.NO_SLOTS, State.NO_SLOTS_LONG, State.NO_FRAME, State.STALLED)
+        waits = {TX_PAGE: (State.RING_IDLE,), RX_PAGE: lacking}[page]
         state = self.queue.states[page == RX_PAGE]
         return state in waits and (ring["req_prod"] - ring["req_event"]) % 2**32 < 2**31
 
@@ -217,10 +216,18 @@ RING_STATES: dict[State, Callable[[Rig], None]] = {
 """The steps before the last poll; PEER_BUSY needs a packet socket and has its own test."""
 
 
-def expire(rig: Rig, times: int) -> None:
+def wait_long(rig: Rig, frames: int = 1) -> None:
+    rig.offer(frames)
     rig.run_until_idle()
-    for _ in range(times):
-        rig.apply(Event.TIMER)
+    rig.apply(Event.TIMER)
+
+
+def stall(rig: Rig) -> None:
+    wait_long(rig)
+    clock.fix(clock.now() + 60_000_000_000)
+    rig.apply(Event.TIMER)  # it drops what is at hand
+    rig.offer(1)
+    rig.apply(Event.FRAMES)
 
 
 def close_peer(rig: Rig) -> None:
@@ -251,8 +258,9 @@ PEER_STATES: dict[State, Callable[[Rig], None]] = {
     State.PEER_IDLE: lambda rig: rig.post_rx(8),
     State.PEER_MORE: more_frames,
     State.NO_SLOTS: lambda _rig: None,
-    State.NO_SLOTS_LONG: lambda rig: expire(rig, 1),
-    State.STALLED: lambda rig: expire(rig, 2),
+    State.NO_SLOTS_LONG: wait_long,
+    State.NO_FRAME: lambda rig: wait_long(rig, 0),
+    State.STALLED: stall,
     State.NO_SLOTS_UNANNOUNCED: lambda _rig: None,
     State.NO_CREDIT: spend_rx,
     State.REFUSED: refuse,
@@ -337,7 +345,7 @@ def everything_arrives(rig: Rig) -> None:
         assert len(rig.arrived) + rig.queue.counters["tx_refused"] >= posted + 20
     delivered, refused = rig.queue.rings["rx"]["rsp_prod"], rig.queue.states[1] is State.REFUSED
     if rig.peer_end is not None and not refused:
-        assert delivered == rig.offered
+        assert delivered + rig.queue.counters["rx_expired"] == rig.offered
     assert rig.queue.broken is None
 
 
@@ -390,7 +398,7 @@ def test_a_stall_is_reported_once_and_its_end() -> None:
 def test_progress_keeps_a_wait_for_slots_from_expiring() -> None:
     with in_states(State.RING_IDLE, State.NO_SLOTS) as made:
         made.post_rx(1)
-        made.offer(1)
+        made.offer(2)
         made.apply(Event.RING)
         made.run_until_idle()
         assert made.queue.states[1] is State.NO_SLOTS

@@ -81,15 +81,16 @@ async def flood(topology: Topology) -> int:
 
 
 async def test_a_guest_that_never_receives(topology: Topology) -> None:
-    """XSA-392: without slots only one frame is read, and it waits. Memory does not grow, TX continues, and once slots
+    """XSA-392: without slots one read is made, whose frames wait. Memory does not grow, TX continues, and once slots
     come every frame is delivered in order."""
     await topology.connect()
     before = resident()
-    sent = await flood(topology)
+    sent, read = await flood(topology), 0
     for _ in range(20):
         await topology.works()
         await topology.others_pass(2)
-        assert await flood(topology) <= 2, "what waits is in the network's queue, not in ours"
+        read += await flood(topology)
+        assert read <= 16, "what waits is in the network's queue, not in ours, except one read"
     assert sent > 0
     assert resident() - before < GROWTH
     assert (await topology.counters())["rx_frames"] == 0

@@ -26,10 +26,13 @@ from netback.frontend import FrontConfig, Frontend, GrantedPage, Guest, Script
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.emulated.protocol import STORE_SOCKET
+from netback.vif.features import WaitTimes
 from netback.vif.vif import Vif
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 
+PATIENT = WaitTimes(drain=3600, stall=3600)
+"""No frame expires because the machine is slow."""
 SECONDS = 20.0
 """Seconds that a required event may take."""
 LINES = 20
@@ -224,7 +227,7 @@ async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIte
     """Both guests attached, the honest one connected, the hostile one idle."""
     caplog.set_level(logging.INFO)
     networks = {name: PythonNetwork(name) for name in ("python:bad", "python:good", "guest")}
-    config = BackendConfig(directory, networks=networks, workers=1)
+    config = BackendConfig(directory, networks=networks, workers=1, times=PATIENT)
     with ExitStack() as undo:
         for network in networks.values():
             undo.callback(network.remove)

@@ -62,6 +62,13 @@ async def read_target(target: Target) -> "list[DeviceStatus]":
     return merge(stored, served or [])
 
 
+def _trouble(device: "DeviceStatus") -> str | None:
+    """The error; for a guest that takes no frames, since when."""
+    if device.error or device.stalled is None:
+        return device.error
+    return f"stalled for {device.stalled:.0f} s: the guest takes no frames"
+
+
 def _limits(device: "DeviceStatus") -> str:
     """As in "tx 10Mb/s"."""
     rates = {"tx": device.tx_rate, "rx": device.rx_rate}
@@ -89,7 +96,7 @@ def _show(devices: "list[DeviceStatus]") -> None:
             counters.get("rx_frames"),
             _limits(device),
             " ".join(features),
-            device.error,
+            _trouble(device),
         )
         table.add_row(*(escape("-" if cell in (None, "") else str(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else _WIDE).print(table)

@@ -30,7 +30,7 @@ from netback.net.objects import ObjectNetworks
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
-from netback.vif.features import DeviceType, Limits, offer
+from netback.vif.features import DeviceType, Limits, WaitTimes, offer
 from netback.vif.queue import queue_owner
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
 from netback.vif.vif import CaptureSink
@@ -73,6 +73,8 @@ class BackendConfig:
     """Names or globs of trace points."""
     workers: int | None = None
     """Worker threads; None means one per core."""
+    times: WaitTimes = field(default_factory=WaitTimes)
+    """How long frames may wait for a guest; a connection keeps those with which it began."""
     rules: tuple[DeviceRule, ...] = ()
     """Rules for networks and for guests that get a device when they appear. The first rule that fits
     applies."""
@@ -277,6 +279,7 @@ class Backend:
             journals=self.config.directory / _JOURNALS,
             net_for=self._auto_attach.net_for,
             rates_for=self._auto_attach.rates_for,
+            times=lambda: self.config.times,
             fd_store=self._fd_store,
             networks=ObjectNetworks(self.config.networks),
             links=links,

@@ -20,7 +20,7 @@ from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
-from netback.vif.features import DeviceType, parse_mac
+from netback.vif.features import DeviceType, WaitTimes, parse_mac
 from netback.vif.rate import Rates, parse_rate
 
 DEFAULT = Path("/etc/netback/netback.toml")
@@ -95,6 +95,8 @@ class Config(msgspec.Struct, frozen=True):
     net: str | None = None
     workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
     trace: tuple[str, ...] = ()
+    rx_drain_seconds: Annotated[float, Meta(ge=0.03, le=3600)] = WaitTimes().drain
+    rx_stall_seconds: Annotated[float, Meta(ge=0, le=86400)] = WaitTimes().stall
     device: tuple[DeviceRule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,12 +115,17 @@ class Config(msgspec.Struct, frozen=True):
         if net is not None:
             parse_spec(net)
         check_trace(trace)
-        return type(self)(
+        return msgspec.structs.replace(
+            self,
             net=self.net if net is None else net,
             workers=self.workers if workers is None else workers,
             trace=self.trace + trace,
-            device=self.device,
         )
+
+    @property
+    def times(self) -> WaitTimes:
+        """How long frames may wait for a guest."""
+        return WaitTimes(self.rx_drain_seconds, self.rx_stall_seconds)
 
 
 def load_config(path: Path | None = None) -> Config:

@@ -125,7 +125,14 @@ async def _watchdog(backend: Backend, notifier: Notifier, seconds: float) -> Non
 
 
 def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
-    return replace(backend, net=config.net, trace=config.trace, workers=config.workers, rules=config.device)
+    return replace(
+        backend,
+        net=config.net,
+        trace=config.trace,
+        workers=config.workers,
+        rules=config.device,
+        times=config.times,
+    )
 
 
 def _status(backend: Backend) -> str:

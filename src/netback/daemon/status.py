@@ -17,6 +17,7 @@ from netback.abi.xenbus import XenbusState as State
 from netback.errors import printable
 from netback.vif.features import OPTIONAL, DeviceType
 from netback.vif.rate import Rates
+from netback.vif.vif import Vif
 from netback.xenbus.device import Device
 from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal
 from netback.xenstore.aio import Store, StoreError
@@ -52,6 +53,10 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
     """The current name of the link, or the kind of network, that the running backend uses."""
     counters: dict[str, int] | None = None
     """Counters by name; None without a running backend."""
+    stalled: float | None = None
+    """For how many seconds the guest has taken no frames and its link has had no carrier; None if it takes them."""
+    drops: dict[str, int] = {}
+    """Frames that the network lost on their way to the guest, if the kernel tells (net.base.Network.drops)."""
     tx_rate: str | None = None
     """The limit of what the guest sends, as in "10Mb/s"; None for no limit."""
     rx_rate: str | None = None
@@ -74,10 +79,19 @@ def describe(device: Device) -> DeviceStatus:
         error=printable(device.error) or None,
         network=printable(vif.network.name) if vif else None,
         counters=dict(vif.counters) if vif else {},
+        stalled=round(vif.stalled, 1) if vif and vif.stalled is not None else None,
+        drops=_drops(vif) if vif else {},
         tx_rate=str(rates.tx) if rates.tx else None,
         rx_rate=str(rates.rx) if rates.rx else None,
         rings=dict(vif.rings) if vif else {},
     )
+
+
+def _drops(vif: Vif) -> dict[str, int]:
+    try:
+        return vif.network.drops()
+    except OSError:  # the link was removed
+        return {}
 
 
 def merge(stored: Iterable[DeviceStatus], served: Iterable[DeviceStatus]) -> list[DeviceStatus]:
@@ -92,6 +106,8 @@ def _add(stored: DeviceStatus, served: DeviceStatus) -> DeviceStatus:
         error=served.error or stored.error,
         network=served.network,
         counters=served.counters,
+        stalled=served.stalled,
+        drops=served.drops,
         tx_rate=served.tx_rate,
         rx_rate=served.rx_rate,
         rings=served.rings,

@@ -10,7 +10,8 @@ from netback.dataplane.workspace cimport workspace_t
 
 cdef enum:                      # state of a direction: states.py has the table and the meanings
     STATE_RING_IDLE, STATE_RING_MORE, STATE_PEER_FULL, STATE_PEER_BUSY, STATE_NO_CREDIT,
-    STATE_PEER_IDLE, STATE_PEER_MORE, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_STALLED, STATE_NO_SLOTS_UNANNOUNCED,
+    STATE_PEER_IDLE, STATE_PEER_MORE, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_NO_FRAME, STATE_STALLED,
+    STATE_NO_SLOTS_UNANNOUNCED,
     STATE_REFUSED, STATE_PEER_CLOSED, STATE_BROKEN,
     STATES_END
 
@@ -37,7 +38,7 @@ cdef enum:                      # counter: COUNTERS in link.pyx has the names in
     TX_SEGMENTED, TX_TOO_BIG, TX_FULL, TX_REFUSED, TX_STALLS, TX_FAULTS, TX_SHORT, TX_TRUNCATED, TX_THROTTLED,
     RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_FIXED_UP, RX_COMPLETED,
     RX_SEGMENTED, RX_TOO_BIG, RX_FULL, RX_REFUSED, RX_STALLS, RX_FAULTS, RX_SHORT, RX_TRUNCATED, RX_THROTTLED,
-    EVENTS, EVENTS_EMPTY, TX_MULTICAST, TX_MULTICAST_FULL, RX_FILTERED,
+    EVENTS, EVENTS_EMPTY, TX_MULTICAST, TX_MULTICAST_FULL, RX_FILTERED, RX_EXPIRED,
     COUNTERS_END
 
 
@@ -51,6 +52,7 @@ cdef struct row_t:               # a row of states.TABLE
     uint32_t watch               # events
     uint64_t timer               # ns; 0: none
     int expires                  # the state after the timer, if nothing moved while it ran; -1: unchanged
+    bint early                   # the timer ends at direction_t.due, if that is before
     bint again
 
 
@@ -63,6 +65,7 @@ cdef struct direction_t:
     uint32_t progress            # changes with every poll that moved something
     uint32_t progress_then       # when the timer was set
     uint64_t period              # ns that the timer was set for
+    uint64_t due                 # ns: when a state with `early` can go on
     timer_t timer
     allowance_t allowance        # zeros: no limit
 

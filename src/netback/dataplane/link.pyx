@@ -12,6 +12,7 @@ for _state, _row in TABLE.items():
     rows[<int>_state].watch = _row.watch
     rows[<int>_state].timer = _row.timer
     rows[<int>_state].expires = -1 if _row.expires is None else _row.expires
+    rows[<int>_state].early = _row.early
     rows[<int>_state].again = _row.again
 
 REASONS = {
@@ -53,6 +54,7 @@ COUNTERS = (
     "tx_multicast",  # requests that add an address to the guest's multicast list or remove one; no frames
     "tx_multicast_full",     # ... of those: answered ERROR, since the list was full
     "rx_filtered",   # multicast frames that the guest's list does not have
+    "rx_expired",    # frames dropped since they, or those read before them, waited too long for slots
 )
 
 

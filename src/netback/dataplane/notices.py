@@ -14,7 +14,8 @@ class Notice(enum.Enum):
     READY = 0
     """Frames pass again: the peer works, or the guest posts RX buffers."""
     STALLED = 1
-    """The guest has posted no usable RX buffer for a minute although its driver works: frames for it wait."""
+    """The guest has taken no frame for the stall time, although frames waited for RX slots all that time. Those are
+    dropped, and so is what the network has when the guest has posted the slots that the first of them lacked."""
     PEER_GONE = 2
     """The network behind the link is gone: hang-up, a removed tap (EBADFD), a link that is down or removed (ENETDOWN,
     ENXIO, ENODEV). Frames from the guest are refused and counted, as on a cable without a carrier. READY follows by

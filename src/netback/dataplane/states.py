@@ -52,11 +52,12 @@ class State(enum.IntEnum):
     PEER_MORE = 6
     NO_SLOTS = 7
     NO_SLOTS_LONG = 8
-    STALLED = 9
-    NO_SLOTS_UNANNOUNCED = 10
-    REFUSED = 11
-    PEER_CLOSED = 12
-    BROKEN = 13
+    NO_FRAME = 9
+    STALLED = 10
+    NO_SLOTS_UNANNOUNCED = 11
+    REFUSED = 12
+    PEER_CLOSED = 13
+    BROKEN = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class Row:
 
     `polled`: the events at which the direction is polled. `watch`: FRAMES and ROOM, what the descriptor is watched for
     beside errors. `timer`: nanoseconds, 0 without one; it is set when the state is entered, and a state with `expires`
-    becomes that one when the time ends without progress in this direction. `again`: another poll of the link follows at
+    becomes that one when the time ends without progress in this direction. `early`: the poll knows when it can go on
+    (direction_t.due), and `timer` is the most. `again`: another poll of the link follows at
     once, after one of every other link that has work.
     """
 
@@ -74,6 +76,7 @@ class Row:
     watch: Event = NOTHING
     timer: int = 0
     expires: State | None = None
+    early: bool = False
     again: bool = False
     armed: str = "no"
 
@@ -81,9 +84,10 @@ class Row:
 _ANY = Event.POLL | Event.RING | Event.FRAMES | Event.ROOM | Event.TIMER
 
 _NO_CREDIT = Row(
-    "the next frame lacks credit (the vif's rate): the timer ends when it is there, a second later at most",
+    "the next frame lacks credit (the vif's rate): the timer ends when it is there",
     polled=Event.TIMER,
     timer=1000 * MS,
+    early=True,
 )
 _BROKEN = Row("the far side broke the protocol")
 """The two states that either direction may be in."""
@@ -122,19 +126,27 @@ PEER_TO_RING: Mapping[State, Row] = {
         armed="for what the frame needs",
     ),
     State.NO_SLOTS_LONG: Row(
-        "it still lacks them: a GSO frame that needs more slots than the guest has posted is segmented",
+        "it still lacks them: a GSO frame that needs more slots than the guest has posted is segmented; frames that "
+        "reach the drain time are dropped, with all that the peer has then; at the stall time it is STALLED",
         polled=Event.RING | Event.TIMER,
-        timer=60_000 * MS,
-        expires=State.STALLED,
+        timer=1000 * MS,
+        early=True,
         armed="for what the frame needs",
     ),
+    State.NO_FRAME: Row(
+        "the ring has had no slot for long, and the peer no frame: the next one is read, so that it has an age",
+        polled=Event.RING | Event.FRAMES,
+        watch=Event.FRAMES,
+        armed="for one",
+    ),
     State.STALLED: Row(
-        "it has lacked them for a minute: reported once",
+        "frames have lacked slots for the stall time, and the guest took none: reported once, what waited is dropped",
         polled=Event.RING,
         armed="for what the frame needs",
     ),
     State.NO_SLOTS_UNANNOUNCED: Row(
-        "it lacks slots, and the guest has no feature-rx-notify, so no event may come",
+        "it lacks slots, and the guest has no feature-rx-notify, so no event may come; frames that reach the drain "
+        "time are dropped as in NO_SLOTS_LONG",
         polled=Event.RING | Event.TIMER,
         timer=MS,
         armed="for what the frame needs",
@@ -158,6 +170,8 @@ def _timer(row: Row) -> str:
     if not row.timer:
         return "-"
     length = f"{row.timer // MS} ms" if row.timer < 1000 * MS else f"{row.timer // (1000 * MS)} s"
+    if row.early:
+        return f"{length} at most"
     return f"{length}, then {row.expires.name}" if row.expires is not None else length
 
 

@@ -32,7 +32,7 @@ from netback.dataplane.credit cimport Credit, credit_leave
 from netback.dataplane.link cimport (
     EVENT_FRAMES, EVENT_POLL, EVENT_RING, EVENT_ROOM, EVENT_TIMER, EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_READY,
     STATE_BROKEN, STATE_NO_CREDIT, STATE_PEER_CLOSED, STATE_PEER_FULL, STATE_PEER_MORE, STATE_REFUSED, STATE_RING_MORE,
-    Link, direction_t, link_condition, state_rows,
+    Link, direction_t, link_condition, row_t, state_rows,
 )
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer
@@ -124,12 +124,13 @@ cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil
 
 
 cdef inline uint64_t timer_period(worker_t *worker, direction_t *direction) noexcept nogil:
-    """ns that the timer of a direction's state runs; 0: none. Of credit it is known when it suffices."""
-    cdef uint64_t now, period = worker.rows[direction.state].timer
-    if direction.state != STATE_NO_CREDIT:
-        return period
+    """ns that the timer of a direction's state runs; 0: none."""
+    cdef row_t *row = &worker.rows[direction.state]
+    cdef uint64_t now
+    if not row.early or not direction.due:
+        return row.timer
     now = now_ns()
-    return min(period, direction.allowance.due - now) if direction.allowance.due > now else 1
+    return min(row.timer, direction.due - now) if direction.due > now else 1
 
 
 cdef inline void set_timer(worker_t *worker, direction_t *direction) noexcept nogil:

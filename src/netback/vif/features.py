@@ -67,6 +67,20 @@ _WORD = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
+class WaitTimes:
+    """How long frames may wait for a guest's RX slots, in seconds; the defaults are those of Linux's backend."""
+
+    drain: float = 10.0
+    """After this time a frame is dropped, with all that its network has then."""
+    stall: float = 60.0
+    """A guest that takes no frame for this time is stalled: its link has no carrier until it posts slots. 0: never."""
+
+    def for_guest(self, *, rx_unannounced: bool) -> "WaitTimes":
+        """Without feature-rx-notify: 30 ms and no verdict (Linux's read_xenbus_vif_flags)."""
+        return WaitTimes(0.03, 0) if rx_unannounced else self
+
+
+@dataclass(frozen=True, slots=True)
 class QueueConfig:
     """The rings of one queue, and the frontend's port."""
 

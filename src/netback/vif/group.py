@@ -19,7 +19,7 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.thread import Listener
 from netback.dataplane.worker import Worker
 from netback.platforms.base import Platform
-from netback.vif.features import LiveConfig, QueueConfig, VifConfig
+from netback.vif.features import LiveConfig, QueueConfig, VifConfig, WaitTimes
 from netback.vif.queue import (
     attach_queue,
     bind_port,
@@ -67,7 +67,9 @@ class Group:
             port = await bind_port(worker.events, self._domid, queue.event_channel, self._undo)
             self._bound.append(BoundQueue(queue, worker, port))
 
-    def attach(self, config: VifConfig, peers: Sequence[Peer], journal: Path, *, adopt: bool) -> None:
+    def attach(
+        self, config: VifConfig, peers: Sequence[Peer], journal: Path, *, adopt: bool, times: WaitTimes
+    ) -> None:
         """Map and check the rings of each queue and complete its journal; queue N is joined to peer N.
 
         `adopt`: an earlier connection served these rings, its journals count. GuestError: an index is impossible.
@@ -83,6 +85,7 @@ class Group:
                 bound.config,
                 port=bound.port,
                 peer=peer,
+                times=times,
                 journal=open_journal(journal.with_name(queue_name(journal.name, number)), adopt),
                 settings=settings,
                 undo=self._undo,

@@ -18,9 +18,12 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.settings import Settings
 from netback.errors import NetbackError, PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform
-from netback.vif.features import LiveConfig, QueueConfig, VifConfig
+from netback.vif.features import LiveConfig, QueueConfig, VifConfig, WaitTimes
 
 _PART = re.compile(r"-(q[1-9][0-9]*|settings)$")
+
+_SECOND = 1_000_000_000
+"""Nanoseconds."""
 
 _BIND_DELAYS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 """Seconds between attempts: a killed predecessor holds the port until the hypervisor has closed it."""
@@ -124,6 +127,7 @@ def attach_queue(
     peer: Peer,
     journal: Journal,
     settings: Settings,
+    times: WaitTimes,
     undo: ExitStack,
 ) -> BackQueue:
     """Map both rings, check them, complete the journal: the queue then stands at rsp_prod and waits for its worker.
@@ -132,6 +136,7 @@ def attach_queue(
     """
     tx = map_ring(platform, domid, queue.tx_ring_ref, Key.TX_RING_REF, undo)
     rx = map_ring(platform, domid, queue.rx_ring_ref, Key.RX_RING_REF, undo)
+    waits = times.for_guest(rx_unannounced=config.rx_unannounced)
     attached = BackQueue(
         events.native,
         platform.open_memory(domid),
@@ -148,6 +153,8 @@ def attach_queue(
         rx_offset=config.rx_offset,
         rx_unannounced=config.rx_unannounced,
         settings=settings,
+        drain=int(waits.drain * _SECOND),
+        stall=int(waits.stall * _SECOND),
     )
     change_queue(attached, config.live)
     return attached

@@ -18,7 +18,7 @@ from netback.errors import PeerError
 from netback.net.base import Network
 from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
-from netback.vif.features import LiveConfig, VifConfig
+from netback.vif.features import LiveConfig, VifConfig, WaitTimes
 from netback.vif.group import Group
 from netback.vif.rate import Rates
 from netback.vif.workers import Workers
@@ -47,9 +47,10 @@ class Vif:
         journal: Path,
         tracer: Tracer,
         on_notice: Callable[[Notice], object],
+        times: Callable[[], WaitTimes] = WaitTimes,
     ) -> None:
-        """`journal` is the file of queue 0; the files of further queues have the queue's number appended
-        (`queue_name`).
+        """`times` is asked at each connection. `journal` is the file of queue 0; the files of further queues have the
+        queue's number appended (`queue_name`).
         """
         self.name = name
         self.network = network
@@ -59,6 +60,8 @@ class Vif:
         self._journal = journal
         self._tracer = tracer
         self._on_notice = on_notice
+        self._times = times
+        self._stalled_at: float | None = None
         self._condition = Notice.READY
         self._loop = asyncio.get_running_loop()
         self._capture: CaptureSink | None = None
@@ -94,6 +97,13 @@ class Vif:
         return self._group.rings if self._group else {}
 
     @property
+    def stalled(self) -> float | None:
+        """For how many seconds the guest has been stalled; None if it takes its frames."""
+        return (
+            None if self._stalled_at is None or self._group is None else self._loop.time() - self._stalled_at
+        )
+
+    @property
     def rates(self) -> Rates:
         """The limits in force."""
         return self._rates
@@ -114,11 +124,11 @@ class Vif:
         try:
             await group.bind(config)
             self._prepare(config, adopt)
-            group.attach(config, self.network.peers, self._journal, adopt=adopt)
+            group.attach(config, self.network.peers, self._journal, adopt=adopt, times=self._times())
         except BaseException:
             await group.close()
             raise
-        self._group, self._condition = group, Notice.READY
+        self._group, self._condition, self._stalled_at = group, Notice.READY, None
 
     async def serve(self) -> None:
         """Turn the carrier on and have the workers serve the queues.
@@ -213,10 +223,21 @@ class Vif:
             return
 
     def _changed(self, group: Group) -> None:
-        """Report the group's condition, unless another group is connected by now."""
-        if group is self._group and group.condition is not self._condition:
-            self._condition = group.condition
-            self._on_notice(self._condition)
+        """Report the group's condition, unless another group is connected by now. A stalled guest's link has no
+        carrier, which makes its users send nothing more.
+        """
+        if group is not self._group or group.condition is self._condition:
+            return
+        before, self._condition = self._condition, group.condition
+        if self._condition is Notice.STALLED:
+            self._stalled_at = self._loop.time()
+            self._carrier(False)
+            self._budget.warn(log, f"{self.name}: the guest is stalled: it takes no frames; carrier off")
+        elif before is Notice.STALLED:
+            self._stalled_at = None
+            self._carrier(True)
+            self._budget.warn(log, f"{self.name}: the guest takes frames again")
+        self._on_notice(self._condition)
 
     def _record(self, record: Record) -> None:
         if record.kind == RecordKind.TX_SLOT:

@@ -10,6 +10,7 @@ from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
+from netback.vif.features import WaitTimes
 from netback.vif.rate import Rates
 from netback.vif.workers import Workers
 from netback.xenbus.names import DeviceName
@@ -32,6 +33,8 @@ class Context:
     """The network spec of a device without a `net` node, by its name and its MAC address."""
     rates_for: Callable[[DeviceName, str | None], Awaitable[Rates]]
     """The limits of a device whose nodes name none, likewise."""
+    times: Callable[[], WaitTimes]
+    """How long frames may wait for a guest, by the present configuration."""
     fd_store: FdStore
     """Holds the descriptors of taps while no backend runs."""
     networks: ObjectNetworks

@@ -108,6 +108,7 @@ class Nic:
             journal=self.journal,
             tracer=self._context.tracer,
             on_notice=self._on_notice,
+            times=self._context.times,
         )
         info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not given'}, network {spec}"
         log.info("%s: %s", name, info)

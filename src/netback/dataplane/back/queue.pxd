@@ -35,6 +35,11 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     uint8_t rx_extras            # extra infos of every RX frame: that of the XDP headroom, or none
     uint32_t tx_segments_sent    # segments already sent of the frame at the TX ring's head
     backlog_t backlog            # frames that wait for RX slots
+    uint64_t read_at             # ns: when those were read
+    uint64_t waits_since         # ns: when a frame first lacked slots since the guest last took one; 0: none has
+    uint64_t drain               # ns that a frame may wait
+    uint64_t stall               # ns of waiting after which the guest is stalled; 0: never
+    uint32_t stalled_needed      # slots that a stalled guest must post
     bint segmenting              # the current RX frame is being segmented, and `segments` is the position in it
     segments_t segments
     rx_habits_t habits

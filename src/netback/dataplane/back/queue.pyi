@@ -29,6 +29,8 @@ class BackQueue(Link):
         rx_offset: int = 0,
         rx_unannounced: bool = False,
         settings: Settings | None = None,
+        drain: int = ...,
+        stall: int = ...,
         keep: object = None,
     ) -> None: ...
     def change(self, *, multicast_control: bool = False, xdp_headroom: int = 0) -> None: ...

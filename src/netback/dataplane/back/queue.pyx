@@ -50,7 +50,9 @@ cdef class BackQueue(Link):
     where a frame begins in its first page, in bytes. The queue keeps every argument alive.
 
     `rx_unannounced`: no event follows the RX slots that the guest posts (no feature-rx-notify). The peer's network
-    takes what `peer.caps` say. `settings` are the vif's, shared by its queues: an own page if None.
+    takes what `peer.caps` say. `settings` are the vif's, shared by its queues: an own page if None. `drain`: ns that a
+    frame may wait for RX slots before it is dropped, with all that the peer has then. `stall`: ns without a frame taken
+    after which the guest is reported as stalled; 0: never.
 
     The caller has bound the port. Attaching checks the indices (GuestError if one is impossible), completes the
     journal, and takes the rings up at rsp_prod. The worker drains and arms both when the queue is added to it, and
@@ -60,7 +62,8 @@ cdef class BackQueue(Link):
     def __cinit__(
         self, Events events, GuestMemory memory, Peer peer, Journal journal, *, size_t tx_page, size_t rx_page,
         uint64_t tx_name, uint64_t rx_name, uint32_t tx_port, uint32_t rx_port, uint32_t caps, bint sg,
-        uint16_t rx_offset=0, bint rx_unannounced=False, Settings settings=None, object keep=None,
+        uint16_t rx_offset=0, bint rx_unannounced=False, Settings settings=None, uint64_t drain=10000000000,
+        uint64_t stall=60000000000, object keep=None,
     ):
         self.peer = peer
         self.journal = journal
@@ -80,6 +83,8 @@ cdef class BackQueue(Link):
         self.queue.sg = sg
         self.queue.rx_offset = self.plain_offset = rx_offset
         self.queue.settings = self.settings.settings
+        self.queue.drain = drain
+        self.queue.stall = stall
         self.queue.tx_journal = journal.of_ring(0, tx_name, TX_SLOT)
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
         backlog_init(&self.queue.backlog, BACKLOG_FRAMES)

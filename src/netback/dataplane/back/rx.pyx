@@ -6,7 +6,7 @@
     place     decide for each frame: send it whole, send it in segments, drop it, or let it wait for slots
     stage     assign its bytes to posted requests: a response and a grant copy for each, flags and GSO extra as agreed
     deliver   grant copy, then one push through the journal and at most one notify
-    wait      arm the ring for exactly the slots that the next frame needs (XSA-392)
+    wait      arm the ring for exactly the slots that the next frame needs (XSA-392); drop frames that waited too long
 
 Backpressure works by not reading. A read of a socket returns up to 16 frames before their sizes are known; those that
 then lack slots are copied to the backlog, and the peer is not read while any waits there. The ring has one private
@@ -28,15 +28,16 @@ from netback.dataplane.arena cimport name_local
 from netback.dataplane.back.queue cimport BACKLOG_FRAMES, back_queue
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.checksum cimport complete_checksum
-from netback.dataplane.clock cimport now_ns
+from netback.dataplane.clock cimport coarse_ns, now_ns
 from netback.dataplane.credit cimport credit_claim, credit_settle
 from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
-    EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FAULTS, RX_FILTERED,
-    RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_THROTTLED, RX_TOO_BIG, RX_TRUNCATED,
-    STATE_NO_CREDIT, STATE_NO_SLOTS, STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE,
-    break_link, lacks_slots, link_t, state_rows,
+    EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_EXPIRED, RX_FAULTS,
+    RX_FILTERED, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_THROTTLED, RX_TOO_BIG,
+    RX_TRUNCATED, STATE_NO_CREDIT, STATE_NO_FRAME, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_NO_SLOTS_UNANNOUNCED,
+    STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, STATE_STALLED, break_link, direction_t, lacks_slots, link_t,
+    state_rows,
 )
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
@@ -62,6 +63,7 @@ cdef const char *BROADCAST = b"\xff\xff\xff\xff\xff\xff"
 
 cdef enum:
     MAX_TCP = 60                 # bytes of a TCP header
+    MAX_DROPPED = 4096           # frames dropped at once: more than a tap's queue holds; a flood cannot prolong it
     LONE_BURSTS = 4
     LARGE_FRAMES = 4             # of several slots in one read: more would evict each other from the cache
 
@@ -83,13 +85,20 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
     cdef burst_t burst
     cdef int pending = back_pending(&queue.rx)
     cdef uint32_t needed
+    cdef int state
     cdef bint drained = False
     if pending < 0:
         return break_link(link, REASON_RX_INDEX)
+    if link.peer_to_ring.state == STATE_STALLED and pending < <int>queue.stalled_needed:
+        return stay_stalled(queue)
+    if link.peer_to_ring.state == STATE_STALLED or is_expired(queue):
+        drop_waiting(queue, ws)
     note_posted(queue, pending)
     memset(&burst, 0, sizeof(burst))
     burst.room = pending
     ws.segments_used = 0
+    if pending == 0 and queue.backlog.count == 0 and has_waited(link):
+        read_one(queue, ws)
     if queue.backlog.count:
         needed = place_backlog(queue, ws, &burst)
     else:
@@ -99,7 +108,10 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
         credit_settle(&link.peer_to_ring.allowance, burst.bytes)
     if link.peer.release != NULL:
         link.peer.release(link.peer)
-    return next_state(queue, &burst, needed, drained)
+    state = next_state(queue, &burst, needed, drained)
+    if state == STATE_STALLED:
+        drop_waiting(queue, ws)
+    return state
 
 
 cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint drained) noexcept nogil:
@@ -110,8 +122,11 @@ cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint dra
     if moved:
         link.peer_to_ring.progress += 1
         queue.habits.waited = 0
+    if burst.used:
+        queue.waits_since = 0
     if burst.unpaid and not needed:
         link.counters[RX_THROTTLED] += 1
+        link.peer_to_ring.due = link.peer_to_ring.allowance.due
         return STATE_NO_CREDIT
     if drained and burst.used < burst.room:
         return STATE_PEER_CLOSED if link.peer.condition == PEER_CLOSED else STATE_PEER_IDLE
@@ -198,6 +213,8 @@ cdef int drop_unwanted(back_queue *queue, frame_t *frames, int count) noexcept n
 cdef inline void keep(back_queue *queue, workspace_t *ws, int first, int end) noexcept nogil:
     """Keep the rest of a read in the backlog."""
     cdef int i
+    if first < end and queue.backlog.count == 0:
+        queue.read_at = coarse_ns()
     for i in range(first, end):
         backlog_add(&queue.backlog, &ws.frames[i])
 
@@ -523,12 +540,83 @@ cdef int wait_for_slots(back_queue *queue, uint32_t needed, bint moved) noexcept
     follows. If nothing moved, it is still the same wait.
     """
     cdef link_t *link = &queue.link
+    cdef int state = link.peer_to_ring.state
     cdef int pending = back_arm(&queue.rx, needed)
     if pending < 0:
         return break_link(link, REASON_RX_INDEX)
     if <uint32_t>pending >= needed:
         return STATE_PEER_MORE
-    if lacks_slots(link.peer_to_ring.state) and not moved:
-        return link.peer_to_ring.state
+    if queue.backlog.count and not queue.waits_since:
+        queue.waits_since = coarse_ns()
+    if lacks_slots(state) and not moved:
+        return wait_longer(queue, state, needed)
     link.counters[RX_STALLS] += 1
     return STATE_NO_SLOTS_UNANNOUNCED if link.rx_unannounced else STATE_NO_SLOTS
+
+
+cdef int wait_longer(back_queue *queue, int state, uint32_t needed) noexcept nogil:
+    """The state of a wait that goes on."""
+    cdef direction_t *direction = &queue.link.peer_to_ring
+    if state == STATE_NO_SLOTS or state == STATE_NO_SLOTS_UNANNOUNCED:
+        return state
+    if queue.backlog.count == 0:
+        return STATE_PEER_CLOSED if queue.link.peer.condition == PEER_CLOSED else STATE_NO_FRAME
+    direction.due = queue.read_at + queue.drain
+    if queue.stall:
+        if coarse_ns() >= queue.waits_since + queue.stall:
+            queue.stalled_needed = needed
+            return STATE_STALLED
+        direction.due = min(direction.due, queue.waits_since + queue.stall)
+    return STATE_NO_SLOTS_LONG
+
+
+cdef inline bint has_waited(link_t *link) noexcept nogil:
+    """Whether the ring has been empty for so long that a frame is read without a slot for it, so that it has an age."""
+    return link.peer_to_ring.state == STATE_NO_SLOTS_LONG or link.peer_to_ring.state == STATE_NO_FRAME or (
+        link.peer_to_ring.state == STATE_NO_SLOTS_UNANNOUNCED and link.peer_to_ring.events & EVENT_TIMER)
+
+
+cdef void read_one(back_queue *queue, workspace_t *ws) noexcept nogil:
+    """One read of the peer, into the backlog."""
+    cdef peer_t *peer = queue.link.peer
+    cdef int got = peer.receive(
+        peer, ws.arena, LARGE_BYTES, ws.frames, min(<uint32_t>BACKLOG_FRAMES, peer.frames_per_read))
+    note_losses(queue, got)
+    if got > 0 and queue.multicast_control:
+        got = drop_unwanted(queue, ws.frames, got)
+    keep(queue, ws, 0, got)
+    if peer.release != NULL:
+        peer.release(peer)
+
+
+cdef inline bint is_expired(back_queue *queue) noexcept nogil:
+    """Whether the frames that wait reached the drain time. The clock is read when a timer ended."""
+    cdef direction_t *direction = &queue.link.peer_to_ring
+    return (
+        queue.backlog.count and direction.events & EVENT_TIMER and lacks_slots(direction.state)
+        and coarse_ns() >= queue.read_at + queue.drain
+    )
+
+
+cdef void drop_waiting(back_queue *queue, workspace_t *ws) noexcept nogil:
+    """Drop and count the frames that wait, and those that the peer has now: they are as old, or soon will be."""
+    cdef peer_t *peer = queue.link.peer
+    cdef uint32_t dropped = queue.backlog.count
+    cdef int got = 1
+    queue.backlog.count = 0
+    queue.segmenting = False
+    while got > 0 and dropped < MAX_DROPPED:
+        got = peer.receive(peer, ws.arena, LARGE_BYTES, ws.frames, min(<uint32_t>BACKLOG_FRAMES, peer.frames_per_read))
+        note_losses(queue, got)
+        if peer.release != NULL:
+            peer.release(peer)
+        dropped += max(got, 0)
+    queue.link.counters[RX_EXPIRED] += dropped
+
+
+cdef int stay_stalled(back_queue *queue) noexcept nogil:
+    """Arm the ring of a stalled guest for what it must post."""
+    cdef int pending = back_arm(&queue.rx, queue.stalled_needed)
+    if pending < 0:
+        return break_link(&queue.link, REASON_RX_INDEX)
+    return STATE_STALLED if pending < <int>queue.stalled_needed else STATE_PEER_MORE

@@ -215,7 +215,9 @@ cdef uint32_t limit(back_queue *queue, workspace_t *ws, uint32_t chains) noexcep
     cdef uint32_t i
     for i in range(chains):
         costs[i] = ws.chains[i].length if ws.chains[i].status == NETIF_RSP_OKAY else 0
-    return credit_claim(&queue.link.ring_to_peer.allowance, now_ns(), costs, chains)
+    i = credit_claim(&queue.link.ring_to_peer.allowance, now_ns(), costs, chains)
+    queue.link.ring_to_peer.due = queue.link.ring_to_peer.allowance.due
+    return i
 
 
 # --- forward: to the peer
