@@ -41,11 +41,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tests.hash_oracle import TOEPLITZ, flow_hash
+
 PAGE, RING_HEADER, SLOTS = 4096, 64, 256
 REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT = 0, 4, 8, 12
 TX_REQUEST, TX_RESPONSE = struct.Struct("<IHHHH"), struct.Struct("<Hh8x")
 RX_REQUEST, RX_RESPONSE = struct.Struct("<HHI"), struct.Struct("<HHHh")
 EXTRA, GRANT, INDEX = struct.Struct("<BBHBBH"), struct.Struct("<HHI"), struct.Struct("<I")
+HASH_EXTRA = struct.Struct("<BBBBI")
 
 TX_CSUM_BLANK, TX_DATA_VALIDATED = 1, 2
 RX_DATA_VALIDATED, RX_CSUM_BLANK = 1, 2
@@ -109,6 +112,8 @@ class Config:
     multicast_control: bool = False
     xdp: bool = False
     """`rx_offset` is the XDP headroom."""
+    hash_types: int = 0
+    hash_key: bytes = b""
 
 
 @dataclass(slots=True)
@@ -307,13 +312,12 @@ class Oracle:
         return burst
 
     def extras(self, frame: Frame) -> list[bytes]:
-        """The extra infos of an RX frame, each but the last with MORE."""
-        gso = [(GSO, frame.gso_size, frame.gso_type)] if frame.gso_type else []
-        infos = gso + ([(XDP, self.config.rx_offset, 0)] if self.config.xdp else [])
-        return [
-            EXTRA.pack(kind, EXTRA_MORE * (i + 1 < len(infos)), value, gso_type, 0, 0)
-            for i, (kind, value, gso_type) in enumerate(infos)
-        ]
+        """The extra infos of an RX frame in ascending order of their types, each but the last with MORE."""
+        infos = [EXTRA.pack(GSO, 0, frame.gso_size, frame.gso_type, 0, 0)] if frame.gso_type else []
+        if flow := flow_hash(frame.data, self.config.hash_types, self.config.hash_key):
+            infos.append(HASH_EXTRA.pack(HASH, 0, flow[0], TOEPLITZ, flow[1]))
+        infos += [EXTRA.pack(XDP, 0, self.config.rx_offset, 0, 0, 0)] if self.config.xdp else []
+        return [bytes([info[0], EXTRA_MORE]) + info[2:] for info in infos[:-1]] + infos[-1:]
 
     def needed(self, frame: Frame) -> int:
         """The RX slots of a frame."""
@@ -321,7 +325,7 @@ class Oracle:
 
     def fits(self, frame: Frame) -> bool:
         """Whether any number of slots suffices."""
-        several = self.needed(frame) - self.config.xdp > 1
+        several = len(split(frame.data, self.config.rx_offset)) > 1 or frame.gso_type
         return self.needed(frame) <= SLOTS and (self.config.sg or not several)
 
     def fill(self, frame: Frame, pieces: list[bytes], slots: list[bytes]) -> tuple[list[bytes], bool]:

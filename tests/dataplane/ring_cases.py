@@ -531,11 +531,13 @@ def case(rng: random.Random, scenes: int = 12) -> Case:
     """A guest's life: its rings begin near a wrap as often as not, and one in three ends as an attack."""
     filtered = rng.random() < 0.3
     headroom = rng.choice((0, 0, 256, 4082, rng.randint(1, 4082)))
+    hashed = {"hash_types": rng.randrange(1, 16), "hash_key": rng.randbytes(40)} if rng.random() < 0.3 else {}
     config = Config(
         rx_offset=headroom or rng.choice((0, 2)),
         sg=rng.random() < 0.8,
         multicast_control=filtered,
         xdp=bool(headroom),
+        **hashed,
     )
     ops = list[Op]()
     if filtered:  # before any frame comes: how a list that changes meanwhile splits a burst is not compared

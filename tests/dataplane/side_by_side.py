@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from netback.dataplane import clock
 from netback.dataplane.credit import Credit
 from netback.dataplane.states import State
+from netback.dataplane.toeplitz import Toeplitz
 from tests.dataplane.harness import RING_PAGES, Bench
 from tests.dataplane.ring_cases import HEADS, PAGES, Case, Deliver, Guest, Op, Send, truthful
 from tests.oracle import INDEX, PAGE, SLOTS, Burst, Frame, Oracle
@@ -82,6 +83,8 @@ class Pair:
         self.bench.queue.change(
             multicast_control=config.multicast_control, xdp_headroom=config.rx_offset if config.xdp else 0
         )
+        if config.hash_types:
+            self.bench.queue.set_hash(Toeplitz(config.hash_key, config.hash_types))
         assert self.bench.notified(), "attaching tells the guest once, whatever the rings say"
         if case.limited:
             clock.fix(BEGIN)

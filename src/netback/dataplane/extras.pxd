@@ -103,6 +103,15 @@ cdef inline int read_extras(const uint8_t *slots, uint32_t slot_size, uint32_t a
             return outcome
 
 
+cdef inline void copy_extras(frame_meta *to, const frame_meta *flow) noexcept nogil:
+    """Give a segment what its frame has: headroom and hash."""
+    to.extras |= flow.extras
+    to.xdp_headroom = flow.xdp_headroom
+    to.hash_type = flow.hash_type
+    to.hash_algorithm = flow.hash_algorithm
+    memcpy(to.hash_value, flow.hash_value, sizeof(flow.hash_value))
+
+
 cdef inline uint32_t write_extra(extra_info *extra, const frame_meta *meta, uint32_t left) noexcept nogil:
     """Write the first of the types in `left`, which begins as meta.extras; returns the types that are left."""
     cdef uint8_t kind = <uint8_t>__builtin_ctz(left)

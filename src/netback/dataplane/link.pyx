@@ -44,6 +44,7 @@ _KINDS = (
     "short",         # peer to ring: messages without a frame
     "truncated",     # peer to ring: frames longer than any buffer
     "throttled",     # polls after which the next frame lacked credit: the rate limit
+    "hashed",        # frames with a hash extra
 )
 
 COUNTERS = (

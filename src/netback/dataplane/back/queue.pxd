@@ -8,6 +8,7 @@ from netback.dataplane.platform.memory cimport memory_t
 from netback.dataplane.ring cimport back_ring
 from netback.dataplane.segment cimport segments_t
 from netback.dataplane.settings cimport Settings, settings_t
+from netback.dataplane.toeplitz cimport Toeplitz, toeplitz_t
 
 cdef enum:
     BACKLOG_FRAMES = 16          # most frames that one read returns, so that all of them can wait for slots
@@ -43,6 +44,7 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     bint segmenting              # the current RX frame is being segmented, and `segments` is the position in it
     segments_t segments
     rx_habits_t habits
+    const toeplitz_t *hash       # NULL: the guest wants no hash of RX frames
 
 
 cdef class BackQueue(Link):
@@ -50,3 +52,4 @@ cdef class BackQueue(Link):
     cdef uint16_t plain_offset
     cdef readonly Journal journal
     cdef readonly Settings settings
+    cdef Toeplitz hash           # keeps alive what queue.hash points to

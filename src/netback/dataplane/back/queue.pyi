@@ -5,6 +5,7 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.events import Events
 from netback.dataplane.platform.memory import GuestMemory
 from netback.dataplane.settings import Settings
+from netback.dataplane.toeplitz import Toeplitz
 
 class BackQueue(Link):
     """The backend's end of one queue."""
@@ -34,5 +35,6 @@ class BackQueue(Link):
         keep: object = None,
     ) -> None: ...
     def change(self, *, multicast_control: bool = False, xdp_headroom: int = 0) -> None: ...
+    def set_hash(self, hash: Toeplitz | None) -> None: ...
     @property
     def rings(self) -> dict[str, dict[str, int]]: ...

@@ -18,6 +18,7 @@ from netback.dataplane.platform.events cimport Events
 from netback.dataplane.platform.memory cimport GuestMemory
 from netback.dataplane.ring cimport back_attach, back_pending, load_acquire
 from netback.dataplane.settings cimport Settings
+from netback.dataplane.toeplitz cimport Toeplitz
 
 
 cdef uint64_t back_producers(link_t *link) noexcept nogil:
@@ -102,6 +103,11 @@ cdef class BackQueue(Link):
         self.queue.multicast_control = multicast_control
         self.queue.rx_offset = xdp_headroom if xdp_headroom else self.plain_offset
         self.queue.rx_extras = 1 << EXTRA_TYPE_XDP if xdp_headroom else 0
+
+    def set_hash(self, Toeplitz hash: Toeplitz | None) -> None:
+        """Send the hash of each RX frame with it from the next burst on, or none."""
+        self.queue.hash = NULL if hash is None else &hash.hash
+        self.hash = hash
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

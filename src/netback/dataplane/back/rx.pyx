@@ -4,7 +4,7 @@
     receive   frames of the backlog, or new ones from the peer, while slots last; drop unwanted multicast frames
     limit     keep in the backlog the frames for which a rate-limited vif has no credit yet
     place     decide for each frame: send it whole, send it in segments, drop it, or let it wait for slots
-    stage     assign its bytes to posted requests: a response and a grant copy for each, flags and GSO extra as agreed
+    stage     assign its bytes to posted requests: a response and a grant copy for each, flags and extras as agreed
     deliver   grant copy, then one push through the journal and at most one notify
     wait      arm the ring for exactly the slots that the next frame needs (XSA-392); drop frames that waited too long
 
@@ -19,10 +19,9 @@ other slots are delivered), a frame can never fit (dropped and counted). What th
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 from netback.dataplane.abi cimport (
-    FULL_FRAME_SLOTS, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, MAC_BYTES, MIN_FRAME,
-    NETIF_RSP_ERROR, NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE,
-    RING_SLOTS, copy_segment, extra_info, rx_request, rx_response,
-    virtio_net_hdr,
+    EXTRA_TYPE_HASH, FULL_FRAME_SLOTS, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, GSO_TYPE_NONE, MAC_BYTES,
+    MIN_FRAME, NETIF_RSP_ERROR, NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data,
+    PAGE_SIZE, RING_SLOTS, copy_segment, extra_info, rx_request, rx_response, virtio_net_hdr,
 )
 from netback.dataplane.arena cimport name_local
 from netback.dataplane.back.queue cimport BACKLOG_FRAMES, back_queue
@@ -30,14 +29,14 @@ from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.clock cimport coarse_ns, now_ns
 from netback.dataplane.credit cimport credit_claim, credit_settle
-from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
+from netback.dataplane.extras cimport clear_meta, copy_extras, extras_count, frame_meta, write_extra
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_EXPIRED, RX_FAULTS,
-    RX_FILTERED, RX_FRAMES, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_THROTTLED, RX_TOO_BIG,
-    RX_TRUNCATED, STATE_NO_CREDIT, STATE_NO_FRAME, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_NO_SLOTS_UNANNOUNCED,
-    STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, STATE_STALLED, break_link, direction_t, lacks_slots, link_t,
-    state_rows,
+    RX_FILTERED, RX_FRAMES, RX_HASHED, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_THROTTLED,
+    RX_TOO_BIG, RX_TRUNCATED, STATE_NO_CREDIT, STATE_NO_FRAME, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG,
+    STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, STATE_STALLED, break_link,
+    direction_t, lacks_slots, link_t, state_rows,
 )
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
@@ -51,6 +50,7 @@ from netback.dataplane.record cimport RECORD_RX_FRAME, RECORD_RX_SLOT, record, r
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
 from netback.dataplane.segment cimport segments_begin, segments_next
 from netback.dataplane.settings cimport multicast_listed
+from netback.dataplane.toeplitz cimport hash_frame
 from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 
 cdef extern from *:
@@ -327,7 +327,7 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
         memset(vnet_header(frame), 0, VNET_HDR)
         clear_meta(&meta)
         queue.link.counters[RX_COMPLETED] += 1
-    add_extras(queue, &meta)
+    add_extras(queue, frame, &meta)
     needed = slots_needed(queue, frame.length, extras_count(&meta))
     if meta.gso_type != GSO_TYPE_NONE and needed > queue.habits.most_posted:
         return begin_segments(queue, ws, burst, frame, False)    # it would wait for ever
@@ -360,15 +360,17 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
     """Stage segments of a frame while slots and memory last. Returns 0 if it is done, else the slots that the next
     segment needs.
     """
-    cdef frame_meta meta
+    cdef frame_meta meta, flow       # of a segment; what every segment of the frame has
     cdef uint32_t length, needed
     cdef bint gso = queue.segments.gso_size != 0
     if queue.segments.largest + queue.rx_offset > PAGE_SIZE and not queue.sg:
         queue.link.counters[RX_TOO_BIG] += 1
         queue.segmenting = False
         return 0
+    memset(&flow, 0, sizeof(flow))
+    add_extras(queue, frame, &flow)
     while queue.segments.index < queue.segments.count:
-        needed = slots_needed(queue, queue.segments.largest, gso + (queue.rx_extras != 0))
+        needed = slots_needed(queue, queue.segments.largest, gso + extras_count(&flow))
         if gso and needed > queue.habits.most_posted:
             queue.link.counters[RX_DROPPED] += 1     # the guest no longer posts that many: the rest would wait for ever
             break
@@ -381,7 +383,7 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
         )
         if length == 0:
             break
-        add_extras(queue, &meta)
+        copy_extras(&meta, &flow)
         stage(queue, ws, burst, ws.segment_memory + ws.segments_used, length, &meta)
         ws.segments_used += (length + 63) & ~<uint32_t>63
     queue.segmenting = False
@@ -389,14 +391,16 @@ cdef uint32_t place_segments(back_queue *queue, workspace_t *ws, burst_t *burst,
     return 0
 
 
-cdef inline void add_extras(back_queue *queue, frame_meta *meta) noexcept nogil:
-    """Add the extra infos that every frame for this guest has. Without a branch: few guests ask for one."""
+cdef inline void add_extras(back_queue *queue, frame_t *frame, frame_meta *meta) noexcept nogil:
+    """Add the extra infos that frames for this guest have beside GSO."""
     meta.extras |= queue.rx_extras
     meta.xdp_headroom = queue.rx_offset
+    if queue.hash != NULL:
+        hash_frame(queue.hash, frame.data, frame.length, meta)
 
 
 cdef inline uint32_t full_frame_slots(back_queue *queue) noexcept nogil:
-    return FULL_FRAME_SLOTS + (queue.rx_extras != 0)
+    return FULL_FRAME_SLOTS + (queue.rx_extras != 0) + (queue.hash != NULL)
 
 
 cdef inline uint32_t slots_needed(back_queue *queue, uint32_t length, uint32_t extras) noexcept nogil:
@@ -464,6 +468,7 @@ cdef inline void stage_extras(back_queue *queue, workspace_t *ws, burst_t *burst
     """An extra info uses a request's slot and returns its buffer unused (netif.h)."""
     cdef rx_response *body
     cdef uint32_t left = meta.extras
+    queue.link.counters[RX_HASHED] += meta.extras >> EXTRA_TYPE_HASH & 1
     while left:
         body = <rx_response *>ws.bodies + burst.used
         take_request(queue, ws, burst, body)

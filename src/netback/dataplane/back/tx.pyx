@@ -18,9 +18,9 @@ are answered ERROR), the peer is full or busy (the rest of the burst stays in th
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_MCAST_ADD, GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY,
-    NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS,
-    TX_SLOT, copy_segment, tx_request, tx_response,
+    EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR,
+    NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data,
+    PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, tx_request, tx_response,
 )
 from netback.dataplane.back.queue cimport back_queue
 from netback.dataplane.checksum cimport complete_checksum
@@ -30,9 +30,9 @@ from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_MULTICAST, EXTRAS_OKA
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_NO_CREDIT,
-    STATE_RING_IDLE, STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP, TX_FRAMES,
-    TX_FULL, TX_MULTICAST, TX_MULTICAST_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS, TX_THROTTLED, break_link,
-    link_t, peer_refuses,
+    STATE_RING_IDLE, STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP,
+    TX_FRAMES, TX_FULL, TX_HASHED, TX_MULTICAST, TX_MULTICAST_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS,
+    TX_THROTTLED, break_link, link_t, peer_refuses,
 )
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
@@ -400,6 +400,7 @@ cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
         counters[TX_FIXED_UP] += chain.fixed_up
         counters[TX_COMPLETED] += chain.completed
         counters[TX_DROPPED] += chain.dropped
+        counters[TX_HASHED] += chain.meta.extras >> EXTRA_TYPE_HASH & 1
     if queue.link.ring_to_peer.allowance.credit != NULL:
         credit_settle(&queue.link.ring_to_peer.allowance, counters[TX_BYTES] - bytes_before)
     if slots == 0:

@@ -15,9 +15,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_XDP, GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY, NETRXF_csum_blank,
-    NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER, RING_SLOTS, RX_SLOT, rx_request,
-    rx_response, virtio_net_hdr,
+    EXTRA_TYPE_HASH, EXTRA_TYPE_XDP, GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_OKAY,
+    NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data, PAGE_SIZE, RING_HEADER,
+    RING_SLOTS, RX_SLOT, rx_request, rx_response, virtio_net_hdr,
 )
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.extras cimport EXTRAS_OKAY, EXTRAS_RX, clear_meta, read_extras
@@ -28,7 +28,8 @@ from netback.dataplane.offload cimport (
 )
 from netback.dataplane.link cimport (
     REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FRAMES, RX_FULL,
-    RX_NOTIFIES, RX_REFUSED, RX_SEGMENTED, RX_SLOTS, STATE_RING_IDLE, STATE_RING_MORE, break_link, link_t, peer_refuses,
+    RX_HASHED, RX_NOTIFIES, RX_REFUSED, RX_SEGMENTED, RX_SLOTS, STATE_RING_IDLE, STATE_RING_MORE, break_link,
+    link_t, peer_refuses,
 )
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
 from netback.dataplane.send cimport (
@@ -316,6 +317,7 @@ cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
         counters[RX_ERRORS] += chain.status == NETIF_RSP_ERROR
         counters[RX_DROPPED] += chain.status == NETIF_RSP_DROPPED
         counters[RX_COMPLETED] += chain.fixed_up
+        counters[RX_HASHED] += chain.meta.extras >> EXTRA_TYPE_HASH & 1
     if slots == 0:
         return
     counters[RX_SLOTS] += slots
