@@ -14,7 +14,7 @@ from struct import Struct
 import pytest
 
 import netback
-from netback.abi import grant_table, netif, ring, virtio_net, xen, xs_wire
+from netback.abi import grant_table, netif, netif_control, ring, virtio_net, xen, xs_wire
 from netback.abi.xenbus import XenbusState
 
 PXD = (Path(netback.__file__).parent / "dataplane" / "abi.pxd").read_text()
@@ -42,6 +42,7 @@ STRUCTS = {
         "type flags u.gso.size u.gso.type u.gso.pad u.gso.features",
         netif.EXTRA_GSO,
     ),
+    "struct xen_netif_ctrl_request": ("id type data[0] data[1] data[2]", netif_control.CTRL_REQUEST),
     "struct grant_entry_v1": ("flags domid frame", grant_table.ENTRY),
     "struct xsd_sockmsg": ("type req_id tx_id len", xs_wire.HEADER),
     "struct netif_tx_sring": ("req_prod req_event rsp_prod rsp_event", ring.SRING),
@@ -72,6 +73,12 @@ CONSTANTS: Mapping[str, int] = {
     "__CONST_RING_SIZE(netif_rx, 4096)": netif.RX_SLOTS,
     "sizeof(union netif_tx_sring_entry)": netif.TX_SLOT,
     "sizeof(union netif_rx_sring_entry)": netif.RX_SLOT,
+    "__CONST_RING_SIZE(xen_netif_ctrl, 4096)": netif_control.CTRL_SLOTS,
+    "sizeof(union xen_netif_ctrl_sring_entry)": netif_control.CTRL_SLOT,
+    "offsetof(struct xen_netif_ctrl_sring, ring)": ring.HEADER_SIZE,
+    "offsetof(struct xen_netif_ctrl_response, status)": 4,
+    "offsetof(struct xen_netif_ctrl_response, data)": 8,
+    "sizeof(struct xen_netif_ctrl_response)": 12,
     "offsetof(struct netif_tx_sring, ring)": ring.HEADER_SIZE,
     "offsetof(struct netif_rx_sring, ring)": ring.HEADER_SIZE,
     "offsetof(struct netif_tx_sring, req_prod)": ring.REQ_PROD,
@@ -103,6 +110,10 @@ CONSTANTS: Mapping[str, int] = {
         if kind is not netif.ExtraType.XDP  # Linux's own
     },
     **{f"XEN_NETIF_GSO_TYPE_{kind.name}": kind for kind in netif.GsoType},
+    **{f"XEN_NETIF_CTRL_TYPE_{kind.name}": kind for kind in netif_control.CtrlType},
+    **{f"XEN_NETIF_CTRL_STATUS_{status.name}": status for status in netif_control.CtrlStatus},
+    **{f"XEN_NETIF_CTRL_HASH_ALGORITHM_{kind.name}": kind for kind in netif_control.HashAlgorithm},
+    **{f"XEN_NETIF_CTRL_HASH_TYPE_{kind.name}": kind for kind in netif_control.HashType},
     **{f"GTF_{flag.name.lower()}": flag for flag in grant_table.GrantFlag if flag.name},
     **{f"GNTST_{status.name.lower()}": status for status in grant_table.GrantStatus},
     **{f"XenbusState{state.title}": state for state in XenbusState},
@@ -110,6 +121,10 @@ CONSTANTS: Mapping[str, int] = {
 }
 
 RENAMED = {
+    r"^HASH_ALGORITHM_": "XEN_NETIF_CTRL_HASH_ALGORITHM_",
+    r"^HASH_TYPE_": "_XEN_NETIF_CTRL_HASH_TYPE_",
+    r"^CTRL_SLOTS$": "__CONST_RING_SIZE(xen_netif_ctrl, 4096)",
+    r"^CTRL_SLOT$": "sizeof(union xen_netif_ctrl_sring_entry)",
     r"^(EXTRA_|GSO_)": r"XEN_NETIF_\1",
     r"^PAGE_SIZE$": "(1 << XEN_PAGE_SHIFT)",
     r"^RING_SLOTS$": "__CONST_RING_SIZE(netif_tx, 4096)",

@@ -10,8 +10,8 @@ import struct
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from netback.abi.netif_control import HashType
 
+from netback.abi.netif_control import HashType
 from netback.dataplane.toeplitz import KEY_BYTES, Toeplitz
 from tests.hash_oracle import flow_hash, toeplitz
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of frontends."""
 
-from tests.vif.fixtures import xen
+from tests.vif.fixtures import network, xen
 
-__all__ = ["xen"]
+__all__ = ["network", "xen"]

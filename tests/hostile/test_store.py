@@ -95,7 +95,6 @@ async def test_keys_that_nobody_asked_for(topology: Topology) -> None:
         "queue-0/rx-ring-ref",
         "queue-7/event-channel-tx",
         "event-channel-tx",
-        "ctrl-ring-ref",
     ):
         await topology.bad.write(key, "4294967295")
     for key in (*KEYS, "state"):

@@ -10,6 +10,7 @@ from netback.errors import GuestError
 from netback.vif.features import (
     KEYS,
     REQUIRED,
+    ControlConfig,
     DeviceType,
     Limits,
     QueueConfig,
@@ -46,6 +47,7 @@ def test_the_offer() -> None:
         "feature-multicast-control": "1",
         "feature-dynamic-multicast-control": "1",
         "feature-xdp-headroom": "1",
+        "feature-ctrl-ring": "1",
     }
     assert offer(Limits(queues=4)) == offer(Limits()) | {"multi-queue-max-queues": "4"}
 
@@ -91,6 +93,19 @@ def test_numbers_are_strict(key: str, value: str) -> None:
     with pytest.raises(GuestError, match=f"^the frontend's {key} is '") as caught:
         agree(LINUX | {key: value}, "vif")
     assert len(str(caught.value)) < 120
+
+
+CONTROL = {"ctrl-ring-ref": "6", "event-channel-ctrl": "7"}
+
+
+def test_a_control_ring_needs_its_channel() -> None:
+    """As in Linux's backend. A channel alone means nothing."""
+    assert agree(LINUX | CONTROL, "vif").control == ControlConfig(6, 7)
+    assert agree(LINUX | CONTROL | {"ctrl-ring-ref": None}, "vif").control is None
+    assert agree(LINUX | CONTROL | {"ctrl-ring-ref": ""}, "vif").control is None
+    for key, value in (("event-channel-ctrl", None), ("event-channel-ctrl", "x"), ("ctrl-ring-ref", "-1")):
+        with pytest.raises(GuestError, match=f"the frontend's {key}"):
+            agree(LINUX | CONTROL | {key: value}, "vif")
 
 
 def test_one_queue() -> None:

@@ -12,6 +12,8 @@ class Key(StrEnum):
     RX_RING_REF = "rx-ring-ref"
     EVENT_CHANNEL = "event-channel"
     QUEUES = "multi-queue-num-queues"
+    CTRL_RING_REF = "ctrl-ring-ref"
+    EVENT_CHANNEL_CTRL = "event-channel-ctrl"
 
     # the features that the frontend requests
     REQUEST_RX_COPY = "request-rx-copy"
@@ -29,6 +31,7 @@ class Key(StrEnum):
     """"0": the backend's link is down; absent or "1": it is up."""
     MULTICAST = "feature-multicast-control"
     DYNAMIC_MULTICAST = "feature-dynamic-multicast-control"
+    CTRL_RING = "feature-ctrl-ring"
 
     # what each end publishes about itself
     SG = "feature-sg"

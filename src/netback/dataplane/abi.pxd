@@ -10,6 +10,8 @@ cdef enum:
     RING_HEADER = 64
     TX_SLOT = 12
     RX_SLOT = 8
+    CTRL_SLOT = 16
+    CTRL_SLOTS = 128
     MIN_FRAME = 14              # a 64 KiB frame with a tag at an offset: 17 data slots, and one for the GSO extra
     FULL_FRAME_SLOTS = 18       # of 64 KiB with a tag at an offset: 17 data slots, and one for the GSO extra
 
@@ -39,6 +41,12 @@ cdef enum:
     GSO_TYPE_NONE = 0
     GSO_TYPE_TCPV4 = 1
     GSO_TYPE_TCPV6 = 2
+
+    HASH_ALGORITHM_TOEPLITZ = 1
+    HASH_TYPE_IPV4 = 0          # as a hash extra has them; as flags, each is 1 << its number
+    HASH_TYPE_IPV4_TCP = 1
+    HASH_TYPE_IPV6 = 2
+    HASH_TYPE_IPV6_TCP = 3
 
     GNTCOPY_source_gref = 1
     GNTCOPY_dest_gref = 2

@@ -70,10 +70,17 @@ cdef inline void back_attach(back_ring *ring, void *page) noexcept nogil:
     ring.rsp_prod = load_acquire(&ring.shared.rsp_prod)
 
 
-cdef inline int back_pending(back_ring *ring) noexcept nogil:
-    """Pending requests, from one read of req_prod; -1 if the guest's index is impossible (XSA-39)."""
+cdef inline int requests_pending(back_ring *ring, uint32_t slots) noexcept nogil:
+    """Pending requests of a ring of `slots`, from one read of req_prod; -1 if the guest's index is impossible
+    (XSA-39).
+    """
     cdef uint32_t pending = load_acquire(&ring.shared.req_prod) - ring.rsp_prod
-    return <int>pending if pending <= RING_SLOTS else -1
+    return <int>pending if pending <= slots else -1
+
+
+cdef inline int back_pending(back_ring *ring) noexcept nogil:
+    """Pending requests of a TX or RX ring, or -1."""
+    return requests_pending(ring, RING_SLOTS)
 
 
 cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:

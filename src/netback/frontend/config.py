@@ -39,6 +39,8 @@ class FrontConfig:
     """The multicast addresses, 6 bytes each, of the frames that this guest wants; None: all."""
     xdp_headroom: int = 0
     """Bytes before each received frame in its first buffer, as for an XDP program."""
+    control: bool = False
+    """A control ring, where the backend offers it, for requests of the program (`Frontend.control`)."""
     tx_slots: int = RING_SLOTS
     """Slots of the TX ring in use at a time, 1 to 256."""
     rx_slots: int = RING_SLOTS
@@ -104,6 +106,7 @@ FEATURE_KEYS = (
     Key.GSO_TCPV6,
     Key.MULTICAST,
     Key.XDP,
+    Key.CTRL_RING,
 )
 
 
@@ -118,14 +121,16 @@ class BackFeatures:
     """It filters multicast frames by a list."""
     xdp: bool
     """It leaves headroom for XDP."""
+    control: bool
+    """The backend serves a control ring."""
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
         """Read from the keys FEATURE_KEYS of the backend's directory; a feature is on if its key is exactly "1"."""
-        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast, xdp = (
+        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast, xdp, control = (
             keys.get(key) == "1" for key in FEATURE_KEYS
         )
-        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6), multicast, xdp)
+        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6), multicast, xdp, control)
 
 
 def _caps(sg: bool, csum4: bool, csum6: bool, gso4: bool, gso6: bool) -> Can:

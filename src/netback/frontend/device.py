@@ -21,6 +21,7 @@ from netback.dataplane.front.queue import FrontQueue
 from netback.dataplane.worker import Worker
 from netback.errors import NetbackError
 from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig, Handshake
+from netback.frontend.control import FrontControl
 from netback.frontend.guest import Guest
 from netback.frontend.rings import Rings
 from netback.net.base import Network
@@ -97,6 +98,8 @@ class Frontend:
         self.features: BackFeatures | None = None
         self.rings: Rings | None = None
         self.queue: FrontQueue | None = None
+        self.control: FrontControl | None = None
+        """The connection's control ring, if the backend offers one."""
         self._on_state = on_state
         self._serving = False
         self._leaving = False
@@ -310,7 +313,11 @@ class Frontend:
         self.rings = Rings(self.guest.domain, self.guest.domain.events, backend)
         if not self.handshake.posts_late:
             self.queue = self._open_queue(self.rings, self.features)
-        await self._publish(self.handshake.sort(self.rings.nodes() | self.config.nodes()))
+        nodes = self.rings.nodes() | self.config.nodes()
+        if self.config.control and self.features.control:
+            self.control = FrontControl(self.guest.domain, backend)
+            nodes |= self.control.nodes()
+        await self._publish(self.handshake.sort(nodes))
 
     async def _start(self) -> None:
         """Connected: the worker starts both rings, posts buffers, and notifies the backend once."""
@@ -367,8 +374,8 @@ class Frontend:
 
     async def _disconnect(self) -> None:
         """Take the queue from the worker, then free the rings. Can be called at any time, any number of times."""
-        queue, rings = self.queue, self.rings
-        self.queue = self.rings = None
+        queue, rings, control = self.queue, self.rings, self.control
+        self.queue = self.rings = self.control = None
         self._serving = False
         lists, self._lists = self._lists, None
         self._listed.clear()
@@ -378,8 +385,9 @@ class Frontend:
                 self.network.carrier(False)
                 await self.guest.release(queue)
         finally:
-            if rings is not None:
-                rings.close()
+            for part in (rings, control):
+                if part is not None:
+                    part.close()
             self._news.set()
 
     async def _leave(self) -> None:
@@ -448,6 +456,8 @@ _ALL_KEYS = (
     Key.TX_RING_REF,
     Key.RX_RING_REF,
     Key.EVENT_CHANNEL,
+    Key.CTRL_RING_REF,
+    Key.EVENT_CHANNEL_CTRL,
 )
 
 

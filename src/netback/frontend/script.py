@@ -148,6 +148,10 @@ class Script:
             self.notify()
         return index % _WRAP
 
+    def closes(self, end: Callable[[], object]) -> None:
+        """Call `end` when this script ends."""
+        self._undo.callback(end)
+
     def notify(self) -> None:
         """Send an event, whatever req_event says."""
         self.events.native.notify(self.rings.port)

@@ -37,6 +37,7 @@ def offer(limits: Limits) -> dict[str, str]:
         Key.MULTICAST: "1",
         Key.DYNAMIC_MULTICAST: "1",
         Key.XDP: "1",
+        Key.CTRL_RING: "1",
     }
     if limits.queues > 1:  # netif.h: an absent key means one queue
         keys[Key.MAX_QUEUES] = str(limits.queues)
@@ -53,6 +54,8 @@ OPTIONAL = (
     Key.NO_CSUM,
     Key.IPV6_CSUM,
     Key.QUEUES,
+    Key.CTRL_RING_REF,
+    Key.EVENT_CHANNEL_CTRL,
 )
 LIVE = (Key.REQUEST_MULTICAST, Key.XDP_HEADROOM)
 """Keys that a frontend may change while it is connected; they are watched."""
@@ -100,6 +103,14 @@ class LiveConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """The control ring, and the frontend's port."""
+
+    ring_ref: int
+    event_channel: int
+
+
+@dataclass(frozen=True, slots=True)
 class VifConfig:
     """The features and rings of a connection."""
 
@@ -113,6 +124,8 @@ class VifConfig:
     rx_offset: int
     """Where a frame begins in its first page, in bytes."""
     live: LiveConfig = LiveConfig()
+    control: ControlConfig | None = None
+    """None: the frontend has no control ring."""
 
 
 def parse_number(name: str, text: str | None, below: int = _WORD) -> int:
@@ -146,6 +159,15 @@ def read_live(keys: Mapping[str, str | None]) -> LiveConfig:
     )
 
 
+def _control(keys: Mapping[str, str | None]) -> ControlConfig | None:
+    """A control ring needs its event channel, as in Linux's backend; a channel without a ring means nothing."""
+    if not keys.get(Key.CTRL_RING_REF):
+        return None
+    return ControlConfig(
+        *(parse_number(key, keys.get(key)) for key in (Key.CTRL_RING_REF, Key.EVENT_CHANNEL_CTRL))
+    )
+
+
 def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
     """The agreement for the frontend's KEYS; None marks a missing node.
 
@@ -165,6 +187,7 @@ def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
         rx_unannounced=not _number(keys, Key.RX_NOTIFY),
         rx_offset=RX_OFFSET[kind],
         live=read_live(keys),
+        control=_control(keys),
     )
 
 

@@ -17,6 +17,7 @@ from netback.dataplane.credit import Credit
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.thread import Listener
+from netback.dataplane.toeplitz import Toeplitz
 from netback.dataplane.worker import Worker
 from netback.platforms.base import Platform
 from netback.vif.features import LiveConfig, QueueConfig, VifConfig, WaitTimes
@@ -112,6 +113,10 @@ class Group:
         """Limit the queues together from now on, each direction by one credit that they share."""
         tx, rx = _credit(rates.tx), _credit(rates.rx)
         await self._each(lambda worker, queue: worker.limit(queue, tx, rx))
+
+    async def set_hash(self, hash: Toeplitz | None) -> None:
+        """Make the queues send the hash of each RX frame with it, or none."""
+        await self._each(lambda _worker, queue: queue.set_hash(hash))
 
     async def watch(self, *, traced: bool, captured: bool) -> None:
         """Make the queues record each slot, or each frame, from now on."""

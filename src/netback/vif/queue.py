@@ -20,7 +20,7 @@ from netback.errors import NetbackError, PlatformError
 from netback.platforms.base import EventChannels, MappedPage, Platform
 from netback.vif.features import LiveConfig, QueueConfig, VifConfig, WaitTimes
 
-_PART = re.compile(r"-(q[1-9][0-9]*|settings)$")
+_PART = re.compile(r"-(q[1-9][0-9]*|settings|ctrl)$")
 
 _SECOND = 1_000_000_000
 """Nanoseconds."""
@@ -38,8 +38,13 @@ def queue_name(base: str, number: int) -> str:
     return f"{base}-q{number}" if number else base
 
 
+def control_name(base: str) -> str:
+    """The name of the control ring's part of a vif's resource."""
+    return f"{base}-ctrl"
+
+
 def queue_owner(name: str) -> str:
-    """The vif's name, from the name of any of its queues or of its settings."""
+    """The vif's name, from the name of any of its parts."""
     return _PART.sub("", name)
 
 
@@ -48,8 +53,10 @@ def settings_name(base: str) -> str:
     return f"{base}-settings"
 
 
-async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStack) -> int:
-    """Bind the frontend's port on `events`; `undo` unbinds it. Returns the local port.
+async def bind_port(
+    events: EventChannels, domid: int, port: int, undo: ExitStack, key: Key = Key.EVENT_CHANNEL
+) -> int:
+    """Bind the frontend's port on `events`; `undo` unbinds it. Returns the local port. `key` names it in errors.
 
     Binding is exclusive (EINVAL while another process holds the port), so it also keeps out a dying predecessor and a
     second backend. BindError, with its errno, after 1.3 s of attempts.
@@ -60,7 +67,7 @@ async def bind_port(events: EventChannels, domid: int, port: int, undo: ExitStac
         except PlatformError as error:
             if error.errno != "EINVAL" or delay is None:
                 raise BindError(
-                    f"the frontend's {Key.EVENT_CHANNEL} {port} cannot be bound: {error}", error.errno
+                    f"the frontend's {key} {port} cannot be bound: {error}", error.errno
                 ) from error
             await asyncio.sleep(delay)
         else:
@@ -109,7 +116,7 @@ def open_settings(path: Path, config: VifConfig, adopt: bool) -> Settings:
 
 
 def remove_journals(journal: Path) -> None:
-    """Remove the journals of all queues of a vif, of which `journal` is the first, and its settings."""
+    """Remove the journals of all rings of a vif, and its settings; `journal` is the one of queue 0."""
     if journal.parent.is_dir():
         for path in journal.parent.iterdir():
             if queue_owner(path.name) == journal.name:

@@ -14,12 +14,16 @@ from netback.abi.netif import RxFlag, TxFlag
 from netback.dataplane.notices import Notice
 from netback.dataplane.records import Record, RecordKind
 from netback.dataplane.thread import Listener
+from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PeerError
 from netback.net.base import Network
 from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
+from netback.vif.control_messages import ControlState
+from netback.vif.control_ring import Control
 from netback.vif.features import LiveConfig, VifConfig, WaitTimes
 from netback.vif.group import Group
+from netback.vif.queue import control_name
 from netback.vif.rate import Rates
 from netback.vif.workers import Workers
 
@@ -67,6 +71,7 @@ class Vif:
         self._capture: CaptureSink | None = None
         self._group: Group | None = None
         self._rates = Rates()
+        self._control: Control | None = None
         self._earlier: Counter[str] = Counter()
         self._budget = LogBudget()
 
@@ -78,7 +83,8 @@ class Vif:
     @property
     def broken(self) -> str | None:
         """How the frontend broke the protocol on the connected rings."""
-        return self._group.broken if self._group else None
+        parts = (self._group, self._control)
+        return next((part.broken for part in parts if part is not None and part.broken), None)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -89,12 +95,15 @@ class Vif:
         total = self._earlier.copy()
         if self._group is not None:
             total.update(self._group.counters)
+        if self._control is not None:
+            total.update(self._control.counters)
         return dict(total)
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
-        """The indices of the connected rings, by "tx" and "rx" (of queue 0; "tx-q1" of queue 1); empty otherwise."""
-        return self._group.rings if self._group else {}
+        """The indices of the connected rings: "tx", "rx" (of queue 0; "tx-q1" of queue 1), "ctrl"; empty otherwise."""
+        rings = self._group.rings if self._group else {}
+        return rings | ({"ctrl": self._control.indices} if rings and self._control else {})
 
     @property
     def stalled(self) -> float | None:
@@ -121,14 +130,18 @@ class Vif:
         """
         await self.disconnect()
         group = Group(self._platform, self._workers, self._domid)
+        control = self._make_control(group, config)
         try:
             await group.bind(config)
             self._prepare(config, adopt)
             group.attach(config, self.network.peers, self._journal, adopt=adopt, times=self._times())
+            if control is not None and config.control is not None:
+                await control.open(config.control, adopt=adopt)
         except BaseException:
-            await group.close()
+            await _close(control, group)
             raise
-        self._group, self._condition, self._stalled_at = group, Notice.READY, None
+        self._group, self._control = group, control
+        self._condition, self._stalled_at = Notice.READY, None
 
     async def serve(self) -> None:
         """Turn the carrier on and have the workers serve the queues.
@@ -146,6 +159,8 @@ class Vif:
 
         self._carrier(True)  # first: the guest may see a response before this coroutine continues
         await group.serve(Listener(report, self._record))
+        if self._control is not None:
+            await self._control.start()
 
     async def refuse_rx(self) -> None:
         """Give the guest no more frames but keep taking its own: this end is Closing, the frontend still Connected."""
@@ -185,12 +200,14 @@ class Vif:
         """Release rings and ports and leave the network unchanged: for the end of the process."""
         if (group := self._group) is None:
             return
+        control = self._control
         try:
-            await group.close()
+            await _close(control, group)
         finally:
             if self._group is group:
                 self._earlier.update(group.counters)
-                self._group = None
+                self._earlier.update(control.counters if control else {})
+                self._group = self._control = None
 
     async def capture(self, sink: CaptureSink | None) -> None:
         """Pass the record of each frame to `sink`; None stops it.
@@ -206,6 +223,24 @@ class Vif:
         if self._group is not None:
             traced = self._tracer.on("xen_netdev_tx") or self._tracer.on("xen_netdev_rx")
             await self._group.watch(traced=traced, captured=self._capture is not None)
+
+    def _make_control(self, group: Group, config: VifConfig) -> Control | None:
+        """The connection's control ring, not opened yet; None if the frontend has none."""
+        if config.control is None:
+            return None
+
+        async def apply(state: ControlState) -> None:
+            await group.set_hash(Toeplitz(state.key, int(state.types)) if state.active else None)
+
+        return Control(
+            self._platform,
+            self._workers.control_ports,
+            self._domid,
+            self._journal.with_name(control_name(self._journal.name)),
+            queues=len(config.queues),
+            apply=apply,
+            on_broken=lambda: self._on_notice(Notice.BROKEN),
+        )
 
     def _prepare(self, config: VifConfig, adopt: bool) -> None:
         """Make the network produce what this guest accepts; frames from before a new connection are discarded."""
@@ -256,3 +291,12 @@ class Vif:
         except Exception:
             self._budget.warn(log, f"{self.name}: the capture failed and was stopped", exc_info=True)
             self._capture = None
+
+
+async def _close(control: Control | None, group: Group) -> None:
+    """Close both, the control ring first: it changes the queues."""
+    try:
+        if control is not None:
+            await control.close()
+    finally:
+        await group.close()

@@ -14,6 +14,7 @@ from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.observe.trace import LogBudget
 from netback.platforms.base import EventChannels, Platform
+from netback.vif.control_ports import ControlPorts
 
 log = logging.getLogger("netback.worker")
 
@@ -52,13 +53,16 @@ class QueueWorker:
 
 
 class Workers:
-    """All workers of a backend: `count`, or one for each core that this process may use."""
+    """All workers of a backend: `count`, or one for each core that this process may use. `control_ports` are the event
+    channels that the event loop serves beside them.
+    """
 
     def __init__(self, platform: Platform, count: int | None = None) -> None:
         with ExitStack() as undo:
             self.workers = tuple(
                 _start(platform, number, undo) for number in range(count or len(os.sched_getaffinity(0)))
             )
+            self.control_ports = ControlPorts(platform)
             self._undo = undo.pop_all()
 
     @property

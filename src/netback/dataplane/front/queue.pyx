@@ -7,7 +7,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, MAC_BYTES, NETIF_RSP_NULL, PAGE_SIZE, RING_SLOTS,
+    CTRL_SLOT, CTRL_SLOTS, EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, MAC_BYTES, NETIF_RSP_NULL, PAGE_SIZE, RING_HEADER,
+    RING_SLOTS,
 )
 from netback.dataplane.backlog cimport backlog_free, backlog_init
 from netback.dataplane.platform.events cimport Events
@@ -122,22 +123,24 @@ cdef class FrontQueue(Link):
 cdef class RingPage:
     """A ring's page as a script has it: any index, any slot, nothing checked but the page's bounds.
 
-    `address` is the page's, `slot_size` 12 for TX and 8 for RX; `keep` is kept alive.
+    `address` is the page's, `slot_size` 12 for TX, 8 for RX, 16 for control; `keep` is kept alive.
     """
 
     cdef sring *shared
+    cdef uint32_t slots
     cdef readonly uint32_t slot_size
     cdef object keep
 
     def __cinit__(self, size_t address, uint32_t slot_size, object keep=None):
-        if not 4 <= slot_size <= 14:
-            raise ValueError("a slot of netif's rings has 12 or 8 bytes")
+        if not 4 <= slot_size <= CTRL_SLOT:
+            raise ValueError("a slot of netif's rings has 8, 12 or 16 bytes")
         self.shared = <sring *>address
+        self.slots = CTRL_SLOTS if slot_size == CTRL_SLOT else RING_SLOTS
         self.slot_size = slot_size
         self.keep = keep
 
     cdef uint8_t *at(self, uint32_t index) noexcept:
-        return <uint8_t *>self.shared + 64 + (index & (RING_SLOTS - 1)) * self.slot_size
+        return <uint8_t *>self.shared + RING_HEADER + (index & (self.slots - 1)) * self.slot_size
 
     def get(self, uint32_t index) -> bytes:
         """The bytes in a slot."""

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For any control requests, the answers and the state are those of a plain model, and the state survives as bytes."""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import dataclass
+
+from tests.control_oracle import KEY, MAPPING, PAGE, Control
+
+from netback.vif.control_messages import ControlState, Request, Scope, handle
+
+GREFS = range(8, 14)
+EDGES = (0, 1, 2, 15, 16, KEY, KEY + 1, MAPPING - 1, MAPPING, MAPPING + 1, 1024, 1025, 2**31, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    queues: int
+    pages: tuple[int, ...]
+    """The seed of each granted page; 0: it is not granted."""
+    ops: tuple[tuple[int, int, int, int], ...]
+    """Type and data of each request."""
+
+
+WORDS = (Case,)
+
+
+def page_of(seed: int, queues: int) -> bytes:
+    """A key, or a table of which one entry in eight pages names no queue."""
+    rng = random.Random(seed)
+    entries = [rng.randrange(queues) for _ in range(PAGE // 4)]
+    if seed % 8 == 1:
+        entries[rng.randrange(MAPPING)] = rng.choice((queues, 2**31, 2**32 - 1))
+    return struct.pack(f"<{len(entries)}I", *entries) if seed % 2 else rng.randbytes(PAGE)
+
+
+def number(rng: random.Random) -> int:
+    return rng.choice((rng.choice(GREFS), rng.choice(EDGES), rng.randrange(140), rng.getrandbits(32)))
+
+
+def make(rng: random.Random) -> Case:
+    pages = tuple(rng.choice((0, *range(1, 200))) for _ in GREFS)
+    ops = [
+        (rng.choice((*range(12), rng.getrandbits(16))), number(rng), number(rng), number(rng))
+        for _ in range(60)
+    ]
+    return Case(rng.choice((1, 2, 8)), pages, tuple(ops))
+
+
+def same(state: ControlState, model: Control) -> None:
+    """The same state, also once it was written and read."""
+    assert (state.algorithm, state.types) == (model.algorithm, model.types)
+    assert (state.key, state.mapping) == (bytes(model.key), tuple(model.mapping))
+    assert ControlState.decode(state.encode()) == state
+
+
+def play(case: Case) -> int:
+    pages = {gref: page_of(seed, case.queues) for gref, seed in zip(GREFS, case.pages, strict=True) if seed}
+    scope = Scope(case.queues, lambda gref, size: pages[gref][:size] if gref in pages else None)
+    state, model = ControlState(), Control(case.queues, pages)
+    for kind, first, second, third in case.ops:
+        answer, state = handle(state, Request(7, kind, (first, second, third)), scope)
+        assert (answer.status, answer.data) == model.answer(kind, first, second, third)
+        same(state, model)
+    return len(case.ops)
