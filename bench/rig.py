@@ -21,6 +21,7 @@ from netback.dataplane.journal import Journal
 from netback.dataplane.peers.null import NullPeer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
+from netback.dataplane.staged import Staged
 from netback.dataplane.worker import Worker
 
 PAGE = 4096
@@ -166,6 +167,11 @@ class Ring:
             tx_page=busy if self.tx else idle, rx_page=idle if self.tx else busy, tx_name=1, rx_name=2,
             tx_port=1, rx_port=1, caps=ALL_CAPS, sg=True, keep=self._idle,
         )  # fmt: skip
+
+    def stage(self) -> None:
+        """Stage every data page, as a guest does by its control ring."""
+        pages = {FIRST_GREF + slot: self.memory.page_address(DATA_PAGE + slot) for slot in range(SLOTS)}
+        self.queue.set_staged(Staged({gref: (address, not self.tx) for gref, address in pages.items()}))
 
     def fill(self) -> None:
         """Post a full ring of requests; set rsp_event to the last response."""

@@ -114,6 +114,8 @@ class Config:
     """`rx_offset` is the XDP headroom."""
     hash_types: int = 0
     hash_key: bytes = b""
+    staged: tuple[tuple[int, int, bool], ...] = ()
+    """gref, frame, and whether it is read-only, of pages that stay mapped whatever becomes of their grants."""
 
 
 @dataclass(slots=True)
@@ -250,7 +252,10 @@ class Oracle:
         self.fatal = ""
 
     def granted(self, gref: int, writing: bool) -> int | None:
-        """Where the page begins that `gref` grants to us for this use."""
+        """Where the page begins that `gref` grants to us for this use, or that is staged for it."""
+        for staged, frame, readonly in self.config.staged:
+            if staged == gref and not (writing and readonly):
+                return frame * PAGE
         if gref >= self.config.grant_pages * PAGE // GRANT.size:
             return None
         flags, domid, frame = GRANT.unpack_from(self.memory, gref * GRANT.size)

@@ -532,11 +532,14 @@ def case(rng: random.Random, scenes: int = 12) -> Case:
     filtered = rng.random() < 0.3
     headroom = rng.choice((0, 0, 256, 4082, rng.randint(1, 4082)))
     hashed = {"hash_types": rng.randrange(1, 16), "hash_key": rng.randbytes(40)} if rng.random() < 0.3 else {}
+    pages = rng.sample(range(HEADER_PAGES[0], PAGES), rng.randrange(PAGES - 2)) if rng.random() < 0.3 else ()
+    staged = tuple((gref_of(page), page, rng.random() < 0.3) for page in pages)
     config = Config(
         rx_offset=headroom or rng.choice((0, 2)),
         sg=rng.random() < 0.8,
         multicast_control=filtered,
         xdp=bool(headroom),
+        staged=staged,
         **hashed,
     )
     ops = list[Op]()

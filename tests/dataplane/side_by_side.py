@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from netback.dataplane import clock
 from netback.dataplane.credit import Credit
+from netback.dataplane.staged import Staged
 from netback.dataplane.states import State
 from netback.dataplane.toeplitz import Toeplitz
 from tests.dataplane.harness import RING_PAGES, Bench
@@ -83,6 +84,12 @@ class Pair:
         self.bench.queue.change(
             multicast_control=config.multicast_control, xdp_headroom=config.rx_offset if config.xdp else 0
         )
+        if config.staged:
+            guest = self.bench.guest
+            pages = {
+                gref: (guest.page_address(frame), not readonly) for gref, frame, readonly in config.staged
+            }
+            self.bench.queue.set_staged(Staged(pages))
         if config.hash_types:
             self.bench.queue.set_hash(Toeplitz(config.hash_key, config.hash_types))
         assert self.bench.notified(), "attaching tells the guest once, whatever the rings say"

@@ -9,10 +9,12 @@ import struct
 
 import pytest
 
+from netback.abi.netif import RX_REQUEST, Status
 from netback.abi.netif_control import (
     CTRL_REQUEST,
     CTRL_RESPONSE,
     CTRL_SLOTS,
+    GREF_ENTRY,
     CtrlStatus,
     CtrlType,
     HashAlgorithm,
@@ -20,7 +22,7 @@ from netback.abi.netif_control import (
 from netback.abi.xenbus import XenbusState as State
 from netback.frontend.control import FrontControl
 from netback.xenbus.pace import FREE_ROUNDS
-from tests.hostile.topology import SECONDS, Topology
+from tests.hostile.topology import SECONDS, Topology, frame, tx
 
 WORD = 2**32 - 1
 
@@ -95,6 +97,63 @@ async def test_requests_of_every_type_in_a_full_ring(topology: Topology) -> None
         assert CTRL_RESPONSE.unpack(slot)[2] in set(CtrlStatus)
         assert slot[12:] == bytes(4)
     await topology.works()
+
+
+async def test_grants_to_stage_that_are_none(topology: Topology) -> None:
+    """One bad entry refuses its list, and nothing of it stays mapped; the same pages can be staged without it."""
+    control = await connect(topology)
+    domain = topology.bad.guest.domain
+    pages = [topology.bad.grant(readonly=bool(i % 2)) for i in range(4)]
+    good = [GREF_ENTRY.pack(page.gref, i % 2, 0) for i, page in enumerate(pages)]
+    wrong = [GREF_ENTRY.pack(gref, 0, 0) for gref in (pages[1].gref, 0, 511, WORD)]
+    for entry in wrong:
+        entries = control.grant(b"".join([*good[:1], *good[2:], entry])).gref
+        assert await ask(control, CtrlType.ADD_GREF_MAPPING, 0, entries, 4) == (
+            CtrlStatus.INVALID_PARAMETER,
+            0,
+        )
+        assert not any(domain.still_in_use(page.gref) for page in pages)
+    entries = control.grant(b"".join(good)).gref
+    for queue, size in ((1, 4), (WORD, 4), (0, 513), (0, WORD)):
+        status, _ = await ask(control, CtrlType.ADD_GREF_MAPPING, queue, entries, size)
+        assert status == CtrlStatus.INVALID_PARAMETER
+    assert await ask(control, CtrlType.ADD_GREF_MAPPING, 0, entries, 4) == (CtrlStatus.SUCCESS, 0)
+    assert await ask(control, CtrlType.ADD_GREF_MAPPING, 0, entries, 4) == (CtrlStatus.INVALID_PARAMETER, 0)
+    assert all(domain.still_in_use(page.gref) for page in pages)
+    await topology.works()
+    readonly = control.grant(b"".join(good), readonly=True).gref
+    assert await ask(control, CtrlType.DEL_GREF_MAPPING, 0, readonly, 4) == (CtrlStatus.INVALID_PARAMETER, 0)
+    assert all(domain.still_in_use(page.gref) for page in pages)
+    assert await ask(control, CtrlType.DEL_GREF_MAPPING, 0, entries, 2) == (CtrlStatus.SUCCESS, 2)
+    assert [domain.still_in_use(page.gref) for page in pages] == [False, False, True, True]
+    await topology.others_pass()
+
+
+async def test_a_read_only_page_as_an_rx_buffer(topology: Topology) -> None:
+    """What the guest staged read-only is not written to: its grant decides, and the slot says ERROR."""
+    control = await connect(topology)
+    page = topology.bad.grant(b"mine", readonly=True)
+    await control.stage(0, [page], readonly=True)
+    topology.bad.post(topology.bad.rx, RX_REQUEST.pack(0, 0, page.gref))
+    await topology.far.send(frame(1))
+    ((_, _, _, status),) = await topology.answers(0, 1, topology.bad.rx)
+    assert status == Status.ERROR
+    assert page.read(0, 5) == b"mine\0"
+    await topology.works()
+
+
+async def test_pages_that_change_while_they_are_used(topology: Topology) -> None:
+    """A staged page is copied once, as any other (XSA-155): what arrives is what one copy had, never a mix of sizes."""
+    control = await connect(topology)
+    page = topology.bad.grant(frame(7, 1000), readonly=True)
+    await control.stage(0, [page], readonly=True)
+    at = topology.bad.tx.req_prod
+    topology.bad.post(topology.bad.tx, tx(page, 1000, number=at))
+    page.write(500, b"changed")
+    assert await topology.answers(at, 1) == [(at, Status.OKAY)]
+    arrived = await topology.far.recv()
+    assert (arrived[:500], len(arrived)) == (frame(7, 1000)[:500], 1000)
+    assert (await topology.counters())["tx_copies"] == 0
 
 
 async def test_a_ring_that_never_rests_waits_for_its_turn(topology: Topology) -> None:

@@ -208,6 +208,14 @@ class PlatformContract:
         with pytest.raises(PlatformError):
             pair.platform.map_grant(pair.guest.domid, page.gref)
 
+    def test_a_read_only_grant_is_mapped_read_only(self, pair: Pair) -> None:
+        page = pair.grant(readonly=True)
+        page.write(5, b"to read")
+        mapped = pair.platform.map_grant(pair.guest.domid, page.gref, readonly=True)
+        assert mapped.address % 4096 == 0
+        assert ctypes.string_at(mapped.address + 5, 7) == b"to read"
+        mapped.unmap()
+
     def test_what_was_taken_back_is_refused(self, pair: Pair) -> None:
         page = pair.grant()
         memory = pair.platform.open_memory(pair.guest.domid)

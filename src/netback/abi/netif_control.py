@@ -15,7 +15,12 @@ CTRL_SLOTS = slots(CTRL_SLOT)
 
 MAPPING_ENTRY = struct.Struct("<I")
 """A queue's number in a page of SET_HASH_MAPPING."""
-MAX_PAGE_ENTRIES = PAGE_SIZE // MAPPING_ENTRY.size
+GREF_ENTRY = struct.Struct("<IHH")
+"""gref, flags, status: an entry in a page of ADD_GREF_MAPPING and DEL_GREF_MAPPING."""
+GREF_READONLY = 1
+"""XEN_NETIF_CTRLF_GREF_readonly."""
+MAX_GREFS = PAGE_SIZE // GREF_ENTRY.size
+"""Entries of a list."""
 
 
 class CtrlType(enum.IntEnum):

@@ -45,6 +45,8 @@ _KINDS = (
     "truncated",     # peer to ring: frames longer than any buffer
     "throttled",     # polls after which the next frame lacked credit: the rate limit
     "hashed",        # frames with a hash extra
+    "copies",        # backend: copies from or to guest pages by grant operations ...
+    "staged",        # ... and those from or to staged pages, which take none
 )
 
 COUNTERS = (

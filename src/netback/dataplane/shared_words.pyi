@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from typing_extensions import Buffer
 
+def address_of(memory: Buffer) -> int: ...
+
 class SharedWords:
     """Words of a writable buffer, which stays exported until `release`."""
 

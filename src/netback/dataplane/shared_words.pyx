@@ -3,7 +3,7 @@
 
 Every operation is sequentially consistent and checks its offset; none is on a frame's path.
 """
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 cdef extern from *:
@@ -27,6 +27,15 @@ cdef extern from *:
     uint64_t word64_or(void *p, uint64_t bits)
     uint64_t word64_and(void *p, uint64_t bits)
     int word64_exchange_if(void *p, uint64_t old, uint64_t value)
+
+
+def address_of(object memory) -> int:
+    """The address of a buffer, which may be read-only. The buffer's owner keeps it in place."""
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(memory, &buffer, PyBUF_SIMPLE)
+    address = <size_t>buffer.buf
+    PyBuffer_Release(&buffer)
+    return address
 
 
 cdef class SharedWords:

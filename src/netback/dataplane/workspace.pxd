@@ -50,6 +50,8 @@ cdef struct workspace_t:         # a worker's private memory: the current burst
     tx_request requests[RING_SLOTS]
     copy_segment segments[BURST_SEGMENTS]
     uint16_t segment_body[BURST_SEGMENTS]
+    copy_segment rest[BURST_SEGMENTS]            # segments whose pages are not staged ...
+    uint16_t rest_segment[BURST_SEGMENTS]        # ... and which segment each of them is
     uint8_t bodies[RING_SLOTS * 12]      # response slots, in ring order
     uint32_t grefs[RING_SLOTS]
 

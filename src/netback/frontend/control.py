@@ -12,7 +12,10 @@ from netback.abi.netif_control import (
     CTRL_REQUEST,
     CTRL_RESPONSE,
     CTRL_SLOT,
+    GREF_ENTRY,
+    GREF_READONLY,
     MAPPING_ENTRY,
+    MAX_GREFS,
     CtrlStatus,
     CtrlType,
     HashAlgorithm,
@@ -109,6 +112,22 @@ class FrontControl:
             page = self.grant(b"".join(map(MAPPING_ENTRY.pack, mapping)), readonly=True)
             await self.require(CtrlType.SET_HASH_MAPPING, page.gref, len(mapping), 0)
         await self.require(CtrlType.SET_HASH_FLAGS, types)
+
+    async def stage(self, queue: int, pages: Sequence[GrantedPage], *, readonly: bool) -> None:
+        """Have the backend keep these pages mapped for a queue: copies from and to them take no grant operation."""
+        for first in range(0, len(pages), MAX_GREFS):
+            grefs = [page.gref for page in pages[first : first + MAX_GREFS]]
+            entries = [GREF_ENTRY.pack(gref, GREF_READONLY * readonly, 0) for gref in grefs]
+            await self.require(
+                CtrlType.ADD_GREF_MAPPING, queue, self.grant(b"".join(entries)).gref, len(entries)
+            )
+
+    async def unstage(self, queue: int, grefs: Sequence[int]) -> list[int]:
+        """Have the backend unmap pages, at most 512; returns the status of each."""
+        page = self.grant(b"".join(GREF_ENTRY.pack(gref, 0, 0) for gref in grefs))
+        await self.require(CtrlType.DEL_GREF_MAPPING, queue, page.gref, len(grefs))
+        answered = page.read(0, len(grefs) * GREF_ENTRY.size)
+        return [status for _, _, status in GREF_ENTRY.iter_unpack(answered)]
 
     def close(self) -> None:
         """Release everything."""

@@ -203,6 +203,13 @@ class Frontend:
         else:
             await self._set_state(XenbusState.INITIALISING)
 
+    async def stage(self) -> None:
+        """Have the backend keep all buffers mapped: frames then take no grant operation. ControlError: it refuses."""
+        assert self.rings is not None
+        assert self.control is not None
+        await self.control.stage(0, self.rings.tx_buffers, readonly=True)
+        await self.control.stage(0, self.rings.rx_buffers, readonly=False)
+
     async def close(self) -> None:
         """Close in order, and end a guest that was created here. The network stays open. May be called again."""
         try:

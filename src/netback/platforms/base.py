@@ -78,8 +78,10 @@ class Platform(Protocol):
         For a missing domain either this raises PlatformError or the first copy fails.
         """
 
-    def map_grant(self, domid: int, gref: int) -> MappedPage:
-        """Map a granted page for reading and writing. PlatformError: the guest did not grant it that way."""
+    def map_grant(self, domid: int, gref: int, *, readonly: bool = False) -> MappedPage:
+        """Map a granted page for reading and writing, or for reading alone. PlatformError: the guest did not grant it
+        that way.
+        """
 
     def close(self) -> None:
         """Close the platform's handles. A page that is still mapped is not accessed afterwards."""

@@ -9,12 +9,15 @@ in the copy (XSA-155); sums of its numbers cannot wrap (XSA-270).
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from netback.abi.netif_control import (
     CTRL_REQUEST,
     CTRL_RESPONSE,
+    GREF_ENTRY,
+    GREF_READONLY,
     MAPPING_ENTRY,
+    MAX_GREFS,
     CtrlStatus,
     CtrlType,
     HashType,
@@ -26,12 +29,18 @@ MAX_KEY = 40
 MAX_MAPPING = 128
 """Entries of the mapping from hash to queue, as in Linux's backend."""
 
+MAX_STAGED = MAX_GREFS
+"""Pages of a queue that stay mapped: as many as both rings have buffers."""
+
 Read = Callable[[int, int], bytes | None]
 """(gref, bytes): a copy of the beginning of a granted page, or None if the guest did not grant it."""
+Write = Callable[[int, bytes], bool]
+"""(gref, data): write the beginning of a granted page; False if the guest did not grant it so."""
 
 _NO_TYPES = HashType(0)
 _ALL_TYPES = HashType.IPV4 | HashType.IPV4_TCP | HashType.IPV6 | HashType.IPV6_TCP
-_STATE = struct.Struct(f"<BBBB{MAX_KEY}s{MAX_MAPPING}H")
+_STATE = struct.Struct(f"<BBBB{MAX_KEY}s{MAX_MAPPING}HI")
+_STAGED = struct.Struct("<IHH")
 _VERSION = 1
 
 
@@ -62,9 +71,17 @@ class Answer:
         return CTRL_RESPONSE.pack(request.id, request.type, self.status, self.data)
 
 
+class StagedPage(NamedTuple):
+    """A page that stays mapped for a queue; `readonly` as the guest said: the backend never writes to it."""
+
+    queue: int
+    gref: int
+    readonly: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ControlState:
-    """What the guest set of the hash: it never sends it again, so it outlives the process."""
+    """What the guest set: it never sends it again, so it outlives the process."""
 
     algorithm: Algorithm = Algorithm.NONE
     types: HashType = _NO_TYPES
@@ -72,27 +89,37 @@ class ControlState:
     key: bytes = bytes(MAX_KEY)
     mapping: tuple[int, ...] = ()
     """The queue of each hash modulo its length; empty: the hash modulo the number of queues."""
+    staged: tuple[StagedPage, ...] = ()
+    """Each gref at most once, at most MAX_STAGED of a queue."""
 
     @property
     def active(self) -> bool:
         """Whether any frame is hashed."""
         return self.algorithm is not Algorithm.NONE and bool(self.types)
 
-    def encode(self) -> bytes:
-        """The state as bytes of a fixed length."""
+    def encode(self, queues: int) -> bytes:
+        """The state as `state_bytes(queues)` bytes."""
         mapping = self.mapping + (0,) * (MAX_MAPPING - len(self.mapping))
-        return _STATE.pack(_VERSION, self.algorithm, self.types, len(self.mapping), self.key, *mapping)
+        head = _STATE.pack(
+            _VERSION, self.algorithm, self.types, len(self.mapping), self.key, *mapping, len(self.staged)
+        )
+        pages = b"".join(_STAGED.pack(page.gref, page.queue, page.readonly) for page in self.staged)
+        return (head + pages).ljust(state_bytes(queues), b"\0")
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """From the bytes of an earlier process; without any, or from those of another version, the initial state."""
-        if len(data) != _STATE.size or data[0] != _VERSION:
+        if len(data) < _STATE.size or data[0] != _VERSION:
             return cls()
-        _, algorithm, types, size, key, *mapping = _STATE.unpack(data)
-        return cls(Algorithm(algorithm), HashType(types), key, tuple(mapping[:size]))
+        _, algorithm, types, size, key, *mapping, pages = _STATE.unpack_from(data)
+        entries = _STAGED.iter_unpack(data[_STATE.size : _STATE.size + pages * _STAGED.size])
+        staged = tuple(StagedPage(queue, gref, bool(readonly)) for gref, queue, readonly in entries)
+        return cls(Algorithm(algorithm), HashType(types), key, tuple(mapping[:size]), staged)
 
 
-STATE_BYTES = _STATE.size
+def state_bytes(queues: int) -> int:
+    """Bytes of the state of a vif with so many queues."""
+    return _STATE.size + queues * MAX_STAGED * _STAGED.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +128,7 @@ class Scope:
 
     queues: int
     read: Read
+    write: Write
 
 
 Outcome = tuple[Answer, ControlState]
@@ -175,6 +203,54 @@ def _set_mapping(state: ControlState, data: tuple[int, int, int], scope: Scope) 
     return _SUCCESS, replace(state, mapping=state.mapping[:offset] + part + state.mapping[offset + size :])
 
 
+def _get_gref_size(state: ControlState, data: tuple[int, int, int], scope: Scope) -> Outcome:
+    if data[0] >= scope.queues:
+        return _INVALID, state
+    return Answer(CtrlStatus.SUCCESS, MAX_STAGED), state
+
+
+def _read_list(data: tuple[int, int, int], scope: Scope) -> list[tuple[int, int]] | None:
+    """The (gref, flags) of a list's entries; None if the queue, the size or the page is wrong."""
+    queue, gref, size = data
+    if queue >= scope.queues or size > MAX_GREFS:
+        return None
+    page = scope.read(gref, size * GREF_ENTRY.size) if size else b""
+    return None if page is None else [(ref, flags) for ref, flags, _ in GREF_ENTRY.iter_unpack(page)]
+
+
+def _add_grefs(state: ControlState, data: tuple[int, int, int], scope: Scope) -> Outcome:
+    """Stage all entries or none: a gref is staged once, for one queue."""
+    entries = _read_list(data, scope)
+    if entries is None or any(flags & ~GREF_READONLY for _, flags in entries):
+        return _INVALID, state
+    added = tuple(StagedPage(data[0], gref, bool(flags)) for gref, flags in entries)
+    new, known = {page.gref for page in added}, {page.gref for page in state.staged}
+    free = MAX_STAGED - sum(page.queue == data[0] for page in state.staged)
+    if len(new) < len(added) or new & known or len(added) > free:
+        return _INVALID, state
+    return _SUCCESS, replace(state, staged=state.staged + added)
+
+
+def _del_grefs(state: ControlState, data: tuple[int, int, int], scope: Scope) -> Outcome:
+    """Each entry gets a status: it was staged for this queue and is no more, or INVALID_PARAMETER."""
+    entries = _read_list(data, scope)
+    if entries is None:
+        return _INVALID, state
+    known = {page.gref for page in state.staged if page.queue == data[0]}
+    removed: set[int] = set()
+    answered = []
+    for gref, flags in entries:
+        good = gref in known and gref not in removed
+        removed |= {gref} if good else set()
+        answered.append(
+            GREF_ENTRY.pack(gref, flags, CtrlStatus.SUCCESS if good else CtrlStatus.INVALID_PARAMETER)
+        )
+    if answered and not scope.write(data[1], b"".join(answered)):
+        return _INVALID, state
+    staged = tuple(page for page in state.staged if page.queue != data[0] or page.gref not in removed)
+    return Answer(CtrlStatus.SUCCESS, len(removed)), replace(state, staged=staged)
+
+
 _HANDLERS: Mapping[int, _Handler] = {
     CtrlType.SET_HASH_ALGORITHM: _set_algorithm,
     CtrlType.GET_HASH_FLAGS: _get_flags,
@@ -183,4 +259,7 @@ _HANDLERS: Mapping[int, _Handler] = {
     CtrlType.GET_HASH_MAPPING_SIZE: _get_mapping_size,
     CtrlType.SET_HASH_MAPPING_SIZE: _set_mapping_size,
     CtrlType.SET_HASH_MAPPING: _set_mapping,
+    CtrlType.GET_GREF_MAPPING_SIZE: _get_gref_size,
+    CtrlType.ADD_GREF_MAPPING: _add_grefs,
+    CtrlType.DEL_GREF_MAPPING: _del_grefs,
 }

@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The event channels of control rings, which the event loop reads itself."""
+"""What the control rings of all vifs share: event channels, which the event loop reads, and a budget of pages."""
 
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from netback.platforms.base import EventChannels, Platform
 from netback.xenbus.pace import Pace
+
+MAX_STAGED_PAGES = 16384
+"""Pages of all guests together. A page takes a mapping of this process, which has 65530 (vm.max_map_count)."""
+
+
+@dataclass(slots=True)
+class StagingBudget:
+    """The pages that guests may still stage."""
+
+    left: int = MAX_STAGED_PAGES
 
 
 class ControlPorts:

@@ -17,13 +17,16 @@ from netback.abi.grant_table import GrantStatus
 from netback.abi.netif_control import CtrlStatus
 from netback.abi.netif_keys import Key
 from netback.dataplane.control_ring import ControlRing
+from netback.dataplane.platform.memory import GuestMemory
 from netback.errors import GuestError, NetbackError, PlatformError
 from netback.platforms.base import EventChannels, Platform
-from netback.vif.control_messages import STATE_BYTES, ControlState, Request, Scope, handle
+from netback.vif.control_messages import Answer, ControlState, Request, Scope, handle, state_bytes
 from netback.vif.control_ports import ControlPorts
 from netback.vif.features import ControlConfig
 from netback.vif.queue import bind_port, map_ring
 from netback.xenbus.pace import Allowance
+
+Apply = Callable[[ControlState, bool], Awaitable[ControlState]]
 
 log = logging.getLogger("netback.vif")
 
@@ -35,7 +38,8 @@ _DELAYS = (0.001, 0.002, 0.004, 0.008, 0.016)
 class Control:
     """The control ring of one connection: `open`, `start`, `close`, each once and in this order; `close` at any time.
 
-    `apply(state)` gives a new state to the queues, before its request is answered. `on_broken` is called when the
+    `apply(state)` gives a new state to the queues, before its request is answered; PlatformError refuses it. With
+    `restored` it leaves out what cannot be had any more, and returns what is left. `on_broken` is called when the
     guest broke the protocol; `broken` has the reason. The file at `path` holds the state and outlives this process.
     """
 
@@ -47,7 +51,7 @@ class Control:
         path: Path,
         *,
         queues: int,
-        apply: Callable[[ControlState], Awaitable[None]],
+        apply: Apply,
         on_broken: Callable[[], object],
     ) -> None:
         self.state = ControlState()
@@ -62,11 +66,12 @@ class Control:
         self._undo = ExitStack()
         self._tasks = AsyncExitStack()
         self._port = 0
+        self._encoded = b""
         self._ring: ControlRing
         self._events: EventChannels
 
     async def open(self, config: ControlConfig, *, adopt: bool) -> None:
-        """Bind the port, map the ring, and restore what an earlier process committed if `adopt`.
+        """Bind the port, map the ring, and apply what an earlier process committed if `adopt`, before a frame passes.
 
         Its response is completed if it was not published yet. GuestError: an index is impossible. PlatformError: the
         port cannot be bound or the page not mapped. NetbackError: the file cannot be opened.
@@ -78,14 +83,16 @@ class Control:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = config.ring_ref << 32 | config.event_channel
         try:
-            self._ring = ControlRing(page.address, name, STATE_BYTES, str(self._path), adopt=adopt)
+            self._ring = ControlRing(
+                page.address, name, state_bytes(self._queues), str(self._path), adopt=adopt
+            )
         except OSError as error:
             raise NetbackError(f"cannot open the journal {self._path}: {error.strerror}") from error
-        self.state = ControlState.decode(self._ring.state)
+        self.state = await self._apply(ControlState.decode(self._ring.state), True)
+        self._encoded = self.state.encode(self._queues)
 
     async def start(self) -> None:
-        """Apply the restored state and serve the ring; the guest is notified once, as a predecessor may owe it that."""
-        await self._apply(self.state)
+        """Serve the ring; the guest is notified once, as a predecessor may owe it that."""
         self._ports.follow(self._port, self._due.set, self._undo)
         self._events.native.notify(self._port)
         task = asyncio.create_task(self._run())
@@ -129,11 +136,14 @@ class Control:
 
     async def _answer(self) -> None:
         request = Request.decode(self._ring.take())
-        answer, state = handle(self.state, request, Scope(self._queues, self._read))
+        answer, state = handle(self.state, request, Scope(self._queues, self._read, self._write))
         if state != self.state:
-            await self._apply(state)
-            self.state = state
-        if self._ring.commit(answer.encode(request), state.encode()):
+            try:
+                self.state = await self._apply(state, False)
+                self._encoded = self.state.encode(self._queues)
+            except PlatformError:  # a page that cannot be mapped
+                answer = Answer(CtrlStatus.INVALID_PARAMETER)
+        if self._ring.commit(answer.encode(request), self._encoded):
             self._events.native.notify(self._port)
         self.counters["ctrl_requests"] += 1
         self.counters["ctrl_refused"] += answer.status != CtrlStatus.SUCCESS
@@ -149,12 +159,20 @@ class Control:
         asyncio.get_running_loop().call_later(delay, self._ports.unmask, self._port)
 
     def _read(self, gref: int, size: int) -> bytes | None:
-        """A copy of the beginning of a granted page. The guest's memory is opened for it alone: requests are rare."""
-        try:
-            status, data = self._platform.open_memory(self._domid).read(gref, 0, size)
-        except PlatformError:  # the guest is gone
-            return None
+        memory = self._memory()
+        status, data = memory.read(gref, 0, size) if memory else (GrantStatus.BAD_DOMAIN, b"")
         return data if status == GrantStatus.OKAY else None
+
+    def _write(self, gref: int, data: bytes) -> bool:
+        memory = self._memory()
+        return memory is not None and memory.write(gref, 0, data) == GrantStatus.OKAY
+
+    def _memory(self) -> GuestMemory | None:
+        """The guest's memory, for one copy: requests that need it are rare. None if the guest is gone."""
+        try:
+            return self._platform.open_memory(self._domid)
+        except PlatformError:
+            return None
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

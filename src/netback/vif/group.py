@@ -16,6 +16,7 @@ from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.credit import Credit
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.staged import Staged
 from netback.dataplane.thread import Listener
 from netback.dataplane.toeplitz import Toeplitz
 from netback.dataplane.worker import Worker
@@ -93,6 +94,10 @@ class Group:
             )
             self._queues.append((bound.worker, queue))
 
+    def closes(self, end: Callable[[], object]) -> None:
+        """Call `end` once the queues have left their workers."""
+        self._undo.callback(end)
+
     async def serve(self, listener: Listener) -> None:
         """Have the workers serve the queues: rings are drained and armed, and each frontend port notified once."""
         await finished([worker.thread.add(queue, listener) for worker, queue in self._queues])
@@ -117,6 +122,11 @@ class Group:
     async def set_hash(self, hash: Toeplitz | None) -> None:
         """Make the queues send the hash of each RX frame with it, or none."""
         await self._each(lambda _worker, queue: queue.set_hash(hash))
+
+    async def set_staged(self, number: int, staged: Staged | None) -> None:
+        """Make a queue use these staged pages, or none; those of before are not used any more on return."""
+        worker, queue = self._queues[number]
+        await finished([_submit(worker, queue, lambda _worker, queue: queue.set_staged(staged))])
 
     async def watch(self, *, traced: bool, captured: bool) -> None:
         """Make the queues record each slot, or each frame, from now on."""

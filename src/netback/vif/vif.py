@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from netback.abi.netif import RxFlag, TxFlag
@@ -25,6 +26,7 @@ from netback.vif.features import LiveConfig, VifConfig, WaitTimes
 from netback.vif.group import Group
 from netback.vif.queue import control_name
 from netback.vif.rate import Rates
+from netback.vif.staging import Staging
 from netback.vif.workers import Workers
 
 log = logging.getLogger("netback.vif")
@@ -229,8 +231,13 @@ class Vif:
         if config.control is None:
             return None
 
-        async def apply(state: ControlState) -> None:
+        staging = Staging(self._platform, self._domid, group, self._workers.staging)
+        group.closes(staging.close)
+
+        async def apply(state: ControlState, restored: bool) -> ControlState:
+            staged = await staging.change(state.staged, skip=restored)
             await group.set_hash(Toeplitz(state.key, int(state.types)) if state.active else None)
+            return replace(state, staged=staged)
 
         return Control(
             self._platform,

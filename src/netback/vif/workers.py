@@ -14,7 +14,7 @@ from netback.dataplane.thread import WorkerThread
 from netback.dataplane.worker import Worker
 from netback.observe.trace import LogBudget
 from netback.platforms.base import EventChannels, Platform
-from netback.vif.control_ports import ControlPorts
+from netback.vif.control_ports import ControlPorts, StagingBudget
 
 log = logging.getLogger("netback.worker")
 
@@ -54,7 +54,7 @@ class QueueWorker:
 
 class Workers:
     """All workers of a backend: `count`, or one for each core that this process may use. `control_ports` are the event
-    channels that the event loop serves beside them.
+    channels that the event loop serves beside them, `staging` the pages that guests may stage.
     """
 
     def __init__(self, platform: Platform, count: int | None = None) -> None:
@@ -63,6 +63,7 @@ class Workers:
                 _start(platform, number, undo) for number in range(count or len(os.sched_getaffinity(0)))
             )
             self.control_ports = ControlPorts(platform)
+            self.staging = StagingBudget()
             self._undo = undo.pop_all()
 
     @property

@@ -8,6 +8,7 @@ from netback.dataplane.platform.memory cimport memory_t
 from netback.dataplane.ring cimport back_ring
 from netback.dataplane.segment cimport segments_t
 from netback.dataplane.settings cimport Settings, settings_t
+from netback.dataplane.staged cimport Staged, staged_t
 from netback.dataplane.toeplitz cimport Toeplitz, toeplitz_t
 
 cdef enum:
@@ -45,6 +46,7 @@ cdef struct back_queue:          # `link` is first: a link_t * of a backend queu
     segments_t segments
     rx_habits_t habits
     const toeplitz_t *hash       # NULL: the guest wants no hash of RX frames
+    const staged_t *staged       # NULL: no pages stay mapped
 
 
 cdef class BackQueue(Link):
@@ -52,4 +54,5 @@ cdef class BackQueue(Link):
     cdef uint16_t plain_offset
     cdef readonly Journal journal
     cdef readonly Settings settings
-    cdef Toeplitz hash           # keeps alive what queue.hash points to
+    cdef Toeplitz hash           # keep alive what queue.hash and queue.staged point to
+    cdef Staged staged

@@ -18,6 +18,7 @@ from netback.dataplane.platform.events cimport Events
 from netback.dataplane.platform.memory cimport GuestMemory
 from netback.dataplane.ring cimport back_attach, back_pending, load_acquire
 from netback.dataplane.settings cimport Settings
+from netback.dataplane.staged cimport Staged
 from netback.dataplane.toeplitz cimport Toeplitz
 
 
@@ -108,6 +109,11 @@ cdef class BackQueue(Link):
         """Send the hash of each RX frame with it from the next burst on, or none."""
         self.queue.hash = NULL if hash is None else &hash.hash
         self.hash = hash
+
+    def set_staged(self, Staged staged: Staged | None) -> None:
+        """Use staged pages from the next burst on, or none. The pages of the table before it are not used any more."""
+        self.queue.staged = NULL if staged is None else &staged.staged
+        self.staged = staged
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

@@ -23,7 +23,7 @@ from netback.dataplane.abi cimport (
     MIN_FRAME, NETIF_RSP_ERROR, NETRXF_csum_blank, NETRXF_data_validated, NETRXF_extra_info, NETRXF_more_data,
     PAGE_SIZE, RING_SLOTS, copy_segment, extra_info, rx_request, rx_response, virtio_net_hdr,
 )
-from netback.dataplane.arena cimport name_local
+from netback.dataplane.arena cimport arena_t, name_local
 from netback.dataplane.back.queue cimport BACKLOG_FRAMES, back_queue
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.checksum cimport complete_checksum
@@ -32,11 +32,11 @@ from netback.dataplane.credit cimport credit_claim, credit_settle
 from netback.dataplane.extras cimport clear_meta, copy_extras, extras_count, frame_meta, write_extra
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
-    EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_EXPIRED, RX_FAULTS,
-    RX_FILTERED, RX_FRAMES, RX_HASHED, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STALLS, RX_THROTTLED,
-    RX_TOO_BIG, RX_TRUNCATED, STATE_NO_CREDIT, STATE_NO_FRAME, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG,
-    STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, STATE_STALLED, break_link,
-    direction_t, lacks_slots, link_t, state_rows,
+    EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_COPIES, RX_DROPPED, RX_ERRORS, RX_EXPIRED,
+    RX_FAULTS, RX_FILTERED, RX_FRAMES, RX_HASHED, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STAGED,
+    RX_STALLS, RX_THROTTLED, RX_TOO_BIG, RX_TRUNCATED, STATE_NO_CREDIT, STATE_NO_FRAME, STATE_NO_SLOTS,
+    STATE_NO_SLOTS_LONG, STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE,
+    STATE_STALLED, break_link, direction_t, lacks_slots, link_t, state_rows,
 )
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
@@ -45,11 +45,11 @@ from netback.dataplane.offload cimport (
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, LARGE_BYTES, PEER_CLOSED, VNET_HDR, frame_t, peer_t, vnet_header,
 )
-from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.record cimport RECORD_RX_FRAME, RECORD_RX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
 from netback.dataplane.segment cimport segments_begin, segments_next
 from netback.dataplane.settings cimport multicast_listed
+from netback.dataplane.staged cimport copy_segments
 from netback.dataplane.toeplitz cimport hash_frame
 from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 
@@ -75,6 +75,10 @@ cdef struct burst_t:             # staged and not yet published
     uint32_t bytes
     uint32_t frames
     bint unpaid                  # a frame waits for credit
+    arena_t *pages               # local pages that a copy may name by gref
+
+
+cdef arena_t no_pages            # none: a copy to a staged page needs an address
 
 
 # --- poll: one burst
@@ -96,6 +100,7 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
     note_posted(queue, pending)
     memset(&burst, 0, sizeof(burst))
     burst.room = pending
+    burst.pages = ws.pages if queue.staged == NULL else &no_pages
     ws.segments_used = 0
     if pending == 0 and queue.backlog.count == 0 and has_waited(link):
         read_one(queue, ws)
@@ -459,7 +464,7 @@ cdef inline void stage_copy(
     copy.dest.foreign.domid = queue.memory.domid
     copy.len = body.status
     copy.flags = GNTCOPY_dest_gref
-    if name_local(ws.pages, &copy.source, data, copy.len):
+    if name_local(burst.pages, &copy.source, data, copy.len):
         copy.flags |= GNTCOPY_source_gref
     burst.segments += 1
 
@@ -520,11 +525,13 @@ cdef void trace_frame(
 cdef void deliver(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
     cdef uint64_t *counters = queue.link.counters
     cdef rx_response *bodies = <rx_response *>ws.bodies
-    cdef uint32_t i
+    cdef uint32_t i, copies
     if burst.used == 0:
         return
     kill_point()
-    grant_copy(queue.memory, ws.segments, burst.segments)
+    copies = copy_segments(queue.memory, queue.staged, ws, burst.segments)
+    counters[RX_COPIES] += copies
+    counters[RX_STAGED] += burst.segments - copies
     for i in range(burst.segments):
         if ws.segments[i].status != GNTST_okay:
             bodies[ws.segment_body[i]].status = NETIF_RSP_ERROR

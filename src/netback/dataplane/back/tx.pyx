@@ -30,19 +30,19 @@ from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_MULTICAST, EXTRAS_OKA
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_NO_CREDIT,
-    STATE_RING_IDLE, STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FIXED_UP,
-    TX_FRAMES, TX_FULL, TX_HASHED, TX_MULTICAST, TX_MULTICAST_FULL, TX_NOTIFIES, TX_REFUSED, TX_SEGMENTED, TX_SLOTS,
-    TX_THROTTLED, break_link, link_t, peer_refuses,
+    STATE_RING_IDLE, STATE_RING_MORE, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_COPIES, TX_DROPPED, TX_ERRORS,
+    TX_FIXED_UP, TX_FRAMES, TX_FULL, TX_HASHED, TX_MULTICAST, TX_MULTICAST_FULL, TX_NOTIFIES, TX_REFUSED,
+    TX_SEGMENTED, TX_SLOTS, TX_STAGED, TX_THROTTLED, break_link, link_t, peer_refuses,
 )
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
-from netback.dataplane.platform.memory cimport grant_copy
 from netback.dataplane.record cimport RECORD_TX_FRAME, RECORD_TX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 from netback.dataplane.send cimport (
     SEGMENTS_BLOCKED, SEGMENTS_DONE, SEGMENTS_IMPOSSIBLE, SEGMENTS_PAUSED, send_frames, send_segments,
 )
 from netback.dataplane.settings cimport multicast_add, multicast_remove
+from netback.dataplane.staged cimport copy_segments
 from netback.dataplane.workspace cimport (
     BURST_BYTES, CHAIN_MULTICAST, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t,
 )
@@ -199,10 +199,13 @@ cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, 
 cdef inline void copy(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
     """Copy the bytes of the first `chains` chains."""
     cdef uint32_t segments = 0
+    cdef uint32_t copies
     if chains:
         segments = ws.chains[chains - 1].segment + ws.chains[chains - 1].segments
     kill_point()
-    grant_copy(queue.memory, ws.segments, segments)
+    copies = copy_segments(queue.memory, queue.staged, ws, segments)
+    queue.link.counters[TX_COPIES] += copies
+    queue.link.counters[TX_STAGED] += segments - copies
 
 
 # --- limit: by the vif's credit

@@ -7,8 +7,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from netback.dataplane.abi cimport (
-    CTRL_SLOT, CTRL_SLOTS, EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, MAC_BYTES, NETIF_RSP_NULL, PAGE_SIZE, RING_HEADER,
-    RING_SLOTS,
+    CTRL_SLOT, CTRL_SLOTS, EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, MAC_BYTES, NETIF_RSP_NULL, PAGE_SIZE,
+    RING_HEADER, RING_SLOTS,
 )
 from netback.dataplane.backlog cimport backlog_free, backlog_init
 from netback.dataplane.platform.events cimport Events

@@ -78,7 +78,7 @@ class EmulatedPlatform:
         finally:
             os.close(memfd)
 
-    def map_grant(self, domid: int, gref: int, readonly: bool = False) -> EmulatedMappedPage:
+    def map_grant(self, domid: int, gref: int, *, readonly: bool = False) -> EmulatedMappedPage:
         reply, (memfd,) = self._handle.request(Op.MAP, domid, gref, MAP_READONLY if readonly else 0)
         try:
             return EmulatedMappedPage(self._handle, reply.number, Mapping(memfd, reply.page, 1))

@@ -4,7 +4,6 @@
 Implements platforms.base.Platform over /dev/xen/{xenbus,evtchn,gntdev}, and gntalloc if it exists.
 """
 
-import ctypes
 import logging
 import mmap
 import os
@@ -16,6 +15,7 @@ from typing import Self
 from netback.abi.ring import PAGE_SIZE
 from netback.dataplane.arena import Arena
 from netback.dataplane.platform.xen_memory import XenMemory
+from netback.dataplane.shared_words import address_of
 from netback.errors import ConfigError, PlatformError
 from netback.platforms.xen import gntalloc
 from netback.platforms.xen.devices import call, open_device
@@ -37,8 +37,10 @@ _MAP_DELAY = 0.001
 class XenMappedPage:
     """A guest's granted page in this process."""
 
-    def __init__(self, gntdev: int, domid: int, gref: int) -> None:
+    def __init__(self, gntdev: int, domid: int, gref: int, readonly: bool) -> None:
         self._gntdev = gntdev
+        # a mapping without PROT_WRITE maps the grant read-only (Linux, gntdev_mmap)
+        self._access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
         self._what = f"grant {gref} of domain {domid}"
         # struct ioctl_gntdev_map_grant_ref: count, pad, index (out), one {domid, ref}
         argument = bytearray(struct.pack("=IIQII", 1, 0, 0, domid, gref))
@@ -49,7 +51,7 @@ class XenMappedPage:
         except BaseException:
             self._forget()
             raise
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+        self.address = address_of(self._page)
 
     def view(self) -> memoryview:
         """The page's bytes, for tests and tools."""
@@ -66,7 +68,7 @@ class XenMappedPage:
     def _map(self) -> mmap.mmap:
         for _ in range(_MAP_TRIES):
             try:
-                return mmap.mmap(self._gntdev, PAGE_SIZE, offset=self._index)
+                return mmap.mmap(self._gntdev, PAGE_SIZE, access=self._access, offset=self._index)
             except BlockingIOError:
                 time.sleep(_MAP_DELAY)
             except OSError as error:
@@ -123,8 +125,8 @@ class XenPlatform:
             log.info("copies use addresses, which costs more: %s", error)
         return arena
 
-    def map_grant(self, domid: int, gref: int) -> XenMappedPage:
-        return XenMappedPage(self._gntdev, domid, gref)
+    def map_grant(self, domid: int, gref: int, *, readonly: bool = False) -> XenMappedPage:
+        return XenMappedPage(self._gntdev, domid, gref, readonly)
 
     def close(self) -> None:
         """Close gntdev. A mapped page stays until it is unmapped or this process ends."""
