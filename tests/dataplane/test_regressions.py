@@ -34,7 +34,7 @@ from tests.net.namespace import ip, new_network, tc, veth
 from tests.offload_oracle import TCP
 
 TX_PAGE, RX_PAGE = RING_PAGES
-SECONDS = 20.0
+SECONDS = 60.0
 LARGEST = 65536 + 512
 """FRAME_BYTES of dataplane/peers/peer.pxd."""
 

@@ -14,7 +14,7 @@ from netback.net.python import PythonNetwork
 from tests.frontend.backend import HandBackend
 from tests.frontend.frames import all_on_the_wire
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 async def counters(vif: Frontend) -> dict[str, int]:

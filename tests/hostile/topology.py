@@ -33,7 +33,7 @@ from netback.xenstore.aio import Store
 
 PATIENT = WaitTimes(drain=3600, stall=3600)
 """No frame expires because the machine is slow."""
-SECONDS = 20.0
+SECONDS = 60.0
 """Seconds that a required event may take."""
 LINES = 20
 """Lines that one topology may log: a vif's budget of ten, and a few more."""

@@ -18,7 +18,7 @@ from netback.xenstore.aio import Store, StoreError
 
 FRAME = bytes(range(60))
 
-SECONDS = 20.0
+SECONDS = 60.0
 """Seconds that bound every wait of a test."""
 
 
