@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from netback.abi.netif import RX_REQUEST, Status
+from netback.abi.netif import RX_REQUEST, ExtraType, Status, TxFlag
 from netback.abi.netif_control import (
     CTRL_REQUEST,
     CTRL_RESPONSE,
@@ -154,6 +154,18 @@ async def test_pages_that_change_while_they_are_used(topology: Topology) -> None
     arrived = await topology.far.recv()
     assert (arrived[:500], len(arrived)) == (frame(7, 1000)[:500], 1000)
     assert (await topology.counters())["tx_copies"] == 0
+
+
+async def test_hashes_of_tx_frames(topology: Topology) -> None:
+    """A hash extra is accepted whether or not the guest selected a hash, whatever it says; it is counted."""
+    await topology.connect()
+    page = topology.bad.grant(frame(3))
+    info = struct.pack("<BBBBI", ExtraType.HASH, 0, 200, 77, WORD).ljust(12, b"\xee")
+    at = topology.bad.tx.req_prod
+    topology.bad.post(topology.bad.tx, tx(page, 60, flags=TxFlag.EXTRA_INFO, number=at), info)
+    assert await topology.answers(at, 2) == [(at, Status.OKAY), (0, Status.NULL)]
+    assert await topology.far.recv() == frame(3)
+    assert (await topology.counters())["tx_hashed"] == 1
 
 
 async def test_a_ring_that_never_rests_waits_for_its_turn(topology: Topology) -> None:
