@@ -8,7 +8,7 @@ from pathlib import Path
 from netback.xenstore.aio import Store
 from tests.cli.commands import run, running
 from tests.daemon.test_control import answering
-from tests.vif.guest import join
+from tests.vif.guest import join, until
 
 STRAY = "/local/domain/0/backend/vif/foo/0/state"
 
@@ -61,7 +61,7 @@ async def test_limits_are_set_and_shown(xen: Path) -> None:
             name = f"vif{guest.domid}.0"
             assert await run("set", *domain, "--rx-rate", "1.5MB/s") == (
                 0,
-                f"{name}: tx 10Mb/s, rx 12Mb/s\n",
+                f"{name}: tx 10Mb/s, rx 12Mb/s, carrier\n",
                 "",
             )
             for words, reason in (
@@ -73,7 +73,13 @@ async def test_limits_are_set_and_shown(xen: Path) -> None:
                 assert reason in err
             _, out, _ = await run("list", "--dir", xen)
             assert "tx 10Mb/s rx 12Mb/s" in out
-            assert (await run("set", *domain, "--tx-rate", "none"))[1] == f"{name}: tx none, rx 12Mb/s\n"
+            assert (await run("set", *domain, "--tx-rate", "none"))[
+                1
+            ] == f"{name}: tx none, rx 12Mb/s, carrier\n"
             _, out, _ = await run("list", "--json", "--dir", xen)
             (device,) = json.loads(out)
             assert (device["tx_rate"], device["rx_rate"]) == (None, "12Mb/s")
+            node = f"/local/domain/0/backend/vif/{guest.domid}/0/carrier"
+            for word, text, value in (("--no-carrier", "no carrier", "0"), ("--carrier", "carrier", "1")):
+                assert (await run("set", *domain, word))[1] == f"{name}: tx none, rx 12Mb/s, {text}\n"
+                await until(guest.store, node, lambda found, value=value: found == value)

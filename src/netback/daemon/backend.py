@@ -40,7 +40,7 @@ from netback.xenbus.context import Context
 from netback.xenbus.device import Device
 from netback.xenbus.devices import Devices
 from netback.xenbus.names import DeviceName
-from netback.xenbus.nodes import RATES, write_nodes
+from netback.xenbus.nodes import CARRIER_OFF, RATES, write_nodes
 from netback.xenstore.aio import Store
 
 log = logging.getLogger("netback")
@@ -224,7 +224,7 @@ class Backend:
         await device.vif.capture(sink)
 
     async def limit(self, request: LimitRequest) -> LimitAnswer:
-        """Limit a device from now on and for its life: its nodes keep the limits over restarts.
+        """Limit a device, or turn its carrier off, from now on and for its life: its nodes keep that over restarts.
 
         ConfigError: there is no such device, its network is not open yet, or a rate is none.
         """
@@ -238,10 +238,15 @@ class Backend:
                     nodes[node] = as_node(parse_rate(text))
             except ValueError as error:
                 raise ConfigError(str(error)) from error
+        if request.carrier is not None:
+            nodes[CARRIER_OFF] = str(int(not request.carrier))
         await write_nodes(self.store, device.name.backend, nodes)
         rates = await device.apply_rates()
         return LimitAnswer(
-            device=request.device, tx_rate=str(rates.tx or UNLIMITED), rx_rate=str(rates.rx or UNLIMITED)
+            device=request.device,
+            tx_rate=str(rates.tx or UNLIMITED),
+            rx_rate=str(rates.rx or UNLIMITED),
+            carrier=await device.carrier(),
         )
 
     @property

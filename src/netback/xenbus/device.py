@@ -122,6 +122,10 @@ class Device:
             raise GoneError(f"{self.name}: its network is gone")
         return self.vif.rates
 
+    async def carrier(self) -> bool:
+        """Whether the guest sees a carrier: its network is up, and no operator turned it off."""
+        return await self._nic.carrier() == "1"
+
     @property
     def journal(self) -> Path:
         """The file of its queue's journal. It outlives this process."""
