@@ -208,6 +208,7 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
             "backend": "Connected", "frontend": "Connected", "net": "null", "mac": "00:16:3e:00:00:07",
             "online": "1", "hotplug-status": "connected", "error": None, "network": "null",
             "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
+            "tx_rate": None, "rx_rate": None,
         }  # fmt: skip
         _, out, _ = await run("list", "--dir", xen)
         assert re.search(rf"^qnic{guest.domid}\.0 .*Connected +Connected +null .* 1 +0 ", out, re.MULTILINE)
