@@ -5,6 +5,11 @@ import json
 import socket
 from pathlib import Path
 
+import pytest
+from msgspec import structs
+
+from netback.cli.list import show
+from netback.daemon.status import DeviceStatus
 from netback.xenstore.aio import Store
 from tests.cli.commands import run, running
 from tests.daemon.test_control import answering
@@ -45,6 +50,15 @@ async def test_a_backend_that_hangs(xen: Path) -> None:
         code, out, err = await run("list", "--json", "--dir", xen)
     assert (code, out, err.count("\n")) == (0, "[]\n", 1)
     assert "no answer within 2 s" in err
+
+
+def test_a_stalled_guest_is_shown_with_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    device = DeviceStatus(device="vif3.0", type="vif", domid=3, index="0", stalled=75.4)
+    show([device, structs.replace(device, error="no tap")])
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert "stalled for 75 s: the guest takes no frames" in first
+    assert "no tap" in second
+    assert "stalled" not in second
 
 
 async def test_limits_are_set_and_shown(xen: Path) -> None:

@@ -77,6 +77,15 @@ class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
         assert drained + lost == sent
         assert drained > 1000
 
+    def test_what_waits_is_reported(self, site: Site) -> None:
+        before = site.network.queued()
+        assert before["bytes"] == 0 < before["bytes_max"]
+        site.far.send(frame(0, 1400))
+        await_readable(site.network.peers[0].fd)
+        assert 1400 <= site.network.queued()["bytes"] < 10_000
+        site.network.drain()
+        assert site.network.queued() == before
+
     def test_a_link_that_goes_down_is_heard_again(self, site: Site) -> None:
         ip("link set eth1 down")
         with pytest.raises(OSError, match="down"):

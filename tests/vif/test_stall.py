@@ -31,6 +31,9 @@ class Link(PythonNetwork):
     def drops(self) -> dict[str, int]:
         return {"rx_overflow": 7}
 
+    def queued(self) -> dict[str, int]:
+        raise OSError("the link was removed")
+
 
 async def test_a_stalled_guest_loses_its_carrier_and_comes_back(
     xen: Path, caplog: pytest.LogCaptureFixture
@@ -44,7 +47,8 @@ async def test_a_stalled_guest_loses_its_carrier_and_comes_back(
         assert vif is not None
         await exchange(guest, network)
         assert network.carriers[-1]
-        assert (describe(device).stalled, describe(device).drops) == (None, {"rx_overflow": 7})
+        status = describe(device)
+        assert (status.stalled, status.drops, status.queued) == (None, {"rx_overflow": 7}, {})
         await network.send(FRAME)
         await passing(backend, lambda: vif.stalled is not None)
         assert network.carriers[-2:] == [True, False]

@@ -40,7 +40,7 @@ def list_devices(platform: Platform = None, directory: Directory = None, json: J
 
         typer.echo(msgspec.json.format(msgspec.json.encode(devices), indent=2))
     else:
-        _show(devices)
+        show(devices)
 
 
 async def read_target(target: Target) -> "list[DeviceStatus]":
@@ -75,7 +75,8 @@ def _limits(device: "DeviceStatus") -> str:
     return " ".join(f"{way} {rate}" for way, rate in rates.items() if rate)
 
 
-def _show(devices: "list[DeviceStatus]") -> None:
+def show(devices: "list[DeviceStatus]") -> None:
+    """Print the table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

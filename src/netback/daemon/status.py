@@ -8,7 +8,7 @@ unreadable nodes. `merge` adds what only the serving backend knows. Every text i
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -17,7 +17,6 @@ from netback.abi.xenbus import XenbusState as State
 from netback.errors import printable
 from netback.vif.features import OPTIONAL, DeviceType
 from netback.vif.rate import Rates
-from netback.vif.vif import Vif
 from netback.xenbus.device import Device
 from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal
 from netback.xenstore.aio import Store, StoreError
@@ -57,6 +56,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
     """For how many seconds the guest has taken no frames and its link has had no carrier; None if it takes them."""
     drops: dict[str, int] = {}
     """Frames that the network lost on their way to the guest, if the kernel tells (net.base.Network.drops)."""
+    queued: dict[str, int] = {}
+    """What waits in the network's own queue, and its bound, if the kernel tells (net.base.Network.queued)."""
     tx_rate: str | None = None
     """The limit of what the guest sends, as in "10Mb/s"; None for no limit."""
     rx_rate: str | None = None
@@ -80,17 +81,19 @@ def describe(device: Device) -> DeviceStatus:
         network=printable(vif.network.name) if vif else None,
         counters=dict(vif.counters) if vif else {},
         stalled=round(vif.stalled, 1) if vif and vif.stalled is not None else None,
-        drops=_drops(vif) if vif else {},
+        drops=_told(vif.network.drops) if vif else {},
+        queued=_told(vif.network.queued) if vif else {},
         tx_rate=str(rates.tx) if rates.tx else None,
         rx_rate=str(rates.rx) if rates.rx else None,
         rings=dict(vif.rings) if vif else {},
     )
 
 
-def _drops(vif: Vif) -> dict[str, int]:
+def _told(ask: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """What a network says of itself, nothing if its link was removed."""
     try:
-        return vif.network.drops()
-    except OSError:  # the link was removed
+        return ask()
+    except OSError:
         return {}
 
 
@@ -108,6 +111,7 @@ def _add(stored: DeviceStatus, served: DeviceStatus) -> DeviceStatus:
         counters=served.counters,
         stalled=served.stalled,
         drops=served.drops,
+        queued=served.queued,
         tx_rate=served.tx_rate,
         rx_rate=served.rx_rate,
         rings=served.rings,

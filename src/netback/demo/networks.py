@@ -76,6 +76,9 @@ class LossyCable(Linkless):
     def drops(self) -> dict[str, int]:
         return self._far.drops()
 
+    def queued(self) -> dict[str, int]:
+        return self._far.queued()
+
     def close(self) -> None:
         for way in self._ways:
             way.close()

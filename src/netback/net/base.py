@@ -93,6 +93,11 @@ class Network(Protocol):
     def drops(self) -> dict[str, int]:
         """Frames that the network lost on their way to the guest, by cause ("rx_overflow"). Counts only grow."""
 
+    def queued(self) -> dict[str, int]:
+        """What waits in the network's own queue ("bytes") and its bound ("bytes_max"); empty if the kernel does not
+        tell, as for a tap.
+        """
+
     def close(self) -> None:
         """Close the descriptors; may be called again. The link stays unchanged."""
 
@@ -115,6 +120,10 @@ class Linkless:
     def check(self) -> bool:
         """No link can be removed and return."""
         return False
+
+    def queued(self) -> dict[str, int]:
+        """The kernel does not tell."""
+        return {}
 
     def carrier(self, on: bool) -> None:
         """No link has a carrier."""

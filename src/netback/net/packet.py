@@ -36,6 +36,9 @@ PASSING = IFF_UP | IFF_LOWER_UP
 """The flags of a link that is set up and has carrier."""
 MEMBERSHIP = struct.Struct("@iHH8s")
 """struct packet_mreq."""
+SO_MEMINFO = 55
+MEMORY = struct.Struct("@II")
+"""SK_MEMINFO_RMEM_ALLOC and SK_MEMINFO_RCVBUF (linux/sock_diag.h), the first of SO_MEMINFO's values."""
 STATISTICS = struct.Struct("@II")
 """struct tpacket_stats: frames, drops; both since they were last read."""
 
@@ -176,6 +179,13 @@ class PacketNetwork:
                 self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size)
             )[1]
         return {"rx_overflow": self._lost}
+
+    def queued(self) -> dict[str, int]:
+        """Memory of the frames in the socket's buffer, with their overhead, and its bound."""
+        if self._socket.fileno() < 0:
+            return {}
+        used, bound = MEMORY.unpack(self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMORY.size))
+        return {"bytes": used, "bytes_max": bound}
 
     def close(self) -> None:
         """Stop receiving from the link."""

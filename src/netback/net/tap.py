@@ -404,6 +404,10 @@ class TapNetwork:
             self._dropped = link.tx_dropped
         return {"rx_overflow": self._dropped_before + self._dropped}
 
+    def queued(self) -> dict[str, int]:
+        """The kernel does not tell how many frames a tap holds."""
+        return {}
+
     # ---- ends
 
     def close(self) -> None:
