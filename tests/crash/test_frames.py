@@ -19,7 +19,10 @@ STEPS = 300
 
 AGREEMENTS = {
     "all that Linux takes": (FrontConfig(), FrontConfig()),
-    "few slots, nothing announced": (FrontConfig(tx_slots=24, rx_slots=24), FrontConfig(rx_notify=False)),
+    "few slots, nothing announced": (
+        FrontConfig(tx_slots=24, rx_slots=24, split=False),
+        FrontConfig(rx_notify=False),
+    ),
     "no scatter-gather, no offloads": (FrontConfig(sg=False), FrontConfig(csum4=False, csum6=False)),
 }
 

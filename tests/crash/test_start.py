@@ -12,7 +12,7 @@ from netback.errors import PlatformError
 from netback.frontend import FrontConfig
 from netback.net.tap import TapNetwork
 from netback.platforms.emulated import EmulatedDomain, EmulatedEventChannels, EmulatedPlatform
-from netback.vif.queue import bind_port
+from netback.vif.queue import Channel, bind_ports
 from tests.cli.test_commands import run
 from tests.crash.topology import topology
 from tests.net.namespace import new_network
@@ -79,7 +79,8 @@ async def test_a_port_that_is_the_old_ones_still(xen: Path) -> None:
         with ExitStack() as undo:
             events = DyingHolder(platform.open_events(), holder)
             undo.callback(events.close)
-            assert await bind_port(events, guest.domid, port, undo) > 0
+            (local,) = await bind_ports([Channel(events, port, "event-channel")], guest.domid, undo)
+            assert local > 0
 
 
 def test_a_tap_that_is_the_old_ones_still(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,10 @@ class GuestVif:
     states: list[tuple[str, XenbusState]]
 
     def is_bound(self) -> bool:
-        """Whether a backend has bound the guest's port."""
-        assert self.frontend.rings is not None
-        status = self.frontend.guest.domain.events.status(self.frontend.rings.port)
-        return status is PortState.INTERDOMAIN
+        """Whether a backend has bound the guest's ports."""
+        rings, events = self.frontend.rings, self.frontend.guest.domain.events
+        assert rings is not None
+        return all(events.status(port) is PortState.INTERDOMAIN for port in (rings.tx_port, rings.rx_port))
 
     @property
     def blocked(self) -> tuple[bool, bool]:

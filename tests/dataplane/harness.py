@@ -27,7 +27,9 @@ from netback.dataplane.worker import Worker
 GUEST_DOMID = 7
 LOCAL_DOMID = 0
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-PORT = 3
+PORT, RX_PORT = 3, 4
+"""The backend's ports of the TX and of the RX ring; a shared one is PORT."""
+FAR_PORT, FAR_RX_PORT = 5, 6
 MASK_OFFSET = 4096 // 8
 RING_PAGES = (1, 2)
 """Frames of the TX and RX ring pages; the grant table is frame 0."""
@@ -58,6 +60,7 @@ class Bench:
         start: int = 0,
         journal: str | None = None,
         settings: str | None = None,
+        split: bool = False,
     ) -> None:
         self.fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         os.ftruncate(self.fd, pages * PAGE_SIZE)
@@ -66,8 +69,12 @@ class Bench:
         self.event_pages = mmap.mmap(-1, 2 * PAGE_SIZE)
         self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.guest_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        remote = (address_of(self.event_pages, 1), self.guest_eventfd, 5)
-        self.events = EmulatedEvents(self.eventfd, address_of(self.event_pages), lambda _port: remote)
+        far = {PORT: FAR_PORT, RX_PORT: FAR_RX_PORT}
+        remote = (address_of(self.event_pages, 1), self.guest_eventfd)
+        self.events = EmulatedEvents(
+            self.eventfd, address_of(self.event_pages), lambda port: (*remote, far[port])
+        )
+        self.rx_port = RX_PORT if split else PORT
         self.guest = EmulatedMemory(self.fd, grant_pages, GUEST_DOMID, LOCAL_DOMID)
         self.peer_end: socket.socket | None = None
         self.our_end: socket.socket | None = None
@@ -103,7 +110,7 @@ class Bench:
             tx_name=1,
             rx_name=2,
             tx_port=PORT,
-            rx_port=PORT,
+            rx_port=self.rx_port,
             settings=shared,
             **self.options,
         )
@@ -145,19 +152,29 @@ class Bench:
 
     def notified(self) -> bool:
         """Whether the guest was notified since the last call."""
-        pending = address_of(self.event_pages, 1)
-        word = ctypes.c_uint64.from_address(pending)
-        fired = bool(word.value)
+        return bool(self.notified_ports())
+
+    def notified_ports(self) -> set[int]:
+        """The guest's ports that were notified since the last call."""
+        word = ctypes.c_uint64.from_address(address_of(self.event_pages, 1))
+        fired = {port for port in (FAR_PORT, FAR_RX_PORT) if word.value & 1 << port}
         word.value = 0
         return fired
 
-    def ring_the_bell(self) -> None:
+    def ring_the_bell(self, port: int = PORT) -> None:
         """The guest notifies the backend."""
         words = SharedWords(self.event_pages)
-        words.set64(0, 1 << PORT)
-        if not words.load64(MASK_OFFSET) & 1 << PORT:
+        words.set64(0, 1 << port)
+        if not words.load64(MASK_OFFSET) & 1 << port:
             os.eventfd_write(self.eventfd, 1)
         words.release()
+
+    def is_masked(self, port: int) -> bool:
+        """Whether the backend's port is masked."""
+        words = SharedWords(self.event_pages)
+        masked = bool(words.load64(MASK_OFFSET) & 1 << port)
+        words.release()
+        return masked
 
     def close(self) -> None:
         """Release everything."""

@@ -98,6 +98,11 @@ class HandBackend:
     async def submit(self, call: Callable[[Worker], object]) -> None:
         await asyncio.wrap_future(self.worker.submit(call))
 
+    def notify(self) -> None:
+        """Send an event for each ring."""
+        for port in {self.tx_port, self.rx_port}:
+            self.events.native.notify(port)
+
     async def close_device(self) -> None:
         """Close as a backend does: Closing, then Closed once the frontend is."""
         await self._disconnect()
@@ -153,10 +158,11 @@ class HandBackend:
     async def _connect(self) -> None:
         names = await self.store.directory(self.frontend)
         keys = {name: await self.store.read(f"{self.frontend}/{name}") for name in names}
-        config = agree(keys, "vif")
+        config = agree(keys, "vif", features.Limits.offered(self.offer))
         self.config, self.keys = config, keys
         (keys_of_queue,) = config.queues
-        self.port = self.events.bind_interdomain(self.domid, keys_of_queue.event_channel)
+        bound = {port: self.events.bind_interdomain(self.domid, port) for port in keys_of_queue.channels}
+        self.tx_port, self.rx_port = bound[keys_of_queue.tx_channel], bound[keys_of_queue.rx_channel]
         self.pages = tuple(
             self.platform.map_grant(self.domid, gref)
             for gref in (keys_of_queue.tx_ring_ref, keys_of_queue.rx_ring_ref)
@@ -172,8 +178,8 @@ class HandBackend:
                 rx_page=self.pages[1].address,
                 tx_name=1,
                 rx_name=2,
-                tx_port=self.port,
-                rx_port=self.port,
+                tx_port=self.tx_port,
+                rx_port=self.rx_port,
                 caps=config.caps,
                 sg=config.sg,
                 rx_unannounced=config.rx_unannounced,
@@ -189,7 +195,8 @@ class HandBackend:
         queue, self.queue = self.queue, None
         if queue is not None:
             await self.submit(lambda worker: worker.remove(queue))
-        self.events.unbind(self.port)
+        for port in {self.tx_port, self.rx_port}:
+            self.events.unbind(port)
         for page in self.pages:
             page.unmap()
 

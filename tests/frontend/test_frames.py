@@ -27,6 +27,7 @@ AGREEMENTS = {
     "guest without SG": (FrontConfig(sg=False), offer(Limits()), (*SMALL, *CUT, *frames.TAGGED)),
     "guest without GSO": (FrontConfig(gso4=False, gso6=False), offer(Limits()), ALL),
     "guest without checksums": (FrontConfig(csum4=False, csum6=False), offer(Limits()), ALL),
+    "guest with one event channel": (FrontConfig(split=False), offer(Limits()), ALL),
     "guest without feature-rx-notify": (FrontConfig(rx_notify=False), offer(Limits()), ALL),
     "backend without anything": (FrontConfig(), NOTHING, (*SMALL, *CUT, *frames.TAGGED)),
     "backend with SG alone": (FrontConfig(), NOTHING | {"feature-sg": "1"}, ALL),

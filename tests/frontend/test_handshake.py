@@ -68,6 +68,32 @@ def test_the_features_of_a_backend(keys: dict[str, str], sg: bool, caps: Can) ->
     assert (features.sg, features.caps) == (sg, caps)
 
 
+CHANNELS = {"event-channel", "event-channel-tx", "event-channel-rx"}
+
+
+async def test_an_event_channel_for_each_ring_where_it_is_offered(xen: Path) -> None:
+    """The keys of an earlier connection go: a backend that knows both would take the wrong ports."""
+    one, two = {"event-channel"}, {"event-channel-tx", "event-channel-rx"}
+    plain = offer(Limits(split=False))
+    for config, offered, wanted in (
+        (FrontConfig(), offer(Limits()), two),
+        (FrontConfig(split=False), offer(Limits()), one),
+        (FrontConfig(), plain, one),
+    ):
+        async with connected(xen, config, offer=offered, serve=False) as pair:
+            assert set(pair.back.keys) & CHANNELS == wanted
+    async with Frontend(xen) as vif, HandBackend(xen, vif.guest.domid) as back:
+        await vif.connected()
+        for config, wanted in ((FrontConfig(split=False), one), (FrontConfig(), two)):
+            vif.config = config
+            await vif.reload()
+            await back.set_state(INIT_WAIT)
+            await vif.connected()
+            assert set(back.keys) & CHANNELS == wanted
+            await Pair(vif, back).both_ways(frames.ONE_SLOT)
+        await vif.close()
+
+
 async def test_states_go_up_and_down_in_order(xen: Path) -> None:
     seen: list[tuple[str, XenbusState]] = []
     vif = Frontend(xen, on_state=lambda side, state: seen.append((side, state)))

@@ -87,7 +87,7 @@ async def tell(pair: Pair, lie: Callable[[RingPage, RingPage], None]) -> None:
     while back.tx.req_prod != 2:
         assert await pair.vif.guest.submit(lambda _: True)
     lie(back.tx, back.rx)
-    back.events.native.notify(back.port)
+    back.notify()
     await net.send(frames.ONE_SLOT[2])
 
 
@@ -117,7 +117,7 @@ async def test_headroom_as_linux_s_backend_says_it(xen: Path) -> None:
         rings.rx_buffers[0].write(256, first)
         rings.rx_buffers[2].write(256, second)
         rx(data(0, 2256, flags=MORE | EXTRA), xdp(256), data(2, 2256))(back.rx, back.rx)
-        back.events.native.notify(back.port)
+        back.notify()
         assert await asyncio.wait_for(pair.guest_net.recv(), 10) == bytes(10) + first + second
         assert pair.vif.broken is None
 
@@ -153,7 +153,7 @@ async def test_rx_errors_lose_a_frame_and_empty_slots_nothing(xen: Path) -> None
             data(4, 0, flags=MORE),
             data(5, rest, 9),
         )(back.rx, back.rx)
-        back.events.native.notify(back.port)
+        back.notify()
         for wanted in frames.ONE_SLOT[1:3]:
             assert await asyncio.wait_for(pair.guest_net.recv(), 10) == wanted
         assert (await counters(pair.vif))["rx_errors"] == 1
@@ -180,7 +180,7 @@ async def test_random_lies_never_do_more_than_break_the_link(xen: Path, seed: in
                     answer = RX_RESPONSE.pack(index % 256, rng.choice((0, 0, 2, 4095)), flags, status)
                     ring.put(index, rng.choice((answer, answer, rng.randbytes(8))))
                 ring.rsp_prod = (at + slots) % 2**32
-                bad.back.events.native.notify(bad.back.port)
+                bad.back.notify()
                 if rng.random() < 0.5:
                     await bad.guest_net.send(frames.random_message(rng, 9000))
                 await guest.submit(lambda _: None)

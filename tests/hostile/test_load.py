@@ -43,6 +43,30 @@ async def test_a_storm_of_empty_events(topology: Topology) -> None:
     await topology.works()
 
 
+async def test_a_storm_beside_honest_work(topology: Topology) -> None:
+    """XSA-332: with split event channels the buffers that a guest posts do not excuse empty events of its TX ring, and
+    the back-off of that port delays no buffer.
+    """
+    await topology.bad.offered()
+    await topology.bad.open_rings(split=True)
+    await topology.bad.connect()
+    stop, sent = threading.Event(), list[int]()
+    thread = threading.Thread(target=lambda: sent.append(storm(topology, stop)))
+    thread.start()
+    try:
+        for number in range(300):
+            into = topology.bad.grant()
+            at = topology.bad.post(topology.bad.rx, RX_REQUEST.pack(number % 256, 0, into.gref)) - 1
+            await topology.far.send(frame(number))
+            assert await topology.answers(at, 1, topology.bad.rx) == [(number % 256, 0, 0, 60)]
+            assert into.read(0, 60) == frame(number)
+    finally:
+        stop.set()
+        thread.join()
+    assert (await topology.counters())["events_empty"] > 4
+    await topology.works()
+
+
 async def test_a_storm_with_work_is_no_storm(topology: Topology) -> None:
     """XSA-332: the back-off applies to empty events; an event with a frame is served at once, even among empty ones."""
     await topology.connect()

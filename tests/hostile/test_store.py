@@ -8,6 +8,7 @@ import random
 import pytest
 
 from netback.abi.xenbus import XenbusState as State
+from netback.platforms.emulated.protocol import PortState
 from netback.vif.features import KEYS
 from netback.xenstore.aio import StoreError
 from tests.hostile.topology import SECONDS, Topology, holdings
@@ -85,6 +86,27 @@ async def test_numbers_that_lead_nowhere(topology: Topology, what: str) -> None:
     for key in keys:
         await topology.bad.remove(key.replace("_", "-"))
     await topology.comes_back()
+
+
+async def test_one_of_two_event_channels_leads_nowhere(topology: Topology) -> None:
+    """The other one is not kept bound."""
+    await topology.bad.offered()
+    before = holdings()
+    port = topology.bad.rings.tx_port
+    for channels in ((str(port), "77"), ("77", str(port))):
+        await topology.say(event_channel_tx=channels[0], event_channel_rx=channels[1])
+        await topology.closes(("the frontend's event-channel-tx 77", "the frontend's event-channel-rx 77"))
+        assert topology.bad.events.status(port) is PortState.UNBOUND
+        assert holdings() == before
+        for state, answer in ((State.CLOSED, State.CLOSED), (State.INITIALISING, State.INIT_WAIT)):
+            await topology.bad.set_state(state)
+            await topology.state(answer)
+    await topology.others_pass()
+    for key in ("event-channel-tx", "event-channel-rx"):
+        await topology.bad.remove(key)
+    await topology.say()
+    await topology.state(State.CONNECTED)
+    await topology.works()
 
 
 async def test_keys_that_nobody_asked_for(topology: Topology) -> None:

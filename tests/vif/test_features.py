@@ -22,7 +22,8 @@ from netback.vif.features import (
 )
 
 LEAST = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
-RINGS = (QueueConfig(8, 9, 3),)
+RINGS = (QueueConfig(8, 9, 3, 3),)
+SPLIT = {"event-channel-tx": "4", "event-channel-rx": "5"}
 LINUX = LEAST | {
     "feature-rx-notify": "1",
     "feature-sg": "1",
@@ -48,6 +49,7 @@ def test_the_offer() -> None:
         "feature-dynamic-multicast-control": "1",
         "feature-xdp-headroom": "1",
         "feature-ctrl-ring": "1",
+        "feature-split-event-channels": "1",
     }
     assert offer(Limits(queues=4)) == offer(Limits()) | {"multi-queue-max-queues": "4"}
 
@@ -108,6 +110,32 @@ def test_a_control_ring_needs_its_channel() -> None:
             agree(LINUX | CONTROL | {key: value}, "vif")
 
 
+@pytest.mark.parametrize(
+    ("keys", "channels"),
+    [
+        ({}, (3, 3)),
+        (SPLIT, (4, 5)),
+        (SPLIT | {"event-channel": None}, (4, 5)),
+        (SPLIT | {"event-channel-rx": None}, (3, 3)),
+        (SPLIT | {"event-channel-tx": ""}, (3, 3)),
+        (SPLIT | {"event-channel-rx": "4"}, (4, 4)),
+    ],
+)
+def test_event_channels(keys: dict[str, str | None], channels: tuple[int, int]) -> None:
+    """One for each ring if both are named, as in Linux's backend; otherwise one for both."""
+    (queue,) = agree(LINUX | keys, "vif").queues
+    assert (queue.tx_channel, queue.rx_channel) == channels
+    assert set(queue.channels) == set(channels)
+
+
+def test_split_channels_that_were_not_offered_are_leftovers() -> None:
+    """The fault: keys that a frontend wrote for another backend name ports that no longer exist."""
+    for offered in ({}, {"feature-split-event-channels": "0"}, {"feature-split-event-channels": "yes"}):
+        limits = Limits.offered(offered)
+        assert agree(LINUX | SPLIT, "vif", limits).queues == RINGS
+    assert agree(LINUX | SPLIT, "vif", Limits.offered(offer(Limits()))).queues != RINGS
+
+
 def test_one_queue() -> None:
     assert agree(LINUX | {"multi-queue-num-queues": "1"}, "vif") == agree(LINUX, "vif")
     with pytest.raises(GuestError, match="multi-queue-num-queues is 2: 1 was offered"):
@@ -126,7 +154,7 @@ def test_any_text_is_a_config_or_a_guest_error(keys: dict[str, str | None]) -> N
     except GuestError:
         return
     (queue,) = config.queues
-    assert max(queue.tx_ring_ref, queue.rx_ring_ref, queue.event_channel) < 1 << 32
+    assert max(queue.tx_ring_ref, queue.rx_ring_ref, queue.tx_channel, queue.rx_channel) < 1 << 32
 
 
 def test_mac_addresses() -> None:

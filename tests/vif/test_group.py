@@ -4,20 +4,23 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from netback.dataplane.caps import Can
 from netback.dataplane.notices import Notice
+from netback.errors import PlatformError
 from netback.net.base import Network
 from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
 from netback.observe.trace import Tracer
+from netback.platforms.base import EventChannels
 from netback.platforms.emulated import EmulatedPlatform
 from netback.vif.features import QueueConfig, VifConfig
-from netback.vif.queue import remove_journals
+from netback.vif.queue import BindError, Channel, bind_ports, remove_journals
 from netback.vif.vif import Vif
 from netback.vif.workers import Workers, finished
 from tests.vif.guest import FRAME, Guest, exchange, join, serving, until
@@ -63,7 +66,7 @@ async def two_queues(xen: Path) -> AsyncIterator[tuple[Guest, Guest]]:
 
 
 def agreement(*queues: Guest) -> VifConfig:
-    rings = tuple(QueueConfig(queue.tx.gref, queue.rx.gref, queue.port) for queue in queues)
+    rings = tuple(QueueConfig(queue.tx.gref, queue.rx.gref, queue.port, queue.port) for queue in queues)
     return VifConfig(rings, Can(0), sg=True, rx_unannounced=False, rx_offset=0)
 
 
@@ -139,6 +142,44 @@ async def test_a_second_queue_that_cannot_be_bound_leaves_nothing(xen: Path, two
             await vif.serve()
             await exchange(queues[1], two.ends[1])
             await vif.disconnect()
+
+
+class FakeEvents:
+    """Event channels of a hypervisor where port 9 is held by another process during the first `attempts`."""
+
+    def __init__(self, attempts: int) -> None:
+        self.attempts = attempts
+        self.bound: list[int] = []
+        self.held: list[list[int]] = []
+        """What this process held at each attempt to bind port 9."""
+
+    def bind_interdomain(self, domid: int, port: int) -> int:
+        if port == 9:
+            self.held.append(list(self.bound))
+            if len(self.held) <= self.attempts:
+                raise PlatformError("held by another process", "EINVAL")
+        self.bound.append(100 + port)
+        return 100 + port
+
+    def unbind(self, port: int) -> None:
+        self.bound.remove(port)
+
+
+async def test_ports_are_bound_together_or_not_at_all() -> None:
+    """The fault: a process that waits for one port while it holds others may wait for one that waits for it."""
+    events = FakeEvents(attempts=2)
+    channels = [Channel(cast("EventChannels", events), port, f"port-{port}") for port in (7, 8, 9)]
+    with ExitStack() as undo:
+        assert await bind_ports(channels, 1, undo) == [107, 108, 109]
+        assert events.held == [[107, 108]] * 3
+        assert events.bound == [107, 108, 109]
+    assert events.bound == []
+    events = FakeEvents(attempts=100)
+    channels = [Channel(cast("EventChannels", events), port, f"port-{port}") for port in (7, 9)]
+    with ExitStack() as undo, pytest.raises(BindError, match="the frontend's port-9 9 cannot be bound: held"):
+        await bind_ports(channels, 1, undo)
+    assert events.bound == []
+    assert len(events.held) == 8
 
 
 async def test_the_event_loop_goes_on_beside_a_busy_worker(xen: Path, network: PythonNetwork) -> None:

@@ -156,6 +156,19 @@ async def test_a_hostile_walk(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+async def test_keys_of_an_earlier_backend_do_not_count(
+    backend: Backend, guest: Guest, network: PythonNetwork
+) -> None:
+    """The fault: a guest that had split event channels on another backend connects without them, or was connected by a
+    netback that did not offer them, and netback binds ports that are gone.
+    """
+    name = await add(backend.store, guest.domid)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    await backend.store.write(f"{name.backend}/feature-split-event-channels", "0")
+    await guest.connect(event_channel_tx="77", event_channel_rx="78")
+    await exchange(guest, network)
+
+
 async def test_names_and_addresses(backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
     """A toolstack's mistakes, reported in QEMU's words. The valid device beside them connects, and so does one that is
     corrected.

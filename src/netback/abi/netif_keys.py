@@ -11,6 +11,9 @@ class Key(StrEnum):
     TX_RING_REF = "tx-ring-ref"
     RX_RING_REF = "rx-ring-ref"
     EVENT_CHANNEL = "event-channel"
+    """Of both rings; EVENT_CHANNEL_TX and _RX replace it where the frontend has one for each ring."""
+    EVENT_CHANNEL_TX = "event-channel-tx"
+    EVENT_CHANNEL_RX = "event-channel-rx"
     QUEUES = "multi-queue-num-queues"
     CTRL_RING_REF = "ctrl-ring-ref"
     EVENT_CHANNEL_CTRL = "event-channel-ctrl"
@@ -32,6 +35,7 @@ class Key(StrEnum):
     MULTICAST = "feature-multicast-control"
     DYNAMIC_MULTICAST = "feature-dynamic-multicast-control"
     CTRL_RING = "feature-ctrl-ring"
+    SPLIT_CHANNELS = "feature-split-event-channels"
 
     # what each end publishes about itself
     SG = "feature-sg"

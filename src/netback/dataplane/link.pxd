@@ -62,7 +62,12 @@ cdef struct direction_t:
     int (*poll)(link_t *, workspace_t *) noexcept nogil      # serves one burst; returns the next state
     int state
     uint32_t events              # since the last poll
-    uint32_t port                # event channel of this direction's ring
+    uint32_t port                # event channel of this direction's ring; both directions may share one
+    const uint32_t *producer     # the index in this ring by which the far side publishes
+    uint32_t producer_seen       # its value at the last event of the port
+    # The back-off of the port; a shared port's is in ring_to_peer.
+    uint32_t spurious_events     # events in a row before which no index moved
+    timer_t unmask               # set while the back-off lasts: the port stays masked
     bint notify                  # the far side asked for an event after this poll
     uint32_t progress            # changes with every poll that moved something
     uint32_t progress_then       # when the timer was set
@@ -75,7 +80,6 @@ cdef struct direction_t:
 cdef struct link_t:
     direction_t ring_to_peer
     direction_t peer_to_ring
-    uint64_t (*producer_snapshot)(link_t *) noexcept nogil   # changes whenever the far side published something
     peer_t *peer
     events_t *events
     bint rx_unannounced          # the frontend has no feature-rx-notify: no event follows the slots that it posts
@@ -88,9 +92,6 @@ cdef struct link_t:
     uint32_t interest            # epoll events requested for the peer's descriptor
     bint runnable                # in the worker's list of runnable links
     bint poll_follows            # another poll follows this one, so arming the ring can wait
-    uint64_t producers_seen      # producer_snapshot at the last event
-    uint32_t spurious_events     # spurious events since then
-    timer_t unmask               # set while the back-off lasts: the port stays masked
     uint64_t busy_since          # ns: when the current BUSY_WINDOW began
     uint64_t counters[COUNTERS_END]
 

@@ -7,9 +7,9 @@ returns the direction's next state, the worker stores it, and that state's row a
 polled next, what the peer's descriptor is watched for, and which timer runs. Nothing else blocks a direction, and no
 state is left but by a poll, by its timer's end, or by the caller of `Worker.refuse_rx`, `refresh` and `set_peer`.
 
-Two things are separate. The back-off of events is one deadline per link: an event that moved no producer index delays
-the unmasking of its port (XSA-332), whatever the states are. A link's condition (notices.py) is the summary of its
-states and its peer for Python.
+Two things are separate. The back-off of events is one deadline per port: an event that moved no producer index of its
+rings delays the unmasking of its port (XSA-332), whatever the states are. A link's condition (notices.py) is the
+summary of its states and its peer for Python.
 
 dataplane/link.pyx fills the worker's own table from this one.
 """

@@ -17,7 +17,7 @@ cdef struct worker_t:
     int epoll
     int wakeup                   # eventfd by which Python requests the thread
     link_t *links[MAX_LINKS]
-    uint32_t by_port[PORTS_END]      # link index + 1 of each port
+    uint32_t by_port[PORTS_END]      # of each port: 2 * (link index + 1), and 1 more if only peer_to_ring has it
     uint32_t runnable[MAX_LINKS]     # indices of links to be polled in the next round
     uint32_t runnable_count
     timers_t timers

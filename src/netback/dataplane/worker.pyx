@@ -13,9 +13,10 @@ that nothing wakes cannot be entered by a forgotten flag. The ring's own final c
 gap between the last check and the sleep. Second, a direction returns a state that is polled again at once only if its
 budget ended before its work, so each such poll moves something. A busy link gets one burst per round, like any other.
 
-Outside the table: an event before which neither producer index moved is spurious, and from the fifth in a row on
-its port stays masked for 1 to 16 ms. The first poll of a link serves what its predecessor or the guest left in the
-rings. A link whose far side broke the protocol is no longer polled, and its peer no longer watched.
+Outside the table: an event before which no producer index moved in a ring of its port (both, or one with split event
+channels) is spurious, and from the fifth in a row on the port stays masked for 1 to 16 ms. The first poll of a link
+serves what its predecessor or the guest left in the rings. A link whose far side broke the protocol is no longer
+polled, and its peer no longer watched.
 
 Python gets the thread only between two rounds, to add, remove or inspect links. No other thread accesses them, so no
 locks are needed.
@@ -37,6 +38,7 @@ from netback.dataplane.link cimport (
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer
 from netback.dataplane.platform.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
+from netback.dataplane.ring cimport load_acquire
 from netback.dataplane.timers cimport (
     timer_t, timers_cancel, timers_free, timers_init, timers_next, timers_pop, timers_set,
 )
@@ -79,7 +81,9 @@ cdef enum:
 
     TIMER_RING_TO_PEER = 0       # purpose of a link's timer_t
     TIMER_PEER_TO_RING = 1
-    TIMER_UNMASK = 2
+    TIMER_UNMASK_RING_TO_PEER = 2
+    TIMER_UNMASK_PEER_TO_RING = 3
+    LINK_TIMERS = 4
 
 
 # --- what a link waits for
@@ -157,23 +161,34 @@ cdef inline void note_condition(worker_t *worker, link_t *link) noexcept nogil:
 
 # --- events
 
-cdef void on_event(worker_t *worker, link_t *link) noexcept nogil:
-    """A port of the link fired. Back-off applies only to spurious events: those before which no producer index
-    moved.
+cdef inline bint shares_port(link_t *link) noexcept nogil:
+    return link.ring_to_peer.port == link.peer_to_ring.port
+
+
+cdef inline bint has_published(direction_t *direction) noexcept nogil:
+    """Whether the far side's index has moved since this function last saw it."""
+    cdef uint32_t before = direction.producer_seen
+    direction.producer_seen = load_acquire(direction.producer)
+    return direction.producer_seen != before
+
+
+cdef void on_event(worker_t *worker, link_t *link, direction_t *direction) noexcept nogil:
+    """The port of `direction` fired; it is the first direction of a shared port. Back-off applies only to spurious
+    events: those before which no index moved in a ring that the port stands for.
     """
-    cdef uint64_t producers = link.producer_snapshot(link)
+    cdef bint published = has_published(direction)
     cdef uint32_t doublings
+    if shares_port(link):
+        published |= has_published(&link.peer_to_ring)
+        link.peer_to_ring.events |= EVENT_RING
+    direction.events |= EVENT_RING
     link.counters[COUNT_EVENTS] += 1
-    if producers != link.producers_seen:
-        link.producers_seen = producers
-        link.spurious_events = 0
-    else:
-        link.counters[EVENTS_EMPTY] += 1
-        link.spurious_events += 1
-    if link.spurious_events > FREE_EVENTS and not link.unmask.place:
-        doublings = min(link.spurious_events - FREE_EVENTS - 1, <uint32_t>DELAY_DOUBLINGS)
-        timers_set(&worker.timers, &link.unmask, now_ns() + (<uint64_t>DELAY_MIN << doublings))
-    raise_events(worker, link, EVENT_RING)
+    link.counters[EVENTS_EMPTY] += not published
+    direction.spurious_events = 0 if published else direction.spurious_events + 1
+    if direction.spurious_events > FREE_EVENTS and not direction.unmask.place:
+        doublings = min(direction.spurious_events - FREE_EVENTS - 1, <uint32_t>DELAY_DOUBLINGS)
+        timers_set(&worker.timers, &direction.unmask, now_ns() + (<uint64_t>DELAY_MIN << doublings))
+    activate(worker, link)
 
 
 cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept nogil:
@@ -213,28 +228,42 @@ cdef void run_timers(worker_t *worker, uint64_t now) noexcept nogil:
             on_timer(worker, link, &link.ring_to_peer)
         elif timer.kind == TIMER_PEER_TO_RING:
             on_timer(worker, link, &link.peer_to_ring)
-        else:
+        elif timer.kind == TIMER_UNMASK_RING_TO_PEER:
             events_unmask(worker.events, &link.ring_to_peer.port, 1)
+        else:
             events_unmask(worker.events, &link.peer_to_ring.port, 1)
         timer = timers_pop(&worker.timers, now)
+
+
+cdef inline direction_t *port_direction(worker_t *worker, uint32_t port, link_t **link) noexcept nogil:
+    """The direction whose port this is, the first one of a shared port, and its link; NULL if no link has the port."""
+    cdef uint32_t known = worker.by_port[port % PORTS_END]
+    if not known:
+        return NULL
+    link[0] = worker.links[known // 2 - 1]
+    return &link[0].peer_to_ring if known & 1 else &link[0].ring_to_peer
 
 
 cdef int take_ports(worker_t *worker, uint32_t *ports) noexcept nogil:
     """Handle the ports that fired: each is masked now, and its link becomes runnable."""
     cdef int i, count = events_take(worker.events, ports)
+    cdef direction_t *direction
+    cdef link_t *link
     for i in range(count):
-        if worker.by_port[ports[i] % PORTS_END]:
-            on_event(worker, worker.links[worker.by_port[ports[i] % PORTS_END] - 1])
+        direction = port_direction(worker, ports[i], &link)
+        if direction != NULL:
+            on_event(worker, link, direction)
     return count
 
 
 cdef void unmask_ports(worker_t *worker, uint32_t *ports, int count) noexcept nogil:
     """Unmask them, except ports in back-off."""
     cdef int i, kept = 0
-    cdef uint32_t known
+    cdef direction_t *direction
+    cdef link_t *link
     for i in range(count):
-        known = worker.by_port[ports[i] % PORTS_END]
-        if not known or not worker.links[known - 1].unmask.place:
+        direction = port_direction(worker, ports[i], &link)
+        if direction == NULL or not direction.unmask.place:
             ports[kept] = ports[i]
             kept += 1
     if kept:
@@ -362,7 +391,7 @@ cdef class Worker:
         self.worker = <worker_t *>calloc(1, sizeof(worker_t))
         if self.worker == NULL:
             raise MemoryError
-        timers_init(&self.worker.timers, 3 * MAX_LINKS)
+        timers_init(&self.worker.timers, LINK_TIMERS * MAX_LINKS)
         self.worker.events = events.events
         self.worker.rows = state_rows()
         self.worker.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -397,17 +426,19 @@ cdef class Worker:
         native.interest = NOT_WATCHED
         native.ring_to_peer.state = STATE_RING_MORE
         native.peer_to_ring.state = STATE_PEER_MORE
-        native.ring_to_peer.timer.owner = native.peer_to_ring.timer.owner = native.unmask.owner = native
+        native.ring_to_peer.timer.owner = native.peer_to_ring.timer.owner = native
+        native.ring_to_peer.unmask.owner = native.peer_to_ring.unmask.owner = native
         native.ring_to_peer.timer.kind = TIMER_RING_TO_PEER
         native.peer_to_ring.timer.kind = TIMER_PEER_TO_RING
-        native.unmask.kind = TIMER_UNMASK
+        native.ring_to_peer.unmask.kind = TIMER_UNMASK_RING_TO_PEER
+        native.peer_to_ring.unmask.kind = TIMER_UNMASK_PEER_TO_RING
         native.peer.condition = PEER_UP
         native.reported = LINK_READY
         native.noticed = False
         self.members[index] = link
         self.worker.links[index] = native
-        self.worker.by_port[native.ring_to_peer.port % PORTS_END] = index + 1
-        self.worker.by_port[native.peer_to_ring.port % PORTS_END] = index + 1
+        self.worker.by_port[native.peer_to_ring.port % PORTS_END] = 2 * (index + 1) + 1
+        self.worker.by_port[native.ring_to_peer.port % PORTS_END] = 2 * (index + 1)
         activate(self.worker, native)
         for port in {native.ring_to_peer.port, native.peer_to_ring.port}:
             events_notify(self.worker.events, port)
@@ -430,7 +461,8 @@ cdef class Worker:
         credit_leave(&link.peer_to_ring.allowance)
         timers_cancel(&self.worker.timers, &link.ring_to_peer.timer)
         timers_cancel(&self.worker.timers, &link.peer_to_ring.timer)
-        timers_cancel(&self.worker.timers, &link.unmask)
+        timers_cancel(&self.worker.timers, &link.ring_to_peer.unmask)
+        timers_cancel(&self.worker.timers, &link.peer_to_ring.unmask)
         self.worker.runnable_count = without(self.worker.runnable, self.worker.runnable_count, link.index)
         self.worker.notice_count = without(self.worker.notices, self.worker.notice_count, link.index)
         self.worker.by_port[link.ring_to_peer.port % PORTS_END] = 0
@@ -530,7 +562,9 @@ cdef class Worker:
         if hang_up:
             on_peer(self.worker, native, EPOLLHUP)
         elif event == EVENT_RING:
-            on_event(self.worker, native)
+            on_event(self.worker, native, &native.ring_to_peer)
+            if not shares_port(native):
+                on_event(self.worker, native, &native.peer_to_ring)
         elif event == EVENT_FRAMES or event == EVENT_ROOM:
             on_peer(self.worker, native, EPOLLIN if event == EVENT_FRAMES else EPOLLOUT)
         elif event == EVENT_TIMER:
@@ -559,7 +593,8 @@ cdef class Worker:
 
     def waits(self, Link link) -> tuple[set[str], set[str]]:
         """What a served link waits for beside its event channels: events of its descriptor (`frames`, `room`, and
-        `error` unless it is not watched at all), and timers (`ring_to_peer`, `peer_to_ring`, `unmask`). For tests.
+        `error` unless it is not watched at all), and timers (`ring_to_peer`, `peer_to_ring`, and `unmask_` with either,
+        of a port in back-off; a shared port's is the first). For tests.
         """
         watched = set()
         if link.link.peer.fd >= 0 and link.link.interest != NOT_WATCHED:
@@ -569,7 +604,8 @@ cdef class Worker:
         timers = {
             "ring_to_peer": link.link.ring_to_peer.timer.place,
             "peer_to_ring": link.link.peer_to_ring.timer.place,
-            "unmask": link.link.unmask.place,
+            "unmask_ring_to_peer": link.link.ring_to_peer.unmask.place,
+            "unmask_peer_to_ring": link.link.peer_to_ring.unmask.place,
         }
         return watched, {name for name, place in timers.items() if place}
 

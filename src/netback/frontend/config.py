@@ -41,6 +41,8 @@ class FrontConfig:
     """Bytes before each received frame in its first buffer, as for an XDP program."""
     control: bool = False
     """A control ring, where the backend offers it, for requests of the program (`Frontend.control`)."""
+    split: bool = True
+    """An event channel for each ring, where the backend offers it; otherwise one for both."""
     tx_slots: int = RING_SLOTS
     """Slots of the TX ring in use at a time, 1 to 256."""
     rx_slots: int = RING_SLOTS
@@ -107,6 +109,7 @@ FEATURE_KEYS = (
     Key.MULTICAST,
     Key.XDP,
     Key.CTRL_RING,
+    Key.SPLIT_CHANNELS,
 )
 
 
@@ -123,14 +126,17 @@ class BackFeatures:
     """It leaves headroom for XDP."""
     control: bool
     """The backend serves a control ring."""
+    split: bool
+    """An event channel for each ring is possible."""
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
         """Read from the keys FEATURE_KEYS of the backend's directory; a feature is on if its key is exactly "1"."""
-        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast, xdp, control = (
+        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast, xdp, control, split = (
             keys.get(key) == "1" for key in FEATURE_KEYS
         )
-        return cls(rx_copy, sg, _caps(sg, not no_csum4, csum6, gso4, gso6), multicast, xdp, control)
+        caps = _caps(sg, not no_csum4, csum6, gso4, gso6)
+        return cls(rx_copy, sg, caps, multicast, xdp, control, split)
 
 
 def _caps(sg: bool, csum4: bool, csum6: bool, gso4: bool, gso6: bool) -> Can:

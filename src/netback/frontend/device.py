@@ -317,7 +317,8 @@ class Frontend:
         with suppress(ValueError):  # no address, or an invalid one: the link keeps its own
             self.network.set_address(parse_mac(await self.store.read_or(f"{self.path}/mac")))
         backend = int(await self.store.read(f"{self.path}/backend-id"))
-        self.rings = Rings(self.guest.domain, self.guest.domain.events, backend)
+        split = self.config.split and self.features.split
+        self.rings = Rings(self.guest.domain, self.guest.domain.events, backend, split=split)
         if not self.handshake.posts_late:
             self.queue = self._open_queue(self.rings, self.features)
         nodes = self.rings.nodes() | self.config.nodes()
@@ -448,7 +449,8 @@ class Frontend:
             rx_ring=rings.rx.address,
             tx_pages=[(granted.address, granted.gref) for granted in rings.tx_buffers],
             rx_pages=[(granted.address, granted.gref) for granted in rings.rx_buffers],
-            port=rings.port,
+            tx_port=rings.tx_port,
+            rx_port=rings.rx_port,
             caps=features.caps & self.config.tx,
             sg=features.sg and self.config.sg,
             tx_slots=self.config.tx_slots,
@@ -465,6 +467,8 @@ _ALL_KEYS = (
     Key.EVENT_CHANNEL,
     Key.CTRL_RING_REF,
     Key.EVENT_CHANNEL_CTRL,
+    Key.EVENT_CHANNEL_TX,
+    Key.EVENT_CHANNEL_RX,
 )
 
 

@@ -40,6 +40,7 @@ class Profile:
 
 
 _RINGS = ("tx-ring-ref", "rx-ring-ref", "event-channel")
+_SPLIT = ("tx-ring-ref", "rx-ring-ref", "event-channel-tx", "event-channel-rx")
 _CSUM = Can.CSUM4 | Can.CSUM6
 _SG = ("request-rx-copy", "feature-rx-notify", "feature-sg")
 
@@ -48,7 +49,7 @@ LINUX = Profile(
     "drivers/net/xen-netfront.c",
     FrontConfig(),
     Handshake(
-        keys=(*_RINGS, *_SG, "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"),
+        keys=(*_SPLIT, *_SG, "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"),
     ),
     notes="closes when its driver is unbound or unloaded",
 )
@@ -67,7 +68,8 @@ WINDOWS = Profile(
             "feature-no-csum-offload",
             "feature-ipv6-csum-offload",
             "rx-ring-ref",
-            "event-channel",
+            "event-channel-rx",
+            "event-channel-tx",
             "tx-ring-ref",
             "multi-queue-num-queues",
         ),
@@ -80,7 +82,7 @@ WINDOWS = Profile(
 FREEBSD = Profile(
     "FreeBSD",
     "sys/dev/xen/netfront/netfront.c",
-    FrontConfig(gso6=False, csum6=False, tx=Can.CSUM4 | Can.TSO4),
+    FrontConfig(split=False, gso6=False, csum6=False, tx=Can.CSUM4 | Can.TSO4),
     Handshake(keys=(*_RINGS, *_SG, "feature-gso-tcpv4"), posts_late=True),
     notes="closes when an administrator changes RXCSUM or LRO",
 )
@@ -88,7 +90,7 @@ FREEBSD = Profile(
 NETBSD = Profile(
     "NetBSD",
     "sys/arch/xen/xen/if_xennet_xenbus.c",
-    FrontConfig(gso4=False, gso6=False, tx=_CSUM),
+    FrontConfig(split=False, gso4=False, gso6=False, tx=_CSUM),
     Handshake(
         keys=(
             "vifname",
@@ -109,7 +111,7 @@ NETBSD = Profile(
 OPENBSD = Profile(
     "OpenBSD",
     "sys/dev/pv/if_xnf.c",
-    FrontConfig(csum4=False, csum6=False, gso4=False, gso6=False, tx=Can(0)),
+    FrontConfig(split=False, csum4=False, csum6=False, gso4=False, gso6=False, tx=Can(0)),
     Handshake(
         keys=(
             "rx-ring-ref",
@@ -133,7 +135,7 @@ OPENBSD = Profile(
 MIRAGEOS = Profile(
     "MirageOS",
     "mirage-net-xen: lib/netif.ml, lib/xenstore.ml",
-    FrontConfig(gso6=False, csum6=False, tx=Can(0)),
+    FrontConfig(split=False, gso6=False, csum6=False, tx=Can(0)),
     Handshake(
         keys=(
             *_RINGS,
@@ -157,7 +159,7 @@ MIRAGEOS = Profile(
 MINI_OS = Profile(
     "mini-os",
     "netfront.c",
-    FrontConfig(sg=False, gso4=False, gso6=False, csum6=False, tx=Can(0), rx_notify=False),
+    FrontConfig(split=False, sg=False, gso4=False, gso6=False, csum6=False, tx=Can(0), rx_notify=False),
     Handshake(
         keys=(*_RINGS, "request-rx-copy"),
         state_with_keys=True,
@@ -174,13 +176,13 @@ UNIKRAFT = Profile(
     "drivers/xen/netfront/netfront.c, netfront_xs.c",
     FrontConfig(sg=False, gso4=False, gso6=False, csum6=False, tx=_CSUM, rx_notify=False),
     Handshake(
-        keys=("multi-queue-num-queues", *_RINGS, "request-rx-copy"),
+        keys=("multi-queue-num-queues", *_SPLIT, "request-rx-copy"),
         more=(("multi-queue-num-queues", "1"),),
         state_with_keys=True,
         waits=False,
         follows=False,
         leaves=(State.CLOSING, State.CLOSED, State.INITIALISING),
-        removes=_RINGS,
+        removes=_SPLIT,
     ),
     notes="writes multi-queue-num-queues even where the backend offers no queues",
 )
@@ -188,7 +190,9 @@ UNIKRAFT = Profile(
 IPXE = Profile(
     "iPXE",
     "src/drivers/net/netfront.c",
-    FrontConfig(csum4=False, csum6=False, gso4=False, gso6=False, tx=Can(0), tx_slots=16, rx_slots=18),
+    FrontConfig(
+        split=False, csum4=False, csum6=False, gso4=False, gso6=False, tx=Can(0), tx_slots=16, rx_slots=18
+    ),
     Handshake(
         keys=(
             *_RINGS,

@@ -84,10 +84,10 @@ class Script:
         await self.backend(XenbusState.INIT_WAIT)
         await self.open_rings()
 
-    async def open_rings(self) -> None:
-        """Create new rings and a new port; earlier ones stay granted."""
+    async def open_rings(self, *, split: bool = False) -> None:
+        """Create new rings and a new port, or one for each ring; earlier ones stay granted."""
         backend = int(await self.guest.store.read(f"{self.path}/backend-id"))
-        self.rings = Rings(self.guest.domain, self.events, backend, buffers=0)
+        self.rings = Rings(self.guest.domain, self.events, backend, buffers=0, split=split)
         self._undo.callback(self.rings.close)
         self.tx = RingPage(self.rings.tx.address, TX_SLOT, keep=self.rings)
         self.rx = RingPage(self.rings.rx.address, RX_SLOT, keep=self.rings)
@@ -145,16 +145,16 @@ class Script:
             index += 1
         asked = ring.push(index % _WRAP)
         if asked if notify is None else notify:
-            self.notify()
+            self.notify(ring)
         return index % _WRAP
 
     def closes(self, end: Callable[[], object]) -> None:
         """Call `end` when this script ends."""
         self._undo.callback(end)
 
-    def notify(self) -> None:
-        """Send an event, whatever req_event says."""
-        self.events.native.notify(self.rings.port)
+    def notify(self, ring: RingPage | None = None) -> None:
+        """Send an event for a ring, by default TX, whatever req_event says."""
+        self.events.native.notify(self.rings.rx_port if ring is self.rx else self.rings.tx_port)
 
     async def event(self) -> None:
         """Wait for the next notification."""

@@ -23,7 +23,7 @@ from netback.platforms.base import EventChannels, Platform
 from netback.vif.control_messages import Answer, ControlState, Request, Scope, handle, state_bytes
 from netback.vif.control_ports import ControlPorts
 from netback.vif.features import ControlConfig
-from netback.vif.queue import bind_port, map_ring
+from netback.vif.queue import Channel, bind_ports, map_ring
 from netback.xenbus.pace import Allowance
 
 Apply = Callable[[ControlState, bool], Awaitable[ControlState]]
@@ -78,7 +78,8 @@ class Control:
         """
         self._events = self._ports.open(self._undo)
         key = Key.EVENT_CHANNEL_CTRL
-        self._port = await bind_port(self._events, self._domid, config.event_channel, self._undo, key)
+        channel = Channel(self._events, config.event_channel, key)
+        (self._port,) = await bind_ports([channel], self._domid, self._undo)
         page = map_ring(self._platform, self._domid, config.ring_ref, Key.CTRL_RING_REF, self._undo)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = config.ring_ref << 32 | config.event_channel

@@ -8,7 +8,7 @@ the vif closes with an error that names the key.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from netback.abi.netif import MAX_XDP_HEADROOM
 from netback.abi.netif_keys import Key
@@ -23,6 +23,19 @@ class Limits:
     """The maximum that the running backend serves for each device."""
 
     queues: int = 1
+    split: bool = True
+    """An event channel for each ring."""
+
+    @classmethod
+    def offered(cls, keys: Mapping[str, str | None]) -> Self:
+        """The limits that a backend's directory shows: what its frontend was offered, perhaps by an earlier process
+        with other limits. `keys` are OFFERED; what is missing or invalid was not offered.
+        """
+        return cls(split=keys.get(Key.SPLIT_CHANNELS) == "1")
+
+
+OFFERED = (Key.SPLIT_CHANNELS,)
+"""The keys of the offer on which the agreement depends."""
 
 
 def offer(limits: Limits) -> dict[str, str]:
@@ -38,6 +51,7 @@ def offer(limits: Limits) -> dict[str, str]:
         Key.DYNAMIC_MULTICAST: "1",
         Key.XDP: "1",
         Key.CTRL_RING: "1",
+        Key.SPLIT_CHANNELS: str(int(limits.split)),
     }
     if limits.queues > 1:  # netif.h: an absent key means one queue
         keys[Key.MAX_QUEUES] = str(limits.queues)
@@ -59,7 +73,9 @@ OPTIONAL = (
 )
 LIVE = (Key.REQUEST_MULTICAST, Key.XDP_HEADROOM)
 """Keys that a frontend may change while it is connected; they are watched."""
-KEYS = REQUIRED + OPTIONAL + LIVE
+SPLIT = (Key.EVENT_CHANNEL_TX, Key.EVENT_CHANNEL_RX)
+"""In place of EVENT_CHANNEL, if both exist."""
+KEYS = REQUIRED + OPTIONAL + SPLIT + LIVE
 """All keys that are read from a frontend in state Connected."""
 
 RX_OFFSET: Mapping[DeviceType, int] = {"vif": 0, "qnic": 2}
@@ -85,11 +101,19 @@ class WaitTimes:
 
 @dataclass(frozen=True, slots=True)
 class QueueConfig:
-    """The rings of one queue, and the frontend's port."""
+    """The rings of one queue, and the frontend's port for each, the same for one shared event channel."""
 
     tx_ring_ref: int
     rx_ring_ref: int
-    event_channel: int
+    tx_channel: int
+    rx_channel: int
+
+    @property
+    def channels(self) -> dict[int, Key]:
+        """The frontend's ports, each with the key that names it."""
+        if self.tx_channel == self.rx_channel:
+            return {self.tx_channel: Key.EVENT_CHANNEL}
+        return {self.tx_channel: Key.EVENT_CHANNEL_TX, self.rx_channel: Key.EVENT_CHANNEL_RX}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +166,18 @@ def _number(keys: Mapping[str, str | None], name: str, default: str = "0", below
     return parse_number(name, keys.get(name) or default, below)
 
 
+def _channels(keys: Mapping[str, str | None], limits: Limits) -> tuple[int, int]:
+    """The event channels of the TX and of the RX ring: as in Linux's backend, separate ones if both keys exist.
+
+    Where separate ones were not offered, their keys are left over from another backend.
+    """
+    split = [parse_number(name, keys.get(name)) for name in SPLIT if limits.split and keys.get(name)]
+    if len(split) == len(SPLIT):
+        return split[0], split[1]
+    shared = parse_number(Key.EVENT_CHANNEL, keys.get(Key.EVENT_CHANNEL))
+    return shared, shared
+
+
 def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
     """IPv4 checksums unless refused, IPv6 only if requested; TSO needs checksums and frames of several pages."""
     csum4 = not _number(keys, Key.NO_CSUM)
@@ -168,12 +204,13 @@ def _control(keys: Mapping[str, str | None]) -> ControlConfig | None:
     )
 
 
-def agree(keys: Mapping[str, str | None], kind: DeviceType) -> VifConfig:
-    """The agreement for the frontend's KEYS; None marks a missing node.
+def agree(keys: Mapping[str, str | None], kind: DeviceType, limits: Limits = Limits()) -> VifConfig:
+    """The agreement for the frontend's KEYS, within the limits that it was offered; None marks a missing node.
 
     GuestError: a key is missing or wrong, or asks for what was not offered; it names the key and its value.
     """
-    rings = QueueConfig(*(parse_number(name, keys.get(name)) for name in REQUIRED))
+    tx_ref, rx_ref = (parse_number(name, keys.get(name)) for name in (Key.TX_RING_REF, Key.RX_RING_REF))
+    rings = QueueConfig(tx_ref, rx_ref, *_channels(keys, limits))
     if not _number(keys, Key.REQUEST_RX_COPY):
         raise GuestError(f"the frontend's {Key.REQUEST_RX_COPY} is missing or 0: it must take frames by copy")
     queues = _number(keys, Key.QUEUES, default="1")

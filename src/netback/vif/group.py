@@ -23,8 +23,9 @@ from netback.dataplane.worker import Worker
 from netback.platforms.base import Platform
 from netback.vif.features import LiveConfig, QueueConfig, VifConfig, WaitTimes
 from netback.vif.queue import (
+    Channel,
     attach_queue,
-    bind_port,
+    bind_ports,
     change_queue,
     open_journal,
     open_settings,
@@ -37,11 +38,12 @@ from netback.vif.workers import QueueWorker, Workers, finished
 
 @dataclass(frozen=True, slots=True)
 class BoundQueue:
-    """A queue whose port is bound on its worker's event channels and whose rings are not mapped yet."""
+    """A queue whose ports are bound on its worker's event channels and whose rings are not mapped yet."""
 
     config: QueueConfig
     worker: QueueWorker
-    port: int
+    ports: tuple[int, int]
+    """The local ports of TX and RX."""
 
 
 class Group:
@@ -60,14 +62,21 @@ class Group:
         self._undo = ExitStack()
 
     async def bind(self, config: VifConfig) -> None:
-        """Bind each queue's port, on the worker with the fewest queues. PlatformError names the port.
+        """Bind every queue's ports or none, each on the worker with the fewest queues. PlatformError names the port.
 
         Binding is exclusive: from here on no predecessor and no second backend serves these rings.
         """
-        for queue in config.queues:
-            worker = self._workers.reserve(self._undo)
-            port = await bind_port(worker.events, self._domid, queue.event_channel, self._undo)
-            self._bound.append(BoundQueue(queue, worker, port))
+        workers = [self._workers.reserve(self._undo) for _ in config.queues]
+        channels = [
+            Channel(worker.events, port, key)
+            for worker, queue in zip(workers, config.queues, strict=True)
+            for port, key in queue.channels.items()
+        ]
+        local = iter(await bind_ports(channels, self._domid, self._undo))
+        for worker, queue in zip(workers, config.queues, strict=True):
+            bound = dict(zip(queue.channels, local, strict=False))
+            ports = bound[queue.tx_channel], bound[queue.rx_channel]
+            self._bound.append(BoundQueue(queue, worker, ports))
 
     def attach(
         self, config: VifConfig, peers: Sequence[Peer], journal: Path, *, adopt: bool, times: WaitTimes
@@ -85,7 +94,7 @@ class Group:
                 self._domid,
                 config,
                 bound.config,
-                port=bound.port,
+                ports=bound.ports,
                 peer=peer,
                 times=times,
                 journal=open_journal(journal.with_name(queue_name(journal.name, number)), adopt),

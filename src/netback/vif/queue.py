@@ -7,8 +7,9 @@ This module uses the platform seam and a queue's keys, not the store.
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from netback.abi.netif_keys import Key
@@ -53,27 +54,44 @@ def settings_name(base: str) -> str:
     return f"{base}-settings"
 
 
-async def bind_port(
-    events: EventChannels, domid: int, port: int, undo: ExitStack, key: Key = Key.EVENT_CHANNEL
-) -> int:
-    """Bind the frontend's port on `events`; `undo` unbinds it. Returns the local port. `key` names it in errors.
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A frontend's port that is to be bound, on a worker's handle; `key` names it in errors."""
+
+    events: EventChannels
+    port: int
+    key: str
+
+
+async def bind_ports(channels: Sequence[Channel], domid: int, undo: ExitStack) -> list[int]:
+    """Bind all these ports of the frontend or none; `undo` unbinds them. Returns the local ports.
 
     Binding is exclusive (EINVAL while another process holds the port), so it also keeps out a dying predecessor and a
-    second backend. BindError, with its errno, after 1.3 s of attempts.
+    second backend. Between two attempts nothing is held, so that two processes cannot each wait for the other's ports.
+    BindError, with its errno, after 1.3 s of attempts.
     """
     for delay in (*_BIND_DELAYS, None):
-        try:
-            local = events.bind_interdomain(domid, port)
-        except PlatformError as error:
-            if error.errno != "EINVAL" or delay is None:
-                raise BindError(
-                    f"the frontend's {key} {port} cannot be bound: {error}", error.errno
-                ) from error
-            await asyncio.sleep(delay)
-        else:
-            undo.callback(_quietly, events.unbind, local)
-            return local
+        with ExitStack() as attempt:
+            try:
+                ports = [_bind(channel, domid, attempt) for channel in channels]
+            except BindError as error:
+                if error.errno != "EINVAL" or delay is None:
+                    raise
+            else:
+                undo.callback(attempt.pop_all().close)
+                return ports
+        await asyncio.sleep(delay)
     raise AssertionError("the last try returns or raises")
+
+
+def _bind(channel: Channel, domid: int, undo: ExitStack) -> int:
+    try:
+        local = channel.events.bind_interdomain(domid, channel.port)
+    except PlatformError as error:
+        text = f"the frontend's {channel.key} {channel.port} cannot be bound: {error}"
+        raise BindError(text, error.errno) from error
+    undo.callback(_quietly, channel.events.unbind, local)
+    return local
 
 
 def map_ring(platform: Platform, domid: int, gref: int, key: Key, undo: ExitStack) -> MappedPage:
@@ -111,7 +129,7 @@ def open_settings(path: Path, config: VifConfig, adopt: bool) -> Settings:
         settings = Settings(str(path))
     except OSError as error:
         raise NetbackError(f"cannot open the settings {path}: {error.strerror}") from error
-    settings.claim(_ring_name(config.queues[0].tx_ring_ref, config.queues[0]), keep=adopt)
+    settings.claim(_ring_name(config.queues[0].tx_ring_ref, config.queues[0].tx_channel), keep=adopt)
     return settings
 
 
@@ -130,7 +148,7 @@ def attach_queue(
     config: VifConfig,
     queue: QueueConfig,
     *,
-    port: int,
+    ports: tuple[int, int],
     peer: Peer,
     journal: Journal,
     settings: Settings,
@@ -138,6 +156,8 @@ def attach_queue(
     undo: ExitStack,
 ) -> BackQueue:
     """Map both rings, check them, complete the journal: the queue then stands at rsp_prod and waits for its worker.
+
+    `ports` are the local ports of TX and RX, the same for one shared event channel.
 
     GuestError: an index is impossible. PlatformError: a ring cannot be mapped.
     """
@@ -151,10 +171,10 @@ def attach_queue(
         journal,
         tx_page=tx.address,
         rx_page=rx.address,
-        tx_name=_ring_name(queue.tx_ring_ref, queue),
-        rx_name=_ring_name(queue.rx_ring_ref, queue),
-        tx_port=port,
-        rx_port=port,
+        tx_name=_ring_name(queue.tx_ring_ref, queue.tx_channel),
+        rx_name=_ring_name(queue.rx_ring_ref, queue.rx_channel),
+        tx_port=ports[0],
+        rx_port=ports[1],
         caps=int(config.caps),
         sg=config.sg,
         rx_offset=config.rx_offset,
@@ -172,9 +192,9 @@ def change_queue(queue: BackQueue, live: LiveConfig) -> None:
     queue.change(multicast_control=live.multicast_control, xdp_headroom=live.xdp_headroom)
 
 
-def _ring_name(gref: int, queue: QueueConfig) -> int:
+def _ring_name(gref: int, channel: int) -> int:
     """A ring's identity in files that outlive this process."""
-    return gref << 32 | queue.event_channel
+    return gref << 32 | channel
 
 
 def _quietly(undo: Callable[..., object], *arguments: object) -> None:

@@ -28,7 +28,7 @@ from netback.errors import (
     printable,
 )
 from netback.observe.trace import LogBudget
-from netback.vif.features import KEYS, LIVE, VifConfig, agree, read_live
+from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, read_live
 from netback.vif.queue import BindError
 from netback.vif.rate import Rates
 from netback.vif.vif import Vif
@@ -321,9 +321,9 @@ class Device:
         """
         await self._disconnect()
         assert self.vif is not None  # the table opens the network first
-        keys = await self._read_keys(KEYS)
+        offered, keys = await asyncio.gather(self._read_offered(), self._read_keys(KEYS))
         try:
-            await self._take_rings(self.vif, keys, adopt)
+            await self._take_rings(self.vif, keys, offered, adopt)
         except PeerError:
             await self._nic.lose_network()
             raise
@@ -349,6 +349,11 @@ class Device:
         values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in keys))
         return dict(zip(keys, values, strict=True))
 
+    async def _read_offered(self) -> Limits:
+        """What this frontend was offered."""
+        values = await asyncio.gather(*(read_backend(self._store, self.name, key) for key in OFFERED))
+        return Limits.offered(dict(zip(OFFERED, values, strict=True)))
+
     async def _follow_live(self) -> None:
         """Apply the keys that a connected frontend may change. A wrong value closes the vif, as on connecting."""
         if self.config is None or self.vif is None:
@@ -363,14 +368,18 @@ class Device:
             await self.vif.change(live)
             self.config = replace(self.config, live=live)
 
-    async def _take_rings(self, vif: Vif, keys: Mapping[str, str | None], adopt: bool) -> None:
-        config = agree(keys, self.name.kind)
+    async def _take_rings(
+        self, vif: Vif, keys: Mapping[str, str | None], limits: Limits, adopt: bool
+    ) -> None:
+        config = agree(keys, self.name.kind, limits)
         self._nic.limit_mtu(not config.sg)
         await vif.connect(config, adopt=adopt)
         self.config = config
         for queue in config.queues:
-            names = (queue.tx_ring_ref, queue.rx_ring_ref, queue.event_channel)
-            self._context.tracer.emit("xen_netdev_connect", self.name, *names)
+            ports = ",".join(map(str, queue.channels))
+            self._context.tracer.emit(
+                "xen_netdev_connect", self.name, queue.tx_ring_ref, queue.rx_ring_ref, ports
+            )
 
     async def _refuse_rx(self, snapshot: Snapshot) -> None:
         if self.vif is not None:

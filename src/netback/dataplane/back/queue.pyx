@@ -16,15 +16,10 @@ from netback.dataplane.link import REASONS
 from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.platform.events cimport Events
 from netback.dataplane.platform.memory cimport GuestMemory
-from netback.dataplane.ring cimport back_attach, back_pending, load_acquire
+from netback.dataplane.ring cimport back_attach, back_pending
 from netback.dataplane.settings cimport Settings
 from netback.dataplane.staged cimport Staged
 from netback.dataplane.toeplitz cimport Toeplitz
-
-
-cdef uint64_t back_producers(link_t *link) noexcept nogil:
-    cdef back_queue *queue = <back_queue *>link
-    return <uint64_t>load_acquire(&queue.tx.shared.req_prod) << 32 | load_acquire(&queue.rx.shared.req_prod)
 
 
 cdef int attach(back_queue *queue, size_t tx_page, size_t rx_page) except -1:
@@ -47,7 +42,7 @@ cdef class BackQueue(Link):
 
     `tx_page` and `rx_page` are addresses of the mapped ring pages; `tx_name` and `rx_name` are 64-bit
     names of these rings that another process would give them too (gref and remote port): a journal of
-    other rings is void. `tx_port` and `rx_port` are our bound ports (the same unless split). `caps` are
+    other rings is void. `tx_port` and `rx_port` are our bound ports, the same for one shared channel. `caps` are
     CAN_* bits of what the guest takes; `sg` whether it takes frames of more than a page; `rx_offset`
     where a frame begins in its first page, in bytes. The queue keeps every argument alive.
 
@@ -76,7 +71,6 @@ cdef class BackQueue(Link):
         self.link.ring_to_peer.port = tx_port
         self.link.peer_to_ring.poll = poll_rx
         self.link.peer_to_ring.port = rx_port
-        self.link.producer_snapshot = back_producers
         self.link.peer = peer.peer
         self.link.events = events.events
         self.link.rx_unannounced = rx_unannounced
@@ -91,6 +85,8 @@ cdef class BackQueue(Link):
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
         backlog_init(&self.queue.backlog, BACKLOG_FRAMES)
         attach(&self.queue, tx_page, rx_page)
+        self.link.ring_to_peer.producer = &self.queue.tx.shared.req_prod
+        self.link.peer_to_ring.producer = &self.queue.rx.shared.req_prod
 
     def __dealloc__(self):
         backlog_free(&self.queue.backlog)

@@ -3,7 +3,7 @@
 
 front/tx and front/rx move frames, the worker decides when; frontend/ has grants, event channels and the store.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from netback.dataplane.abi cimport (
@@ -24,11 +24,6 @@ cdef enum:
     FULL_FRAME_SLOTS = 17        # a ring of at least this many slots reads frames directly into granted pages
 
 
-cdef uint64_t front_producers(link_t *link) noexcept nogil:
-    cdef front_queue *queue = <front_queue *>link
-    return <uint64_t>load_acquire(&queue.tx.shared.rsp_prod) << 32 | load_acquire(&queue.rx.shared.rsp_prod)
-
-
 cdef int set_pages(uint8_t **addresses, uint32_t *grefs, object pages) except -1:
     """Convert Python's (address, gref) pairs."""
     cdef int i
@@ -43,19 +38,20 @@ cdef int set_pages(uint8_t **addresses, uint32_t *grefs, object pages) except -1
 cdef class FrontQueue(Link):
     """The frontend's end of one queue, on rings of its own that begin empty.
 
-    `tx_ring` and `rx_ring` are the addresses of the ring pages, `tx_pages` and `rx_pages` 256 pairs each of a page's
-    address and the gref under which the backend may read or write it for as long as this object lives. `port` is the
-    frontend's event channel. `caps` are CAN_* bits of what the backend takes, `sg` whether frames may have more than
-    one slot. `tx_slots` and `rx_slots` (1 to 256) bound how many slots are used at a time; without `rx_notify` no event
-    tells the backend of posted buffers. The queue keeps every argument alive. Raises ValueError for other bounds.
+    `tx_ring` and `rx_ring` are the addresses of the ring pages, `tx_pages` and `rx_pages` 256 pairs each of a
+    page's address and the gref under which the backend may read or write it for as long as this object lives.
+    `tx_port` and `rx_port` are the frontend's event channels, the same for a shared one. `caps` are CAN_* bits of
+    what the backend takes, `sg` whether frames may have more than one slot. `tx_slots` and `rx_slots` (1 to 256)
+    bound how many slots are used at a time; without `rx_notify` no event tells the backend of posted buffers. The
+    queue keeps every argument alive. Raises ValueError for other bounds.
 
     All RX buffers are posted at once. The worker polls and arms both rings when the queue is added to it, and notifies
     once.
     """
 
     def __cinit__(self, Events events, Peer peer, *, size_t tx_ring, size_t rx_ring, object tx_pages, object rx_pages,
-                  uint32_t port, uint32_t caps, bint sg, uint32_t tx_slots=RING_SLOTS, uint32_t rx_slots=RING_SLOTS,
-                  bint rx_notify=True, object keep=None):
+                  uint32_t tx_port, uint32_t rx_port, uint32_t caps, bint sg, uint32_t tx_slots=RING_SLOTS,
+                  uint32_t rx_slots=RING_SLOTS, bint rx_notify=True, object keep=None):
         cdef front_queue *queue = &self.queue
         cdef int page
         if not (1 <= tx_slots <= RING_SLOTS and 1 <= rx_slots <= RING_SLOTS):
@@ -65,8 +61,8 @@ cdef class FrontQueue(Link):
         self.link = &queue.link
         self.link.ring_to_peer.poll = poll_front_rx
         self.link.peer_to_ring.poll = poll_front_tx
-        self.link.ring_to_peer.port = self.link.peer_to_ring.port = port
-        self.link.producer_snapshot = front_producers
+        self.link.ring_to_peer.port = rx_port
+        self.link.peer_to_ring.port = tx_port
         self.link.peer = peer.peer
         self.link.events = events.events
         queue.caps = caps
@@ -84,6 +80,8 @@ cdef class FrontQueue(Link):
         queue.free_count = RING_SLOTS
         front_init(&queue.tx, <void *>tx_ring)
         front_init(&queue.rx, <void *>rx_ring)
+        self.link.ring_to_peer.producer = &queue.rx.shared.rsp_prod
+        self.link.peer_to_ring.producer = &queue.tx.shared.rsp_prod
         post_buffers(queue)
         front_push(&queue.rx)
 
