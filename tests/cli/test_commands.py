@@ -206,7 +206,9 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
             "device": f"qnic{guest.domid}.0", "type": "qnic", "domid": guest.domid, "index": "0",
             "guest": await guest.store.read(f"/local/domain/{guest.domid}/name"),
             "backend": "Connected", "frontend": "Connected", "net": "null", "mac": "00:16:3e:00:00:07",
-            "online": "1", "hotplug-status": "connected", "error": None, "network": "null",
+            "online": "1", "hotplug-status": "connected", "error": None, "network": "null", "queues": 1,
+            "stalled": None, "drops": {},
+            "tx_rate": None, "rx_rate": None,
             "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
             "tx_rate": None, "rx_rate": None,
         }  # fmt: skip

@@ -23,6 +23,7 @@ AGREEMENTS = {
         FrontConfig(tx_slots=24, rx_slots=24, split=False),
         FrontConfig(rx_notify=False),
     ),
+    "two queues": (FrontConfig(queues=2), FrontConfig(queues=2, split=False)),
     "no scatter-gather, no offloads": (FrontConfig(sg=False), FrontConfig(csum4=False, csum6=False)),
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.frontend import Frontend
+from netback.frontend import FrontConfig, Frontend
 from netback.net.tap import TapNetwork
 from tests.crash.respawn import SECONDS, Respawner, launcher
 from tests.crash.topology import attach
@@ -88,17 +88,17 @@ def tcp_socket() -> socket.socket:
 
 
 @asynccontextmanager
-async def two_stacks(xen: Path) -> AsyncIterator[tuple[Respawner, socket.socket, socket.socket]]:
+async def two_stacks(xen: Path, queues: int) -> AsyncIterator[tuple[Respawner, socket.socket, socket.socket]]:
     """A guest's stack and a host's, joined by a vif: a client socket in the first, a listener in the second.
 
     Each namespace lasts as long as its sockets, its tap and its backends.
     """
     with new_network():
-        guest_net, client = TapNetwork("guest0"), tcp_socket()
+        guest_net, client = TapNetwork("guest0", several=queues > 1), tcp_socket()
         ip(f"addr add {GUEST}/24 dev guest0")
         ip("link set guest0 up")
     with client, new_network():
-        made = TapNetwork(TAP)
+        made = TapNetwork(TAP, several=queues > 1)
         made.close()
         ip(f"addr add {HOST}/24 dev {TAP}")
         ip(f"link set {TAP} up")
@@ -107,7 +107,7 @@ async def two_stacks(xen: Path) -> AsyncIterator[tuple[Respawner, socket.socket,
         listener.listen()
         with launcher(xen, net=f"tap:{TAP}") as backends:
             backends.start()
-            async with Frontend(xen, guest_net) as frontend:
+            async with Frontend(xen, guest_net, config=FrontConfig(queues=queues)) as frontend:
                 await attach(xen, frontend.guest.domid, f"tap:{TAP}")
                 async with asyncio.timeout(SECONDS):
                     await frontend.connected()
@@ -117,10 +117,11 @@ async def two_stacks(xen: Path) -> AsyncIterator[tuple[Respawner, socket.socket,
         guest_net.remove()
 
 
-async def test_transfers_both_ways(xen: Path) -> None:
+@pytest.mark.parametrize("queues", [1, 2])
+async def test_transfers_both_ways(xen: Path, queues: int) -> None:
     """This test failed with rings that are not drained at the resume, or not resumed at rsp_prod."""
     rng = random.Random(7)
-    async with two_stacks(xen) as (backends, client, listener):
+    async with two_stacks(xen, queues) as (backends, client, listener):
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(SECONDS):
             await loop.sock_connect(client, listener.getsockname())

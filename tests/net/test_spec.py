@@ -92,10 +92,15 @@ def test_opening() -> None:
     assert open_network(parse_spec("null"), name="vif3.1").name == "null"
 
 
-@pytest.mark.parametrize("text", ["tap", "packet:eth1", "null"])
-def test_more_queues_than_a_kind_has(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"^network {text}: 2 queues: .* has at most 1$"):
-        open_network(parse_spec(text), name="vif3.1", queues=2)
+def test_networks_for_several_queues() -> None:
+    """Only a tap has a descriptor for each queue."""
+    with new_network():
+        veth("eth1", "far1")
+        for text, peers in (("tap", 3), ("packet:eth1", 1), ("null", 1)):
+            network = open_network(parse_spec(text), name="vif3.1", several=True)
+            network.set_queues(3)
+            assert len(network.peers) == peers
+            network.remove()
 
 
 def test_packet_without_permission() -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ from netback.dataplane.caps import EVERYTHING, Can
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net import tap
 from netback.net.monitor import ANY_LINK
+from netback.net.rtnetlink import get_link
 from netback.net.tap import TapNetwork
 
 from ..dataplane.offload_frames import build
-from ..offload_oracle import TCP
+from ..offload_oracle import TCP, UDP
 from .contract import FrameNetwork, LinkNetwork, OffloadNetwork, Site, asks, big_tcp, fill, frame, receive
-from .far import FarLink, await_readable
+from .far import PLAIN, FarLink, await_readable
 from .namespace import await_up, bring_back, inside, ip, new_network, other_network, send_to, tc, veth
 
 TUNSETSNDBUF = 0x400454D4
@@ -237,10 +239,10 @@ def test_its_own_tap_is_found_again_under_any_name(name: str, renamed: str, end:
     index = socket.if_nametoindex(name)
     if renamed:
         ip(f"link set {name} name {renamed}")
-    held = os.dup(first.peers[0].fd) if end == "held" else None
+    held = (os.dup(first.peers[0].fd),) if end == "held" else ()
     first.close()
     second = TapNetwork(name, held)
-    assert second.peers[0].fd == (held if held is not None else second.peers[0].fd)
+    assert not held or second.peers[0].fd == held[0]
     assert second.name == renamed or name
     assert socket.if_nametoindex(second.name) == index
     second.remove()
@@ -265,7 +267,7 @@ def test_a_held_descriptor_of_another_tap_is_closed() -> None:
     other = TapNetwork("other0")
     held = os.dup(other.peers[0].fd)
     other.close()
-    network = TapNetwork("vif1.0", held)
+    network = TapNetwork("vif1.0", (held,))
     assert network.name == "vif1.0"
     assert links() == {"lo", "vif1.0"}  # netback had made it for the same device
     network.remove()
@@ -537,3 +539,185 @@ def test_a_tap_is_made_and_found_without_a_slow_import() -> None:
         "TapNetwork('vif9.0').close(); TapNetwork('vif9.0').remove(); assert 'pyroute2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- several queues
+
+
+def queues(link: str) -> int:
+    """The queues of a tap that processes hold."""
+    found = get_link(link)
+    assert found is not None
+    return found.tap_queues
+
+
+def tap_with_queues(count: int) -> TapNetwork:
+    network = TapNetwork("vif1.0", several=True)
+    network.set_queues(count)
+    network.carrier(True)
+    ip("link set vif1.0 up")
+    await_up("vif1.0")
+    return network
+
+
+def flows(count: int) -> list[bytes]:
+    """Frames of as many UDP flows."""
+    made = []
+    for flow in range(count):
+        packet = bytearray(build(4, UDP, bytes([flow]) * 40))
+        packet[34:36] = (1000 + flow).to_bytes(2, "big")
+        made.append(PLAIN + bytes(packet))
+    return made
+
+
+def arrived(network: TapNetwork) -> list[list[bytes]]:
+    """What waits in each queue."""
+    return [peer.recv() for peer in network.peers]
+
+
+def test_a_tap_has_as_many_queues_as_its_vif() -> None:
+    """A queue that is left gets no frames, even if a descriptor store holds it; else its share would be lost."""
+    network = tap_with_queues(4)
+    far, sent = FarLink("vif1.0"), flows(40)
+    assert queues("vif1.0") == 4
+    for message in sent:
+        far.send(message)
+    came = arrived(network)
+    assert all(came)
+    assert sorted(chain.from_iterable(came)) == sorted(sent)
+    held = [os.dup(peer.fd) for peer in network.peers]
+    network.set_queues(2)
+    assert len(network.peers) == 2
+    for message in sent:
+        far.send(message)
+    assert sorted(chain.from_iterable(arrived(network))) == sorted(sent)
+    for fd in held:
+        os.close(fd)
+    assert queues("vif1.0") == 2
+    network.set_queues(3)
+    assert queues("vif1.0") == 3
+    far.close()
+    network.remove()
+    assert links() == {"lo"}
+
+
+def test_a_flow_comes_from_the_queue_that_last_sent_it() -> None:
+    network = tap_with_queues(2)
+    far = FarLink("vif1.0")
+    for number, message in enumerate(flows(8)):
+        swapped = message[:16] + message[10:16] + message[22:]
+        answer = bytearray(swapped)
+        answer[36:44] = message[40:44] + message[36:40]
+        answer[44:48] = message[46:48] + message[44:46]
+        network.peers[number % 2].send([bytes(answer)])
+        far.send(message)
+        assert arrived(network)[number % 2] == [message]
+    far.close()
+    network.remove()
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_queues_change_no_carrier(on: bool) -> None:
+    network = tap_with_queues(1)
+    network.carrier(on)
+    network.set_queues(3)
+    assert has_carrier("vif1.0") is on
+    network.set_queues(2)
+    assert has_carrier("vif1.0") is on
+    network.remove()
+
+
+@pytest.mark.parametrize("made", ["by an earlier netback", "by another program"])
+def test_a_tap_of_one_queue_keeps_it(made: str) -> None:
+    if made == "by another program":
+        ip("tuntap add vif1.0 mode tap")
+    else:
+        TapNetwork("vif1.0").close()
+    network = TapNetwork("vif1.0", several=True)
+    network.set_queues(4)
+    assert len(network.peers) == 1
+    network.remove()
+
+
+def test_a_tap_of_queues_that_is_removed_is_joined_again_with_all() -> None:
+    network = tap_with_queues(3)
+    fds = [peer.fd for peer in network.peers]
+    ip("link del vif1.0")
+    assert network.check() is True
+    assert network.check() is False
+    assert [peer.fd for peer in network.peers] == fds
+    assert queues("vif1.0") == 3
+    ip("link set vif1.0 up")
+    await_up("vif1.0")
+    network.remove()
+
+
+def test_a_tap_of_queues_that_comes_back_with_one_is_an_error() -> None:
+    ip("tuntap add vif1.0 mode tap multi_queue")
+    network = TapNetwork("vif1.0")
+    network.set_queues(2)
+    ip("link del vif1.0")
+    ip("tuntap add vif1.0 mode tap")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"tap:vif1.0: it came back with one queue and its vif has 2"):
+            network.check()
+    ip("link del vif1.0")
+    ip("tuntap add vif1.0 mode tap multi_queue")
+    assert network.check() is True
+    assert queues("vif1.0") == 2
+    network.close()
+
+
+def test_no_other_process_shares_the_queues() -> None:
+    """The kernel would let it in, and give it part of the frames."""
+    network = tap_with_queues(2)
+    with pytest.raises(PeerError, match=r"tap:vif1.0: another process holds it \(EBUSY\)"):
+        TapNetwork("vif1.0", several=True)
+    assert queues("vif1.0") == 2
+    stranger = os.open(tap.DEVICE, os.O_RDWR | os.O_NONBLOCK)
+    assert tap.try_join(stranger, "vif1.0", tap.FORMAT | tap.Flag.MULTI_QUEUE) == 0
+    with pytest.raises(PeerError, match=r"tap:vif1.0: another process holds it \(EBUSY\)"):
+        network.set_queues(3)
+    assert len(network.peers) == 2
+    os.close(stranger)
+    network.set_queues(3)
+    network.remove()
+
+
+def test_two_that_join_at_the_same_moment_both_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees a tap without a holder, and then two queues."""
+    TapNetwork("vif1.0", several=True).close()
+    join = tap.try_join
+    strangers: list[int] = []
+
+    def join_beside(fd: int, link: str, flags: tap.Flag) -> int:
+        if flags & tap.Flag.MULTI_QUEUE and not strangers:
+            strangers.append(os.open(tap.DEVICE, os.O_RDWR | os.O_NONBLOCK))
+            assert join(strangers[0], link, flags) == 0
+        return join(fd, link, flags)
+
+    monkeypatch.setattr(tap, "try_join", join_beside)
+    monkeypatch.setattr(tap, "BUSY_WAITS", ())
+    with pytest.raises(PeerError, match=r"another process holds it \(EBUSY\)"):
+        TapNetwork("vif1.0", several=True)
+    assert queues("vif1.0") == 1
+    os.close(strangers[0])
+    network = TapNetwork("vif1.0", several=True)
+    network.remove()
+
+
+def test_held_queues_are_taken_up_in_their_order() -> None:
+    first = tap_with_queues(3)
+    held = [os.dup(peer.fd) for peer in first.peers]
+    far, sent = FarLink("vif1.0"), flows(30)
+    for message in sent:
+        far.send(message)
+    first.close()
+    second = TapNetwork("vif1.0", held, several=True)
+    assert [peer.fd for peer in second.peers] == held
+    second.set_queues(3)
+    assert sorted(chain.from_iterable(arrived(second))) == sorted(sent)
+    second.set_queues(1)
+    assert queues("vif1.0") == 1
+    far.close()
+    second.remove()

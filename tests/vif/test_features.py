@@ -9,6 +9,7 @@ from netback.dataplane.caps import Can
 from netback.errors import GuestError
 from netback.vif.features import (
     KEYS,
+    MAX_QUEUES,
     REQUIRED,
     ControlConfig,
     DeviceType,
@@ -19,6 +20,7 @@ from netback.vif.features import (
     make_mac,
     offer,
     parse_mac,
+    queue_keys,
 )
 
 LEAST = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
@@ -50,6 +52,7 @@ def test_the_offer() -> None:
         "feature-xdp-headroom": "1",
         "feature-ctrl-ring": "1",
         "feature-split-event-channels": "1",
+        "multi-queue-max-queues": "1",
     }
     assert offer(Limits(queues=4)) == offer(Limits()) | {"multi-queue-max-queues": "4"}
 
@@ -140,6 +143,58 @@ def test_one_queue() -> None:
     assert agree(LINUX | {"multi-queue-num-queues": "1"}, "vif") == agree(LINUX, "vif")
     with pytest.raises(GuestError, match="multi-queue-num-queues is 2: 1 was offered"):
         agree(LINUX | {"multi-queue-num-queues": "2"}, "vif")
+
+
+TWO = LINUX | {
+    "multi-queue-num-queues": "2",
+    **{f"queue-0/{key}": LINUX[key] for key in REQUIRED},
+    "queue-1/tx-ring-ref": "18",
+    "queue-1/rx-ring-ref": "19",
+    "queue-1/event-channel-tx": "14",
+    "queue-1/event-channel-rx": "15",
+}
+
+
+def test_several_queues() -> None:
+    """Each has its keys in a directory of its own; those of the frontend's directory are left over, as in Linux."""
+    limits = Limits(queues=2)
+    assert queue_keys(LINUX, limits) == queue_keys(LINUX | {"multi-queue-num-queues": "1"}, limits) == ()
+    assert set(TWO) - set(KEYS) <= set(queue_keys(TWO, limits))
+    assert agree(TWO, "vif", limits).queues == (
+        QueueConfig(8, 9, 3, 3, "queue-0/"),
+        QueueConfig(18, 19, 14, 15, "queue-1/"),
+    )
+    assert agree(TWO, "vif", limits).queues[1].channels == {
+        14: "queue-1/event-channel-tx",
+        15: "queue-1/event-channel-rx",
+    }
+    with pytest.raises(GuestError, match=r"^the frontend's queue-1/tx-ring-ref is missing$"):
+        agree(TWO | {"queue-1/tx-ring-ref": None}, "vif", limits)
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"),
+    [
+        ("0", "is 0: up to 2 were offered"),
+        ("3", "is 3: up to 2 were offered"),
+        ("4294967295", "is 4294967295: up to 2 were offered"),
+        ("-1", "is '-1': not a number below"),
+        ("two", "is 'two': not a number below"),
+    ],
+)
+def test_a_number_of_queues_that_was_not_offered(count: str, reason: str) -> None:
+    keys = TWO | {"multi-queue-num-queues": count}
+    assert queue_keys(keys, Limits(queues=2)) == ()
+    with pytest.raises(GuestError, match=f"^the frontend's multi-queue-num-queues {reason}"):
+        agree(keys, "vif", Limits(queues=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "queues"),
+    [(None, 1), ("", 1), ("0", 1), ("1", 1), ("8", 8), ("x", 1), ("-3", 1), ("9999999999", MAX_QUEUES)],
+)
+def test_what_a_frontend_was_offered(text: str | None, queues: int) -> None:
+    assert Limits.offered({"multi-queue-max-queues": text}).queues == queues
 
 
 @settings(deadline=None)

@@ -456,7 +456,7 @@ async def test_the_status(backend: Backend, guest: Guest, network: PythonNetwork
     (status,) = backend.status()
     assert replace(status, counters=None, rings=None) == DeviceStatus(
         device=str(name), type="vif", domid=guest.domid, index="0", backend="Connected", frontend="Connected",
-        network="python",
+        network="python", queues=1,
     )  # fmt: skip
     assert status.counters is not None
     assert status.rings is not None

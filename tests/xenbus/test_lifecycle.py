@@ -8,6 +8,7 @@ import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
+from netback.daemon.backend import default_queues
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.vif.features import DeviceType, Limits, offer
@@ -45,9 +46,8 @@ async def test_a_new_device_is_offered(
     await guest.set_state(theirs)
     await backend.store.write(f"{name.backend}/state", "1")
     seen = await until(guest.store, f"{name.backend}/state", lambda value: value in {"2", "5", "6"})
-    assert {key: await guest.store.read(f"{name.backend}/{key}") for key in offer(Limits())} == offer(
-        Limits()
-    )
+    offered = offer(Limits(queues=default_queues()))
+    assert {key: await guest.store.read(f"{name.backend}/{key}") for key in offered} == offered
     assert seen == "2" or theirs in (State.CLOSED, State.CLOSING, State.UNKNOWN)
 
 

@@ -391,7 +391,7 @@ async def test_devices_beyond_the_quota(
         assert 20 < len(refused) < 80
         assert all("ENOSPC (the quota of nodes" in backend.devices[name].error for name in refused)
         await guest.connect()
-        going = [name for name in names[1:] if not backend.devices[name].error][:20]
+        going = [name for name in names[1:] if not backend.devices[name].error][:40]
         for name in going:
             await take_away(dom0, name)
             await until_state(dom0, name.backend, State.CLOSED)

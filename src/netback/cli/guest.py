@@ -26,6 +26,7 @@ def guest(
             help="Receive multicast frames of this MAC address only; may be repeated.  [default: all]"
         ),
     ] = None,
+    queues: Annotated[int, typer.Option(min=1, max=256, help="Queues that its netfront asks for.")] = 1,
 ) -> None:
     """Be a guest, with netback's own netfront: a new one of an emulated Xen, or the real domain that this is.
 
@@ -41,7 +42,7 @@ def guest(
             net,
             name=name,
             index=index,
-            config=FrontConfig(multicast=groups),
+            config=FrontConfig(multicast=groups, queues=queues),
             on_joined=lambda number: typer.echo(f"domain {number}"),
             on_state=lambda side, state: typer.echo(f"{side} {state.title}", err=True),
         )

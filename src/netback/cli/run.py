@@ -26,6 +26,12 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker threads.  [default: one for each core]")
     ] = None,
+    queues: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=256, help="The most queues of a vif.  [default: one for each core, at most 8]"
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -41,7 +47,9 @@ def run(
     from netback.daemon.service import serve
 
     def load() -> "Config":
-        return load_config(config).overruled(net=net, trace=tuple(trace or ()), workers=workers)
+        return load_config(config).overruled(
+            net=net, trace=tuple(trace or ()), workers=workers, queues=queues
+        )
 
     if check:
         load()

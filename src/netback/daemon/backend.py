@@ -73,6 +73,8 @@ class BackendConfig:
     """Names or globs of trace points."""
     workers: int | None = None
     """Worker threads; None means one per core."""
+    queues: int | None = None
+    """The most queues of a vif; None means one per core, and 8 at most, as in Linux's backend."""
     times: WaitTimes = field(default_factory=WaitTimes)
     """How long frames may wait for a guest; a connection keeps those with which it began."""
     rules: tuple[DeviceRule, ...] = ()
@@ -91,7 +93,8 @@ class Backend:
         self.platform = platform
         self.config = config
         self.tracer = Tracer()
-        self._offer = offer(Limits())
+        self._limits = Limits(queues=config.queues or default_queues())
+        self._offer = offer(self._limits)
         self._fd_store: FdStore = fd_store or SystemdFdStore()
         for pattern in config.trace:
             self.tracer.select(pattern)
@@ -146,9 +149,8 @@ class Backend:
         check_trace(config.trace)
         if config.net is not None and config.net not in self.config.networks:
             parse_spec(config.net)
-        fixed = [
-            name for name in ("directory", "workers") if getattr(config, name) != getattr(self.config, name)
-        ]
+        names = ("directory", "workers", "queues")
+        fixed = [name for name in names if getattr(config, name) != getattr(self.config, name)]
         if fixed:
             log.warning(
                 "%s cannot change while netback runs; restart netback: guests do not notice",
@@ -156,7 +158,7 @@ class Backend:
             )
         for pattern in ("-*", *config.trace):
             await self.trace(pattern)
-        self.config = replace(config, directory=self.config.directory, workers=self.config.workers)
+        self.config = replace(config, **{name: getattr(self.config, name) for name in names})
         await self._auto_attach.change(config.net, config.rules)
         for device in self.devices.values():
             device.rates_changed = True
@@ -281,6 +283,7 @@ class Backend:
             workers=self._workers,
             tracer=self.tracer,
             offer=self._offer,
+            queues=self._limits.queues,
             journals=self.config.directory / _JOURNALS,
             net_for=self._auto_attach.net_for,
             rates_for=self._auto_attach.rates_for,
@@ -316,6 +319,11 @@ class Backend:
         self._running.cancel()
         with suppress(asyncio.CancelledError, ExceptionGroup):
             await self._running
+
+
+def default_queues() -> int:
+    """One for each core that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 def first_index(platform: str) -> int:

@@ -20,7 +20,7 @@ from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
-from netback.vif.features import DeviceType, WaitTimes, parse_mac
+from netback.vif.features import MAX_QUEUES, DeviceType, WaitTimes, parse_mac
 from netback.vif.rate import Rates, parse_rate
 
 DEFAULT = Path("/etc/netback/netback.toml")
@@ -94,6 +94,7 @@ class Config(msgspec.Struct, frozen=True):
 
     net: str | None = None
     workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    queues: Annotated[int, Meta(ge=1, le=MAX_QUEUES)] | None = None
     trace: tuple[str, ...] = ()
     rx_drain_seconds: Annotated[float, Meta(ge=0.03, le=3600)] = WaitTimes().drain
     rx_stall_seconds: Annotated[float, Meta(ge=0, le=86400)] = WaitTimes().stall
@@ -107,7 +108,9 @@ class Config(msgspec.Struct, frozen=True):
         except ConfigError as error:
             raise ValueError(f"trace: {error}") from error
 
-    def overruled(self, *, net: str | None, trace: tuple[str, ...], workers: int | None) -> Self:
+    def overruled(
+        self, *, net: str | None, trace: tuple[str, ...], workers: int | None, queues: int | None = None
+    ) -> Self:
         """This configuration, overridden by the command line's values; trace points are added.
 
         ConfigError names an invalid value.
@@ -119,6 +122,7 @@ class Config(msgspec.Struct, frozen=True):
             self,
             net=self.net if net is None else net,
             workers=self.workers if workers is None else workers,
+            queues=self.queues if queues is None else queues,
             trace=self.trace + trace,
         )
 

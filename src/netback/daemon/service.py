@@ -130,6 +130,7 @@ def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
         net=config.net,
         trace=config.trace,
         workers=config.workers,
+        queues=config.queues,
         rules=config.device,
         times=config.times,
     )

@@ -52,6 +52,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
     """The current name of the link, or the kind of network, that the running backend uses."""
     counters: dict[str, int] | None = None
     """Counters by name; None without a running backend."""
+    queues: int | None = None
+    """Queues that the running backend serves; 0 while no guest is connected."""
     stalled: float | None = None
     """For how many seconds the guest has taken no frames and its link has had no carrier; None if it takes them."""
     drops: dict[str, int] = {}
@@ -63,7 +65,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
     rx_rate: str | None = None
     """The limit of what it receives."""
     rings: dict[str, dict[str, int]] | None = None
-    """Both rings' indices, by ring and name; None without a running backend."""
+    """All rings' indices, by ring and name; None without a running backend."""
 
 
 def describe(device: Device) -> DeviceStatus:
@@ -80,6 +82,7 @@ def describe(device: Device) -> DeviceStatus:
         error=printable(device.error) or None,
         network=printable(vif.network.name) if vif else None,
         counters=dict(vif.counters) if vif else {},
+        queues=len(vif.rings) // 2 if vif else 0,
         stalled=round(vif.stalled, 1) if vif and vif.stalled is not None else None,
         drops=_told(vif.network.drops) if vif else {},
         queued=_told(vif.network.queued) if vif else {},
@@ -109,6 +112,7 @@ def _add(stored: DeviceStatus, served: DeviceStatus) -> DeviceStatus:
         error=served.error or stored.error,
         network=served.network,
         counters=served.counters,
+        queues=served.queues,
         stalled=served.stalled,
         drops=served.drops,
         queued=served.queued,

@@ -152,7 +152,7 @@ PEER_TO_RING: Mapping[State, Row] = {
         armed="for what the frame needs",
     ),
     State.NO_CREDIT: _NO_CREDIT,
-    State.REFUSED: Row("the vif is Closing: no more frames for the guest"),
+    State.REFUSED: Row("the vif is Closing, or another queue takes all frames of a common descriptor"),
     State.PEER_CLOSED: Row("the peer's far end is gone and everything it sent was read"),
     State.BROKEN: _BROKEN,
 }

@@ -78,11 +78,16 @@ class WorkerThread:
             self.stop()
         return future
 
-    def add(self, link: Link, listener: Listener) -> Future[None]:
-        """Serve a link: its rings are drained and armed, the far side is notified once. PlatformError: no room."""
+    def add(self, link: Link, listener: Listener, *, receives: bool = True) -> Future[None]:
+        """Serve a link: its rings are drained and armed, the far side is notified once. PlatformError: no room.
+
+        `receives`: it takes frames from its peer; otherwise it only sends, since another link takes them.
+        """
 
         def call(worker: Worker) -> None:
             worker.add(link)
+            if not receives:
+                worker.refuse_rx(link)
             self._listeners[link.index] = listener
 
         return self.submit(call)

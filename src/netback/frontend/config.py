@@ -12,6 +12,7 @@ from netback.abi.netif import TX_SLOTS
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.dataplane.caps import EVERYTHING, Can
+from netback.vif.features import Limits
 
 RING_SLOTS = TX_SLOTS
 
@@ -43,6 +44,8 @@ class FrontConfig:
     """A control ring, where the backend offers it, for requests of the program (`Frontend.control`)."""
     split: bool = True
     """An event channel for each ring, where the backend offers it; otherwise one for both."""
+    queues: int = 1
+    """The queues that it asks for; it takes fewer where the backend offers fewer."""
     tx_slots: int = RING_SLOTS
     """Slots of the TX ring in use at a time, 1 to 256."""
     rx_slots: int = RING_SLOTS
@@ -110,6 +113,7 @@ FEATURE_KEYS = (
     Key.XDP,
     Key.CTRL_RING,
     Key.SPLIT_CHANNELS,
+    Key.MAX_QUEUES,
 )
 
 
@@ -128,15 +132,17 @@ class BackFeatures:
     """The backend serves a control ring."""
     split: bool
     """An event channel for each ring is possible."""
+    queues: int = 1
+    """The most queues."""
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
         """Read from the keys FEATURE_KEYS of the backend's directory; a feature is on if its key is exactly "1"."""
-        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast, xdp, control, split = (
+        rx_copy, sg, no_csum4, csum6, gso4, gso6, multicast, xdp, control, split, _ = (
             keys.get(key) == "1" for key in FEATURE_KEYS
         )
         caps = _caps(sg, not no_csum4, csum6, gso4, gso6)
-        return cls(rx_copy, sg, caps, multicast, xdp, control, split)
+        return cls(rx_copy, sg, caps, multicast, xdp, control, split, Limits.offered(keys).queues)
 
 
 def _caps(sg: bool, csum4: bool, csum6: bool, gso4: bool, gso6: bool) -> Can:

@@ -6,7 +6,7 @@ This module has the states and keys of one device; the queue handles frames.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.abi.xs_wire import Errno
 from netback.dataplane.front.queue import FrontQueue
+from netback.dataplane.peers.peer import Peer
 from netback.dataplane.worker import Worker
 from netback.errors import NetbackError
 from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig, Handshake
@@ -28,6 +29,7 @@ from netback.net.base import Network
 from netback.net.python import PythonNetwork
 from netback.platforms.base import Domain
 from netback.vif.features import parse_mac
+from netback.vif.queue import share_peer
 from netback.xenstore.aio import Store, StoreError
 
 T = TypeVar("T")
@@ -96,8 +98,9 @@ class Frontend:
         self.carrier = True
         """Whether the backend's link is up."""
         self.features: BackFeatures | None = None
-        self.rings: Rings | None = None
-        self.queue: FrontQueue | None = None
+        self._rings: list[Rings] = []
+        self.queues: list[FrontQueue] = []
+        """The queues in their order; empty without a connection."""
         self.control: FrontControl | None = None
         """The connection's control ring, if the backend offers one."""
         self._on_state = on_state
@@ -110,6 +113,7 @@ class Frontend:
         self._lists: asyncio.Task[object] | None = None
         self._news = asyncio.Event()
         self._acting = asyncio.Lock()
+        self._duplicates = ExitStack()
         self._undo = AsyncExitStack()
         self._react: dict[XenbusState, Callable[[], Awaitable[None]]] = {
             XenbusState.INITIALISING: self._connect_early,
@@ -139,14 +143,24 @@ class Frontend:
         await self.close()
 
     @property
+    def rings(self) -> Rings | None:
+        """The rings of queue 0."""
+        return self._rings[0] if self._rings else None
+
+    @property
+    def queue(self) -> FrontQueue | None:
+        """Queue 0, the only one unless `config` asks for more."""
+        return self.queues[0] if self.queues else None
+
+    @property
     def store(self) -> Store:
         """The guest's store connection."""
         return self.guest.store
 
     @property
     def broken(self) -> str | None:
-        """How the backend broke the protocol; the queue is stopped then. None otherwise."""
-        return self.queue.broken if self.queue is not None else None
+        """How the backend broke the protocol; a queue on which it did is stopped. None otherwise."""
+        return next((queue.broken for queue in self.queues if queue.broken), None)
 
     async def connected(self) -> None:
         """Wait until frames can pass. BackendError: the backend cannot serve this frontend; PlatformError: no store."""
@@ -318,24 +332,32 @@ class Frontend:
             self.network.set_address(parse_mac(await self.store.read_or(f"{self.path}/mac")))
         backend = int(await self.store.read(f"{self.path}/backend-id"))
         split = self.config.split and self.features.split
-        self.rings = Rings(self.guest.domain, self.guest.domain.events, backend, split=split)
+        count = min(self.config.queues, self.features.queues)
+        for _ in range(count):
+            self._rings.append(Rings(self.guest.domain, self.guest.domain.events, backend, split=split))
         if not self.handshake.posts_late:
-            self.queue = self._open_queue(self.rings, self.features)
-        nodes = self.rings.nodes() | self.config.nodes()
+            self._open_queues(self.features)
+        nodes = {
+            f"{path}{key}": value for path, rings in self._paths() for key, value in rings.nodes().items()
+        }
+        if count > 1:
+            nodes[Key.QUEUES] = str(count)
         if self.config.control and self.features.control:
             self.control = FrontControl(self.guest.domain, backend)
             nodes |= self.control.nodes()
-        await self._publish(self.handshake.sort(nodes))
+        await self._publish(self.handshake.sort(nodes | self.config.nodes()))
 
     async def _start(self) -> None:
         """Connected: the worker starts both rings, posts buffers, and notifies the backend once."""
         if self.rings is None or self.features is None or self._serving:
             return
-        if self.queue is None:
-            self.queue = self._open_queue(self.rings, self.features)
+        if not self.queues:
+            self._open_queues(self.features)
         self.network.offloads(self.features.caps & self.config.tx)
         self.network.carrier(self.carrier)
-        await self.guest.serve(self.queue, lambda _notice: self._news.set())
+        for number, queue in enumerate(self.queues):
+            receives = number < len(self.network.peers)
+            await self.guest.serve(queue, lambda _notice: self._news.set(), receives=receives)
         self._serving = True
         if self.config.multicast and self.features and self.features.multicast:
             self._lists = asyncio.get_running_loop().create_task(self._list_at_start())
@@ -381,21 +403,24 @@ class Frontend:
             await self._set_state(XenbusState.CLOSED)
 
     async def _disconnect(self) -> None:
-        """Take the queue from the worker, then free the rings. Can be called at any time, any number of times."""
-        queue, rings, control = self.queue, self.rings, self.control
-        self.queue = self.rings = self.control = None
+        """Take the queues from the worker, then free the rings. Can be called at any time, any number of times."""
+        queues, rings, control = self.queues, self._rings, self.control
+        self.queues, self._rings, self.control = [], [], None
         self._serving = False
         lists, self._lists = self._lists, None
         self._listed.clear()
         try:
             await _cancel(lists)
-            if queue is not None:
+            if queues:
                 self.network.carrier(False)
+            for queue in queues:
                 await self.guest.release(queue)
         finally:
-            for part in (rings, control):
-                if part is not None:
-                    part.close()
+            self._duplicates.close()
+            for each in rings:
+                each.close()
+            if control is not None:
+                control.close()
             self._news.set()
 
     async def _leave(self) -> None:
@@ -436,15 +461,29 @@ class Frontend:
 
     async def _write(self, nodes: dict[str, str], tx: int | None = None) -> None:
         """Remove the keys of an earlier connection that this one has not, and write these."""
-        for key in set(await self.store.directory(self.path, tx)) & set(_ALL_KEYS) - set(nodes):
-            await self.store.rm(f"{self.path}/{key}", tx)
+        for key in await self.store.directory(self.path, tx):
+            if (key in _ALL_KEYS and key not in nodes) or key.startswith("queue-"):
+                await self.store.rm(f"{self.path}/{key}", tx)
         for key, value in nodes.items():
             await self.store.write(f"{self.path}/{key}", value, tx)
 
-    def _open_queue(self, rings: Rings, features: BackFeatures) -> FrontQueue:
+    def _paths(self) -> list[tuple[str, Rings]]:
+        """The directory of each queue's keys: one queue has them beside the others (netif.h)."""
+        if len(self._rings) == 1:
+            return [("", self._rings[0])]
+        return [(f"queue-{number}/", rings) for number, rings in enumerate(self._rings)]
+
+    def _open_queues(self, features: BackFeatures) -> None:
+        self.network.set_queues(len(self._rings))
+        peers = share_peer(self.network.peers, len(self._rings), self._duplicates)
+        self.queues = [
+            self._open_queue(rings, peer, features) for rings, peer in zip(self._rings, peers, strict=True)
+        ]
+
+    def _open_queue(self, rings: Rings, peer: Peer, features: BackFeatures) -> FrontQueue:
         return FrontQueue(
             self.guest.domain.events.native,
-            self.network.peers[0],
+            peer,
             tx_ring=rings.tx.address,
             rx_ring=rings.rx.address,
             tx_pages=[(granted.address, granted.gref) for granted in rings.tx_buffers],
@@ -461,6 +500,7 @@ class Frontend:
 
 
 _ALL_KEYS = (
+    Key.QUEUES,
     *FrontConfig(csum4=False, multicast=frozenset(), xdp_headroom=1).nodes(),
     Key.TX_RING_REF,
     Key.RX_RING_REF,

@@ -77,13 +77,16 @@ class Guest:
     def domid(self) -> int:
         return self.domain.domid
 
-    async def serve(self, link: Link, on_notice: Callable[[Notice], None]) -> None:
-        """Have the worker serve a queue; `on_notice` is called in this loop when the queue's condition changes."""
+    async def serve(self, link: Link, on_notice: Callable[[Notice], None], *, receives: bool = True) -> None:
+        """Have the worker serve a queue; `on_notice` is called in this loop when the queue's condition changes.
+
+        `receives`: it takes frames from its peer.
+        """
 
         def report(notice: Notice) -> None:
             self._loop.call_soon_threadsafe(on_notice, notice)
 
-        await asyncio.wrap_future(self._thread.add(link, Listener(report)))
+        await asyncio.wrap_future(self._thread.add(link, Listener(report), receives=receives))
 
     async def release(self, link: Link) -> None:
         """Stop serving a queue, even if this call is cancelled. A queue that is not served is a normal state."""

@@ -49,9 +49,17 @@ LINUX = Profile(
     "drivers/net/xen-netfront.c",
     FrontConfig(),
     Handshake(
-        keys=(*_SPLIT, *_SG, "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"),
+        keys=(
+            "multi-queue-num-queues",
+            *_SPLIT,
+            *_SG,
+            "feature-gso-tcpv4",
+            "feature-gso-tcpv6",
+            "feature-ipv6-csum-offload",
+        ),
+        more=(("multi-queue-num-queues", "1"),),
     ),
-    notes="closes when its driver is unbound or unloaded",
+    notes="asks for a queue for each of its processors; closes when its driver is unbound or unloaded",
 )
 
 WINDOWS = Profile(

@@ -33,7 +33,7 @@ async def run_guest(
     ConfigError, PeerError: the network cannot be opened. BackendError, PlatformError: as in `Frontend.connected`.
     """
     stop = asyncio.Event()
-    network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}")
+    network = open_network(parse_spec(net), name=f"{name or 'guest'}.{index}", several=config.queues > 1)
     with ExitStack() as undo:
         undo.callback(network.remove)
         undo.enter_context(ended_by_signals(stop.set))

@@ -157,6 +157,7 @@ class Lab:
         vif: tuple[str, ...] = (f"bridge={BRIDGE}",),
         kind: str = "pv",
         memory: int | None = None,
+        vcpus: int = 1,
         kernel: str = "",
         python: bool = False,
         up: bool = True,
@@ -178,7 +179,7 @@ kernel="/lab/{kernel_file}"
 ramdisk="/lab/{ramdisk}"
 extra="console=hvc0 quiet mitigations=off net.ifnames=0 {more}"
 memory={memory or (512 if python else 256)}
-vcpus=1
+vcpus={vcpus}
 vif={vifs!r}
 """
         (self.machine.directory / f"{name}.cfg").write_text(config)

@@ -51,11 +51,17 @@ class Network(Protocol):
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """One peer for each queue, in the order of the queues; the same objects for the network's whole life."""
+        """A peer for each queue that takes frames, at least one; they change only in `set_queues`."""
 
     @property
     def follows(self) -> frozenset[int | str]:
         """The links whose changes concern this network: indices, names or `monitor.ANY_LINK`; empty if none do."""
+
+    def set_queues(self, count: int) -> None:
+        """Have `peers` for so many queues, if the network can have several: a multi-queue tap. No queue is served now.
+
+        Frames for the guest are spread over the peers by flow. PeerError: a queue cannot be made.
+        """
 
     def check(self) -> bool:
         """Check the link, and join it again if it was removed and is back.
@@ -116,6 +122,9 @@ class Linkless:
     def up(self) -> bool:
         """No link can be down."""
         return True
+
+    def set_queues(self, count: int) -> None:
+        """There is one descriptor: further queues of a vif send through it."""
 
     def check(self) -> bool:
         """No link can be removed and return."""

@@ -152,6 +152,9 @@ class PacketNetwork:
         self._index = bind(self._socket, self._link)
         return True
 
+    def set_queues(self, count: int) -> None:
+        """Does nothing: a socket in a fanout group can no longer be bound to a link that returns (packet(7))."""
+
     def limit_mtu(self, limited: bool) -> None:
         """Does nothing: netback does not manage this link."""
 

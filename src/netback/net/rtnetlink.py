@@ -44,8 +44,8 @@ class Attribute(enum.IntEnum):
 
 INFO_KIND, INFO_DATA = 1, 2
 """linux/if_link.h: of IFLA_LINKINFO, IFLA_INFO_KIND and IFLA_INFO_DATA."""
-TUN_NUM_QUEUES = 8
-"""linux/if_link.h: of a tap's IFLA_INFO_DATA, IFLA_TUN_NUM_QUEUES."""
+TUN_NUM_QUEUES, TUN_NUM_DISABLED_QUEUES = 8, 9
+"""linux/if_link.h: of a tap's IFLA_INFO_DATA, IFLA_TUN_NUM_QUEUES and IFLA_TUN_NUM_DISABLED_QUEUES."""
 ARPHRD_ETHER = 1
 """linux/if_arp.h."""
 REQUEST, ACK = 1, 4
@@ -88,7 +88,7 @@ class Link:
     master: int = 0
     """The index of the link that this one is a port of, such as a bridge; 0: of none."""
     tap_queues: int = 0
-    """Queues of a tap that processes hold; 0 for other links."""
+    """Queues of a multi-queue tap that processes hold, attached or detached; 0 for other links."""
     tx_dropped: int = 0
     """Frames dropped because the link's queue was full, since it was made; 0 in messages without statistics."""
 
@@ -124,7 +124,8 @@ def _tap_queues(info: bytes) -> int:
     if not kind.get(INFO_KIND, b"").startswith(b"tun\0"):
         return 0
     data = dict(attributes(kind.get(INFO_DATA, b"")))
-    return MTU.unpack(data[TUN_NUM_QUEUES])[0] if TUN_NUM_QUEUES in data else 0
+    counts = (TUN_NUM_QUEUES, TUN_NUM_DISABLED_QUEUES)
+    return sum(MTU.unpack(data[count])[0] for count in counts if count in data)
 
 
 def attribute(kind: int, value: bytes) -> bytes:

@@ -6,7 +6,6 @@ here; if its frames need another format or system call, it also needs a file in 
 describes the kinds.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,15 +24,14 @@ class Kind:
 
     link: Literal["never", "may", "must"]
     example: str
-    open: Callable[[str], Network]
-    queues: int = 1
-    """The maximum number of queues of a network of this kind."""
+    open: Callable[[str, bool], Network]
+    """Opens the link of this name; True: for vifs of several queues."""
 
 
 KINDS = {
-    "tap": Kind("may", "tap:vif1.0", TapNetwork),
-    "packet": Kind("must", "packet:eth1", PacketNetwork),
-    "null": Kind("never", "null", lambda _: NullNetwork()),
+    "tap": Kind("may", "tap:vif1.0", lambda link, several: TapNetwork(link, several=several)),
+    "packet": Kind("must", "packet:eth1", lambda link, _: PacketNetwork(link)),
+    "null": Kind("never", "null", lambda _, __: NullNetwork()),
 }
 
 
@@ -68,16 +66,14 @@ def parse_spec(text: str) -> PeerSpec:
     return PeerSpec(kind, link)
 
 
-def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), queues: int = 1) -> Network:
-    """Open the network of a spec with one peer for each of `queues` queues.
+def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several: bool = False) -> Network:
+    """Open the network of a spec. `several`: its vif may have several queues.
 
-    `name` (as in "vif1.0") is the link's name if the spec names none. `held` are the descriptors of a tap that a
+    `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
     descriptor store kept for this device, one for each queue; the network owns them from here on. ConfigError: the spec
-    cannot be opened, or has fewer queues. PeerError: it cannot be opened now.
+    cannot be opened. PeerError: it cannot be opened now.
     """
-    kind, link = KINDS[spec.kind], spec.link or name
-    for surplus in held[queues:]:
-        os.close(surplus)
-    if queues > kind.queues:
-        raise ConfigError(f"network {spec}: {queues} queues: {spec.kind} has at most {kind.queues}")
-    return TapNetwork(link, held[0]) if held else kind.open(link)
+    link = spec.link or name
+    if held:
+        return TapNetwork(link, held, several=several)
+    return KINDS[spec.kind].open(link, several)

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tap: created, or adopted if it exists. It outlives netback, so a restart finds it attached to its bridge.
 
-This module drives /dev/net/tun. One queue (no IFF_MULTI_QUEUE): the kernel then returns EBUSY while another process
-holds the tap; a second queue would silently receive part of the frames. The flag is fixed when a tap is created; a tap
-that another program created with it is adopted with it.
+This module drives /dev/net/tun. A tap that netback creates for a vif of several queues has IFF_MULTI_QUEUE, and one
+descriptor for each queue; the kernel spreads frames over them by flow, each flow to the queue that last sent it. The
+flag is fixed when a tap is created: a tap that another program created is adopted as it is.
+
+A tap has one holder. Without the flag the kernel returns EBUSY to a second one. With it the kernel would give a second
+holder part of the frames, so netback looks at the link's number of queues: none before it joins, its own afterwards.
 
 netback records on the tap itself, as alternative names (ip-link(8)), what it must know after a kill: that netback
 created the tap, and its MTU before netback lowered it. These names follow the tap through renames and network
@@ -16,11 +19,13 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeVar
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING, Can
+from netback.dataplane.peers.peer import Peer
 from netback.dataplane.peers.tap import TapPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import ETH_DATA_LEN, Bridge
@@ -52,6 +57,7 @@ class Tun(enum.IntEnum):
     SETOFFLOAD = 0x400454D0
     GETIFF = 0x800454D2
     SETVNETHDRSZ = 0x400454D8
+    SETQUEUE = 0x400454D9
     SETCARRIER = 0x400454E2
     GETDEVNETNS = 0x54E3
     SETADDRESS = 0x8924
@@ -63,6 +69,7 @@ class Flag(enum.IntFlag):
 
     TAP = 0x0002
     MULTI_QUEUE = 0x0100
+    DETACH_QUEUE = 0x0400
     NO_PI = 0x1000
     VNET_HDR = 0x4000
     EXCL = 0x8000
@@ -70,6 +77,7 @@ class Flag(enum.IntFlag):
 
 IFREQ_FLAGS = struct.Struct("H22x")
 """The flags of a struct ifreq, after the name."""
+IFREQ_NAME_FLAGS = struct.Struct("16sH22x")
 IFREQ_ADDRESS = struct.Struct("H6s16x")
 """The address of a struct ifreq: struct sockaddr."""
 IFREQ_SIZE = 40
@@ -121,9 +129,9 @@ def try_join(fd: int, link: str, flags: Flag) -> int:
     return 0
 
 
-def create(fd: int, link: str) -> bool:
-    """Create the tap and mark it as netback's. False: the name is taken."""
-    fault = try_join(fd, link, FORMAT | Flag.EXCL)
+def create(fd: int, link: str, *, several: bool) -> bool:
+    """Create the tap, for `several` queues or for one, and mark it as netback's. False: the name is taken."""
+    fault = try_join(fd, link, FORMAT | Flag.EXCL | (Flag.MULTI_QUEUE if several else Flag(0)))
     if fault == errno.EBUSY:
         return False
     if fault == errno.EPERM:
@@ -141,24 +149,48 @@ def create(fd: int, link: str) -> bool:
 
 
 def adopt(fd: int, link: str, waits: tuple[float, ...]) -> None:
-    """Join the tap with this name in its creator's mode: with one queue, or as one of many."""
+    """Join the tap with this name in its creator's mode: with one queue, or as the first of many."""
     for wait in (*waits, None):
         fault = try_join(fd, link, FORMAT)
         if fault == errno.EINVAL:
-            found = get_link(
-                link
-            )  # a further queue would take a share of the frames, and the kernel allows it
-            held = found is not None and found.tap_queues
-            fault = errno.EBUSY if held else try_join(fd, link, FORMAT | Flag.MULTI_QUEUE)
+            fault = try_join_queue(fd, link, 0)
         if fault != errno.EBUSY or wait is None:
             break
         time.sleep(wait)
+    check_joined(fault, link)
+
+
+def try_join_queue(fd: int, link: str, held: int) -> int:
+    """Join the descriptor to a multi-queue tap of which this process holds so many queues; returns 0 or the errno.
+
+    EBUSY: another process holds a queue, or joined at the same moment; then neither stays.
+    """
+    found = get_link(link)
+    if found is not None and found.tap_queues != held:
+        return errno.EBUSY
+    if fault := try_join(fd, link, FORMAT | Flag.MULTI_QUEUE):
+        return fault
+    found = get_link(joined_to(fd) or link)
+    return errno.EBUSY if found is not None and found.tap_queues > held + 1 else 0
+
+
+def check_joined(fault: int, link: str) -> None:
+    """Raise the error for the errno of a join."""
     if fault == errno.EBUSY:
         raise PeerError(f"tap:{link}: another process holds it (EBUSY); stop it or choose another name")
     if fault == errno.EPERM:
         raise ConfigError(f"tap:{link}: no permission to open this tap: be its owner, or have CAP_NET_ADMIN")
     if fault:
         raise ConfigError(f"tap:{link}: a link of that name exists and is not a tap ({os.strerror(fault)})")
+
+
+def has_queues(fd: int) -> bool:
+    """Whether the descriptor's tap has IFF_MULTI_QUEUE."""
+    try:
+        _, flags = IFREQ_NAME_FLAGS.unpack(fcntl.ioctl(fd, Tun.GETIFF, bytes(IFREQ_SIZE)))
+    except (OSError, ValueError):
+        return False
+    return bool(flags & Flag.MULTI_QUEUE)
 
 
 def joined_to(fd: int) -> str | None:
@@ -234,15 +266,18 @@ def restore_mtu(link: Link) -> None:
 class TapNetwork:
     """A tap. Its descriptor stays joined to it when it is renamed, set down or moved to another namespace.
 
-    `held` is the descriptor that an earlier process put into a descriptor store: if it still belongs to this tap, the
-    tap's carrier and queued frames stay unchanged. ConfigError: a tap cannot be opened under this name. PeerError:
-    another process holds it.
+    `held` are the descriptors that an earlier process put into a descriptor store: those that still belong to this tap
+    are used, and the tap's carrier and queued frames stay unchanged. `several`: a tap that is made here may have
+    several queues. ConfigError: a tap cannot be opened under this name. PeerError: another process holds it.
     """
 
-    def __init__(self, link: str, held: int | None = None) -> None:
-        if held is not None and not is_joined(held, link):
-            discard(held)
-            held = None
+    def __init__(self, link: str, held: Sequence[int] = (), *, several: bool = False) -> None:
+        self._fds: list[int] = []
+        for fd in held:
+            if is_joined(fd, link):
+                self._fds.append(fd)
+            else:
+                discard(fd)
         if fault := link_name_fault(link):
             raise ConfigError(f"tap: {fault}; choose one that Linux takes, as in tap:web0")
         self._link = self._name = link
@@ -250,9 +285,10 @@ class TapNetwork:
         self._carrier = self._limited = False
         self._address = ADDRESS
         self._dropped = self._dropped_before = 0
-        self._fd = open_device(link) if held is None else held
+        self._several = several
         try:
-            if held is None:
+            if not self._fds:
+                self._fds.append(open_device(link))
                 self._join(BUSY_WAITS)
             else:
                 self._made = find_made(link) is not None
@@ -260,7 +296,53 @@ class TapNetwork:
         except BaseException:
             self.close()
             raise
-        self.peers = (TapPeer(self._fd, vnet_hdr=True, caps=EVERYTHING, owner=self),)
+        self._peers = [self._make_peer(fd) for fd in self._fds]
+
+    # ---- queues
+
+    @property
+    def _fd(self) -> int:
+        """The descriptor of queue 0; -1 once it is closed."""
+        return self._fds[0] if self._fds else -1
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        return tuple(self._peers)
+
+    def _make_peer(self, fd: int) -> Peer:
+        return TapPeer(fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
+
+    def set_queues(self, count: int) -> None:
+        """Join or leave queues of a multi-queue tap. A queue that stays attached gets its share of the frames, even if
+        only a descriptor store holds it, so a queue is detached before it is closed.
+        """
+        if not self._fds or not has_queues(self._fd):
+            return
+        while len(self._fds) > count:
+            fd = self._fds.pop()
+            del self._peers[-1]
+            with suppress(OSError):  # the tap was removed
+                fcntl.ioctl(fd, Tun.SETQUEUE, bytes(16) + IFREQ_FLAGS.pack(Flag.DETACH_QUEUE))
+            os.close(fd)
+        while len(self._fds) < count:
+            self._fds.append(open_device(self._link))
+            try:
+                self._join_queue(len(self._fds) - 1)
+            except BaseException:
+                os.close(self._fds.pop())
+                raise
+            self._peers.append(self._make_peer(self._fds[-1]))
+
+    def _join_queue(self, number: int) -> None:
+        """Join the descriptor of a further queue to the tap of the first one."""
+        name = joined_to(self._fd)
+        if name is None:
+            raise PeerError(f"tap:{self._link}: the link is gone")
+        if not has_queues(self._fd):
+            reason = f"it came back with one queue and its vif has {len(self._fds)}: make it with multi_queue"
+            raise ConfigError(f"tap:{self._link}: {reason}")
+        check_joined(try_join_queue(self._fds[number], name, number), self._link)
+        self._tell(Tun.SETCARRIER, INT.pack(self._carrier))  # joining turns it on
 
     # ---- the link
 
@@ -299,7 +381,7 @@ class TapNetwork:
         """
         if self._fd < 0:
             return False
-        if joined_to(self._fd) is None:
+        if any(joined_to(fd) is None for fd in self._fds):
             self._rejoin()
             return True
         if find_joined(self._fd) is None:
@@ -309,6 +391,13 @@ class TapNetwork:
         return False
 
     def _rejoin(self) -> None:
+        if joined_to(self._fd) is None:
+            self._rejoin_first()
+        for number, fd in enumerate(self._fds):
+            if joined_to(fd) is None:
+                self._join_queue(number)
+
+    def _rejoin_first(self) -> None:
         if not self._made and get_link(self._link) is None:
             raise GoneError(f"tap:{self._link}: the link is gone; it is used again when it is back")
         self._dropped_before += self._dropped
@@ -322,7 +411,7 @@ class TapNetwork:
         if found := find_made(self._link):
             adopt(self._fd, found.name, waits)
             self._made = True
-        elif create(self._fd, self._link):
+        elif create(self._fd, self._link, several=self._several):
             self._made = True
             self._write_address()
         else:
@@ -390,10 +479,11 @@ class TapNetwork:
     def drain(self) -> int:
         """Discard the frames queued in the tap."""
         count = 0
-        with suppress(OSError):
-            while count < MAX_DRAIN:
-                os.read(self._fd, HEAD)  # the kernel discards the rest of the frame
-                count += 1
+        for fd in self._fds:
+            with suppress(OSError):
+                while count < MAX_DRAIN:
+                    os.read(fd, HEAD)  # the kernel discards the rest of the frame
+                    count += 1
         return count
 
     def drops(self) -> dict[str, int]:
@@ -411,10 +501,9 @@ class TapNetwork:
     # ---- ends
 
     def close(self) -> None:
-        """Close the descriptor: the tap stays, without carrier."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the descriptors: the tap stays, without carrier."""
+        while self._fds:
+            os.close(self._fds.pop())
 
     def remove(self) -> None:
         """Close the descriptor and remove the tap if netback created it; another tap gets its earlier MTU back."""

@@ -18,6 +18,10 @@ from netback.errors import GuestError
 DeviceType = Literal["vif", "qnic"]
 
 
+MAX_QUEUES = 256
+"""The most queues of any vif: those of a tap (Linux, drivers/net/tun.c)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The maximum that the running backend serves for each device."""
@@ -31,10 +35,12 @@ class Limits:
         """The limits that a backend's directory shows: what its frontend was offered, perhaps by an earlier process
         with other limits. `keys` are OFFERED; what is missing or invalid was not offered.
         """
-        return cls(split=keys.get(Key.SPLIT_CHANNELS) == "1")
+        text = keys.get(Key.MAX_QUEUES) or ""
+        queues = int(text) if _DECIMAL.fullmatch(text) else 1
+        return cls(min(max(queues, 1), MAX_QUEUES), keys.get(Key.SPLIT_CHANNELS) == "1")
 
 
-OFFERED = (Key.SPLIT_CHANNELS,)
+OFFERED = (Key.MAX_QUEUES, Key.SPLIT_CHANNELS)
 """The keys of the offer on which the agreement depends."""
 
 
@@ -52,9 +58,8 @@ def offer(limits: Limits) -> dict[str, str]:
         Key.XDP: "1",
         Key.CTRL_RING: "1",
         Key.SPLIT_CHANNELS: str(int(limits.split)),
+        Key.MAX_QUEUES: str(limits.queues),
     }
-    if limits.queues > 1:  # netif.h: an absent key means one queue
-        keys[Key.MAX_QUEUES] = str(limits.queues)
     return {str(key): value for key, value in keys.items()}
 
 
@@ -107,13 +112,16 @@ class QueueConfig:
     rx_ring_ref: int
     tx_channel: int
     rx_channel: int
+    path: str = ""
+    """The directory of its keys in the frontend's, with a slash; empty for the only queue."""
 
     @property
-    def channels(self) -> dict[int, Key]:
+    def channels(self) -> dict[int, str]:
         """The frontend's ports, each with the key that names it."""
         if self.tx_channel == self.rx_channel:
-            return {self.tx_channel: Key.EVENT_CHANNEL}
-        return {self.tx_channel: Key.EVENT_CHANNEL_TX, self.rx_channel: Key.EVENT_CHANNEL_RX}
+            return {self.tx_channel: self.path + Key.EVENT_CHANNEL}
+        names = {self.tx_channel: Key.EVENT_CHANNEL_TX, self.rx_channel: Key.EVENT_CHANNEL_RX}
+        return {port: self.path + name for port, name in names.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +174,44 @@ def _number(keys: Mapping[str, str | None], name: str, default: str = "0", below
     return parse_number(name, keys.get(name) or default, below)
 
 
-def _channels(keys: Mapping[str, str | None], limits: Limits) -> tuple[int, int]:
-    """The event channels of the TX and of the RX ring: as in Linux's backend, separate ones if both keys exist.
+def _queue_count(keys: Mapping[str, str | None], limits: Limits) -> int:
+    count = _number(keys, Key.QUEUES, default="1")
+    if not 1 <= count <= limits.queues:
+        most = f"up to {limits.queues} were" if limits.queues > 1 else "1 was"
+        raise GuestError(f"the frontend's {Key.QUEUES} is {count}: {most} offered")
+    return count
 
-    Where separate ones were not offered, their keys are left over from another backend.
+
+def _paths(count: int) -> list[str]:
+    """The directories of the queues' keys (netif.h): one queue has its keys in the frontend's own."""
+    return [""] if count == 1 else [f"queue-{number}/" for number in range(count)]
+
+
+def queue_keys(keys: Mapping[str, str | None], limits: Limits) -> tuple[str, ...]:
+    """The keys to read beside KEYS: those of the queues of a frontend that has several. None for a number that
+    `agree` refuses.
     """
-    split = [parse_number(name, keys.get(name)) for name in SPLIT if limits.split and keys.get(name)]
-    if len(split) == len(SPLIT):
-        return split[0], split[1]
-    shared = parse_number(Key.EVENT_CHANNEL, keys.get(Key.EVENT_CHANNEL))
-    return shared, shared
+    try:
+        count = _queue_count(keys, limits)
+    except GuestError:
+        return ()
+    return tuple(path + key for path in _paths(count) if path for key in (*REQUIRED, *SPLIT))
+
+
+def _rings(keys: Mapping[str, str | None], limits: Limits, path: str) -> QueueConfig:
+    """The rings and event channels of one queue.
+
+    As in Linux's backend each ring has an event channel of its own if both keys exist. Where that was not offered, the
+    keys are left over from another backend.
+    """
+    tx_ref, rx_ref = (
+        parse_number(path + name, keys.get(path + name)) for name in (Key.TX_RING_REF, Key.RX_RING_REF)
+    )
+    names = [path + name for name in SPLIT if limits.split and keys.get(path + name)]
+    channels = [parse_number(name, keys.get(name)) for name in names]
+    if len(channels) < len(SPLIT):
+        channels = [parse_number(path + Key.EVENT_CHANNEL, keys.get(path + Key.EVENT_CHANNEL))] * 2
+    return QueueConfig(tx_ref, rx_ref, channels[0], channels[1], path)
 
 
 def _caps(keys: Mapping[str, str | None], sg: bool) -> Can:
@@ -205,20 +241,17 @@ def _control(keys: Mapping[str, str | None]) -> ControlConfig | None:
 
 
 def agree(keys: Mapping[str, str | None], kind: DeviceType, limits: Limits = Limits()) -> VifConfig:
-    """The agreement for the frontend's KEYS, within the limits that it was offered; None marks a missing node.
+    """The agreement for the frontend's KEYS and `queue_keys`, within the limits that it was offered; None marks a
+    missing node.
 
     GuestError: a key is missing or wrong, or asks for what was not offered; it names the key and its value.
     """
-    tx_ref, rx_ref = (parse_number(name, keys.get(name)) for name in (Key.TX_RING_REF, Key.RX_RING_REF))
-    rings = QueueConfig(tx_ref, rx_ref, *_channels(keys, limits))
     if not _number(keys, Key.REQUEST_RX_COPY):
         raise GuestError(f"the frontend's {Key.REQUEST_RX_COPY} is missing or 0: it must take frames by copy")
-    queues = _number(keys, Key.QUEUES, default="1")
-    if queues != 1:
-        raise GuestError(f"the frontend's {Key.QUEUES} is {queues}: 1 was offered")
+    rings = [_rings(keys, limits, path) for path in _paths(_queue_count(keys, limits))]
     sg = bool(_number(keys, Key.SG))
     return VifConfig(
-        queues=(rings,),
+        queues=tuple(rings),
         caps=_caps(keys, sg),
         sg=sg,
         rx_unannounced=not _number(keys, Key.RX_NOTIFY),

@@ -31,6 +31,7 @@ from netback.vif.queue import (
     open_settings,
     queue_name,
     settings_name,
+    share_peer,
 )
 from netback.vif.rate import Rate, Rates
 from netback.vif.workers import QueueWorker, Workers, finished
@@ -58,6 +59,8 @@ class Group:
         self._domid = domid
         self._bound: list[BoundQueue] = []
         self._queues: list[tuple[QueueWorker, BackQueue]] = []
+        self._own_peers = 0
+        """Queues that take frames; the further ones only send."""
         self._closing = False
         self._undo = ExitStack()
 
@@ -83,11 +86,15 @@ class Group:
     ) -> None:
         """Map and check the rings of each queue and complete its journal; queue N is joined to peer N.
 
+        Queues without one share the first peer (`share_peer`).
+
         `adopt`: an earlier connection served these rings, its journals count. GuestError: an index is impossible.
         PlatformError: a ring cannot be mapped, or a journal not be opened.
         """
         settings = open_settings(journal.with_name(settings_name(journal.name)), config, adopt)
-        for number, (bound, peer) in enumerate(zip(self._bound, peers, strict=True)):
+        self._own_peers = len(peers)
+        shared = share_peer(peers, len(self._bound), self._undo)
+        for number, (bound, peer) in enumerate(zip(self._bound, shared, strict=True)):
             queue = attach_queue(
                 self._platform,
                 bound.worker.events,
@@ -107,9 +114,17 @@ class Group:
         """Call `end` once the queues have left their workers."""
         self._undo.callback(end)
 
-    async def serve(self, listener: Listener) -> None:
-        """Have the workers serve the queues: rings are drained and armed, and each frontend port notified once."""
-        await finished([worker.thread.add(queue, listener) for worker, queue in self._queues])
+    async def serve(self, listener: Callable[[int], Listener]) -> None:
+        """Have the workers serve the queues: rings are drained and armed, and each frontend port notified once.
+
+        `listener` is called with each queue's number.
+        """
+        await finished(
+            [
+                worker.thread.add(queue, listener(number), receives=number < self._own_peers)
+                for number, (worker, queue) in enumerate(self._queues)
+            ]
+        )
 
     async def refuse_rx(self) -> None:
         """Take no more frames from the network; the guest's frames still pass."""

@@ -6,6 +6,7 @@ This module uses the platform seam and a queue's keys, not the store.
 """
 
 import asyncio
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -94,7 +95,7 @@ def _bind(channel: Channel, domid: int, undo: ExitStack) -> int:
     return local
 
 
-def map_ring(platform: Platform, domid: int, gref: int, key: Key, undo: ExitStack) -> MappedPage:
+def map_ring(platform: Platform, domid: int, gref: int, key: str, undo: ExitStack) -> MappedPage:
     """Map a ring's page for reading and writing; `undo` unmaps it. PlatformError names its key."""
     try:
         page = platform.map_grant(domid, gref)
@@ -161,8 +162,8 @@ def attach_queue(
 
     GuestError: an index is impossible. PlatformError: a ring cannot be mapped.
     """
-    tx = map_ring(platform, domid, queue.tx_ring_ref, Key.TX_RING_REF, undo)
-    rx = map_ring(platform, domid, queue.rx_ring_ref, Key.RX_RING_REF, undo)
+    tx = map_ring(platform, domid, queue.tx_ring_ref, queue.path + Key.TX_RING_REF, undo)
+    rx = map_ring(platform, domid, queue.rx_ring_ref, queue.path + Key.RX_RING_REF, undo)
     waits = times.for_guest(rx_unannounced=config.rx_unannounced)
     attached = BackQueue(
         events.native,
@@ -195,6 +196,19 @@ def change_queue(queue: BackQueue, live: LiveConfig) -> None:
 def _ring_name(gref: int, channel: int) -> int:
     """A ring's identity in files that outlive this process."""
     return gref << 32 | channel
+
+
+def share_peer(peers: Sequence[Peer], count: int, undo: ExitStack) -> list[Peer]:
+    """Peers for `count` queues. Where a network has fewer, the further queues send through duplicates of the first
+    one's descriptor, which `undo` closes; they take no frames, which all go to the queues with peers of their own.
+    """
+    shared = list(peers[:count])
+    while len(shared) < count:
+        fd = os.dup(peers[0].fd) if peers[0].fd >= 0 else -1
+        if fd >= 0:
+            undo.callback(os.close, fd)
+        shared.append(peers[0].duplicate(fd))
+    return shared
 
 
 def _quietly(undo: Callable[..., object], *arguments: object) -> None:

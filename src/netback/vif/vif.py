@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from netback.abi.netif import RxFlag, TxFlag
@@ -24,7 +25,7 @@ from netback.vif.control_messages import ControlState
 from netback.vif.control_ring import Control
 from netback.vif.features import LiveConfig, VifConfig, WaitTimes
 from netback.vif.group import Group
-from netback.vif.queue import control_name
+from netback.vif.queue import control_name, queue_name
 from netback.vif.rate import Rates
 from netback.vif.staging import Staging
 from netback.vif.workers import Workers
@@ -160,7 +161,9 @@ class Vif:
             self._loop.call_soon_threadsafe(self._changed, group)
 
         self._carrier(True)  # first: the guest may see a response before this coroutine continues
-        await group.serve(Listener(report, self._record))
+        await group.serve(
+            lambda number: Listener(report, partial(self._record, queue_name(self.name, number)))
+        )
         if self._control is not None:
             await self._control.start()
 
@@ -250,8 +253,11 @@ class Vif:
         )
 
     def _prepare(self, config: VifConfig, adopt: bool) -> None:
-        """Make the network produce what this guest accepts; frames from before a new connection are discarded."""
+        """Make the network produce what this guest accepts, for as many queues as it has; frames from before a new
+        connection are discarded.
+        """
         try:
+            self.network.set_queues(len(config.queues))
             self.network.offloads(int(config.caps))
             if not adopt:
                 self.network.drain()
@@ -281,13 +287,13 @@ class Vif:
             self._budget.warn(log, f"{self.name}: the guest takes frames again")
         self._on_notice(self._condition)
 
-    def _record(self, record: Record) -> None:
+    def _record(self, queue: str, record: Record) -> None:
         if record.kind == RecordKind.TX_SLOT:
             flags = TxFlag(record.flags).name or "0"
-            self._tracer.emit("xen_netdev_tx", self.name, record.gref, record.offset, record.size, flags)
+            self._tracer.emit("xen_netdev_tx", queue, record.gref, record.offset, record.size, flags)
         elif record.kind == RecordKind.RX_SLOT:
             flags = RxFlag(record.flags).name or "0"
-            self._tracer.emit("xen_netdev_rx", self.name, record.index, record.status, flags)
+            self._tracer.emit("xen_netdev_rx", queue, record.index, record.status, flags)
         elif self._capture is not None:
             self._captured(self._capture, record)
 

@@ -27,6 +27,8 @@ class Context:
     tracer: Tracer
     offer: Mapping[str, str]
     """The backend keys that this process serves (`features.offer`)."""
+    queues: int
+    """The most queues of a device."""
     journals: Path
     """The directory of the journals, one file for each device."""
     net_for: Callable[[DeviceName, str | None], Awaitable[str]]

@@ -28,8 +28,8 @@ from netback.errors import (
     printable,
 )
 from netback.observe.trace import LogBudget
-from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, read_live
-from netback.vif.queue import BindError
+from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, queue_keys, read_live
+from netback.vif.queue import BindError, queue_name
 from netback.vif.rate import Rates
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
@@ -321,9 +321,10 @@ class Device:
         """
         await self._disconnect()
         assert self.vif is not None  # the table opens the network first
-        offered, keys = await asyncio.gather(self._read_offered(), self._read_keys(KEYS))
+        limits, keys = await asyncio.gather(self._read_offered(), self._read_keys(KEYS))
+        keys |= await self._read_keys(queue_keys(keys, limits))
         try:
-            await self._take_rings(self.vif, keys, offered, adopt)
+            await self._take_rings(self.vif, keys, limits, adopt)
         except PeerError:
             await self._nic.lose_network()
             raise
@@ -374,12 +375,11 @@ class Device:
         config = agree(keys, self.name.kind, limits)
         self._nic.limit_mtu(not config.sg)
         await vif.connect(config, adopt=adopt)
+        self._nic.keep_queues()
         self.config = config
-        for queue in config.queues:
-            ports = ",".join(map(str, queue.channels))
-            self._context.tracer.emit(
-                "xen_netdev_connect", self.name, queue.tx_ring_ref, queue.rx_ring_ref, ports
-            )
+        for number, queue in enumerate(config.queues):
+            name, ports = queue_name(str(self.name), number), ",".join(map(str, queue.channels))
+            self._context.tracer.emit("xen_netdev_connect", name, queue.tx_ring_ref, queue.rx_ring_ref, ports)
 
     async def _refuse_rx(self, snapshot: Snapshot) -> None:
         if self.vif is not None:

@@ -64,6 +64,8 @@ class Nic:
         self._seen: _Seen | None = None
         """The link at the last check; None if that failed."""
         self._carrier: str | None = None  # the value of `carrier`, once this process has read or written it
+        self._kept = 0
+        """Descriptors of the tap that are in the descriptor store."""
         self._mtus: tuple[object, ...] = ()
         """The MTUs that were last compared."""
         self._tap = ""
@@ -136,7 +138,9 @@ class Nic:
         else:
             self._context.fd_store.forget(device)
         held = self._context.fd_store.take(device)
-        opening = asyncio.ensure_future(asyncio.to_thread(open_network, peer, name=link, held=held))
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(open_network, peer, name=link, held=held, several=self._context.queues > 1)
+        )
         try:
             await asyncio.wait((opening,))  # a cancelled shield would log an error of the call as unhandled
         except asyncio.CancelledError:
@@ -163,8 +167,14 @@ class Nic:
         created again: systemd drops a descriptor whose tap was removed, since it reports EPOLLERR (FDPOLL= in
         sd_notify(3)).
         """
+        self._kept = len(network.peers)
         self._context.fd_store.keep(str(self._name), [peer.fd for peer in network.peers])
         self._context.taps.update(dict.fromkeys(network.follows, str(self._name)))
+
+    def keep_queues(self) -> None:
+        """Store the descriptors of the tap's queues if the connection has another number of them."""
+        if self.vif is not None and self._tap and len(self.vif.network.peers) != self._kept:
+            self._keep(self.vif.network)
 
     def _release_link(self) -> None:
         """Stop following the link and let other devices use the tap."""

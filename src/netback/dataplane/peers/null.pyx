@@ -76,6 +76,10 @@ cdef class NullPeer(Peer):
             self.own.frame += FRAME_HEADROOM
             memcpy(self.own.frame - VNET_HDR, self.own.template, len(template))
 
+    def duplicate(self, int fd) -> Peer:
+        """Another one that returns nothing; there is no descriptor."""
+        return NullPeer(caps=self.peer.caps)
+
     def __dealloc__(self):
         if self.own.frame != NULL:
             free(self.own.frame - FRAME_HEADROOM)

@@ -12,6 +12,9 @@ class Peer:
     def closed(self) -> bool: ...
     @property
     def down(self) -> bool: ...
+    def duplicate(self, fd: int) -> Peer:
+        """A peer of the same network on a duplicate of its descriptor, -1 without one; the caller closes it."""
+
     def send(self, frames: list[bytes]) -> tuple[int, int]:
         """Send frames, each preceded by its virtio_net_hdr; returns (how many it is done with, how many it refused)."""
 

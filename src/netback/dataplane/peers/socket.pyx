@@ -130,3 +130,9 @@ cdef class SocketPeer(Peer):
         self.peer.read = read
         self.peer.send = send
         self.peer.check = check
+
+    def duplicate(self, int fd) -> Peer:
+        """A peer of the same socket on a duplicate of its descriptor, which the caller closes."""
+        return SocketPeer(
+            fd, vnet_hdr=self.peer.header != 0, auxdata=self.own.auxdata, caps=self.peer.caps, owner=self
+        )

@@ -73,3 +73,7 @@ cdef class TapPeer(Peer):
         self.own.read = read
         self.own.send = send
         self.own.check = check
+
+    def duplicate(self, int fd) -> Peer:
+        """A peer of the same tap on a duplicate of its descriptor, which the caller closes."""
+        return TapPeer(fd, vnet_hdr=self.own.header != 0, caps=self.own.caps, owner=self)
