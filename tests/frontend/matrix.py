@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netback.abi import virtio_net
+from netback.abi.netif_keys import Key
 from netback.abi.virtio_net import F_NEEDS_CSUM, GSO_NONE
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
@@ -55,12 +56,17 @@ def _is_gso(messages: list[bytes]) -> bool:
     return any(virtio_net.HEADER.unpack(message[:10])[1] != GSO_NONE for message in messages)
 
 
+def _is_filtered(messages: list[bytes]) -> bool:
+    return not messages
+
+
 PROBES = (
     Probe("frames over 4096 bytes", plain(ethernet(9014, 9014)), _arrives),
     Probe("IPv4 checksum", blank(4, UDP, ones(4, 1000)), _is_blank),
     Probe("IPv6 checksum", blank(6, UDP, ones(6, 1000)), _is_blank),
     Probe("TSO over IPv4", blank(4, TCP, ones(4, 30000), mss=1448), _is_gso),
     Probe("TSO over IPv6", blank(6, TCP, ones(6, 30000), mss=1428), _is_gso),
+    Probe("multicast control", plain(bytes.fromhex("01005e7f0001") + ethernet(9, 90)[6:]), _is_filtered),
 )
 
 
@@ -113,6 +119,20 @@ async def probe(far: Far) -> dict[str, str]:
         tx = each.on(await observe(far.near, far.network, each.message))
         got[each.name] = {(True, True): "both", (True, False): "RX", (False, True): "TX"}.get((rx, tx), "-")
     return got
+
+
+async def probe_xdp(backend: Backend, name: DeviceName, far: Far) -> str:
+    """Whether a frontend that knows XDP gets headroom and frames with it."""
+    if Key.XDP_HEADROOM not in far.vif.handshake.keys:
+        return "-"
+    headrooms = []
+    for headroom in (256, 0):
+        await far.vif.set_xdp_headroom(headroom)
+        await far.vif.until(lambda: far.vif.backend_state is State.CONNECTED)
+        await exchange(far, (60, 1514))
+        config = backend.devices[name].config
+        headrooms.append(config and config.live.xdp_headroom)
+    return "RX" if headrooms == [256, 0] else "-"
 
 
 async def exchange(far: Far, sizes: Iterable[int] = (14, 60, 1514, 4096)) -> None:
@@ -199,6 +219,9 @@ async def _visit(
         await use(vif)
         outcome.got = await probe(Far(vif, network))
         await _describe(backend, name, vif, outcome)
+        outcome.got["XDP headroom"] = await probe_xdp(backend, name, Far(vif, network))
+        for states in (outcome.front, outcome.back):  # the way up, without what XDP added to it
+            del states[states.index(State.CONNECTED) + 1 :]
 
     if profile.returns is Return.NEW_DOMAIN:
         for domid in (1, 2):
@@ -263,7 +286,13 @@ def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
     return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *rows])
 
 
-_GOT = ("frontend", *(probe.name for probe in PROBES), "RX slots posted", "RX slots noticed by")
+_GOT = (
+    "frontend",
+    *(probe.name for probe in PROBES),
+    "XDP headroom",
+    "RX slots posted",
+    "RX slots noticed by",
+)
 _WALK = (
     "frontend",
     "waits for InitWait",
@@ -289,8 +318,9 @@ profiles are what their sources say. `tests/frontend/test_matrix.py` runs each a
 ## What each gets
 
 *both* directions, *RX* (toward the guest) or *TX*. A frame that needs a feature which a frontend lacks is completed,
-segmented or, if it is too large, dropped. *Polling*: the frontend has no `feature-rx-notify`, so the backend looks for
-its RX slots without an event.
+segmented or, if it is too large, dropped. *Multicast control*: frames to addresses that the guest did not name are
+dropped before its ring. *XDP headroom*: frames went on while the frontend reconfigured itself to 256 bytes and back.
+*Polling*: the frontend has no `feature-rx-notify`, so the backend looks for its RX slots without an event.
 
 {_table(_GOT, got)}
 

@@ -50,6 +50,7 @@ LINUX = Profile(
     FrontConfig(),
     Handshake(
         keys=(
+            "xdp-headroom",
             "multi-queue-num-queues",
             *_SPLIT,
             *_SG,
@@ -57,15 +58,16 @@ LINUX = Profile(
             "feature-gso-tcpv6",
             "feature-ipv6-csum-offload",
         ),
-        more=(("multi-queue-num-queues", "1"),),
+        more=(("xdp-headroom", "0"), ("multi-queue-num-queues", "1")),
     ),
-    notes="asks for a queue for each of its processors; closes when its driver is unbound or unloaded",
+    notes="asks for a queue for each of its processors, and for headroom when an XDP program is attached; closes when"
+    " its driver is unbound",
 )
 
 WINDOWS = Profile(
     "Windows",
     "win-xenvif: frontend.c, receiver.c, transmitter.c",
-    FrontConfig(),
+    FrontConfig(multicast=frozenset({bytes.fromhex("01005e000001")})),
     Handshake(
         keys=(
             *_SG[:1],
@@ -77,8 +79,9 @@ WINDOWS = Profile(
             "feature-ipv6-csum-offload",
             "rx-ring-ref",
             "event-channel-rx",
-            "event-channel-tx",
+            "request-multicast-control",
             "tx-ring-ref",
+            "event-channel-tx",
             "multi-queue-num-queues",
         ),
         more=(("feature-no-csum-offload", "0"), ("multi-queue-num-queues", "1")),
