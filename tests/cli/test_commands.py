@@ -93,6 +93,7 @@ async def test_one_line_for_each_mistake(
         (("list", "--nonsense"), "No such option: --nonsense; see netback list --help"),
         (("nonsense\x1b",), r"No such command 'nonsense\x1b'; see netback --help"),
         (("run", "--workers", "0"), "Invalid value for '--workers': "),
+        (("guest", "--net", "null", "--like", "beos"), "there is no frontend 'beos'; there are linux-5.10, "),
         (("lab", "run"), "Missing argument 'SCENARIO'; see netback lab run --help"),
     ],
 )
@@ -266,6 +267,21 @@ async def test_a_guest_of_our_own(xen: Path) -> None:
         async with asyncio.timeout(SECONDS):
             while (await run("list", "--json", "--dir", xen))[1] != "[]\n":
                 assert backend.returncode is None
+
+
+async def test_a_guest_like_another(xen: Path) -> None:
+    """iPXE goes straight to Closed, then begins again."""
+    async with running("serving domain 0", "run", "--dir", xen):
+        guest = await start("guest", "--like", "ipxe", "--dir", xen, "--net", "null", "--domid", "5")
+        assert (await run("attach", "guest-5", "--net", "null", "--dir", xen))[1] == "vif5.0\n"
+        assert guest.stderr is not None
+        async with asyncio.timeout(SECONDS):
+            while b"backend Connected" not in await guest.stderr.readline():
+                assert guest.returncode is None
+            guest.terminate()
+            _, err = await guest.communicate()
+    wrote = [line for line in err.decode().splitlines() if line.startswith("frontend")]
+    assert (guest.returncode, wrote) == (0, ["frontend Closed", "frontend Initialising"])
 
 
 async def test_attach_waits_for_a_guest_that_was_just_started(xen: Path) -> None:

@@ -180,9 +180,9 @@ async def unplug(backend: Backend, name: DeviceName, *, follows: bool = True) ->
         await looked(backend, device, State.CONNECTED)
         await backend.store.rm(name.frontend)
     await until_state(backend.store, name.backend, State.CLOSED)
+    await gone(backend, name)
     for path in (name.frontend, name.backend):
         await backend.store.rm(path, missing_ok=True)
-    await gone(backend, name)
 
 
 async def run(profile: Profile, directory: Path) -> Outcome:
@@ -268,7 +268,15 @@ def _names(states: Iterable[State]) -> str:
 def row(profile: Profile, outcome: Outcome) -> list[str]:
     """The profile's rows of the page's tables."""
     how = profile.handshake
-    got = (*outcome.got.values(), str(outcome.posted), "polling" if outcome.polled else "event")
+    channels = "one for each ring" if Key.EVENT_CHANNEL_TX in outcome.keys else "one"
+    control = "yes" if Key.CTRL_RING_REF in outcome.keys else "-"
+    got = (
+        *outcome.got.values(),
+        channels,
+        control,
+        str(outcome.posted),
+        "polling" if outcome.polled else "event",
+    )
     walk = (
         "yes" if how.waits else "no",
         "after Connected" if how.posts_late else "before Connected",
@@ -290,6 +298,8 @@ _GOT = (
     "frontend",
     *(probe.name for probe in PROBES),
     "XDP headroom",
+    "event channels",
+    "control ring",
     "RX slots posted",
     "RX slots noticed by",
 )

@@ -2,6 +2,7 @@
 """`netback guest`: a guest with netback's own netfront."""
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -20,6 +21,9 @@ def guest(
     ] = None,
     name: Annotated[str, typer.Option(help="The domain's name, on an emulated Xen.")] = "",
     index: Annotated[int, typer.Option(min=0, help="Index of its network device.")] = 0,
+    like: Annotated[
+        str, typer.Option(help="Behave as this frontend: windows, freebsd, ipxe, ... (docs/frontends.md).")
+    ] = "linux-7.x",
     multicast: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,8 +36,10 @@ def guest(
 
     It waits for its device to be attached. On real Xen, unload xen-netfront first.
     """
-    from netback.frontend import FrontConfig, run_guest
+    from netback.frontend import run_guest
+    from netback.frontend.profiles import find_profile
 
+    profile = find_profile(like)
     groups = None if multicast is None else frozenset(map(_group, multicast))
 
     asyncio.run(
@@ -42,7 +48,8 @@ def guest(
             net,
             name=name,
             index=index,
-            config=FrontConfig(multicast=groups, queues=queues),
+            config=replace(profile.config, multicast=groups, queues=queues),
+            handshake=profile.handshake,
             on_joined=lambda number: typer.echo(f"domain {number}"),
             on_state=lambda side, state: typer.echo(f"{side} {state.title}", err=True),
         )

@@ -11,6 +11,7 @@ from enum import Enum
 
 from netback.abi.xenbus import XenbusState as State
 from netback.dataplane.caps import Can
+from netback.errors import ConfigError
 from netback.frontend.config import FrontConfig, Handshake
 
 
@@ -37,6 +38,15 @@ class Profile:
     def word(self) -> str:
         """The name as one word: `linux-5.10`."""
         return self.name.lower().replace(" ", "-")
+
+
+def find_profile(word: str) -> Profile:
+    """The profile of this `word`. ConfigError names the known ones."""
+    for profile in PROFILES:
+        if profile.word == word:
+            return profile
+    known = ", ".join(profile.word for profile in PROFILES)
+    raise ConfigError(f"there is no frontend {word!r}; there are {known}")
 
 
 _RINGS = ("tx-ring-ref", "rx-ring-ref", "event-channel")
@@ -67,7 +77,7 @@ LINUX = Profile(
 WINDOWS = Profile(
     "Windows",
     "win-xenvif: frontend.c, receiver.c, transmitter.c",
-    FrontConfig(multicast=frozenset({bytes.fromhex("01005e000001")})),
+    FrontConfig(multicast=frozenset({bytes.fromhex("01005e000001")}), control=True),
     Handshake(
         keys=(
             *_SG[:1],
@@ -82,6 +92,8 @@ WINDOWS = Profile(
             "request-multicast-control",
             "tx-ring-ref",
             "event-channel-tx",
+            "ctrl-ring-ref",
+            "event-channel-ctrl",
             "multi-queue-num-queues",
         ),
         more=(("feature-no-csum-offload", "0"), ("multi-queue-num-queues", "1")),

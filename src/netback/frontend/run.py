@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState
-from netback.frontend.config import FrontConfig
+from netback.frontend.config import FrontConfig, Handshake
 from netback.frontend.device import Frontend
 from netback.net.spec import open_network, parse_spec
 from netback.platforms.base import Domain
@@ -22,6 +22,7 @@ async def run_guest(
     name: str = "",
     index: int = 0,
     config: FrontConfig = FrontConfig(),  # noqa: B008 (frozen)
+    handshake: Handshake = Handshake(),  # noqa: B008 (frozen)
     cpu: int | None = None,
     on_state: Callable[[str, XenbusState], None] = lambda _side, _state: None,
     on_joined: Callable[[int], None] = lambda _domid: None,
@@ -42,6 +43,7 @@ async def run_guest(
             network,
             index=index,
             config=config,
+            handshake=handshake,
             on_state=on_state,
             domid=domid,
             name=name,
