@@ -252,11 +252,10 @@ class Device:
         """
         if self.config is None or not self._rewritten:
             return False
-        self._rewritten, frontend = False, self._reader.frontend
-        values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in KEYS))
+        self._rewritten = False
+        keys, limits = await self._read_terms()
         with suppress(GuestError):
-            found = agree(dict(zip(KEYS, values, strict=True)), self.name.kind)
-            return found.queues != self.config.queues
+            return agree(keys, self.name.kind, limits).queues != self.config.queues
         return False
 
     async def _disconnect(self) -> None:
@@ -321,8 +320,7 @@ class Device:
         """
         await self._disconnect()
         assert self.vif is not None  # the table opens the network first
-        limits, keys = await asyncio.gather(self._read_offered(), self._read_keys(KEYS))
-        keys |= await self._read_keys(queue_keys(keys, limits))
+        keys, limits = await self._read_terms()
         try:
             await self._take_rings(self.vif, keys, limits, adopt)
         except PeerError:
@@ -343,6 +341,11 @@ class Device:
             await self._disconnect()
             raise
         await self._clear_error()
+
+    async def _read_terms(self) -> tuple[dict[str, str | None], Limits]:
+        """What a connection is agreed upon: the frontend's keys, and what it was offered."""
+        limits, keys = await asyncio.gather(self._read_offered(), self._read_keys(KEYS))
+        return keys | await self._read_keys(queue_keys(keys, limits)), limits
 
     async def _read_keys(self, keys: Sequence[str]) -> dict[str, str | None]:
         """Nodes of the frontend's directory; None for a missing one."""
