@@ -211,7 +211,6 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
             "stalled": None, "drops": {},
             "tx_rate": None, "rx_rate": None,
             "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
-            "tx_rate": None, "rx_rate": None,
         }  # fmt: skip
         _, out, _ = await run("list", "--dir", xen)
         assert re.search(rf"^qnic{guest.domid}\.0 .*Connected +Connected +null .* 1 +0 ", out, re.MULTILINE)
