@@ -133,13 +133,13 @@ async def test_the_control_socket(xen: Path, backend: Backend, guest: Guest, net
     slot = guest.send(FRAME)
     request = LimitRequest(device=str(name), tx_rate="none", rx_rate="1Mb/s@10ms")
     answer = await ask(xen, 0, LIMIT, LimitAnswer, request)
-    assert answer == LimitAnswer(device=str(name), tx_rate="none", rx_rate="1Mb/s")
+    assert answer == LimitAnswer(device=str(name), tx_rate="none", rx_rate="1Mb/s", carrier=True)
     assert rates(backend, name) == Rates(rx=MBIT)
     assert await network.recv() == FRAME
     assert await guest.answer(slot) == 0
     assert await backend.store.read(f"{name.backend}/rx-rate") == "1250,10000"
     answer = await ask(xen, 0, LIMIT, LimitAnswer, LimitRequest(device=str(name), rx_rate="2Mb/s"))
-    assert answer == LimitAnswer(device=str(name), tx_rate="none", rx_rate="2Mb/s")
+    assert answer == LimitAnswer(device=str(name), tx_rate="none", rx_rate="2Mb/s", carrier=True)
 
 
 @pytest.mark.parametrize(

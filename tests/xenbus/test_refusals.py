@@ -137,11 +137,11 @@ class OddPlatform(EmulatedPlatform):
 
     failures = 0
 
-    def map_grant(self, domid: int, gref: int, readonly: bool = False) -> MappedPage:
+    def map_grant(self, domid: int, gref: int, *, readonly: bool = False) -> MappedPage:
         if self.failures:
             self.failures -= 1
             raise ZeroDivisionError("not\nexpected")
-        return super().map_grant(domid, gref, readonly)
+        return super().map_grant(domid, gref, readonly=readonly)
 
 
 async def test_the_unexpected(xen: Path, guest: Guest, caplog: pytest.LogCaptureFixture) -> None:

@@ -36,7 +36,7 @@ async def carries(lab: Lab, guest: Guest) -> None:
     before = await slots(lab)
     for way in ("", "-R"):
         flow = await iperf(guest, f"{way} -P {FLOWS}")
-        assert flow.bits > 50e6, f"TCP {way}: {flow}"
+        assert flow.bits > 1e6, f"TCP {way}: {flow}"
     after = await slots(lab)
     assert set(after) == RINGS, after
     used = {ring: (after[ring] - before[ring]) % 2**32 for ring in RINGS}
