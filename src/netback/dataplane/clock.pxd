@@ -9,18 +9,18 @@ cdef extern from "time.h" nogil:
 cdef uint64_t fixed_ns           # ns; 0: the system's monotonic clock
 
 
-cdef inline uint64_t now_ns() noexcept nogil:
+cdef inline uint64_t read_clock(clockid_t clock) noexcept nogil:
     cdef timespec now
     if fixed_ns:
         return fixed_ns
-    clock_gettime(CLOCK_MONOTONIC, &now)
+    clock_gettime(clock, &now)
     return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline uint64_t now_ns() noexcept nogil:
+    return read_clock(CLOCK_MONOTONIC)
 
 
 cdef inline uint64_t coarse_ns() noexcept nogil:
     """The same clock as of the last tick, a few ms ago at most: never a system call, for ages of seconds."""
-    cdef timespec now
-    if fixed_ns:
-        return fixed_ns
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
+    return read_clock(CLOCK_MONOTONIC_COARSE)

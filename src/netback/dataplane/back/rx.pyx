@@ -588,12 +588,19 @@ cdef inline bint has_waited(link_t *link) noexcept nogil:
         link.peer_to_ring.state == STATE_NO_SLOTS_UNANNOUNCED and link.peer_to_ring.events & EVENT_TIMER)
 
 
-cdef void read_one(back_queue *queue, workspace_t *ws) noexcept nogil:
-    """One read of the peer, into the backlog."""
+cdef inline int read_unplaced(back_queue *queue, workspace_t *ws) noexcept nogil:
+    """One read of the peer whose frames are not placed now."""
     cdef peer_t *peer = queue.link.peer
     cdef int got = peer.receive(
         peer, ws.arena, LARGE_BYTES, ws.frames, min(<uint32_t>BACKLOG_FRAMES, peer.frames_per_read))
     note_losses(queue, got)
+    return got
+
+
+cdef void read_one(back_queue *queue, workspace_t *ws) noexcept nogil:
+    """One read of the peer, into the backlog."""
+    cdef peer_t *peer = queue.link.peer
+    cdef int got = read_unplaced(queue, ws)
     if got > 0 and queue.multicast_control:
         got = drop_unwanted(queue, ws.frames, got)
     keep(queue, ws, 0, got)
@@ -618,8 +625,7 @@ cdef void drop_waiting(back_queue *queue, workspace_t *ws) noexcept nogil:
     queue.backlog.count = 0
     queue.segmenting = False
     while got > 0 and dropped < MAX_DROPPED:
-        got = peer.receive(peer, ws.arena, LARGE_BYTES, ws.frames, min(<uint32_t>BACKLOG_FRAMES, peer.frames_per_read))
-        note_losses(queue, got)
+        got = read_unplaced(queue, ws)
         if peer.release != NULL:
             peer.release(peer)
         dropped += max(got, 0)
