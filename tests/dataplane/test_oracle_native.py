@@ -62,8 +62,8 @@ FAULTS = {
     "every RX slot gets the offset": (
         "back/rx",
         "back/rx.pyx",
-        "body.offset = queue.rx_offset if at == 0 else 0",
-        "body.offset = queue.rx_offset",
+        "        flags = 0\n        offset = 0\n",
+        "        flags = 0\n",
     ),
     "a failed copy to the guest is not reported": (
         "back/rx",

@@ -19,7 +19,6 @@ cdef struct rx_habits_t:         # learned from the last bursts; a wrong guess c
     uint32_t most_posted         # requests that this guest had posted at once: a GSO frame that needs more is segmented
     uint64_t waited  # ns that the current wait for slots has lasted; in the end most_posted becomes what is posted
     bint large                   # the last read had a frame of several slots: read few, the backlog costs a copy
-    uint32_t lone_bursts         # reads in a row with one frame: no need to read again, epoll reports the next one
 
 
 cdef struct back_queue:          # `link` is first: a link_t * of a backend queue is a back_queue *

@@ -63,9 +63,8 @@ cdef const char *BROADCAST = b"\xff\xff\xff\xff\xff\xff"
 
 cdef enum:
     MAX_TCP = 60                 # bytes of a TCP header
-    MAX_DROPPED = 4096           # frames dropped at once: more than a tap's queue holds; a flood cannot prolong it
-    LONE_BURSTS = 4
     LARGE_FRAMES = 4             # of several slots in one read: more would evict each other from the cache
+    MAX_DROPPED = 4096           # frames dropped at once: more than a tap's queue holds; a flood cannot prolong it
 
 
 cdef struct burst_t:             # staged and not yet published
@@ -123,7 +122,6 @@ cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint dra
     """The state after a burst. `needed`: slots that the next frame lacks, 0 if no known frame waits for slots."""
     cdef link_t *link = &queue.link
     cdef bint moved = burst.used or drained
-    queue.habits.lone_bursts = queue.habits.lone_bursts + 1 if burst.frames == 1 else 0
     if moved:
         link.peer_to_ring.progress += 1
         queue.habits.waited = 0
@@ -188,7 +186,7 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
             keep(queue, ws, allowed, kept)
             return 0
         taken += got
-        if <uint32_t>got < count or expects_no_more(queue, taken):
+        if <uint32_t>got < count:
             drained[0] = True
             return 0
         arena = next_buffer(arena, count, last)
@@ -226,22 +224,12 @@ cdef inline void keep(back_queue *queue, workspace_t *ws, int first, int end) no
 
 cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogil:
     """How many frames to request from the peer at once. Frames that then lack slots are copied to the backlog, so only
-    as many large ones are requested as surely fit.
+    as many large ones are requested as surely fit: else a frame of 64 KiB costs half as much again.
     """
     cdef uint32_t room = burst.room - burst.used
     if queue.habits.large:
         room = max(<uint32_t>1, min(<uint32_t>LARGE_FRAMES, room // full_frame_slots(queue)))
     return min(min(<uint32_t>BACKLOG_FRAMES, room), queue.link.peer.frames_per_read)
-
-
-cdef inline bint expects_no_more(back_queue *queue, uint32_t taken) noexcept nogil:
-    """Whether to read again. A peer that returns one frame per read, and had just one each time, is not read a second
-    time: that read would return EAGAIN, and epoll reports the next frame anyway.
-    """
-    if queue.link.peer.frames_per_read > 1 or taken > 1 or queue.habits.lone_bursts < LONE_BURSTS:
-        return False
-    queue.habits.lone_bursts = 1         # but sometimes it is read again
-    return True
 
 
 cdef inline uint8_t *next_buffer(uint8_t *arena, uint32_t count, uint32_t length) noexcept nogil:
@@ -307,7 +295,7 @@ cdef uint32_t limit_backlog(back_queue *queue, burst_t *burst) noexcept nogil:
 
 # --- place: what becomes of a frame
 
-cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
+cdef inline uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame) noexcept nogil:
     """Stage one frame, segment it or drop it. Returns 0 if it is done, else the slots that it, or its next segment,
     needs.
     """
@@ -342,7 +330,7 @@ cdef uint32_t place(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t 
 cdef uint32_t place_whole(back_queue *queue, workspace_t *ws, burst_t *burst, frame_t *frame, uint32_t needed,
                           frame_meta *meta) noexcept nogil:
     """Stage a frame as it is. Returns 0 if it is done, else `needed`, the slots that it takes."""
-    if needed > RING_SLOTS or (needed > 1 and not queue.sg and needed > 1 + extras_count(meta)):
+    if needed > 1 and (needed > RING_SLOTS or (not queue.sg and needed > 1 + extras_count(meta))):
         queue.link.counters[RX_TOO_BIG] += 1
         return 0
     if burst.used + needed > burst.room:
@@ -420,23 +408,24 @@ cdef inline void stage(
     """Spread a frame over posted requests: flags and the extra go with the first slot, each status is the bytes of its
     slot (netif.h). The caller has checked that there are enough slots.
     """
-    cdef rx_response *bodies = <rx_response *>ws.bodies
     cdef rx_response *body
-    cdef uint32_t gref, first = burst.used
+    cdef uint32_t size, gref, first = burst.used
+    cdef uint32_t offset = queue.rx_offset
+    cdef uint16_t flags = rx_flags(meta)
     cdef uint32_t at = 0
     while at < length:
-        body = bodies + burst.used
+        size = min(length - at, <uint32_t>PAGE_SIZE - offset)
+        body = <rx_response *>ws.bodies + burst.used
         gref = take_request(queue, ws, burst, body)
-        body.offset = queue.rx_offset if at == 0 else 0
-        body.status = <int>min(length - at, <uint32_t>PAGE_SIZE - body.offset)
-        stage_copy(queue, ws, burst, gref, data + at, body)
-        if at == 0:
-            body.flags = rx_flags(meta)
-        at += body.status
-        if at < length:
-            body.flags |= NETRXF_more_data
-        if bodies + first == body and meta.extras:
+        body.offset = offset
+        body.flags = flags | (NETRXF_more_data if at + size < length else 0)
+        body.status = size
+        stage_copy(queue, ws, burst, gref, data + at, offset, size)
+        if flags & NETRXF_extra_info:
             stage_extras(queue, ws, burst, meta)
+        at += size
+        flags = 0
+        offset = 0
     burst.bytes += length
     burst.frames += 1
     if queue.link.traced or queue.link.captured:
@@ -444,10 +433,9 @@ cdef inline void stage(
 
 
 cdef inline uint32_t take_request(back_queue *queue, workspace_t *ws, burst_t *burst, rx_response *body) noexcept nogil:
-    """The next posted request, read once (XSA-155): returns its gref; its response slot is set to zeros and its id."""
+    """The next posted request, read once (XSA-155): returns its gref; the response has its id."""
     cdef uint64_t raw = read_slot(rx_slot(queue.rx.shared, queue.rx.rsp_prod + burst.used))
     cdef rx_request *request = <rx_request *>&raw
-    memset(body, 0, sizeof(rx_response))
     body.id = request.id
     ws.grefs[burst.used] = request.gref
     burst.used += 1
@@ -456,20 +444,21 @@ cdef inline uint32_t take_request(back_queue *queue, workspace_t *ws, burst_t *b
 
 cdef inline void stage_copy(
         back_queue *queue, workspace_t *ws, burst_t *burst, uint32_t gref, const uint8_t *data,
-        rx_response *body) noexcept nogil:
+        uint32_t offset, uint32_t size) noexcept nogil:
+    """A copy of `size` bytes to the page of the request taken last."""
     cdef copy_segment *copy = &ws.segments[burst.segments]
     ws.segment_body[burst.segments] = burst.used - 1
     copy.dest.foreign.ref = gref
-    copy.dest.foreign.offset = body.offset
+    copy.dest.foreign.offset = offset
     copy.dest.foreign.domid = queue.memory.domid
-    copy.len = body.status
+    copy.len = size
     copy.flags = GNTCOPY_dest_gref
-    if name_local(burst.pages, &copy.source, data, copy.len):
+    if name_local(burst.pages, &copy.source, data, size):
         copy.flags |= GNTCOPY_source_gref
     burst.segments += 1
 
 
-cdef inline void stage_extras(back_queue *queue, workspace_t *ws, burst_t *burst, frame_meta *meta) noexcept nogil:
+cdef void stage_extras(back_queue *queue, workspace_t *ws, burst_t *burst, frame_meta *meta) noexcept nogil:
     """An extra info uses a request's slot and returns its buffer unused (netif.h)."""
     cdef rx_response *body
     cdef uint32_t left = meta.extras
