@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("netback", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("netback")
 
-# A shell starts commands in the background with SIGINT ignored. Children inherit that, and one that a test interrupts
-# before it has its handler would then lose the signal.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts commands in the background with SIGINT ignored, nohup with SIGHUP. Children inherit that, and one that
+# a test interrupts before it has its handler would then lose the signal.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -69,6 +69,18 @@ def test_twenty_instants() -> None:
     assert all(codes), "a demo ended before its signal"
 
 
+def test_under_nohup_the_terminal_may_go(place: Place) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = place.start("--tier", "python")
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    assert wait_until(lambda: place.child("netfront") is not None)
+    for number in (signal.SIGHUP, signal.SIGINT):
+        process.send_signal(number)
+    assert finish(process).code == 128 + signal.SIGINT
+
+
 def test_a_second_signal_does_not_disturb_the_first(place: Place) -> None:
     process = place.start("--tier", "veth")
     assert wait_until(lambda: place.child("netfront") is not None)

@@ -21,13 +21,17 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Handles SIGNALS from now on: the first one cancels the work in `run`, or is kept for `check`."""
+    """Handles SIGNALS from now on: the first one cancels the work in `run`, or is kept for `check`.
+
+    An ignored SIGHUP stays ignored: nohup(1) starts programs so.
+    """
 
     def __init__(self) -> None:
         self._number = 0
         self._cancel: Callable[[], object] = lambda: None
         for number in SIGNALS:
-            signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
