@@ -64,6 +64,7 @@ docs: build
 	$(BIN)/python -m netback.xenbus.states > docs/states.md
 	$(BIN)/python -m netback.dataplane.states > docs/dataplane-states.md
 	$(BIN)/python -m tests.frontend.matrix > docs/frontends.md
+	$(BIN)/python -m netback.dataplane.counters > docs/statistics.md
 
 build: $(VENV)/.built
 

@@ -201,7 +201,9 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
         await sends(guest)
         _, out, _ = await run("list", "--json", "--dir", xen)
         (device,) = json.loads(out)
-        assert device.pop("counters")["tx_frames"] == 1
+        counters = device.pop("counters")
+        assert counters["tx_frames"] == 1
+        assert device.pop("queue_counters") == [counters]
         assert device.pop("rings")["tx"]["rsp_prod"] == 1
         assert device == {
             "device": f"qnic{guest.domid}.0", "type": "qnic", "domid": guest.domid, "index": "0",
@@ -214,6 +216,20 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
         }  # fmt: skip
         _, out, _ = await run("list", "--dir", xen)
         assert re.search(rf"^qnic{guest.domid}\.0 .*Connected +Connected +null .* 1 +0 ", out, re.MULTILINE)
+        device_words = (str(guest.domid), "--dir", xen)
+        counted = json.loads((await run("stats", *device_words, "--json"))[1])
+        assert (counted["total"], counted["queues"]) == (counters, [counters])
+        assert re.search(
+            r"^tx_frames +1 +1 +frames given to the network", (await run("stats", *device_words))[1], re.M
+        )
+        rings = json.loads((await run("rings", *device_words, "--json"))[1])
+        assert [(ring["ring"], ring["pending"], len(ring["slots"])) for ring in rings] == [
+            ("tx", 0, 1),
+            ("rx", 0, 0),
+        ]
+        assert re.search(
+            r"^tx: req_prod 1, .*0 of 256 pending; .*RING_IDLE", (await run("rings", *device_words))[1]
+        )
         leaving = asyncio.create_task(run("detach", str(guest.domid), "--dir", xen))
         await until_state(guest.store, await guest.backend(), State.CLOSING)
         await guest.set_state(State.CLOSED)
@@ -237,9 +253,15 @@ async def test_a_list_without_a_backend(xen: Path, guest: Guest) -> None:
     assert (xen / "backend-0.sock").exists()
     (device,) = json.loads((await run("list", "--json", "--dir", xen))[1])
     assert (device["backend"], device["counters"], device["rings"]) == ("InitWait", None, None)
+    for command in ("stats", "rings"):
+        code, _, err = await run(command, str(guest.domid), "--dir", xen)
+        assert (code, err) == (2, f"netback: no backend serves vif{guest.domid}.0: start netback run\n")
     async with running("serving domain 0", "run", "--dir", xen):
         (device,) = json.loads((await run("list", "--json", "--dir", xen))[1])
         assert device["counters"] == {}
+        assert (await run("rings", str(guest.domid), "--dir", xen))[
+            1
+        ] == f"vif{guest.domid}.0: no guest is connected\n"
 
 
 async def test_detach_says_that_it_was_forced(xen: Path, guest: Guest) -> None:

@@ -104,28 +104,38 @@ async def test_two_queues(xen: Path, two: TwoPeers) -> None:
                 for _ in range(2):
                     await exchange(queue, end)
             assert set(vif.rings) == {"tx", "rx", "tx-q1", "rx-q1"}
+            assert [(ring.ring, ring.indices["rsp_prod"]) for ring in vif.dump()] == [
+                (name, 2) for name in ("tx", "rx", "tx-q1", "rx-q1")
+            ]
             await vif.disconnect()
             assert (vif.counters["tx_frames"], vif.counters["rx_frames"]) == (4, 4)
+            assert [queue["tx_frames"] for queue in vif.queue_counters] == [2, 2]
             assert vif.rings == {}
+            assert vif.dump() == []
             assert workers.queues == [0, 0]
             assert not any(queue.domain.still_in_use(queue.tx.gref) for queue in queues)
         remove_journals(xen / "journal" / "vif-1-0")
         assert list((xen / "journal").iterdir()) == []
 
 
-async def test_counters_grow_over_the_vifs_life(xen: Path, network: PythonNetwork) -> None:
-    """The fault: the counters vanished at each disconnect."""
+async def test_counters_grow_over_the_vifs_life(xen: Path, two: TwoPeers) -> None:
+    """The fault: the counters vanished at each disconnect. A second queue may come and go."""
     with open_workers(xen, 1) as (platform, workers):
-        async with two_queues(xen) as (guest, _):
-            vif = make_vif(xen, guest.domid, network, platform, workers)
+        async with two_queues(xen) as (guest, second):
+            network = two.ends[0]
+            vif = make_vif(xen, guest.domid, two, platform, workers)
             assert vif.counters == {}
             for number in range(3):
-                await vif.connect(agreement(guest), adopt=number > 0)
+                await vif.connect(agreement(*(guest, second)[: 1 + number % 2]), adopt=number > 0)
                 await vif.serve()
                 await exchange(guest, network)
+                if number == 1:
+                    await exchange(second, two.ends[1])
                 await vif.disconnect()
                 await vif.disconnect()
-                assert (vif.counters["tx_frames"], vif.counters["rx_frames"]) == (number + 1, number + 1)
+            assert (vif.counters["tx_frames"], vif.counters["rx_frames"]) == (4, 4)
+            assert [queue["rx_frames"] for queue in vif.queue_counters] == [3, 1]
+            assert vif.counters["rx_dropped"] == 0
 
 
 async def test_a_second_queue_that_cannot_be_bound_leaves_nothing(xen: Path, two: TwoPeers) -> None:

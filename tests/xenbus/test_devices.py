@@ -454,7 +454,8 @@ async def test_the_status(backend: Backend, guest: Guest, network: PythonNetwork
     await exchange(guest, network)
     await backend.respond()  # a burst updates the counters after it delivered
     (status,) = backend.status()
-    assert replace(status, counters=None, rings=None) == DeviceStatus(
+    assert status.queue_counters == [status.counters]
+    assert replace(status, counters=None, queue_counters=None, rings=None) == DeviceStatus(
         device=str(name), type="vif", domid=guest.domid, index="0", backend="Connected", frontend="Connected",
         network="python", queues=1,
     )  # fmt: skip

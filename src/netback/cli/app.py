@@ -19,8 +19,10 @@ from netback.cli.doctor import doctor
 from netback.cli.emulate import emulate
 from netback.cli.guest import guest
 from netback.cli.list import list_devices
+from netback.cli.rings import rings
 from netback.cli.run import run
 from netback.cli.set import set_limits
+from netback.cli.stats import stats
 from netback.cli.unit import unit
 from netback.errors import ConfigError, NetbackError, PlatformError, printable
 
@@ -49,6 +51,8 @@ for command in (emulate, run, doctor, unit, attach, detach):
     app.command()(command)
 app.command(name="list")(list_devices)
 app.command(name="set")(set_limits)
+app.command()(stats)
+app.command()(rings)
 app.command()(guest)
 app.command(
     add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}

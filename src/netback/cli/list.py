@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from netback.cli.options import Directory, Json, Platform
+from netback.cli.options import WIDE, Directory, Json, Platform
 from netback.cli.target import Target
 
 if TYPE_CHECKING:
     from netback.daemon.status import DeviceStatus
-
-_WIDE = 1000
-"""Width of output that is not a terminal; wide enough to keep each row on one line."""
 
 _COLUMNS = (
     "device",
@@ -102,4 +99,4 @@ def show(devices: "list[DeviceStatus]") -> None:
             _trouble(device),
         )
         table.add_row(*(escape("-" if cell in (None, "") else str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)

@@ -43,6 +43,8 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 _RATE_HELP = "as in 10Mb/s, 1.5MB/s, 500kbit/s@20ms, or none."
 TxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest sends, {_RATE_HELP}")]
 RxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest receives, {_RATE_HELP}")]
+WIDE = 1000
+"""Width of output that is not a terminal; wide enough to keep each row on one line."""
 SPEC_HELP = "Network: tap[:NAME], packet:LINK or null."
 
 

@@ -18,6 +18,8 @@ OFFER = "offer"
 """The features that the backend can serve: netif.h's backend keys and their values."""
 LIMIT = "limit"
 """Limit a device: a LimitRequest as argument, a LimitAnswer as result."""
+RINGS = "rings"
+"""All rings of a device, slot by slot: a RingsRequest as argument, a RingsAnswer as result."""
 
 MAX_QUESTION = 4096
 """Maximum bytes of a question, argument and newline included."""

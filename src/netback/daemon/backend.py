@@ -15,11 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from netback.control.protocol import LIMIT, OFFER, STATUS, decode_argument
+from netback.control.protocol import LIMIT, OFFER, RINGS, STATUS, decode_argument
 from netback.control.server import Answers, serve_control
 from netback.daemon.auto_attach import AutoAttach
 from netback.daemon.config import DeviceRule, check_trace
 from netback.daemon.limits import LimitAnswer, LimitRequest
+from netback.daemon.ring_dump import RingsAnswer, RingsRequest
 from netback.daemon.status import DeviceStatus, describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.directory import Directory
@@ -33,7 +34,7 @@ from netback.platforms.base import Platform
 from netback.vif.features import DeviceType, Limits, WaitTimes, offer
 from netback.vif.queue import queue_owner
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
-from netback.vif.vif import CaptureSink
+from netback.vif.vif import CaptureSink, Vif
 from netback.vif.workers import Workers
 from netback.xenbus.attach import attach, detach
 from netback.xenbus.context import Context
@@ -220,19 +221,20 @@ class Backend:
 
         ConfigError: the device does not exist, or its network is not open yet.
         """
-        device = self.devices.get(name)
-        if device is None or device.vif is None:
-            raise ConfigError(f"there is no device {name}")
-        await device.vif.capture(sink)
+        _, vif = self._served(str(name))
+        await vif.capture(sink)
+
+    def rings(self, request: RingsRequest) -> RingsAnswer:
+        """All rings of a device, slot by slot, while frames flow. ConfigError as in `capture`."""
+        _, vif = self._served(request.device)
+        return RingsAnswer(device=request.device, rings=vif.dump())
 
     async def limit(self, request: LimitRequest) -> LimitAnswer:
         """Limit a device, or turn its carrier off, from now on and for its life: its nodes keep that over restarts.
 
         ConfigError: there is no such device, its network is not open yet, or a rate is none.
         """
-        device = next((device for name, device in self.devices.items() if str(name) == request.device), None)
-        if device is None or device.vif is None:
-            raise ConfigError(f"there is no device {request.device}")
+        device, _ = self._served(request.device)
         nodes = {}
         for node, text in zip(RATES, (request.tx_rate, request.rx_rate), strict=True):
             try:
@@ -262,6 +264,13 @@ class Backend:
         """
         return [describe(device) for device in self.devices.values()]
 
+    def _served(self, wanted: str) -> tuple[Device, Vif]:
+        """A device by its name. ConfigError: there is none, or its network is not open yet."""
+        device = next((device for name, device in self.devices.items() if str(name) == wanted), None)
+        if device is None or device.vif is None:
+            raise ConfigError(f"there is no device {wanted}")
+        return device, device.vif
+
     def _answers(self) -> Answers:
         """What the control socket answers."""
 
@@ -274,7 +283,10 @@ class Backend:
         async def limit(argument: bytes) -> object:
             return await self.limit(decode_argument(argument, LimitRequest))
 
-        return {STATUS: status, OFFER: offered, LIMIT: limit}
+        async def rings(argument: bytes) -> object:
+            return self.rings(decode_argument(argument, RingsRequest))
+
+        return {STATUS: status, OFFER: offered, LIMIT: limit, RINGS: rings}
 
     def _context(self, links: LinkMonitor) -> Context:
         return Context(

@@ -23,6 +23,10 @@ from netback.xenstore.aio import Store, StoreError
 
 _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
+_SERVED = (
+    "network", "counters", "queue_counters", "queues", "stalled", "drops", "queued", "tx_rate", "rx_rate", "rings"
+)  # fmt: skip
+"""The fields that only the serving backend knows."""
 _READERS = 64
 """Number of devices read at the same time."""
 
@@ -51,7 +55,9 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_s
     network: str | None = None
     """The current name of the link, or the kind of network, that the running backend uses."""
     counters: dict[str, int] | None = None
-    """Counters by name; None without a running backend."""
+    """Counters by name (dataplane/counters.py); None without a running backend."""
+    queue_counters: list[dict[str, int]] | None = None
+    """The counters of each queue that the device has had; None without a running backend."""
     queues: int | None = None
     """Queues that the running backend serves; 0 while no guest is connected."""
     stalled: float | None = None
@@ -81,7 +87,8 @@ def describe(device: Device) -> DeviceStatus:
         frontend=device.frontend_state.title,
         error=printable(device.error) or None,
         network=printable(vif.network.name) if vif else None,
-        counters=dict(vif.counters) if vif else {},
+        counters=vif.counters if vif else {},
+        queue_counters=vif.queue_counters if vif else [],
         queues=len(vif.rings) // 2 if vif else 0,
         stalled=round(vif.stalled, 1) if vif and vif.stalled is not None else None,
         drops=_told(vif.network.drops) if vif else {},
@@ -107,19 +114,8 @@ def merge(stored: Iterable[DeviceStatus], served: Iterable[DeviceStatus]) -> lis
 
 
 def _add(stored: DeviceStatus, served: DeviceStatus) -> DeviceStatus:
-    return msgspec.structs.replace(
-        stored,
-        error=served.error or stored.error,
-        network=served.network,
-        counters=served.counters,
-        queues=served.queues,
-        stalled=served.stalled,
-        drops=served.drops,
-        queued=served.queued,
-        tx_rate=served.tx_rate,
-        rx_rate=served.rx_rate,
-        rings=served.rings,
-    )
+    known = {field: getattr(served, field) for field in _SERVED}
+    return msgspec.structs.replace(stored, error=served.error or stored.error, **known)
 
 
 async def read_devices(store: Store, backend_domid: int) -> list[DeviceStatus]:

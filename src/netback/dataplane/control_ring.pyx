@@ -13,7 +13,9 @@ from posix.mman cimport munmap
 
 from netback.errors import GuestError
 from netback.dataplane.abi cimport CTRL_SLOT, CTRL_SLOTS, RING_HEADER
+from netback.dataplane.clock cimport now_ns
 from netback.dataplane.journal cimport kill_point, map_file
+from netback.dataplane.link cimport copy_ring
 from netback.dataplane.ring cimport (
     back_attach, back_push, back_ring, compiler_fence, full_fence, load_acquire, requests_pending, store_relaxed,
     store_release,
@@ -148,3 +150,10 @@ cdef class ControlRing:
             "rsp_event": load_acquire(&self.ring.shared.rsp_event),
             "private": self.ring.rsp_prod,
         }
+
+    def snapshot(self) -> tuple[bytes, bool, int]:
+        """A copy of the page, whether no response was published meanwhile, and the ns since the last one was, or since
+        the ring was attached.
+        """
+        cdef uint64_t now = now_ns()
+        return *copy_ring(<size_t>self.ring.shared), now - min(now, self.ring.pushed_at)

@@ -33,11 +33,11 @@ cdef enum:                      # reason: why a link is broken; REASONS in link.
     REASON_RESPONSE
 
 
-cdef enum:                      # counter: COUNTERS in link.pyx has the names in this order, and the meanings
+cdef enum:                      # counter: counters.py has the names in this order, and the meanings
     TX_FRAMES, TX_BYTES, TX_SLOTS, TX_BURSTS, TX_NOTIFIES, TX_ERRORS, TX_DROPPED, TX_FIXED_UP, TX_COMPLETED,
-    TX_SEGMENTED, TX_TOO_BIG, TX_FULL, TX_REFUSED, TX_STALLS, TX_FAULTS, TX_SHORT, TX_TRUNCATED, TX_THROTTLED,
+    TX_SEGMENTED, TX_FULL, TX_REFUSED, TX_STALLS, TX_FAULTS, TX_SHORT, TX_TRUNCATED, TX_THROTTLED,
     TX_HASHED, TX_COPIES, TX_STAGED,
-    RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_FIXED_UP, RX_COMPLETED,
+    RX_FRAMES, RX_BYTES, RX_SLOTS, RX_BURSTS, RX_NOTIFIES, RX_ERRORS, RX_DROPPED, RX_COMPLETED,
     RX_SEGMENTED, RX_TOO_BIG, RX_FULL, RX_REFUSED, RX_STALLS, RX_FAULTS, RX_SHORT, RX_TRUNCATED, RX_THROTTLED,
     RX_HASHED, RX_COPIES, RX_STAGED,
     EVENTS, EVENTS_EMPTY, TX_MULTICAST, TX_MULTICAST_FULL, RX_FILTERED, RX_EXPIRED,
@@ -98,6 +98,7 @@ cdef struct link_t:
 
 cdef row_t *state_rows() noexcept nogil
 cdef dict ring_indices(size_t page, uint32_t private)
+cdef tuple copy_ring(size_t page)
 
 
 cdef inline int link_condition(link_t *link) noexcept nogil:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A queue of either end, as a worker serves it: the common part of the two ends."""
 from libc.stdint cimport uint32_t
+from netback.dataplane.counters import MEANINGS
 from netback.dataplane.notices import Notice
-from netback.dataplane.ring cimport load_acquire, sring
+from netback.dataplane.abi cimport PAGE_SIZE
+from netback.dataplane.ring cimport compiler_fence, load_acquire, sring
 from netback.dataplane.states import TABLE, State
+
+cdef enum:
+    COPY_TRIES = 4
 
 cdef row_t rows[STATES_END]
 
@@ -25,40 +30,9 @@ REASONS = {
     REASON_RESPONSE: "an impossible response: unknown id or impossible rsp_prod",
 }
 
-_KINDS = (
-    "frames",        # given to the peer, or delivered to the ring
-    "bytes",         # of those
-    "slots",         # of a ring that were used
-    "bursts",        # pushes to a ring
-    "notifies",      # events that the far side asked for
-    "errors",        # TX frames answered ERROR, RX slots whose copy failed; at a frontend: responses with status ERROR
-    "dropped",       # frames whose offloads cannot be done, and frames below 14 bytes
-    "fixed_up",      # TX frames with GSO and without csum_blank
-    "completed",     # checksums completed
-    "segmented",     # frames that were segmented
-    "too_big",       # frames that no number of slots can hold
-    "full",          # ring to peer: polls after which the peer had not accepted everything
-    "refused",       # ring to peer: frames that the peer will never accept
-    "stalls",        # peer to ring: waits for slots
-    "faults",        # peer to ring: reads that failed
-    "short",         # peer to ring: messages without a frame
-    "truncated",     # peer to ring: frames longer than any buffer
-    "throttled",     # polls after which the next frame lacked credit: the rate limit
-    "hashed",        # frames with a hash extra
-    "copies",        # backend: copies from or to guest pages by grant operations ...
-    "staged",        # ... and those from or to staged pages, which take none
-)
-
-COUNTERS = (
-    *(f"tx_{kind}" for kind in _KINDS),
-    *(f"rx_{kind}" for kind in _KINDS),
-    "events",        # of the link's event channels
-    "events_empty",  # events before which no producer index moved
-    "tx_multicast",  # requests that add an address to the guest's multicast list or remove one; no frames
-    "tx_multicast_full",     # ... of those: answered ERROR, since the list was full
-    "rx_filtered",   # multicast frames that the guest's list does not have
-    "rx_expired",    # frames dropped since they, or those read before them, waited too long for slots
-)
+COUNTERS = tuple(MEANINGS)
+if len(COUNTERS) != COUNTERS_END:
+    raise ImportError("dataplane/counters.py and the enum in dataplane/link.pxd differ")
 
 
 cdef row_t *state_rows() noexcept nogil:
@@ -117,3 +91,19 @@ cdef dict ring_indices(size_t page, uint32_t private):
         "rsp_event": load_acquire(&shared.rsp_event),
         "private": private,
     }
+
+
+cdef tuple copy_ring(size_t page):
+    """A copy of a ring's page while both ends may write to it, and whether no response was published meanwhile: else
+    slots of the copy may be older or newer than its indices.
+    """
+    cdef sring *shared = <sring *>page
+    cdef uint32_t before
+    copy = b""
+    for _ in range(COPY_TRIES):
+        before = load_acquire(&shared.rsp_prod)
+        copy = (<char *>shared)[:PAGE_SIZE]
+        compiler_fence()
+        if load_acquire(&shared.rsp_prod) == before:
+            return copy, True
+    return copy, False

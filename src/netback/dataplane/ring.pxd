@@ -16,8 +16,9 @@ sleep stores its event index, then reads the producer index once more. With both
 store, so no wake-up is lost: the producer notifies, or the consumer finds the work (io/ring.h's RING_PUSH_*_AND_CHECK_
 NOTIFY and RING_FINAL_CHECK_FOR_*).
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport RING_HEADER, RING_SLOTS, TX_SLOT, RX_SLOT
+from netback.dataplane.clock cimport coarse_ns
 
 cdef extern from *:
     """
@@ -48,6 +49,7 @@ cdef struct sring:               # struct xen_netif_*_sring's head
 cdef struct back_ring:
     sring *shared
     uint32_t rsp_prod            # published so far; requests from here on are not taken until they are answered
+    uint64_t pushed_at           # ns: when responses were last published, or the ring was attached
 
 
 cdef struct front_ring:
@@ -68,6 +70,7 @@ cdef inline void back_attach(back_ring *ring, void *page) noexcept nogil:
     """Start where the last backend stopped answering: a new ring has 0 there, a live one its rsp_prod."""
     ring.shared = <sring *>page
     ring.rsp_prod = load_acquire(&ring.shared.rsp_prod)
+    ring.pushed_at = coarse_ns()
 
 
 cdef inline int requests_pending(back_ring *ring, uint32_t slots) noexcept nogil:
@@ -88,6 +91,7 @@ cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
     cdef uint32_t old = ring.rsp_prod
     store_release(&ring.shared.rsp_prod, rsp_prod)
     ring.rsp_prod = rsp_prod
+    ring.pushed_at = coarse_ns()
     full_fence()
     return <uint32_t>(rsp_prod - load_relaxed(&ring.shared.rsp_event)) < <uint32_t>(rsp_prod - old)
 

@@ -19,6 +19,7 @@ from netback.abi.netif_keys import Key
 from netback.dataplane.control_ring import ControlRing
 from netback.dataplane.platform.memory import GuestMemory
 from netback.errors import GuestError, NetbackError, PlatformError
+from netback.observe.rings import Ring, decode_control
 from netback.platforms.base import EventChannels, Platform
 from netback.vif.control_messages import Answer, ControlState, Request, Scope, handle, state_bytes
 from netback.vif.control_ports import ControlPorts
@@ -112,6 +113,10 @@ class Control:
     def indices(self) -> dict[str, int]:
         """The ring's indices."""
         return self._ring.indices
+
+    def dump(self) -> Ring:
+        """The ring with its slots."""
+        return decode_control(self._ring.snapshot())
 
     async def _run(self) -> None:
         try:

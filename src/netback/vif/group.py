@@ -4,7 +4,6 @@
 This module handles queues and workers; the vif controls the network and interprets reports.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from netback.dataplane.staged import Staged
 from netback.dataplane.thread import Listener
 from netback.dataplane.toeplitz import Toeplitz
 from netback.dataplane.worker import Worker
+from netback.observe.rings import Ring, decode_queue
 from netback.platforms.base import Platform
 from netback.vif.features import LiveConfig, QueueConfig, VifConfig, WaitTimes
 from netback.vif.queue import (
@@ -177,12 +177,9 @@ class Group:
         return max((queue.condition for _, queue in self._queues), key=lambda notice: notice.value)
 
     @property
-    def counters(self) -> Counter[str]:
-        """The queues' counters, summed."""
-        total: Counter[str] = Counter()
-        for _, queue in self._queues:
-            total.update(queue.counters)
-        return total
+    def counters(self) -> list[dict[str, int]]:
+        """The counters of each queue."""
+        return [queue.counters for _, queue in self._queues]
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
@@ -192,6 +189,14 @@ class Group:
             for number, (_, queue) in enumerate(() if self._closing else self._queues)
             for ring, indices in queue.rings.items()
         }
+
+    def dump(self) -> list[Ring]:
+        """All rings with their slots, read while the workers serve them; empty while closing."""
+        return [
+            ring
+            for number, (_, queue) in enumerate(() if self._closing else self._queues)
+            for ring in decode_queue(queue_name("", number), queue.states, *queue.snapshot())
+        ]
 
     async def _each(self, call: Callable[[Worker, BackQueue], object]) -> None:
         await finished([_submit(worker, queue, call) for worker, queue in self._queues])

@@ -19,6 +19,7 @@ from netback.dataplane.thread import Listener
 from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PeerError
 from netback.net.base import Network
+from netback.observe.rings import Ring
 from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
 from netback.vif.control_messages import ControlState
@@ -75,7 +76,10 @@ class Vif:
         self._group: Group | None = None
         self._rates = Rates()
         self._control: Control | None = None
-        self._earlier: Counter[str] = Counter()
+        self._earlier: list[Counter[str]] = []
+        """Of earlier connections, by queue."""
+        self._control_counters: Counter[str] = Counter()
+        """Of earlier connections' control rings."""
         self._budget = LogBudget()
 
     @property
@@ -91,22 +95,39 @@ class Vif:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The counters of all queues, summed over every connection of this vif's life; empty before the first.
-
-        Frames, bytes (without virtio_net_hdr), slots, bursts and events, by the names in dataplane/link.pyx.
+        """The counters of all queues and of the control ring, summed over every connection of this vif's life, by the
+        names in dataplane/counters.py; empty before the first.
         """
-        total = self._earlier.copy()
-        if self._group is not None:
-            total.update(self._group.counters)
+        total = self._control_counters.copy()
         if self._control is not None:
             total.update(self._control.counters)
+        for queue in self.queue_counters:
+            total.update(queue)
         return dict(total)
+
+    @property
+    def queue_counters(self) -> list[dict[str, int]]:
+        """The counters of each queue that this vif has ever had, over every connection."""
+        return [dict(queue) for queue in self._add_up()]
+
+    def _add_up(self) -> list[Counter[str]]:
+        present = self._group.counters if self._group is not None else []
+        further = len(present) - len(self._earlier)
+        total = [*map(Counter, self._earlier), *(Counter[str]() for _ in range(further))]
+        for queue, counters in zip(total, present, strict=False):
+            queue.update(counters)  # `+` would lose the zeros
+        return total
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
         """The indices of the connected rings: "tx", "rx" (of queue 0; "tx-q1" of queue 1), "ctrl"; empty otherwise."""
         rings = self._group.rings if self._group else {}
         return rings | ({"ctrl": self._control.indices} if rings and self._control else {})
+
+    def dump(self) -> list[Ring]:
+        """The connected rings with their slots; empty without a connection."""
+        rings = self._group.dump() if self._group else []
+        return [*rings, *([self._control.dump()] if rings and self._control else [])]
 
     @property
     def stalled(self) -> float | None:
@@ -210,8 +231,8 @@ class Vif:
             await _close(control, group)
         finally:
             if self._group is group:
-                self._earlier.update(group.counters)
-                self._earlier.update(control.counters if control else {})
+                self._earlier = self._add_up()
+                self._control_counters.update(control.counters if control else {})
                 self._group = self._control = None
 
     async def capture(self, sink: CaptureSink | None) -> None:

@@ -11,7 +11,8 @@ from netback.dataplane.back.rx cimport poll_rx
 from netback.dataplane.back.tx cimport poll_tx
 from netback.dataplane.backlog cimport backlog_free, backlog_init
 from netback.dataplane.journal cimport Journal, complete_journal
-from netback.dataplane.link cimport REASON_RX_INDEX, REASON_TX_INDEX, ring_indices
+from netback.dataplane.clock cimport now_ns
+from netback.dataplane.link cimport REASON_RX_INDEX, REASON_TX_INDEX, copy_ring, ring_indices
 from netback.dataplane.link import REASONS
 from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.platform.events cimport Events
@@ -116,3 +117,21 @@ cdef class BackQueue(Link):
         """The indices of both rings in the shared pages, and the backend's private one."""
         return {"tx": ring_indices(<size_t>self.queue.tx.shared, self.queue.tx.rsp_prod),
                 "rx": ring_indices(<size_t>self.queue.rx.shared, self.queue.rx.rsp_prod)}
+
+    def snapshot(self) -> tuple[dict[str, tuple[bytes, bool, int]], int, int]:
+        """What `rings` show and the slots, as another thread sees them while the worker serves this queue.
+
+        By ring: a copy of its page, whether no response was published meanwhile, and the ns since the last one was, or
+        since the queue was attached. Then the RX frames that wait for slots, and the ns for which the first of them has
+        waited.
+        """
+        cdef uint64_t now = now_ns()
+        cdef uint32_t waiting = self.queue.backlog.count
+        return (
+            {
+                "tx": (*copy_ring(<size_t>self.queue.tx.shared), now - min(now, self.queue.tx.pushed_at)),
+                "rx": (*copy_ring(<size_t>self.queue.rx.shared), now - min(now, self.queue.rx.pushed_at)),
+            },
+            waiting,
+            now - min(now, self.queue.read_at) if waiting else 0,
+        )
