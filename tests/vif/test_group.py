@@ -12,6 +12,7 @@ import pytest
 
 from netback.dataplane.caps import Can
 from netback.dataplane.notices import Notice
+from netback.dataplane.thread import Listener
 from netback.errors import PlatformError
 from netback.net.base import Network
 from netback.net.null import NullNetwork
@@ -19,7 +20,8 @@ from netback.net.python import PythonNetwork
 from netback.observe.trace import Tracer
 from netback.platforms.base import EventChannels
 from netback.platforms.emulated import EmulatedPlatform
-from netback.vif.features import QueueConfig, VifConfig
+from netback.vif.features import QueueConfig, VifConfig, WaitTimes
+from netback.vif.group import Group
 from netback.vif.queue import BindError, Channel, bind_ports, remove_journals
 from netback.vif.vif import Vif
 from netback.vif.workers import Workers, finished
@@ -136,6 +138,21 @@ async def test_counters_grow_over_the_vifs_life(xen: Path, two: TwoPeers) -> Non
             assert (vif.counters["tx_frames"], vif.counters["rx_frames"]) == (4, 4)
             assert [queue["rx_frames"] for queue in vif.queue_counters] == [3, 1]
             assert vif.counters["rx_dropped"] == 0
+
+
+async def test_a_closed_group_is_not_served(xen: Path, network: PythonNetwork) -> None:
+    """Its worker would touch rings that are not mapped any more."""
+    with open_workers(xen, 1) as (platform, workers):
+        async with two_queues(xen) as (guest, _):
+            group = Group(platform, workers, guest.domid)
+            config = agreement(guest)
+            await group.bind(config)
+            group.attach(config, network.peers, xen / "journal" / "vif-1-0", adopt=False, times=WaitTimes())
+            guest.send(FRAME)
+            await group.close()
+            await group.serve(lambda _: Listener(lambda _: None))
+            await workers.flush()
+            assert guest.tx.index(2) == 0
 
 
 async def test_a_second_queue_that_cannot_be_bound_leaves_nothing(xen: Path, two: TwoPeers) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from netback.abi.xenbus import XenbusState as State
 from netback.abi.xs_wire import Op
 from netback.control.client import ask
 from netback.control.protocol import LIMIT, ControlError
@@ -16,9 +17,9 @@ from netback.daemon.limits import LimitAnswer, LimitRequest
 from netback.net.python import PythonNetwork
 from netback.vif.rate import Rate, Rates, parse_rate
 from netback.xenbus.names import DeviceName
-from tests.vif.guest import FRAME, Guest, exchange, join, serving, until
+from tests.vif.guest import FRAME, Guest, exchange, join, serving
 from tests.xenbus.refusals import Refusal, RefusingPlatform
-from tests.xenbus.toolstack import add, passing
+from tests.xenbus.toolstack import add, looked, passing
 
 MBIT = Rate(1250, 10_000)
 SLOW = Rate(1, 1_000_000)
@@ -171,8 +172,8 @@ async def test_a_limit_outlives_its_connection(backend: Backend, guest: Guest) -
     """And its backend: the next one reads the same nodes."""
     name = await add(backend.store, guest.domid, rate="1,1000000")
     await guest.connect()
-    await until(guest.store, f"{name.backend}/state", lambda state: state == "4")
+    await looked(backend, backend.devices[name], State.CONNECTED)
     vif = backend.devices[name].vif
     assert vif is not None
-    await vif.disconnect()
+    await vif.disconnect()  # not before the device has served it: its rings are unmapped now
     assert vif.rates == Rates(tx=SLOW)

@@ -117,8 +117,10 @@ class Group:
     async def serve(self, listener: Callable[[int], Listener]) -> None:
         """Have the workers serve the queues: rings are drained and armed, and each frontend port notified once.
 
-        `listener` is called with each queue's number.
+        `listener` is called with each queue's number. After `close` nothing happens: the rings are unmapped.
         """
+        if self._closing:
+            return
         await finished(
             [
                 worker.thread.add(queue, listener(number), receives=number < self._own_peers)
