@@ -7,11 +7,13 @@ import argparse
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from rich.progress import Progress
 
+from .backends import add_tree
 from .native import OUT
 from .report import Row, draw, show, write_json
 
@@ -27,6 +29,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, help="rounds of every backend (5; --quick 1)")
     parser.add_argument("--seconds", type=float, help="duration of each measurement (2; --quick 1)")
+    parser.add_argument(
+        "--against", type=Path, action="append", default=[], metavar="TREE",
+        help="end to end, compare with the netback of another tree, built in place; may be repeated",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -42,6 +48,8 @@ def main() -> None:
         signal.signal(number, interrupted)
     rounds = chosen.rounds or (1 if chosen.quick else 5)
     seconds = chosen.seconds or (1 if chosen.quick else 2)
+    for tree in chosen.against:
+        add_tree(tree)
     rows: list[Row] = []
     with Progress(console=console, transient=True) as progress:
         for part in chosen.only or PARTS:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from netback.platforms.emulated.protocol import HYPERVISOR_SOCKET
@@ -24,6 +25,8 @@ CPU_A = 0
 CPU_B = 1
 DOMID = 1
 NETBACK = (sys.executable, "-c", "from netback.cli import main; main()")
+OTHER = "netback of "
+"""Begins the names of backends of other trees."""
 WAIT_SECONDS = 20.0
 
 Mover = Callable[[Topology], AbstractContextManager[object]]
@@ -63,27 +66,27 @@ def relay(mode: str) -> Mover:
 
 
 @contextmanager
-def emulator(directory: Path, *, cpu: int | None = None) -> Iterator[None]:
+def emulator(directory: Path, *, cpu: int | None = None, words: tuple[str, ...] = NETBACK) -> Iterator[None]:
     """`netback emulate`, from the moment when domains can join it."""
     pinned = ("taskset", "-c", str(cpu)) if cpu is not None else ()
-    with running((*pinned, *NETBACK, "emulate", "--dir", str(directory)), quiet=True):
+    with running((*pinned, *words, "emulate", "--dir", str(directory)), quiet=True):
         until((directory / HYPERVISOR_SOCKET).exists, "joining emulated Xen")
         yield
 
 
 @contextmanager
-def netback(topology: Topology) -> Iterator[Netback]:
-    """Emulated Xen, the backend at `a`, the netfront at `b`, and a device between them."""
+def netback(topology: Topology, words: tuple[str, ...] = NETBACK) -> Iterator[Netback]:
+    """Emulated Xen, the backend at `a`, the netfront at `b`, and a device between them; `words` run netback."""
     with tempfile.TemporaryDirectory(dir=topology.directory) as name, ExitStack() as stack:
         at = ("--dir", name)
-        run = topology.wire.command(*NETBACK, "run", *at, cpu=CPU_A)
+        run = topology.wire.command(*words, "run", *at, cpu=CPU_A)
         guest = topology.wire.command(
-            *NETBACK, "guest", "--domid", str(DOMID), "--net", "packet:b", *at, cpu=CPU_B
+            *words, "guest", "--domid", str(DOMID), "--net", "packet:b", *at, cpu=CPU_B
         )
-        stack.enter_context(emulator(Path(name)))
+        stack.enter_context(emulator(Path(name), words=words))
         backend = stack.enter_context(running(run, quiet=True))
         stack.enter_context(running(guest, quiet=True))
-        attach = (*NETBACK, "attach", str(DOMID), "--net", "packet:a", *at)
+        attach = (*words, "attach", str(DOMID), "--net", "packet:a", *at)
         until(lambda: topology.wire.try_run(*attach), "attaching a device")
         await_path(topology)
         yield Netback(Path(name), backend.pid)
@@ -94,3 +97,9 @@ BACKENDS: dict[str, Mover] = {
     "relay, two": relay("two"),
     "relay, one": relay("one"),
 }
+
+
+def add_tree(tree: Path) -> None:
+    """Compare with the netback of another tree, whose native part is built in place, too."""
+    words = ("env", f"PYTHONPATH={tree.resolve() / 'src'}", *NETBACK)
+    BACKENDS[OTHER + tree.name] = partial(netback, words=words)

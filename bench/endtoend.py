@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from .backends import BACKENDS
+from .backends import BACKENDS, OTHER
 from .report import Row
 from .topology import GUEST_ADDRESS, Namespace, Topology, await_line, running, topology
 
@@ -88,9 +88,12 @@ def judge(measure: Measure, samples: dict[str, list[float]]) -> Row:
     row = Row("end to end", measure.name, measure.unit, samples)
     if not {"netback", BASELINE} <= samples.keys():
         return row
-    order = (BASELINE, "netback") if measure.less_is_better else ("netback", BASELINE)
-    ratio = row.ratio(*order)
-    return row.judged(f"ratio >= {TARGET}", ratio >= TARGET, {"ratio": ratio})
+
+    def ratio(other: str) -> float:
+        return row.ratio(other, "netback") if measure.less_is_better else row.ratio("netback", other)
+
+    notes = {f"to {name.removeprefix(OTHER)}": ratio(name) for name in samples if name.startswith(OTHER)}
+    return row.judged(f"ratio >= {TARGET}", ratio(BASELINE) >= TARGET, {"ratio": ratio(BASELINE), **notes})
 
 
 def measure(rounds: int, seconds: float, progress: Progress, only: tuple[str, ...] = ()) -> list[Row]:
