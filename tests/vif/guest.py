@@ -110,8 +110,8 @@ class Guest:
         if wait:
             await until_state(self.store, backend, State.CONNECTED)
 
-    async def say(self, **changes: str | None) -> None:
-        """Write keys, then Connected."""
+    async def say(self, state: State = State.CONNECTED, **changes: str | None) -> None:
+        """Write keys, then the state."""
         if not self.port:
             self.port = self.domain.events.alloc_unbound(self.backend_domid)
         keys = self.keys | {name.replace("_", "-"): value for name, value in changes.items()}
@@ -122,7 +122,7 @@ class Guest:
                     await self.store.write(f"{self.path}/{name}", value, tx)
                 else:
                     await self.store.rm(f"{self.path}/{name}", tx, missing_ok=True)
-            await self.store.write(f"{self.path}/state", str(int(State.CONNECTED)), tx)
+            await self.store.write(f"{self.path}/state", str(int(state)), tx)
 
         await self.store.transact(body)
 

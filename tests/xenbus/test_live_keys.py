@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 from tests.vif.guest import FRAME, SECONDS, Guest, serving, until, until_state
 from tests.xenbus.test_refusals import driver_domain
-from tests.xenbus.toolstack import add, passing
+from tests.xenbus.toolstack import add, looked, passing
 
 LISTED, OTHER = bytes.fromhex("01005e000001"), bytes.fromhex("333300000001")
 UNICAST, BROADCAST = bytes.fromhex("00163e000001"), b"\xff" * 6
@@ -245,6 +246,101 @@ async def test_a_backend_that_ends_in_between(xen: Path, guest: Guest, seen: boo
         await receives(guest, next_far, 128)
     for network in (far, next_far):
         network.remove()
+
+
+ORDERS = list(permutations(("keys", "Reconfiguring", "headroom")))
+
+
+@pytest.mark.parametrize("hotplug", [False, True], ids=["while the script runs", "after the script"])
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+async def test_headroom_before_the_backend_is_connected(
+    backend: Backend, guest: Guest, network: PythonNetwork, order: tuple[str, ...], hotplug: bool
+) -> None:
+    """An XDP program that is attached before the backend has seen Connected: netfront waits for Reconfigured without a
+    limit. Who asks without rings is told which key is missing.
+    """
+    name = await add(backend.store, guest.domid, script="vif-bridge", hotplug_status="")
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    device = backend.devices[name]
+
+    async def script() -> None:
+        await backend.store.write(f"{name.backend}/hotplug-status", "connected")
+
+    async def keys() -> None:
+        await guest.say(device.frontend_state)
+
+    steps: dict[str, Callable[[], Awaitable[None]]] = {
+        "keys": keys,
+        "Reconfiguring": lambda: guest.set_state(State.RECONFIGURING),
+        "headroom": lambda: guest.store.write(f"{guest.path}/{HEADROOM}", "256"),
+    }
+    if hotplug:
+        await script()
+    for step in order:
+        await steps[step]()
+        theirs = State.parse(await guest.store.read(f"{guest.path}/state"))
+        await looked(backend, device, theirs)
+    if not hotplug:
+        assert device.state is State.INIT_WAIT
+        await script()
+    if hotplug and order.index("Reconfiguring") < order.index("keys"):
+        await until_state(guest.store, name.backend, State.CLOSING)
+        assert device.error == "the frontend's request-rx-copy is missing or 0: it must take frames by copy"
+        await guest.set_state(State.CLOSED)
+        await until_state(guest.store, name.backend, State.CLOSED)
+        await guest.set_state(State.INITIALISING)
+        await guest.connect()
+    else:
+        await until_state(guest.store, name.backend, State.RECONFIGURED)
+        await receives(guest, network, 256)
+        await guest.set_state(State.CONNECTED)
+        await until_state(guest.store, name.backend, State.CONNECTED)
+    await receives(guest, network, 256)
+    assert device.error == ""
+
+
+async def test_a_new_kernel_while_headroom_changes(
+    backend: Backend, guest: Guest, network: PythonNetwork
+) -> None:
+    """A kexec before the frontend was Connected again: the new kernel's rings are served, whatever state it writes."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    for state, answer in ((State.CONNECTED, State.CONNECTED), (State.RECONFIGURING, State.RECONFIGURED)):
+        await guest.set_state(State.RECONFIGURING)
+        await until_state(guest.store, name.backend, State.RECONFIGURED)
+        guest.domain.events.unbind(guest.port)
+        former, guest = guest, Guest(guest.domain, guest.store)
+        await guest.say(state)
+        await passing(
+            backend,
+            lambda former=former: (
+                not any(former.domain.still_in_use(ring.gref) for ring in (former.tx, former.rx))
+            ),
+        )
+        await until_state(guest.store, name.backend, answer)
+        await receives(guest, network, 0)
+
+
+async def test_a_wrong_headroom_is_refused_once(
+    backend: Backend, guest: Guest, network: PythonNetwork
+) -> None:
+    """A frontend that stays Reconfiguring after the error is not connected again and again."""
+    name = await add(backend.store, guest.domid)
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    await guest.say(State.RECONFIGURING, xdp_headroom="4083")
+    await until_state(guest.store, name.backend, State.CLOSING)
+    device = backend.devices[name]
+    await guest.store.write(f"{guest.path}/{HEADROOM}", "256")
+    for state in (State.CONNECTED, State.RECONFIGURING):
+        await guest.set_state(state)
+        await looked(backend, device, state)
+        assert device.state is State.CLOSING
+    assert device.error == "the frontend's xdp-headroom is '4083': not a number below 4083"
+    await guest.set_state(State.CLOSED)
+    await until_state(guest.store, name.backend, State.CLOSED)
+    await guest.set_state(State.INITIALISING)
+    await guest.connect()
+    await receives(guest, network, 256)
 
 
 async def test_no_frame_is_lost_while_headroom_changes(xen: Path, network: PythonNetwork) -> None:

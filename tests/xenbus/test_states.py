@@ -10,6 +10,7 @@ from netback.xenbus.states import RULES, Action, Facts, decide, every_facts, ren
 
 LIVE = (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
 BEFORE = (State.INITIALISING, State.INIT_WAIT, State.INITIALISED)
+USING = (State.CONNECTED, State.RECONFIGURING)
 ACTIVE = (State.CONNECTED, State.CLOSING, State.RECONFIGURING, State.RECONFIGURED)
 
 AFTER = {
@@ -21,6 +22,7 @@ AFTER = {
     Action.CLOSING: {"ours": State.CLOSING, "attached": False},
     Action.CLOSED: {"ours": State.CLOSED, "attached": False},
     Action.RECONFIGURE: {"ours": State.RECONFIGURED, "attached": True},
+    Action.RESUME: {"ours": State.CONNECTED, "attached": True},
 }
 """The facts after an action that succeeds."""
 
@@ -70,21 +72,22 @@ def expected_up(facts: Facts) -> Action:
         return Action.OFFER
     if theirs is State.INITIALISING:
         return Action.OFFER if ours in (*LIVE, State.CLOSED) else Action.NOTHING
-    if theirs is State.RECONFIGURING:
-        if ours is State.CONNECTED:
-            return Action.RECONFIGURE
-        return Action.ADOPT if ours is State.RECONFIGURED and not facts.attached else Action.NOTHING
-    if theirs is not State.CONNECTED:
+    if theirs not in USING:
         return Action.NOTHING
-    if ours is State.CONNECTED:
-        if not facts.attached:
-            return Action.ADOPT
-        began_again = facts.moved and facts.online and facts.hotplug_done
-        return Action.CONNECT if began_again else Action.NOTHING
+    connects = facts.online and facts.hotplug_done
+    answer = {State.CONNECTED: State.CONNECTED, State.RECONFIGURING: State.RECONFIGURED}[theirs]
+    if ours is answer and not facts.attached:
+        return Action.ADOPT
+    if ours in (State.CONNECTED, State.RECONFIGURED):
+        if connects and facts.moved:
+            return Action.CONNECT
+        if ours is answer:
+            return Action.NOTHING
+        return Action.RESUME if theirs is State.CONNECTED else Action.RECONFIGURE
     if ours is State.CLOSING and facts.attached:
         return Action.REFUSE_RX
     asked_to_close = ours is State.CLOSING and facts.refused
-    return Action.CONNECT if facts.online and facts.hotplug_done and not asked_to_close else Action.NOTHING
+    return Action.CONNECT if connects and not asked_to_close else Action.NOTHING
 
 
 def test_every_combination() -> None:
@@ -118,7 +121,7 @@ def test_a_missing_network_keeps_no_guest_from_closing() -> None:
 
 
 def test_nothing_is_done_without_a_network() -> None:
-    needs = (Action.OFFER, Action.CONNECT, Action.ADOPT, Action.RECONFIGURE)
+    needs = (Action.OFFER, Action.CONNECT, Action.ADOPT, Action.RECONFIGURE, Action.RESUME)
     assert all(facts.open for facts in every_facts() if decide(facts) in needs)
 
 
@@ -133,9 +136,26 @@ def test_online_devices_are_never_destroyed() -> None:
 
 def test_only_what_is_hotplug_done_and_online_connects() -> None:
     connecting = [facts for facts in every_facts() if decide(facts) is Action.CONNECT]
-    assert all(
-        facts.hotplug_done and facts.online and facts.theirs is State.CONNECTED for facts in connecting
-    )
+    assert all(facts.hotplug_done and facts.online and facts.theirs in USING for facts in connecting)
+
+
+def test_a_frontend_with_rings_is_served_or_closed() -> None:
+    """From any facts of a device that is wanted, a frontend that stays Connected or Reconfiguring ends with the state
+    that it waits for and its rings, or with Closing.
+    """
+    for start in every_facts():
+        wanted = (
+            start.online and start.hotplug_done and not start.elsewhere and start.ours is not State.UNKNOWN
+        )
+        if not wanted or start.theirs not in USING:
+            continue
+        facts = start
+        while (action := decide(facts)) not in ENDS:
+            facts = replace(facts, **AFTER[action])  # type: ignore[arg-type]
+        answer = State.CONNECTED if facts.theirs is State.CONNECTED else State.RECONFIGURED
+        assert (facts.ours is answer and facts.attached and not facts.moved) or facts.ours is State.CLOSING, (
+            start
+        )
 
 
 def test_it_settles() -> None:

@@ -101,6 +101,7 @@ class Device:
             Action.CLOSING: self._closing,
             Action.CLOSED: self._closed,
             Action.RECONFIGURE: self._reconfigure,
+            Action.RESUME: self._resume,
             Action.DESTROY: self._destroy,
             Action.FORGET: self._forget,
         }
@@ -248,15 +249,20 @@ class Device:
 
     async def _has_moved(self) -> bool:
         """Whether the frontend's keys name other rings than those of `config`. Unusable keys name none: the rings
-        that are connected stay.
+        that are connected stay. Once true it stays true until the rings are down.
         """
         if self.config is None or not self._rewritten:
             return False
         self._rewritten = False
-        keys, limits = await self._read_terms()
-        with suppress(GuestError):
-            return agree(keys, self.name.kind, limits).queues != self.config.queues
-        return False
+        moved = True
+        try:
+            keys, limits = await self._read_terms()
+            moved = agree(keys, self.name.kind, limits).queues != self.config.queues
+        except GuestError:
+            moved = False
+        finally:
+            self._rewritten |= moved  # an error of the store, too, leaves it to the next round
+        return moved
 
     async def _disconnect(self) -> None:
         self._context.tracer.emit("xen_netdev_disconnect", self.name)
@@ -288,19 +294,18 @@ class Device:
                 await self._store.write(f"{frontend}/mac", mac.lower())
 
     async def _connect(self, snapshot: Snapshot) -> None:
-        """Connect. From Reconfigured it is the same connection."""
-        if snapshot.facts.ours is State.RECONFIGURED:
-            await self._resume(snapshot, State.CONNECTED)
-        else:
-            await self._attach(snapshot, State.CONNECTED, adopt=False)
+        await self._attach(snapshot, State.CONNECTED, adopt=False)
 
     async def _adopt(self, snapshot: Snapshot) -> None:
         await self._attach(snapshot, None, adopt=True)
 
     async def _reconfigure(self, snapshot: Snapshot) -> None:
-        await self._resume(snapshot, State.RECONFIGURED)
+        await self._continue(snapshot, State.RECONFIGURED)
 
-    async def _resume(self, snapshot: Snapshot, state: State) -> None:
+    async def _resume(self, snapshot: Snapshot) -> None:
+        await self._continue(snapshot, State.CONNECTED)
+
+    async def _continue(self, snapshot: Snapshot, state: State) -> None:
         """Go on with the same rings and the keys that a connected frontend may change, then write the state. Rings that
         this process has are not touched; a predecessor's are adopted.
         """

@@ -14,7 +14,7 @@ from netback.vif.features import parse_mac
 from netback.xenbus.context import Context
 from netback.xenbus.names import DeviceName
 from netback.xenbus.nodes import MADE_BY, MAKER
-from netback.xenbus.states import Facts
+from netback.xenbus.states import USING, Facts
 from netback.xenstore.aio import Store, StoreError, StoreGone
 
 
@@ -69,7 +69,7 @@ class FactReader:
         """The frontend's directory, as our `frontend` node last named it."""
         self.theirs = State.UNKNOWN
         self._name, self._store, self._tracer = name, context.store, context.tracer
-        self._refused = True  # Closing, perhaps a predecessor's, stays until the frontend leaves Connected
+        self._refused = True  # Closing, perhaps a predecessor's, stays while the frontend is in USING
         self._domain_seen = False
         self._frontend_seen = False
         self._orphan: bool | None = None
@@ -170,11 +170,11 @@ class FactReader:
         return State.parse(text) if self._frontend_seen else State.INITIALISING
 
     def refuse(self) -> None:
-        """Connecting failed: do not try again before the frontend leaves Connected."""
+        """Connecting failed: do not try again while the frontend stays Connected or Reconfiguring."""
         self._refused = True
 
     def _note(self, ours: State, theirs: State) -> None:
-        if theirs is not State.CONNECTED:
+        if theirs not in USING:
             self._refused = False
         elif ours is not State.CLOSING:
             self._refused = True

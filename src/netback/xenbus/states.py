@@ -45,7 +45,9 @@ class Facts:
     elsewhere: bool
     """Another process has the rings. Reset to false each time this process is to try again."""
     refused: bool
-    """The frontend has not left Connected since our state became Closing, or since it was found broken."""
+    """The frontend has stayed Connected or Reconfiguring since our state became Closing, or since it was found
+    broken.
+    """
     moved: bool
     """The frontend wrote its state again, and its keys name other rings than those of this process."""
 
@@ -63,6 +65,7 @@ class Action(Enum):
     CLOSING = "rings down, Closing"
     CLOSED = "rings down, Closed"
     RECONFIGURE = "read the frontend's keys again, Reconfigured"
+    RESUME = "read the frontend's keys again, Connected"
     DESTROY = "disconnect, close the network, remove what netback made"
     FORGET = "disconnect, close the network: our own directory is gone"
 
@@ -106,6 +109,10 @@ def _but(*states: State) -> frozenset[State]:
 _WAITING = _states(State.INITIALISING, State.INIT_WAIT, State.INITIALISED)
 _INACTIVE = _WAITING | {State.CLOSED}
 """Frontend states in which the frontend uses nothing of the backend's."""
+USING = _states(State.CONNECTED, State.RECONFIGURING)
+"""Frontend states in which its keys name rings. Linux's netfront is Reconfiguring as soon as an XDP program is
+attached, perhaps before the backend has seen it Connected, and then waits for Reconfigured without a limit.
+"""
 _LIVE = _states(State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)
 """Our states that must pass through Closing before Closed: Windows takes a shorter way for surprise
 removal."""
@@ -137,17 +144,19 @@ RULES = (
     # a frontend that restarted without closing and waits for nothing: its former rings are nobody's
     Rule(
         Action.CONNECT,
-        theirs=_states(State.CONNECTED),
-        ours=_states(State.CONNECTED),
+        theirs=USING,
+        ours=_states(State.CONNECTED, State.RECONFIGURED),
         online=True,
         hotplug_done=True,
         moved=True,
     ),
     Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CONNECTED)),
-    Rule(Action.REFUSE_RX, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), attached=True),
-    Rule(Action.NOTHING, theirs=_states(State.CONNECTED), ours=_states(State.CLOSING), refused=True),
-    Rule(Action.CONNECT, theirs=_states(State.CONNECTED), online=True, hotplug_done=True),
+    Rule(Action.NOTHING, theirs=_states(State.RECONFIGURING), ours=_states(State.RECONFIGURED)),
     Rule(Action.RECONFIGURE, theirs=_states(State.RECONFIGURING), ours=_states(State.CONNECTED)),
+    Rule(Action.RESUME, theirs=_states(State.CONNECTED), ours=_states(State.RECONFIGURED)),
+    Rule(Action.REFUSE_RX, theirs=USING, ours=_states(State.CLOSING), attached=True),
+    Rule(Action.NOTHING, theirs=USING, ours=_states(State.CLOSING), refused=True),
+    Rule(Action.CONNECT, theirs=USING, online=True, hotplug_done=True),
     Rule(Action.NOTHING),
 )
 
@@ -172,7 +181,7 @@ _WORDS = {
     "attached": ("rings down", "rings up"),
     "broken": ("frontend sound", "frontend broken"),
     "elsewhere": ("rings not in another process", "rings in another process"),
-    "refused": ("it entered Connected after Closing", "it never left Connected"),
+    "refused": ("it entered Connected after Closing", "it stayed Connected or Reconfiguring"),
     "moved": ("its keys name our rings", "its keys name other rings"),
 }
 """The texts for each flag, false and true, in docs/states.md."""
@@ -204,6 +213,7 @@ _BECOMES = {
     Action.CLOSING: State.CLOSING,
     Action.CLOSED: State.CLOSED,
     Action.RECONFIGURE: State.RECONFIGURED,
+    Action.RESUME: State.CONNECTED,
 }
 """The state after an action that succeeds. FAIL, which leads to Closing from any state, is not drawn."""
 
