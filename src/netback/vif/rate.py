@@ -28,7 +28,7 @@ _TIMES = {"us": 1, "ms": 10**3, "s": 10**6}
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`size` bytes in each `interval` microseconds; both are above 0."""
+    """`size` bytes in each `interval` microseconds, which is above 0. A size of 0 lets nothing pass."""
 
     size: int
     interval: int
@@ -59,16 +59,18 @@ class Rates:
 
 
 def parse_node(text: str) -> Rate | None:
-    """A rate as "bytes,microseconds", both decimal and above 0; None for "none". ValueError: it is neither.
+    """A rate as "bytes,microseconds", both decimal; None for "none". ValueError: it is neither.
 
-    With no bytes Linux's backend would never send a frame again; with no microseconds it limits nothing.
+    With no bytes nothing passes, as in Linux's backend, whose credit then never grows (tx_add_credit). With no
+    microseconds Linux's credit is there again at once, so it is no rate.
     """
     if text == UNLIMITED:
         return None
     match = _NODE.fullmatch(text)
     if match is None:
         raise ValueError("not bytes and microseconds, as in 62500,50000")
-    return _checked(int(match[1]), int(match[2]))
+    size, interval = int(match[1]), int(match[2])
+    return _checked(size, interval if size else max(interval, 1))
 
 
 def parse_rate(text: str) -> Rate | None:
@@ -86,12 +88,15 @@ def parse_rate(text: str) -> Rate | None:
     # the burst of a slow rate does not depend on its interval, and a long one expresses it more exactly
     default = _INTERVAL if second > MIN_BURST else 10**6
     interval = int(length) * _TIMES[time] if length else default
-    return _checked(int(second * interval / 10**6), interval)
+    size = int(second * interval / 10**6)
+    if not size:  # xl refuses 0b/s as well
+        raise ValueError("a rate of 0 passes nothing: it needs a byte in each interval at least")
+    return _checked(size, interval)
 
 
 def _checked(size: int, interval: int) -> Rate:
-    if not size or not interval:
-        raise ValueError("a rate of 0 passes nothing: it needs a byte in each interval at least")
+    if not interval:
+        raise ValueError("an interval of 0 limits nothing")
     if size >= _MAX or interval >= _MAX:
         raise ValueError("the number is too large")
     return Rate(size, interval)

@@ -71,8 +71,8 @@ class Nic:
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
         self._reading_rates = asyncio.Lock()
-        self._bad_rates: dict[str, str] = {}
-        """The values of rate nodes that were reported as no rate."""
+        self._odd_rates: dict[str, str] = {}
+        """The values of rate nodes that were reported: no rate, or a rate of 0."""
 
     @property
     def journal(self) -> Path:
@@ -349,17 +349,22 @@ class Nic:
         return Rates(tx, rx)
 
     def _rate(self, node: str, text: str | None, default: Rate | None) -> Rate | None:
-        """A node's rate. What is no rate is reported once and limits nothing, as in Linux's backend."""
+        """A node's rate. What is no rate limits nothing, as in Linux's backend; that, and a rate of 0, is reported
+        once.
+        """
         if text is None:
             return default
+        rate, reason = None, ""
         try:
-            return parse_node(text)
+            rate = parse_node(text)
         except ValueError as error:
-            if self._bad_rates.get(node) != text:
-                self._bad_rates[node] = text
-                reason = f"{node} {printable(text[:40])!r} is no rate, so it limits nothing: {error}"
-                self._budget.warn(log, f"{self._name}: {reason}")
-            return None
+            reason = f"is no rate, so it limits nothing: {error}"
+        if rate is not None and not rate.size:
+            reason = "lets nothing pass; xl writes it for less than a byte in an interval"
+        if reason and self._odd_rates.get(node) != text:
+            self._odd_rates[node] = text
+            self._budget.warn(log, f"{self._name}: {node} {printable(text[:40])!r} {reason}")
+        return rate
 
     def carrier_off(self) -> None:
         """Turn the link's carrier off: no guest is connected."""
