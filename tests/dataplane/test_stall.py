@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from netback.abi.ring import PAGE_SIZE
 from netback.dataplane import clock
+from netback.dataplane.front.queue import FrontQueue
 from netback.dataplane.notices import Notice
+from netback.dataplane.peers.null import NullPeer
+from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.states import Event, State
+from netback.dataplane.worker import Worker
+from tests.dataplane.harness import address_of
 from tests.dataplane.test_limit import BEGIN, Limited, frames_for_the_guest
 
 MS = 1_000_000
@@ -184,6 +193,89 @@ def test_without_feature_rx_notify_frames_expire_after_30_ms() -> None:
         b.post_rx(1)
         b.pass_time(MS, MS)
         assert b.queue.counters["rx_frames"] == 1
+
+
+def test_a_trickle_of_slots_does_not_renew_an_age() -> None:
+    """A slot now and then keeps every timer from ending; a frame of 60 segments would be held for a minute so."""
+    with stalling(caps=0) as b:
+        assert b.peer_end is not None
+        b.peer_end.send(frames_for_the_guest(54 + 60 * 1000, 1000))
+        for _ in range(54):
+            b.post_rx(1)
+            b.wake()
+            b.pass_time(190 * MS, 10 * MS)
+        assert b.expired == 1
+        delivered = b.queue.counters["rx_frames"]
+        assert 50 < delivered <= 54
+        b.offer(1)
+        b.post_rx(1)
+        b.wake()
+        assert b.first_bytes(b.queue.counters["rx_frames"] - 1) == 0
+
+
+def test_a_wait_for_credit_is_not_the_guest_s_fault() -> None:
+    with stalling() as b:
+        b.limit(rx=(60, 8 * SECOND))
+        b.post_rx(2)
+        b.offer(3)
+        b.wake()
+        b.pass_time(16 * SECOND)
+        assert (b.queue.counters["rx_frames"], b.state) == (2, State.NO_SLOTS)
+        b.post_rx(1)
+        b.wake()
+        assert (b.queue.counters["rx_frames"], b.expired) == (3, 0)
+
+
+def test_a_frontend_reports_a_backend_that_takes_nothing() -> None:
+    """Its frames wait, none is dropped; answers end it."""
+    memory, pages = mmap.mmap(-1, 514 * PAGE_SIZE), mmap.mmap(-1, PAGE_SIZE)
+    at = address_of(memory)
+    granted = [(at + (2 + i) * PAGE_SIZE, i) for i in range(512)]
+    events = EmulatedEvents(
+        os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), address_of(pages), lambda _port: None
+    )
+    queue = FrontQueue(
+        events,
+        NullPeer(template=bytes(10) + bytes(60)),
+        tx_ring=at,
+        rx_ring=at + PAGE_SIZE,
+        tx_pages=granted[:256],
+        rx_pages=granted[256:],
+        tx_port=3,
+        rx_port=3,
+        caps=0,
+        sg=True,
+        keep=(memory, pages),
+    )
+    clock.fix(BEGIN)
+    worker = Worker(events)
+    worker.add(queue)
+    try:
+        waits = pass_front(worker, queue, 59 * SECOND)
+        assert (queue.condition, queue.states[1]) == (Notice.READY, State.NO_SLOTS_LONG)
+        pass_front(worker, queue, 2 * SECOND)
+        assert queue.condition is Notice.STALLED
+        pass_front(worker, queue, 100 * SECOND)
+        assert queue.rings["tx"]["req_prod"] == waits
+        struct.pack_into("<I", memory, 8, waits)  # rsp_prod
+        pass_front(worker, queue, SECOND, Event.RING)
+        assert queue.condition is Notice.READY
+        assert queue.counters["tx_dropped"] == 0
+    finally:
+        worker.remove(queue)
+        clock.fix(0)
+
+
+def pass_front(worker: Worker, queue: FrontQueue, ns: int, event: Event = Event.FRAMES) -> int:
+    """Let the time pass, waking by timers, and once by an event; returns the requests made."""
+    end = clock.now() + ns
+    while clock.now() < end:
+        clock.fix(clock.now() + 100 * MS)
+        worker.end_timers()
+        while worker.apply(queue, event):
+            event = Event.POLL
+        event = Event.POLL
+    return queue.rings["tx"]["req_prod"]
 
 
 def test_a_frame_in_segments_expires_as_a_whole() -> None:

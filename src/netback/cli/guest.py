@@ -52,8 +52,18 @@ def guest(
             handshake=profile.handshake,
             on_joined=lambda number: typer.echo(f"domain {number}"),
             on_state=lambda side, state: typer.echo(f"{side} {state.title}", err=True),
+            on_notice=lambda number, notice: typer.echo(f"queue {number}: {_NOTICES[notice.name]}", err=True),
         )
     )
+
+
+_NOTICES = {
+    "READY": "frames pass again",
+    "STALLED": "the backend has taken no frame for a minute; they wait",
+    "PEER_GONE": "its network is gone or down",
+    "BROKEN": "the backend broke the protocol; the queue is stopped",
+}
+"""What is shown when a queue's condition (netback.dataplane.notices) changes."""
 
 
 def _group(text: str) -> bytes:

@@ -12,10 +12,11 @@ class Notice(enum.Enum):
     """
 
     READY = 0
-    """Frames pass again: the peer works, or the guest posts RX buffers."""
+    """Frames pass again: the peer works, or the far side takes frames."""
     STALLED = 1
-    """The guest has taken no frame for the stall time, although frames waited for RX slots all that time. Those are
-    dropped, and so is what the network has when the guest has posted the slots that the first of them lacked."""
+    """The far side has taken no frame for the stall time, although frames waited for slots all that time. A backend
+    drops those, and what the network has when the guest has posted the slots that the first of them lacked; a frontend
+    keeps them."""
     PEER_GONE = 2
     """The network behind the link is gone: hang-up, a removed tap (EBADFD), a link that is down or removed (ENETDOWN,
     ENXIO, ENODEV). Frames from the guest are refused and counted, as on a cable without a carrier. READY follows by

@@ -126,8 +126,8 @@ PEER_TO_RING: Mapping[State, Row] = {
         armed="for what the frame needs",
     ),
     State.NO_SLOTS_LONG: Row(
-        "it still lacks them: a GSO frame that needs more slots than the guest has posted is segmented; frames that "
-        "reach the drain time are dropped, with all that the peer has then; at the stall time it is STALLED",
+        "it still lacks them; at the stall time it is STALLED. A backend segments a GSO frame that needs more slots "
+        "than the guest has posted, and drops frames that reach the drain time, with all that the peer has then",
         polled=Event.RING | Event.TIMER,
         timer=1000 * MS,
         early=True,
@@ -140,7 +140,8 @@ PEER_TO_RING: Mapping[State, Row] = {
         armed="for one",
     ),
     State.STALLED: Row(
-        "frames have lacked slots for the stall time, and the guest took none: reported once, what waited is dropped",
+        "frames have lacked slots for the stall time, and the far side took none: reported once; a backend drops what "
+        "waited",
         polled=Event.RING,
         armed="for what the frame needs",
     ),

@@ -18,6 +18,7 @@ from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.abi.xs_wire import Errno
 from netback.dataplane.front.queue import FrontQueue
+from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.worker import Worker
 from netback.errors import NetbackError
@@ -64,8 +65,8 @@ class Frontend:
 
     Without a `network` the caller is the guest's stack: `network` is then a PythonNetwork with virtio_net_hdr.
     `handshake` is the order of its keys and states, by default Linux's.
-    `on_state(side, state)` is called for each state that is written or read; `side` is "frontend" or "backend". Other
-    arguments are Guest's.
+    `on_state(side, state)` is called for each state that is written or read; `side` is "frontend" or "backend".
+    `on_notice(number, notice)` is called when the condition of a queue changes. Other arguments are Guest's.
     """
 
     guest: Guest
@@ -79,6 +80,7 @@ class Frontend:
         config: FrontConfig = FrontConfig(),  # noqa: B008 (frozen)
         handshake: Handshake = Handshake(),  # noqa: B008 (frozen)
         on_state: Callable[[str, XenbusState], None] = lambda _side, _state: None,
+        on_notice: Callable[[int, Notice], None] = lambda _number, _notice: None,
         domid: int | None = None,
         name: str = "",
         cpu: int | None = None,
@@ -103,7 +105,7 @@ class Frontend:
         """The queues in their order; empty without a connection."""
         self.control: FrontControl | None = None
         """The connection's control ring, if the backend offers one."""
-        self._on_state = on_state
+        self._on_state, self._on_notice = on_state, on_notice
         self._serving = False
         self._leaving = False
         self._failure: BaseException | None = None
@@ -357,10 +359,14 @@ class Frontend:
         self.network.carrier(self.carrier)
         for number, queue in enumerate(self.queues):
             receives = number < len(self.network.peers)
-            await self.guest.serve(queue, lambda _notice: self._news.set(), receives=receives)
+            await self.guest.serve(queue, partial(self._noticed, number), receives=receives)
         self._serving = True
         if self.config.multicast and self.features and self.features.multicast:
             self._lists = asyncio.get_running_loop().create_task(self._list_at_start())
+
+    def _noticed(self, number: int, notice: Notice) -> None:
+        self._on_notice(number, notice)
+        self._news.set()
 
     async def _list_at_start(self) -> None:
         with suppress(BackendError):  # the vif closes, and the list ends with it

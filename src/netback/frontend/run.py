@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from netback.abi.xenbus import XenbusState
+from netback.dataplane.notices import Notice
 from netback.frontend.config import FrontConfig, Handshake
 from netback.frontend.device import Frontend
 from netback.net.spec import open_network, parse_spec
@@ -25,6 +26,7 @@ async def run_guest(
     handshake: Handshake = Handshake(),  # noqa: B008 (frozen)
     cpu: int | None = None,
     on_state: Callable[[str, XenbusState], None] = lambda _side, _state: None,
+    on_notice: Callable[[int, Notice], None] = lambda _number, _notice: None,
     on_joined: Callable[[int], None] = lambda _domid: None,
 ) -> None:
     """Run a guest whose vif is joined to `net` (`tap:guest0`, `packet:eth0`, `null`), until SIGINT or SIGTERM.
@@ -45,6 +47,7 @@ async def run_guest(
             config=config,
             handshake=handshake,
             on_state=on_state,
+            on_notice=on_notice,
             domid=domid,
             name=name,
             cpu=cpu,

@@ -129,6 +129,7 @@ cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint dra
         queue.waits_since = 0
     if burst.unpaid and not needed:
         link.counters[RX_THROTTLED] += 1
+        queue.read_at = coarse_ns()      # the guest is not to blame for this wait
         link.peer_to_ring.due = link.peer_to_ring.allowance.due
         return STATE_NO_CREDIT
     if drained and burst.used < burst.room:
@@ -598,10 +599,11 @@ cdef void read_one(back_queue *queue, workspace_t *ws) noexcept nogil:
 
 
 cdef inline bint is_expired(back_queue *queue) noexcept nogil:
-    """Whether the frames that wait reached the drain time. The clock is read when a timer ended."""
-    cdef direction_t *direction = &queue.link.peer_to_ring
+    """Whether the frames that wait for slots reached the drain time. At every event: no timer ends while a guest posts
+    a slot now and then.
+    """
     return (
-        queue.backlog.count and direction.events & EVENT_TIMER and lacks_slots(direction.state)
+        queue.backlog.count and lacks_slots(queue.link.peer_to_ring.state)
         and coarse_ns() >= queue.read_at + queue.drain
     )
 

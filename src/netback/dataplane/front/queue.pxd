@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frontend's queue: the state shared by its two directions."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.backlog cimport backlog_t
 from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
 from netback.dataplane.segment cimport segments_t
@@ -46,6 +46,7 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     uint32_t rx_large            # this many more bursts do
     backlog_t backlog            # frames of one read beyond the slots, in order; nothing is read while any waits
     uint32_t needed              # slots that the first of them lacks
+    uint64_t waits_since         # ns: when they began to lack slots
     bint segmenting                 # ... or its next segment
     segments_t segments
     uint32_t rx_segments_sent    # segments already sent of the frame at the RX ring's head

@@ -21,6 +21,7 @@ from netback.dataplane.abi cimport (
     virtio_net_hdr,
 )
 from netback.dataplane.checksum cimport complete_checksum
+from netback.dataplane.clock cimport coarse_ns
 from netback.dataplane.extras cimport clear_meta, extras_count, frame_meta, write_extra
 from netback.dataplane.front.queue cimport LARGE_BURSTS, SENT_CHANGE, SENT_FRAME, front_queue, slots_at_a_time
 from netback.dataplane.offload cimport (
@@ -29,9 +30,9 @@ from netback.dataplane.offload cimport (
 from netback.dataplane.segment cimport MAX_NETIF_FRAME, segments_begin, segments_next
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.link cimport (
-    REASON_RESPONSE, STATE_NO_SLOTS, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE, TX_BURSTS, TX_BYTES,
-    TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FAULTS, TX_FRAMES, TX_NOTIFIES, TX_SEGMENTED, TX_SHORT, TX_SLOTS, TX_STALLS,
-    TX_TRUNCATED, break_link, lacks_slots, link_t,
+    REASON_RESPONSE, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE,
+    STATE_STALLED, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FAULTS, TX_FRAMES, TX_NOTIFIES,
+    TX_SEGMENTED, TX_SHORT, TX_SLOTS, TX_STALLS, TX_TRUNCATED, break_link, lacks_slots, link_t,
 )
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_CLOSED, VLAN_TAG, VNET_HDR, frame_t, peer_t,
@@ -41,6 +42,8 @@ from netback.dataplane.platform.events cimport events_notify
 from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
 from netback.dataplane.sockets cimport iovec
+
+cdef uint64_t STALL = 60000000000      # ns without an answer after which the backend is reported: a backend's default
 
 cdef enum:
     FRAME_PAGES = 16             # bytes of the longest frame that is read directly into pages
@@ -467,7 +470,10 @@ cdef int wait_for_slots(front_queue *queue, uint32_t needed, bint moved) noexcep
     if <uint32_t>pending >= wanted:
         return STATE_PEER_MORE
     if lacks_slots(link.peer_to_ring.state) and not moved:
+        if link.peer_to_ring.state == STATE_NO_SLOTS_LONG and coarse_ns() >= queue.waits_since + STALL:
+            return STATE_STALLED
         return link.peer_to_ring.state
+    queue.waits_since = coarse_ns()
     link.counters[TX_STALLS] += 1
     return STATE_NO_SLOTS
 
