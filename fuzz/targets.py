@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fuzz import control, hypervisor, offload, rings, store, xs_wire
+from fuzz import control, hypervisor, keys, offload, rings, store, xs_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ TARGETS = {
     name: Target(name, (module.__doc__ or "").partition("\n")[0], module.make, module.play, module.WORDS)
     for name, module in {
         "rings": rings,
+        "keys": keys,
         "control": control,
         "offload": offload,
         "xs_wire": xs_wire,

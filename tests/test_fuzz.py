@@ -17,7 +17,7 @@ from fuzz.__main__ import report
 from fuzz.targets import TARGETS, Target
 
 ROOT = Path(__file__).parents[1]
-CASES = {"rings": 100, "control": 200, "offload": 200, "xs_wire": 1500, "store": 200, "hypervisor": 100}
+CASES = {"rings": 100, "keys": 2000, "control": 200, "offload": 200, "xs_wire": 1500, "store": 200, "hypervisor": 100}
 
 
 @pytest.mark.parametrize("name", TARGETS)
