@@ -12,7 +12,7 @@ from tests.keys_oracle import Agreement
 
 from netback.errors import GuestError
 from netback.frontend.config import BackFeatures
-from netback.vif.features import KEYS, MAX_QUEUES, Limits, VifConfig, agree, offer, queue_keys
+from netback.vif.features import KEYS, MAX_QUEUES, Limits, agree, offer, queue_keys
 from netback.vif.rate import parse_node
 
 NAMED = re.compile(r"the frontend's ([a-z0-9/-]+) is ")
@@ -100,7 +100,7 @@ def make(rng: random.Random) -> Case:
     if rng.random() < 0.3:
         ops += [("ctrl-ring-ref", "9"), ("event-channel-ctrl", "7")]
     names = [
-        *KEYS,
+        *map(str, KEYS),
         *OTHER,
         *(key for key, _ in ops),
         *(f"queue-{rng.randrange(9)}/{key}" for key in KEYS[:3]),
@@ -113,8 +113,12 @@ def make(rng: random.Random) -> Case:
     return Case(offered, rng.random() < 0.8, rate, tuple((keys | spoiled).items()), tuple(ops))
 
 
-def found(config: VifConfig) -> Agreement:
-    """An agreement in the model's words."""
+def outcome(keys: dict[str, str | None], limits: Limits) -> Agreement | str:
+    """An agreement in the model's words, or the reason of a refusal."""
+    try:
+        config = agree(keys, "vif", limits)
+    except GuestError as error:
+        return str(error)
     rings = tuple((one.tx_ring_ref, one.rx_ring_ref, one.tx_channel, one.rx_channel) for one in config.queues)
     control = config.control and (config.control.ring_ref, config.control.event_channel)
     live = config.live
@@ -133,17 +137,16 @@ def of_the_frontend(keys: dict[str, str], limits: Limits) -> None:
     wanted = oracle.agreement(keys, limits.queues, limits.split)
     names = (*KEYS, *queue_keys(keys, limits))  # as the backend reads them
     assert len(names) <= len(KEYS) + 5 * limits.queues
-    try:
-        config = agree({name: keys.get(name) for name in names}, "vif", limits)
-    except GuestError as error:
-        named = NAMED.match(str(error))
-        assert named is not None, error
-        assert isinstance(wanted, set), f"refused, although {wanted}"
-        assert named[1] in wanted
-        assert len(str(error)) < 200
-        assert str(error).isprintable()
-    else:
-        assert found(config) == wanted
+    found = outcome({name: keys.get(name) for name in names}, limits)
+    if isinstance(found, Agreement):
+        assert found == wanted
+        return
+    named = NAMED.match(found)
+    assert isinstance(wanted, set), f"refused, although {wanted}: {found}"
+    assert named is not None, found
+    assert named[1] in wanted
+    assert len(found) < 200
+    assert found.isprintable()
 
 
 def of_the_backend(keys: dict[str, str]) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a frontend's keys agree to, in plain Python, from netif.h and docs/decisions.md. It imports nothing of netback."""
+"""What a frontend's keys agree to, in plain Python, from netif.h and docs/decisions.md.
+
+It imports nothing of netback.
+"""
 
 from __future__ import annotations
 

@@ -16,8 +16,22 @@ from fuzz import campaign, kept
 from fuzz.__main__ import report
 from fuzz.targets import TARGETS, Target
 
+from netback.abi.netif import ExtraType, TxFlag
+from netback.abi.netif_control import CtrlType
+from netback.abi.netif_keys import Key
+from netback.vif.features import REQUIRED, SPLIT
+from tests.dataplane.ring_cases import Post
+
 ROOT = Path(__file__).parents[1]
-CASES = {"rings": 100, "keys": 2000, "control": 200, "offload": 200, "xs_wire": 1500, "store": 200, "hypervisor": 100}
+CASES = {
+    "rings": 100,
+    "keys": 2000,
+    "control": 200,
+    "offload": 200,
+    "xs_wire": 1500,
+    "store": 200,
+    "hypervisor": 100,
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -35,6 +49,24 @@ def test_a_case_is_what_its_file_says(name: str, tmp_path: Path) -> None:
         assert case == target.case(seed)
         path = kept.save(target, seed, case, "a line\nanother", tmp_path)
         assert kept.load(path) == (target, case)
+
+
+def test_every_part_of_the_protocol_is_drawn() -> None:
+    """Each key of either end, each control message and each extra info: a new one is not forgotten here."""
+    cases = {name: [TARGETS[name].case(seed) for seed in range(300)] for name in ("keys", "control", "rings")}
+    written = {key for case in cases["keys"] for key, _ in case.ops}
+    offered = {key for case in cases["keys"] for key, _ in case.offered}
+    assert {f"queue-1/{key}" for key in (*REQUIRED, *SPLIT)} <= written
+    assert set(map(str, Key)) <= written | offered
+    assert set(CtrlType) <= {kind for case in cases["control"] for kind, *_ in case.ops}
+    posted = [op for case in cases["rings"] for op in case.ops if isinstance(op, Post) and op.ring == "tx"]
+    extras = {op.slots[1][0] for op in posted if len(op.slots) > 1 and op.slots[0][6] & TxFlag.EXTRA_INFO}
+    received = (
+        {case.config.xdp for case in cases["rings"]},
+        {bool(case.config.hash_types) for case in cases["rings"]},
+    )
+    assert set(ExtraType) <= extras
+    assert received == ({False, True}, {False, True})
 
 
 @pytest.mark.parametrize("name", TARGETS)

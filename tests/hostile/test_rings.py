@@ -103,6 +103,17 @@ FATAL: dict[str, tuple[str, Callable[[GrantedPage], list[bytes]]]] = {
         "TX extra info of an unknown type",
         lambda page: [tx(page, 60, flags=TxFlag.EXTRA_INFO), extra(9)],
     ),
+    "an XDP extra, which guests never send": (
+        "TX extra info of an unknown type",
+        lambda page: [tx(page, 60, flags=TxFlag.EXTRA_INFO), extra(ExtraType.XDP, size=256)],
+    ),
+    "a change of the multicast list without end": (
+        "TX chain runs past req_prod",
+        lambda page: [
+            tx(page, 60, flags=TxFlag.EXTRA_INFO),
+            extra(ExtraType.MCAST_ADD, flags=EXTRA_FLAG_MORE),
+        ],
+    ),
     "extras without end": (
         "TX chain runs past req_prod",
         lambda page: [

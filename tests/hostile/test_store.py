@@ -10,7 +10,7 @@ import pytest
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState as State
 from netback.platforms.emulated.protocol import PortState
-from netback.vif.features import KEYS
+from netback.vif.features import KEYS, LIVE
 from netback.xenstore.aio import StoreError
 from tests.hostile.topology import SECONDS, Topology, holdings
 
@@ -62,6 +62,37 @@ async def test_nonsense_in_a_key(topology: Topology, key: str) -> None:
     async with asyncio.timeout(SECONDS):
         await topology.bad.connect()
     await topology.works()
+
+
+@pytest.mark.parametrize("key", LIVE)
+async def test_nonsense_in_a_key_of_a_connected_guest(topology: Topology, key: str) -> None:
+    """The keys that the backend watches: as strict as on connecting, whatever state the guest claims meanwhile."""
+    await topology.connect()
+    for text in NONSENSE[1:]:  # an empty one counts as absent
+        await topology.works()
+        await topology.bad.set_state(State.RECONFIGURING)
+        await topology.bad.write(key, text)
+        await topology.closes(f"the frontend's {key} is ")
+        await topology.bad.remove(key)
+        await topology.comes_back()
+
+
+async def test_a_flood_of_changes_to_live_keys(topology: Topology) -> None:
+    """XSA-349: as for `state`. Frames go on, and the last value counts."""
+    await topology.connect()
+    device = topology.backend.devices[topology.name]
+    before = device.rounds
+    writes = [topology.bad.write(key, str(n % 2)) for n in range(1, 1000) for key in LIVE]
+    await asyncio.gather(*writes, topology.others_pass(20))
+
+    def follows() -> bool:
+        live = device.config and device.config.live
+        return live is not None and (live.multicast_control, live.xdp_headroom) == (True, 1)
+
+    await topology.until(follows)
+    await topology.works()
+    assert 1 <= device.rounds - before < 1000, f"{device.rounds - before} rounds for 1998 writes"
+    assert not topology.warnings
 
 
 WRONG: dict[str, dict[str, str | None]] = {

@@ -31,6 +31,8 @@ from netback.vif.vif import Vif
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 
+QUEUES = 4
+"""As many as each vif is offered, whatever the machine has."""
 PATIENT = WaitTimes(drain=3600, stall=3600)
 """No frame expires because the machine is slow."""
 SECONDS = 60.0
@@ -227,7 +229,7 @@ async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIte
     """Both guests attached, the honest one connected, the hostile one idle."""
     caplog.set_level(logging.INFO)
     networks = {name: PythonNetwork(name) for name in ("python:bad", "python:good", "guest")}
-    config = BackendConfig(directory, networks=networks, workers=1, times=PATIENT)
+    config = BackendConfig(directory, networks=networks, workers=1, queues=QUEUES, times=PATIENT)
     with ExitStack() as undo:
         for network in networks.values():
             undo.callback(network.remove)
