@@ -31,16 +31,24 @@ def guest(
         ),
     ] = None,
     queues: Annotated[int, typer.Option(min=1, max=256, help="Queues that its netfront asks for.")] = 1,
+    hash: Annotated[
+        bool, typer.Option("--hash", help="Frames of both directions go with a Toeplitz hash.")
+    ] = False,
+    stage: Annotated[bool, typer.Option("--stage", help="Its buffers stay mapped at the backend.")] = False,
 ) -> None:
     """Be a guest, with netback's own netfront: a new one of an emulated Xen, or the real domain that this is.
 
     It waits for its device to be attached. On real Xen, unload xen-netfront first.
     """
-    from netback.frontend import run_guest
+    from netback.frontend import HashConfig, run_guest
     from netback.frontend.profiles import find_profile
 
     profile = find_profile(like)
-    groups = None if multicast is None else frozenset(map(_group, multicast))
+    config = replace(profile.config, queues=queues, stage=stage)
+    if multicast:
+        config = replace(config, multicast=frozenset(map(_group, multicast)))
+    if hash:
+        config = replace(config, hash=HashConfig())
 
     asyncio.run(
         run_guest(
@@ -48,7 +56,7 @@ def guest(
             net,
             name=name,
             index=index,
-            config=replace(profile.config, multicast=groups, queues=queues),
+            config=config,
             handshake=profile.handshake,
             on_joined=lambda number: typer.echo(f"domain {number}"),
             on_state=lambda side, state: typer.echo(f"{side} {state.title}", err=True),

@@ -72,7 +72,7 @@ _DIRECTIONS: Mapping[str, tuple[Meaning, Meaning]] = {
         _backend("polls after which the next frame lacked credit: the rate limit"),
         _backend("polls after which the next frame lacked credit: the rate limit"),
     ),
-    "hashed": (_backend("frames with a hash extra"), _both("frames with a hash extra")),
+    "hashed": _both_ways("frames with a hash extra"),
     "copies": (
         _backend("copies from guest pages that took a grant operation"),
         _backend("copies to guest pages that took a grant operation"),
@@ -91,6 +91,9 @@ _LINK: Mapping[str, Meaning] = {
     "tx_multicast_full": _backend("of those: answered ERROR, since the list was full"),
     "rx_filtered": _backend("multicast frames dropped: the guest's list does not have their address"),
     "rx_expired": _backend("frames dropped: they, or frames read before them, waited too long for slots"),
+    "rx_hash_wrong": Meaning(
+        "", "frames whose hash extra is not what the key in force gives for their bytes"
+    ),
 }
 
 MEANINGS: Mapping[str, Meaning] = {

@@ -6,7 +6,7 @@ ends.
 and the contents of its extra infos. Each field but the first four is valid only if `extras` has its type's bit.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from netback.dataplane.abi cimport (
     EXTRA_FLAG_MORE, EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, EXTRA_TYPE_MCAST_DEL, EXTRA_TYPE_XDP,
@@ -110,6 +110,14 @@ cdef inline void copy_extras(frame_meta *to, const frame_meta *flow) noexcept no
     to.hash_type = flow.hash_type
     to.hash_algorithm = flow.hash_algorithm
     memcpy(to.hash_value, flow.hash_value, sizeof(flow.hash_value))
+
+
+cdef inline bint same_hash(const frame_meta *one, const frame_meta *other) noexcept nogil:
+    """Whether both have a hash, of the same type and value."""
+    return (
+        (one.extras & other.extras) >> EXTRA_TYPE_HASH & 1 and one.hash_type == other.hash_type
+        and memcmp(one.hash_value, other.hash_value, sizeof(one.hash_value)) == 0
+    )
 
 
 cdef inline uint32_t write_extra(extra_info *extra, const frame_meta *meta, uint32_t left) noexcept nogil:

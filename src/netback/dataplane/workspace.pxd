@@ -30,6 +30,7 @@ cdef struct chain_t:             # one frame of a TX ring
     uint8_t fixed_up
     uint8_t completed
     uint8_t dropped
+    uint8_t hash_wrong           # at a frontend: its hash extra does not fit its bytes
 
 
 cdef struct workspace_t:         # a worker's private memory: the current burst

@@ -5,7 +5,7 @@
 Xen or of a real one.
 """
 
-from netback.frontend.config import BackFeatures, FrontConfig, Handshake
+from netback.frontend.config import BackFeatures, FrontConfig, Handshake, HashConfig
 from netback.frontend.device import BackendError, Frontend
 from netback.frontend.guest import Guest
 from netback.frontend.rings import Rings
@@ -21,6 +21,7 @@ __all__ = [
     "GrantedPage",
     "Guest",
     "Handshake",
+    "HashConfig",
     "Rings",
     "Script",
     "run_guest",

@@ -9,12 +9,25 @@ from dataclasses import dataclass
 from typing import Self
 
 from netback.abi.netif import TX_SLOTS
+from netback.abi.netif_control import HashType
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.dataplane.caps import EVERYTHING, Can
 from netback.vif.features import Limits
 
 RING_SLOTS = TX_SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class HashConfig:
+    """The Toeplitz hash of frames, as a guest selects it through its control ring; the default key is Microsoft's."""
+
+    types: HashType = HashType.IPV4 | HashType.IPV4_TCP | HashType.IPV6 | HashType.IPV6_TCP
+    key: bytes = bytes.fromhex(
+        "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
+    )
+    min_queues: int = 1
+    """With fewer queues the guest selects no hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,10 @@ class FrontConfig:
     """Bytes before each received frame in its first buffer, as for an XDP program."""
     control: bool = False
     """A control ring, where the backend offers it, for requests of the program (`Frontend.control`)."""
+    hash: HashConfig | None = None
+    """Hashes of frames both ways, by way of the control ring, where the backend has them."""
+    stage: bool = False
+    """All buffers are staged, by way of the control ring, where the backend takes them."""
     split: bool = True
     """An event channel for each ring, where the backend offers it; otherwise one for both."""
     queues: int = 1
@@ -65,6 +82,11 @@ class FrontConfig:
         }
         headroom = {str(Key.XDP_HEADROOM): str(self.xdp_headroom)} if self.xdp_headroom else {}
         return {str(key): "1" for key, value in features.items() if value} | headroom
+
+    @property
+    def uses_control(self) -> bool:
+        """Whether it connects with a control ring."""
+        return self.control or self.hash is not None or self.stage
 
     @property
     def caps(self) -> Can:

@@ -5,8 +5,8 @@ It has its own handle of event channels, since the worker takes those of the que
 """
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 from netback.abi.netif_control import (
     CTRL_REQUEST,
@@ -69,6 +69,16 @@ class FrontControl:
         pages[0].write(0, data)
         return pages[0]
 
+    @contextmanager
+    def lend(self, data: bytes, *, readonly: bool = True) -> Iterator[GrantedPage]:
+        """A granted page with this data for one request: the backend may use it until it answers (netif.h)."""
+        pages = self._domain.grant_pages(self._backend, 1, readonly)
+        try:
+            pages[0].write(0, data)
+            yield pages[0]
+        finally:
+            self._take_back(pages)
+
     def notify(self) -> None:
         """Send an event, whatever req_event says."""
         self._events.native.notify(self.port)
@@ -104,13 +114,17 @@ class FrontControl:
         return value
 
     async def set_hash(self, types: HashType, key: bytes, mapping: Sequence[int] = ()) -> None:
-        """Have the backend send the Toeplitz hash of each frame of these types, and steer frames by `mapping`."""
+        """Have the backend send the Toeplitz hash of each frame of these types, and steer frames by `mapping`.
+
+        The order is that of Windows' xenvif (frontend.c, __FrontendUpdateHash).
+        """
         await self.require(CtrlType.SET_HASH_ALGORITHM, HashAlgorithm.TOEPLITZ)
-        await self.require(CtrlType.SET_HASH_KEY, self.grant(key, readonly=True).gref, len(key))
         await self.require(CtrlType.SET_HASH_MAPPING_SIZE, len(mapping))
         if mapping:
-            page = self.grant(b"".join(map(MAPPING_ENTRY.pack, mapping)), readonly=True)
-            await self.require(CtrlType.SET_HASH_MAPPING, page.gref, len(mapping), 0)
+            with self.lend(b"".join(map(MAPPING_ENTRY.pack, mapping))) as page:
+                await self.require(CtrlType.SET_HASH_MAPPING, page.gref, len(mapping), 0)
+        with self.lend(key) as page:
+            await self.require(CtrlType.SET_HASH_KEY, page.gref, len(key))
         await self.require(CtrlType.SET_HASH_FLAGS, types)
 
     async def stage(self, queue: int, pages: Sequence[GrantedPage], *, readonly: bool) -> None:
@@ -118,15 +132,14 @@ class FrontControl:
         for first in range(0, len(pages), MAX_GREFS):
             grefs = [page.gref for page in pages[first : first + MAX_GREFS]]
             entries = [GREF_ENTRY.pack(gref, GREF_READONLY * readonly, 0) for gref in grefs]
-            await self.require(
-                CtrlType.ADD_GREF_MAPPING, queue, self.grant(b"".join(entries)).gref, len(entries)
-            )
+            with self.lend(b"".join(entries), readonly=False) as page:
+                await self.require(CtrlType.ADD_GREF_MAPPING, queue, page.gref, len(entries))
 
     async def unstage(self, queue: int, grefs: Sequence[int]) -> list[int]:
         """Have the backend unmap pages, at most 512; returns the status of each."""
-        page = self.grant(b"".join(GREF_ENTRY.pack(gref, 0, 0) for gref in grefs))
-        await self.require(CtrlType.DEL_GREF_MAPPING, queue, page.gref, len(grefs))
-        answered = page.read(0, len(grefs) * GREF_ENTRY.size)
+        with self.lend(b"".join(GREF_ENTRY.pack(gref, 0, 0) for gref in grefs), readonly=False) as page:
+            await self.require(CtrlType.DEL_GREF_MAPPING, queue, page.gref, len(grefs))
+            answered = page.read(0, len(grefs) * GREF_ENTRY.size)
         return [status for _, _, status in GREF_ENTRY.iter_unpack(answered)]
 
     def close(self) -> None:

@@ -14,16 +14,18 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from netback.abi.netif import Status
+from netback.abi.netif_control import CtrlType, HashAlgorithm
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.abi.xs_wire import Errno
 from netback.dataplane.front.queue import FrontQueue
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.toeplitz import Toeplitz
 from netback.dataplane.worker import Worker
 from netback.errors import NetbackError
-from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig, Handshake
-from netback.frontend.control import FrontControl
+from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig, Handshake, HashConfig
+from netback.frontend.control import ControlError, FrontControl
 from netback.frontend.guest import Guest
 from netback.frontend.rings import Rings
 from netback.net.base import Network
@@ -105,6 +107,10 @@ class Frontend:
         """The queues in their order; empty without a connection."""
         self.control: FrontControl | None = None
         """The connection's control ring, if the backend offers one."""
+        self.hash: HashConfig | None = None
+        """The hash in force: frames of either direction go with it."""
+        self.staged = False
+        """All buffers are staged."""
         self._on_state, self._on_notice = on_state, on_notice
         self._serving = False
         self._leaving = False
@@ -112,7 +118,7 @@ class Frontend:
         self._listed: set[bytes] = set()
         """The addresses in the backend's multicast list."""
         self._listing = asyncio.Lock()
-        self._lists: asyncio.Task[object] | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._acting = asyncio.Lock()
         self._duplicates = ExitStack()
@@ -221,10 +227,28 @@ class Frontend:
 
     async def stage(self) -> None:
         """Have the backend keep all buffers mapped: frames then take no grant operation. ControlError: it refuses."""
-        assert self.rings is not None
-        assert self.control is not None
-        await self.control.stage(0, self.rings.tx_buffers, readonly=True)
-        await self.control.stage(0, self.rings.rx_buffers, readonly=False)
+        control = self._need_control()
+        for number, rings in enumerate(self._rings):
+            await control.stage(number, rings.tx_buffers, readonly=True)
+            await control.stage(number, rings.rx_buffers, readonly=False)
+        self.staged = True
+        self._news.set()
+
+    async def set_hash(self, hash: HashConfig | None) -> None:
+        """Select the hash that goes with frames of both directions, or none; with several queues the backend also
+        steers frames by it, to each queue in turn.
+
+        For a connected vif. BackendError: it has no control ring; ControlError: the backend refuses.
+        """
+        control = self._need_control()
+        await self._use_hash(None)
+        if hash is None or len(self.queues) < hash.min_queues:
+            await control.require(CtrlType.SET_HASH_ALGORITHM, HashAlgorithm.NONE)
+            return
+        size = await control.require(CtrlType.GET_HASH_MAPPING_SIZE)
+        mapping = [entry % len(self.queues) for entry in range(size)]
+        await control.set_hash(hash.types, hash.key, mapping)
+        await self._use_hash(hash)
 
     async def close(self) -> None:
         """Close in order, and end a guest that was created here. The network stays open. May be called again."""
@@ -344,7 +368,7 @@ class Frontend:
         }
         if count > 1:
             nodes[Key.QUEUES] = str(count)
-        if self.config.control and self.features.control:
+        if self.config.uses_control and self.features.control:
             self.control = FrontControl(self.guest.domain, backend)
             nodes |= self.control.nodes()
         await self._publish(self.handshake.sort(nodes | self.config.nodes()))
@@ -361,16 +385,38 @@ class Frontend:
             receives = number < len(self.network.peers)
             await self.guest.serve(queue, partial(self._noticed, number), receives=receives)
         self._serving = True
-        if self.config.multicast and self.features and self.features.multicast:
-            self._lists = asyncio.get_running_loop().create_task(self._list_at_start())
+        self._settling = asyncio.get_running_loop().create_task(self._settle(self.features))
+        self._settling.add_done_callback(self._ended)
 
     def _noticed(self, number: int, notice: Notice) -> None:
         self._on_notice(number, notice)
         self._news.set()
 
-    async def _list_at_start(self) -> None:
-        with suppress(BackendError):  # the vif closes, and the list ends with it
-            await self._list_multicast()
+    async def _settle(self, features: BackFeatures) -> None:
+        """Ask for what this guest wants beside its keys. It does without what the backend refuses."""
+        if self.control is not None:
+            with suppress(ControlError):
+                if self.config.stage:
+                    await self.stage()
+            with suppress(ControlError, BackendError):
+                if self.config.hash is not None:
+                    await self.set_hash(self.config.hash)
+        if self.config.multicast and features.multicast:
+            with suppress(BackendError):  # the vif closes, and the list ends with it
+                await self._list_multicast()
+
+    def _need_control(self) -> FrontControl:
+        if self.control is None:
+            raise BackendError(f"{self.path}: the vif has no control ring")
+        return self.control
+
+    async def _use_hash(self, hash: HashConfig | None) -> None:
+        """Have each queue send the hash of its frames, and compare those that come; or neither."""
+        made = None if hash is None else Toeplitz(hash.key, int(hash.types))
+        for queue in self.queues:
+            await self.guest.submit(partial(_call, lambda queue: queue.set_hash(made), queue))
+        self.hash = hash
+        self._news.set()
 
     async def _list_multicast(self) -> frozenset[bytes]:
         """Make the backend's list that of the configuration; returns the addresses that it refused."""
@@ -413,10 +459,11 @@ class Frontend:
         queues, rings, control = self.queues, self._rings, self.control
         self.queues, self._rings, self.control = [], [], None
         self._serving = False
-        lists, self._lists = self._lists, None
+        self.hash, self.staged = None, False
+        settling, self._settling = self._settling, None
         self._listed.clear()
         try:
-            await _cancel(lists)
+            await _cancel(settling)
             if queues:
                 self.network.carrier(False)
             for queue in queues:

@@ -12,7 +12,7 @@ from enum import Enum
 from netback.abi.xenbus import XenbusState as State
 from netback.dataplane.caps import Can
 from netback.errors import ConfigError
-from netback.frontend.config import FrontConfig, Handshake
+from netback.frontend.config import FrontConfig, Handshake, HashConfig
 
 
 class Return(Enum):
@@ -76,8 +76,8 @@ LINUX = Profile(
 
 WINDOWS = Profile(
     "Windows",
-    "win-xenvif: frontend.c, receiver.c, transmitter.c",
-    FrontConfig(multicast=frozenset({bytes.fromhex("01005e000001")}), control=True),
+    "win-xenvif: frontend.c, receiver.c, transmitter.c, controller.c",
+    FrontConfig(multicast=frozenset({bytes.fromhex("01005e000001")}), hash=HashConfig(min_queues=2)),
     Handshake(
         keys=(
             *_SG[:1],
@@ -99,7 +99,8 @@ WINDOWS = Profile(
         more=(("feature-no-csum-offload", "0"), ("multi-queue-num-queues", "1")),
         posts_late=True,
     ),
-    notes="takes a backend that skips Closing for surprise removal",
+    notes="takes a backend that skips Closing for surprise removal; selects the Toeplitz hash only if it has several"
+    " queues, by algorithm, mapping size, mapping, key and flags, and then sends it with its TX frames too",
 )
 
 FREEBSD = Profile(

@@ -6,6 +6,7 @@ from netback.dataplane.abi cimport PAGE_SIZE, RING_SLOTS
 from netback.dataplane.segment cimport segments_t
 from netback.dataplane.link cimport Link, link_t
 from netback.dataplane.ring cimport front_ring
+from netback.dataplane.toeplitz cimport Toeplitz, toeplitz_t
 
 cdef enum:
     # Slots used at a time while frames are small: more only let an overload build up. With 256 in its place
@@ -39,6 +40,7 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
     bint rx_notify               # events tell the backend of posted buffers
     uint32_t caps                # CAN_*: offloads that the backend accepts
     bint sg                      # ... and whether it accepts more than one slot per frame
+    const toeplitz_t *hash       # NULL: the guest selected no hash
     # Frames are read directly into granted pages. Measured (TCP from a guest over packet:, iperf3 of 3 GB): 0.64 CPU
     # seconds of `netback guest` for each GB, 0.68 with a copy through private memory.
     bint direct
@@ -54,3 +56,4 @@ cdef struct front_queue:         # `link` is first: a link_t * of a frontend que
 
 cdef class FrontQueue(Link):
     cdef front_queue queue
+    cdef Toeplitz hash           # keeps alive what queue.hash points to

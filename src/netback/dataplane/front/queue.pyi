@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from netback.dataplane.link import Link
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.events import Events
+from netback.dataplane.toeplitz import Toeplitz
 
 class FrontQueue(Link):
     """The frontend's end of one queue, on rings of its own that begin empty."""
@@ -26,6 +27,7 @@ class FrontQueue(Link):
         rx_notify: bool = True,
         keep: object = None,
     ) -> None: ...
+    def set_hash(self, hash: Toeplitz | None) -> None: ...
     def change_multicast(self, address: bytes, *, add: bool) -> bool: ...
     @property
     def multicast_changed(self) -> int | None: ...

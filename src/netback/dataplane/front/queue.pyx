@@ -18,6 +18,7 @@ from netback.dataplane.extras cimport clear_meta, frame_meta
 from netback.dataplane.front.tx cimport poll_front_tx, reap, send_change
 from netback.dataplane.peers.peer cimport BURST_FRAMES, Peer
 from netback.dataplane.link cimport ring_indices
+from netback.dataplane.toeplitz cimport Toeplitz
 from netback.dataplane.ring cimport front_init, front_push, full_fence, load_acquire, load_relaxed, sring, store_release
 
 cdef enum:
@@ -87,6 +88,13 @@ cdef class FrontQueue(Link):
 
     def __dealloc__(self):
         backlog_free(&self.queue.backlog)
+
+    def set_hash(self, Toeplitz hash: Toeplitz | None) -> None:
+        """Send the hash of each TX frame with it from the next burst on, as a backend that knows the Toeplitz hash accepts
+        (netif.h), and compare those that come with RX frames; None: neither. For the worker's thread.
+        """
+        self.queue.hash = NULL if hash is None else &hash.hash
+        self.hash = hash
 
     def change_multicast(self, bytes address, *, bint add) -> bool:
         """Send the backend a change of its multicast list. False: no slot is free now. One change at a time, by the

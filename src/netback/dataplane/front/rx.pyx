@@ -20,7 +20,7 @@ from netback.dataplane.abi cimport (
     RING_SLOTS, RX_SLOT, rx_request, rx_response, virtio_net_hdr,
 )
 from netback.dataplane.checksum cimport complete_checksum
-from netback.dataplane.extras cimport EXTRAS_OKAY, EXTRAS_RX, clear_meta, read_extras
+from netback.dataplane.extras cimport EXTRAS_OKAY, EXTRAS_RX, clear_meta, frame_meta, read_extras, same_hash
 from netback.dataplane.front.queue cimport LARGE_BURSTS, front_queue, slots_at_a_time
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
@@ -28,8 +28,8 @@ from netback.dataplane.offload cimport (
 )
 from netback.dataplane.link cimport (
     REASON_NONE, REASON_RESPONSE, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_DROPPED, RX_ERRORS, RX_FRAMES, RX_FULL,
-    RX_HASHED, RX_NOTIFIES, RX_REFUSED, RX_SEGMENTED, RX_SLOTS, STATE_RING_IDLE, STATE_RING_MORE, break_link,
-    link_t, peer_refuses,
+    RX_HASH_WRONG, RX_HASHED, RX_NOTIFIES, RX_REFUSED, RX_SEGMENTED, RX_SLOTS, STATE_RING_IDLE, STATE_RING_MORE,
+    break_link, link_t, peer_refuses,
 )
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
 from netback.dataplane.send cimport (
@@ -38,6 +38,7 @@ from netback.dataplane.send cimport (
 from netback.dataplane.workspace cimport BURST_BYTES, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t
 from netback.dataplane.ring cimport compiler_fence, front_arm, front_pending, front_push, rx_slot
 from netback.dataplane.sockets cimport iovec
+from netback.dataplane.toeplitz cimport hash_frame
 
 cdef enum:
     VECTORS = RING_SLOTS + BURST_FRAMES          # of a burst: a slot's data, and before each frame its headers
@@ -98,7 +99,7 @@ cdef inline bint take_chain(front_queue *queue, workspace_t *ws, uint32_t pendin
     chain.slots = 1
     chain.extras = 0
     chain.length = 0
-    chain.fixed_up = 0
+    chain.fixed_up = chain.hash_wrong = 0
     chain.headroom = 0
     chain.status = NETIF_RSP_OKAY
     chain.flags = slot.flags
@@ -220,6 +221,19 @@ cdef int forward_segments(front_queue *queue, workspace_t *ws, frame_t *frame) n
     return done
 
 
+cdef inline bint has_hash(front_queue *queue, chain_t *chain) noexcept nogil:
+    """Whether a frame comes with a hash that can be compared."""
+    return queue.hash != NULL and chain.meta.extras >> EXTRA_TYPE_HASH & 1
+
+
+cdef void check_hash(front_queue *queue, chain_t *chain, frame_t *head) noexcept nogil:
+    """Compare a frame's hash extra with the hash of its headers. It is only a hint, so the frame passes anyway."""
+    cdef frame_meta own
+    clear_meta(&own)
+    hash_frame(queue.hash, head.data, head.length, &own)
+    chain.hash_wrong = not same_hash(&own, &chain.meta)
+
+
 cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *head) noexcept nogil:
     """Fill in the header. A frame that the peer cannot accept unchanged is gathered in private memory, and completed if
     only that is missing. Returns PASS, SEGMENT or DROP."""
@@ -228,8 +242,10 @@ cdef int offload(front_queue *queue, workspace_t *ws, chain_t *chain, frame_t *h
     cdef uint8_t fixed_up
     cdef int verdict
     head.length = 0
-    if chain.meta.csum_blank or chain.meta.gso_type != GSO_TYPE_NONE:
+    if chain.meta.csum_blank or chain.meta.gso_type != GSO_TYPE_NONE or has_hash(queue, chain):
         head.length = gather(queue, ws, chain, head.data, HEADERS_MAX)
+    if has_hash(queue, chain):
+        check_hash(queue, chain, head)
     verdict = netif_to_virtio(head.data, head.length, &chain.length, &chain.meta, caps, hdr, &fixed_up)
     if verdict == OFFLOAD_COMPLETE or verdict == OFFLOAD_SEGMENT:
         # Judge the whole private copy again: the backend may have changed its pages since.
@@ -318,6 +334,7 @@ cdef void repost(front_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
         counters[RX_DROPPED] += chain.status == NETIF_RSP_DROPPED
         counters[RX_COMPLETED] += chain.fixed_up
         counters[RX_HASHED] += chain.meta.extras >> EXTRA_TYPE_HASH & 1
+        counters[RX_HASH_WRONG] += chain.hash_wrong
     if slots == 0:
         return
     counters[RX_SLOTS] += slots

@@ -16,7 +16,7 @@ from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
-    GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank,
+    EXTRA_TYPE_HASH, GSO_TYPE_NONE, MIN_FRAME, NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank,
     NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data, PAGE_SIZE, RING_SLOTS, TX_SLOT, extra_info, tx_request,
     virtio_net_hdr,
 )
@@ -31,8 +31,8 @@ from netback.dataplane.segment cimport MAX_NETIF_FRAME, segments_begin, segments
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.link cimport (
     REASON_RESPONSE, STATE_NO_SLOTS, STATE_NO_SLOTS_LONG, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE,
-    STATE_STALLED, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FAULTS, TX_FRAMES, TX_NOTIFIES,
-    TX_SEGMENTED, TX_SHORT, TX_SLOTS, TX_STALLS, TX_TRUNCATED, break_link, lacks_slots, link_t,
+    STATE_STALLED, TX_BURSTS, TX_BYTES, TX_COMPLETED, TX_DROPPED, TX_ERRORS, TX_FAULTS, TX_FRAMES, TX_HASHED,
+    TX_NOTIFIES, TX_SEGMENTED, TX_SHORT, TX_SLOTS, TX_STALLS, TX_TRUNCATED, break_link, lacks_slots, link_t,
 )
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_CLOSED, VLAN_TAG, VNET_HDR, frame_t, peer_t,
@@ -42,6 +42,7 @@ from netback.dataplane.platform.events cimport events_notify
 from netback.dataplane.workspace cimport BURST_BYTES, SEGMENTS_BYTES, workspace_t
 from netback.dataplane.ring cimport front_arm, front_pending, front_push, load_relaxed, tx_slot
 from netback.dataplane.sockets cimport iovec
+from netback.dataplane.toeplitz cimport hash_frame
 
 cdef uint64_t STALL = 60000000000      # ns without an answer after which the backend is reported: a backend's default
 
@@ -163,6 +164,7 @@ cdef void put_frame(front_queue *queue, const uint16_t *pages, uint32_t offset, 
         put_request(queue, pages[i], 0, NETTXF_more_data if at < length else 0, size)
         i += 1
     queue.link.counters[TX_FRAMES] += 1
+    queue.link.counters[TX_HASHED] += meta.extras >> EXTRA_TYPE_HASH & 1
     queue.link.counters[TX_BYTES] += length
 
 
@@ -187,6 +189,20 @@ cdef inline uint32_t slots_needed(uint32_t length, uint32_t extras) noexcept nog
     return (length + PAGE_SIZE - 1) // PAGE_SIZE + extras
 
 
+cdef inline bint has_hash(front_queue *queue, uint32_t needed) noexcept nogil:
+    """Whether frames that take so many slots go with their hash: the ring must be able to hold the extra too."""
+    return queue.hash != NULL and needed < queue.tx_slots
+
+
+cdef inline uint32_t add_hash(front_queue *queue, const uint8_t *data, uint32_t have, uint32_t needed,
+                              frame_meta *meta) noexcept nogil:
+    """Add the hash of a frame, of which `have` bytes are at `data`, if it has one; returns the slots that it needs."""
+    cdef uint32_t extras = extras_count(meta)
+    if has_hash(queue, needed):
+        hash_frame(queue.hash, data, have, meta)
+    return needed + extras_count(meta) - extras
+
+
 cdef void copy_frame(front_queue *queue, const uint8_t *data, uint32_t length, frame_meta *meta) noexcept nogil:
     """Copy a frame into pages and write their requests to the ring. The caller has checked that there is room."""
     cdef uint16_t pages[FRAME_PAGES]
@@ -204,13 +220,15 @@ cdef uint32_t place_segments(front_queue *queue, workspace_t *ws, const uint8_t 
     """
     cdef frame_meta meta
     cdef uint32_t length
-    cdef uint32_t needed = slots_needed(queue.segments.largest, queue.segments.gso_size != 0)
+    cdef uint32_t plain = slots_needed(queue.segments.largest, queue.segments.gso_size != 0)
+    cdef uint32_t needed = plain + has_hash(queue, plain)
     while queue.segments.index < queue.segments.count:
         if room(queue) < needed:
             return needed
         length = segments_next(&queue.segments, data, ws.segment_memory, SEGMENTS_BYTES, &meta)
         if length == 0:
             break
+        add_hash(queue, ws.segment_memory, length, plain, &meta)
         copy_frame(queue, ws.segment_memory, length, &meta)
     queue.segmenting = False
     queue.link.counters[TX_SEGMENTED] += 1
@@ -253,6 +271,7 @@ cdef uint32_t place(front_queue *queue, workspace_t *ws, frame_t *frame) noexcep
     if verdict == OFFLOAD_DROP or frame.length < MIN_FRAME or not fits(queue, frame.length, needed):
         queue.link.counters[TX_DROPPED] += 1
         return 0
+    needed = add_hash(queue, frame.data, frame.length, needed, &meta)
     if room(queue) < needed:
         return needed
     copy_frame(queue, frame.data, frame.length, &meta)
@@ -315,7 +334,7 @@ cdef inline bint passes_in_pages(front_queue *queue, scattered_t *read, uint32_t
     if virtio_to_netif(frame.data, have, &frame.length, vnet_header(frame), queue.caps, meta) != OFFLOAD_PASS:
         return False
     give_pages(queue, read, (offset + frame.length + PAGE_SIZE - 1) // PAGE_SIZE)
-    return slots(queue) >= read.count + extras_count(meta)
+    return slots(queue) >= add_hash(queue, frame.data, min(have, frame.length), read.count + extras_count(meta), meta)
 
 
 cdef void place_in_pages(front_queue *queue, workspace_t *ws, scattered_t *read) noexcept nogil:
