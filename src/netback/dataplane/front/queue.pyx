@@ -90,8 +90,8 @@ cdef class FrontQueue(Link):
         backlog_free(&self.queue.backlog)
 
     def set_hash(self, Toeplitz hash: Toeplitz | None) -> None:
-        """Send the hash of each TX frame with it from the next burst on, as a backend that knows the Toeplitz hash accepts
-        (netif.h), and compare those that come with RX frames; None: neither. For the worker's thread.
+        """Send the hash of each TX frame with it from the next burst on, which a backend that knows the Toeplitz hash
+        accepts (netif.h), and compare those that come with RX frames; None: neither. For the worker's thread.
         """
         self.queue.hash = NULL if hash is None else &hash.hash
         self.hash = hash
