@@ -12,13 +12,13 @@ from tests.keys_oracle import Agreement
 
 from netback.errors import GuestError
 from netback.frontend.config import BackFeatures
+from netback.frontend.profiles import PROFILES
 from netback.vif.features import KEYS, MAX_QUEUES, Limits, agree, offer, queue_keys
 from netback.vif.rate import parse_node
 
 NAMED = re.compile(r"the frontend's ([a-z0-9/-]+) is ")
 OTHER = (
     "feature-rx-flip",
-    "feature-smart-poll",
     "vifname",
     "mtu",
     "carrier",
@@ -85,20 +85,22 @@ def rings(rng: random.Random, path: str) -> list[tuple[str, str]]:
     return [(path + key, str(rng.getrandbits(32))) for key in ("tx-ring-ref", "rx-ring-ref", *channels)]
 
 
+def honest(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """The keys that a known frontend with so many queues writes, in its order, some of its features on or off."""
+    profile = rng.choice(PROFILES)
+    keys = {**profile.config.nodes(), "multi-queue-num-queues": str(count)}
+    for path in [""] if count == 1 else [f"queue-{number}/" for number in range(count)]:
+        keys |= rings(rng, path)
+    keys |= {key: rng.choice(("0", "1")) for key in rng.sample(oracle.FLAGS[1:], rng.choice((0, 0, 3)))}
+    if rng.random() < 0.3:
+        keys |= {"ctrl-ring-ref": "9", "event-channel-ctrl": "7"}
+    return list(profile.handshake.sort(keys).items())
+
+
 def make(rng: random.Random) -> Case:
     """An honest frontend's keys, of which most cases spoil a few."""
     offered = rng.choice((1, 1, 2, 3, 8, MAX_QUEUES))
-    count = rng.choice((1, offered, rng.randint(1, min(offered, 8))))
-    paths = [""] if count == 1 else [f"queue-{number}/" for number in range(count)]
-    ops = [("multi-queue-num-queues", str(count)), ("request-rx-copy", "1")]
-    for path in paths:
-        ops += rings(rng, path)
-    ops += [
-        (key, rng.choice(("0", "1")))
-        for key in rng.sample(oracle.FLAGS[1:], rng.randrange(len(oracle.FLAGS)))
-    ]
-    if rng.random() < 0.3:
-        ops += [("ctrl-ring-ref", "9"), ("event-channel-ctrl", "7")]
+    ops = honest(rng, rng.choice((1, offered, rng.randint(1, min(offered, 8)))))
     names = [
         *map(str, KEYS),
         *OTHER,

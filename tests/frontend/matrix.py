@@ -344,7 +344,9 @@ backend that closes: `netback detach` and `xl network-detach` wait 10 s for it a
 
 ## What each writes
 
-The keys are in the order in which they are written.
+The keys are in the order in which they are written. Linux's netfront writes the same in the same order in all copies
+that were read (5.17, 6.1.15, and one from after 6.3; `xdp-headroom` came with 5.9): what differs is what it reads and
+checks.
 
 {_table(_FACTS, facts)}
 """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from netback.abi.xenbus import XenbusState
 from netback.dataplane.caps import Can
 from netback.errors import PlatformError
 from netback.frontend import BackendError, BackFeatures, FrontConfig, Frontend, Guest, run_guest
+from netback.frontend.profiles import LINUX
 from netback.vif.features import Limits, offer
 from tests.frontend import frames
 from tests.frontend.backend import HandBackend
-from tests.frontend.pair import Pair, connected
+from tests.frontend.pair import SECONDS, Pair, connected
 
 CONNECTED, CLOSING, CLOSED = XenbusState.CONNECTED, XenbusState.CLOSING, XenbusState.CLOSED
 INIT_WAIT = XenbusState.INIT_WAIT
@@ -211,3 +213,27 @@ async def test_run_guest_is_a_guest_until_it_is_cancelled(xen: Path) -> None:
         await asyncio.wait([guest])
         await back.state(CLOSED)
     assert guest.cancelled()
+
+
+async def test_keys_that_come_before_the_others(xen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux's netfront writes `xdp-headroom` before its transaction, and so once."""
+    async with Frontend(xen, handshake=LINUX.handshake) as vif:
+        before: list[list[str]] = []
+        writes: list[str] = []
+        write, transact = vif.store.write, vif.store.transact
+
+        async def recorded_write(path: str, value: str, tx: int | None = None) -> None:
+            writes.append(path.rpartition("/")[2])
+            await write(path, value, tx)
+
+        async def recorded_transact(body: Callable[[int], Awaitable[None]]) -> None:
+            before.append(await vif.store.directory(vif.path))
+            await transact(body)
+
+        monkeypatch.setattr(vif.store, "write", recorded_write)
+        monkeypatch.setattr(vif.store, "transact", recorded_transact)
+        async with HandBackend(xen, vif.guest.domid), asyncio.timeout(SECONDS):
+            await vif.connected()
+        assert "xdp-headroom" in before[0]
+        assert "tx-ring-ref" not in before[0]
+        assert writes.count("xdp-headroom") == 1

@@ -110,7 +110,8 @@ async def test_any_key_and_any_state(xen: Path) -> None:
         assert await script.read("tx-ring-ref") is None
         await script.set_state(17)
         assert await script.read("state") == "17"
-        await script.connect(FrontConfig(sg=False), feature_gso_tcpv4="0", feature_sg="1")
+        script.config = FrontConfig(sg=False, split=False)
+        await script.connect(feature_gso_tcpv4="0", feature_sg="1")
         assert (await script.read("feature-sg"), await script.read("feature-gso-tcpv4")) == ("1", "0")
         await script.set_state(XenbusState.CLOSED)
         assert await script.backend(XenbusState.CLOSED) is XenbusState.CLOSED

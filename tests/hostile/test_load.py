@@ -5,6 +5,7 @@ import threading
 import time
 
 from netback.abi.netif import RX_REQUEST, Status
+from netback.frontend import FrontConfig
 from tests.hostile.topology import Topology, frame, resident, tx
 
 STORM = 200_000
@@ -48,7 +49,8 @@ async def test_a_storm_beside_honest_work(topology: Topology) -> None:
     the back-off of that port delays no buffer.
     """
     await topology.bad.offered()
-    await topology.bad.open_rings(split=True)
+    topology.bad.config = FrontConfig(split=True)
+    await topology.bad.open_rings()
     await topology.bad.connect()
     stop, sent = threading.Event(), list[int]()
     thread = threading.Thread(target=lambda: sent.append(storm(topology, stop)))

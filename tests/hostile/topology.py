@@ -22,7 +22,7 @@ from netback.abi.netif import TX_REQUEST, Status
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.dataplane.front.queue import RingPage
-from netback.frontend import FrontConfig, Frontend, GrantedPage, Guest, Script
+from netback.frontend import Frontend, GrantedPage, Guest, Script
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.emulated.protocol import STORE_SOCKET
@@ -106,15 +106,15 @@ class Topology:
 
     # ---- the hostile guest
 
-    async def connect(self, config: FrontConfig = FrontConfig(), **keys: str) -> None:  # noqa: B008 (frozen)
+    async def connect(self, **keys: str) -> None:
         """Connect as an honest frontend does."""
         async with asyncio.timeout(SECONDS):
             await self.bad.offered()
-            await self.bad.connect(config, **keys)
+            await self.bad.connect(**keys)
 
     async def say(self, **keys: str | None) -> None:
         """Write an honest frontend's keys, some replaced or left out, and Connected; wait for nothing."""
-        nodes: dict[str, str | None] = {**self.bad.rings.nodes(), **FrontConfig().nodes()}
+        nodes: dict[str, str | None] = {**self.bad.nodes}
         nodes |= {key.replace("_", "-"): value for key, value in keys.items()}
         for key, value in nodes.items():
             await (self.bad.remove(key) if value is None else self.bad.write(key, value))

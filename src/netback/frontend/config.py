@@ -102,8 +102,10 @@ class Handshake:
     """The order in which keys are written; keys that are not named keep their places behind these."""
     more: tuple[tuple[str, str], ...] = ()
     """Keys and values that no feature of FrontConfig stands for."""
+    first: tuple[str, ...] = ()
+    """Keys that are written before the others, one by one."""
     transaction: bool = True
-    """The keys appear at once; False: one by one."""
+    """The other keys appear at once; False: one by one."""
     state_with_keys: bool = False
     """Connected is written in the transaction of the keys; otherwise after it."""
     waits: bool = True

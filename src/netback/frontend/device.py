@@ -502,6 +502,9 @@ class Frontend:
     async def _publish(self, nodes: dict[str, str]) -> None:
         """Write all keys, then Connected, in as many steps as the handshake has."""
         state = XenbusState.CONNECTED
+        first = {key: nodes.pop(key) for key in self.handshake.first if key in nodes}
+        for key, value in first.items():
+            await self.store.write(f"{self.path}/{key}", value)
         if self.handshake.transaction:
             last = {"state": str(state.value)} if self.handshake.state_with_keys else {}
             await self.store.transact(lambda tx: self._write(nodes | last, tx))
@@ -514,8 +517,9 @@ class Frontend:
 
     async def _write(self, nodes: dict[str, str], tx: int | None = None) -> None:
         """Remove the keys of an earlier connection that this one has not, and write these."""
+        stale = _ALL_KEYS - {*nodes, *self.handshake.first}
         for key in await self.store.directory(self.path, tx):
-            if (key in _ALL_KEYS and key not in nodes) or key.startswith("queue-"):
+            if key in stale or key.startswith("queue-"):
                 await self.store.rm(f"{self.path}/{key}", tx)
         for key, value in nodes.items():
             await self.store.write(f"{self.path}/{key}", value, tx)
@@ -552,7 +556,7 @@ class Frontend:
         )
 
 
-_ALL_KEYS = (
+_ALL_KEYS = {
     Key.QUEUES,
     *FrontConfig(csum4=False, multicast=frozenset(), xdp_headroom=1).nodes(),
     Key.TX_RING_REF,
@@ -562,7 +566,7 @@ _ALL_KEYS = (
     Key.EVENT_CHANNEL_CTRL,
     Key.EVENT_CHANNEL_TX,
     Key.EVENT_CHANNEL_RX,
-)
+}
 
 
 def _call(call: Callable[[FrontQueue], T], queue: FrontQueue, _worker: Worker) -> T:

@@ -3,7 +3,11 @@
 
 `Frontend(..., config=profile.config, handshake=profile.handshake)` behaves at the protocol as that frontend does. The
 facts come from the frontends' sources; `source` names the file. docs/frontends.md shows what each gets from netback.
-Linux's keys and states are the same in all copies that were read: one from about 5.12, two from 6.x and later.
+
+Linux's netfront writes the same keys and states in the same order in every copy that was read: 5.17, 6.1.15, and one
+from after 6.3. `xdp-headroom` came with 5.9. What changed between 5.10 and 7.x is not written: since 5.19, and in the
+stable series, it reads `trusted` and sends frames from zeroed pages if that is 0 (XSA-403); it judges responses more
+strictly (XSA-376), and survives a backend that goes during resume (XSA-465).
 """
 
 from dataclasses import dataclass, replace
@@ -69,6 +73,7 @@ LINUX = Profile(
             "feature-ipv6-csum-offload",
         ),
         more=(("xdp-headroom", "0"), ("multi-queue-num-queues", "1")),
+        first=("xdp-headroom",),
     ),
     notes="asks for a queue for each of its processors, and for headroom when an XDP program is attached; closes when"
     " its driver is unbound",

@@ -14,7 +14,7 @@ from typing import Any, Self
 from netback.abi.netif import RX_RESPONSE, RX_SLOT, TX_RESPONSE, TX_SLOT
 from netback.abi.xenbus import XenbusState
 from netback.dataplane.front.queue import RingPage
-from netback.frontend.config import FrontConfig
+from netback.frontend.config import FrontConfig, Handshake
 from netback.frontend.guest import Guest
 from netback.frontend.rings import Rings
 from netback.platforms.base import Domain, GrantedPage
@@ -35,8 +35,8 @@ class Script:
         assert script.answers(script.tx, 0, 1) == [(7, Status.OKAY)]
 
     `offered` waits for the backend and makes empty rings: `tx` and `rx` are their pages, every index writable.
-    `connect` writes the keys of an honest frontend; `write` and `set_state` write anything. No worker takes the event
-    channel, so `event` sees each notification.
+    `connect` writes the keys of an honest frontend, of `config` and in the order of `handshake`; `write` and
+    `set_state` write anything. No worker takes the event channel, so `event` sees each notification.
     """
 
     guest: Guest
@@ -44,7 +44,16 @@ class Script:
     tx: RingPage
     rx: RingPage
 
-    def __init__(self, where: Guest | Domain | Path | str, *, index: int = 0, name: str = "") -> None:
+    def __init__(
+        self,
+        where: Guest | Domain | Path | str,
+        *,
+        index: int = 0,
+        name: str = "",
+        config: FrontConfig = FrontConfig(split=False),  # noqa: B008 (frozen)
+        handshake: Handshake = Handshake(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.config, self.handshake = config, handshake
         self._own = None if isinstance(where, Guest) else Guest(where, name=name)
         if isinstance(where, Guest):
             self.guest = where
@@ -84,17 +93,22 @@ class Script:
         await self.backend(XenbusState.INIT_WAIT)
         await self.open_rings()
 
-    async def open_rings(self, *, split: bool = False) -> None:
+    async def open_rings(self) -> None:
         """Create new rings and a new port, or one for each ring; earlier ones stay granted."""
         backend = int(await self.guest.store.read(f"{self.path}/backend-id"))
-        self.rings = Rings(self.guest.domain, self.events, backend, buffers=0, split=split)
+        self.rings = Rings(self.guest.domain, self.events, backend, buffers=0, split=self.config.split)
         self._undo.callback(self.rings.close)
         self.tx = RingPage(self.rings.tx.address, TX_SLOT, keep=self.rings)
         self.rx = RingPage(self.rings.rx.address, RX_SLOT, keep=self.rings)
 
-    async def connect(self, config: FrontConfig = FrontConfig(), **keys: str) -> None:  # noqa: B008 (frozen)
+    @property
+    def nodes(self) -> dict[str, str]:
+        """The keys of an honest frontend with these rings, in their order."""
+        return self.handshake.sort(self.rings.nodes() | self.config.nodes())
+
+    async def connect(self, **keys: str) -> None:
         """Connect as an honest frontend does. `keys`, with underscores for dashes, replace or add keys."""
-        nodes = self.rings.nodes() | config.nodes() | {k.replace("_", "-"): v for k, v in keys.items()}
+        nodes = self.nodes | {k.replace("_", "-"): v for k, v in keys.items()}
         for key, value in nodes.items():
             await self.write(key, value)
         await self.set_state(XenbusState.CONNECTED)
