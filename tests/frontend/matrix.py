@@ -349,6 +349,24 @@ that were read (5.17, 6.1.15, and one from after 6.3; `xdp-headroom` came with 5
 checks.
 
 {_table(_FACTS, facts)}
+
+## netback's own frontend
+
+It has every feature of the backend. What a profile leaves out can be turned on beside it.
+
+| feature | `FrontConfig` | while connected | `netback guest` |
+|---|---|---|---|
+| several queues | `queues` | - | `--queues` |
+| an event channel for each ring | `split` | - | by `--like` |
+| frames of several slots, GSO, checksums | `sg`, `gso4`, `gso6`, `csum4`, `csum6`, `tx` | - | by `--like` |
+| multicast control | `multicast` | `Frontend.set_multicast` | `--multicast` |
+| XDP headroom | `xdp_headroom` | `Frontend.set_xdp_headroom` | - |
+| control ring | `control` | `Frontend.control` | by the next two |
+| Toeplitz hash, both ways | `hash` | `Frontend.set_hash` | `--hash` |
+| staging grants | `stage` | `Frontend.stage`, `Frontend.control.unstage` | `--stage` |
+| no events for RX slots | `rx_notify` | - | by `--like` |
+| carrier | - | its tap's carrier follows | always |
+| MTU | - | the MTU of a tap that it made follows | always |
 """
 
 

@@ -32,6 +32,8 @@ class Key(StrEnum):
     """Linux's netif.h has this key and XDP_HEADROOM; Xen's does not."""
     CARRIER = "carrier"
     """"0": the backend's link is down; absent or "1": it is up."""
+    MTU = "mtu"
+    """In the frontend's directory, by the toolstack or the backend: the MTU for its link; without it 1500."""
     MULTICAST = "feature-multicast-control"
     DYNAMIC_MULTICAST = "feature-dynamic-multicast-control"
     CTRL_RING = "feature-ctrl-ring"

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from netback.abi.netif import TX_SLOTS
+from netback.abi.netif import ETH_HLEN, MAX_TX_SIZE, TX_SLOTS
 from netback.abi.netif_control import HashType
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState
 from netback.dataplane.caps import EVERYTHING, Can
+from netback.net.base import ETH_DATA_LEN
 from netback.vif.features import Limits
 
 RING_SLOTS = TX_SLOTS
@@ -124,6 +125,20 @@ class Handshake:
         """The nodes of a connection in the order in which they are written."""
         known = {**dict(self.more), **nodes}
         return {key: known[key] for key in dict.fromkeys((*self.keys, *nodes, *known)) if key in known}
+
+
+MIN_MTU, MAX_MTU = 68, MAX_TX_SIZE - ETH_HLEN
+"""The least that Linux allows an Ethernet link (ETH_MIN_MTU), and a frame's most bytes on a TX ring."""
+
+
+def parse_mtu(text: str, *, sg: bool) -> int:
+    """The MTU of a frontend's link, by the key `mtu` in its directory: 1500 where that is missing or cannot be, and no
+    more than that where frames have one slot, as in Linux's netfront (xennet_change_mtu).
+    """
+    mtu = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+    if not MIN_MTU <= mtu <= MAX_MTU:
+        return ETH_DATA_LEN
+    return mtu if sg else min(mtu, ETH_DATA_LEN)
 
 
 FEATURE_KEYS = (

@@ -24,7 +24,14 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.toeplitz import Toeplitz
 from netback.dataplane.worker import Worker
 from netback.errors import NetbackError
-from netback.frontend.config import FEATURE_KEYS, BackFeatures, FrontConfig, Handshake, HashConfig
+from netback.frontend.config import (
+    FEATURE_KEYS,
+    BackFeatures,
+    FrontConfig,
+    Handshake,
+    HashConfig,
+    parse_mtu,
+)
 from netback.frontend.control import ControlError, FrontControl
 from netback.frontend.guest import Guest
 from netback.frontend.rings import Rings
@@ -101,6 +108,7 @@ class Frontend:
         self.backend_state = XenbusState.UNKNOWN
         self.carrier = True
         """Whether the backend's link is up."""
+        self._mtu = ""
         self.features: BackFeatures | None = None
         self._rings: list[Rings] = []
         self.queues: list[FrontQueue] = []
@@ -169,6 +177,11 @@ class Frontend:
     def broken(self) -> str | None:
         """How the backend broke the protocol; a queue on which it did is stopped. None otherwise."""
         return next((queue.broken for queue in self.queues if queue.broken), None)
+
+    @property
+    def mtu(self) -> int:
+        """The MTU that its link has, if that is a tap of netback's."""
+        return parse_mtu(self._mtu, sg=self.features is not None and self.features.sg and self.config.sg)
 
     async def connected(self) -> None:
         """Wait until frames can pass. BackendError: the backend cannot serve this frontend; PlatformError: no store."""
@@ -286,14 +299,21 @@ class Frontend:
         if not backend:
             await self._see(XenbusState.UNKNOWN)
             return
-        carrier = asyncio.get_running_loop().create_task(self._follow_carrier(f"{backend}/{Key.CARRIER}"))
-        carrier.add_done_callback(self._ended)
+        loop = asyncio.get_running_loop()
+        followers = (
+            self._follow_carrier(f"{backend}/{Key.CARRIER}"),
+            self._follow_mtu(f"{self.path}/{Key.MTU}"),
+        )
+        tasks = [loop.create_task(follower) for follower in followers]
+        for task in tasks:
+            task.add_done_callback(self._ended)
         try:
             async with await self.store.watch(f"{backend}/state") as watch:
                 async for _ in watch:
                     await self._see(await self._read_state(f"{backend}/state"))
         finally:
-            await _cancel(carrier)
+            for task in tasks:
+                await _cancel(task)
 
     async def _follow_carrier(self, path: str) -> None:
         """Follow the backend's `carrier`; a node that is missing or may not be read means that the link is up."""
@@ -302,6 +322,15 @@ class Frontend:
                 self.carrier = await self._read(path) != "0"
                 if self._serving:
                     self.network.carrier(self.carrier)
+                self._news.set()
+
+    async def _follow_mtu(self, path: str) -> None:
+        """Follow the key that gives the link its MTU."""
+        async with await self.store.watch(path) as watch:
+            async for _ in watch:
+                self._mtu = await self._read(path)
+                if self._serving:
+                    self.network.set_mtu(self.mtu)
                 self._news.set()
 
     async def _see(self, state: XenbusState) -> None:
@@ -380,6 +409,7 @@ class Frontend:
         if not self.queues:
             self._open_queues(self.features)
         self.network.offloads(self.features.caps & self.config.tx)
+        self.network.set_mtu(self.mtu)
         self.network.carrier(self.carrier)
         for number, queue in enumerate(self.queues):
             receives = number < len(self.network.peers)

@@ -93,6 +93,9 @@ class Network(Protocol):
         address.
         """
 
+    def set_mtu(self, mtu: int) -> None:
+        """Set the MTU of a tap that netback made: at the guest's end it is the vif's. Never raises."""
+
     def drain(self) -> int:
         """Discard frames that arrived before the guest connected, at most 65536; return their number."""
 
@@ -142,6 +145,9 @@ class Linkless:
 
     def set_address(self, address: str) -> None:
         """No link has an address."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """No link has an MTU."""
 
 
 NetworkFactory = Callable[[str], Network]

@@ -161,6 +161,9 @@ class PacketNetwork:
     def set_address(self, address: str) -> None:
         """Does nothing: netback does not manage this link."""
 
+    def set_mtu(self, mtu: int) -> None:
+        """Does nothing: netback does not manage this link."""
+
     # ---- frames
 
     def offloads(self, caps: int) -> None:

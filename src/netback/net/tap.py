@@ -470,6 +470,13 @@ class TapNetwork:
             with suppress(PeerError):
                 self._write_address()
 
+    def set_mtu(self, mtu: int) -> None:
+        """Set the MTU of a tap that netback created."""
+        link = find_joined(self._fd) if self._made else None
+        with suppress(OSError):
+            if link is not None:
+                set_mtu(link.index, mtu)
+
     def _write_address(self) -> None:
         octets = bytes.fromhex(self._address.replace(":", ""))
         self._tell(Tun.SETADDRESS, pack_link_name(self._link) + IFREQ_ADDRESS.pack(ARPHRD_ETHER, octets))

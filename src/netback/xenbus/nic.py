@@ -287,7 +287,7 @@ class Nic:
 
         netif.h: without the node it is 1500. In a driver domain only the toolstack may write there.
         """
-        store, path = self._context.store, f"{frontend}/mtu"
+        store, path = self._context.store, f"{frontend}/{Key.MTU}"
 
         async def body(tx: int) -> None:
             if await store.read_or(f"{frontend}/state", tx=tx) is not None:
