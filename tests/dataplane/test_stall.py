@@ -219,7 +219,7 @@ def test_a_wait_for_credit_is_not_the_guest_s_fault() -> None:
         b.post_rx(2)
         b.offer(3)
         b.wake()
-        b.pass_time(17 * SECOND)
+        b.pass_time(16 * SECOND + 100 * MS)
         assert (b.queue.counters["rx_frames"], b.state) == (2, State.NO_SLOTS)
         b.post_rx(1)
         b.wake()
