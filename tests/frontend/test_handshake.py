@@ -237,3 +237,15 @@ async def test_keys_that_come_before_the_others(xen: Path, monkeypatch: pytest.M
         assert "xdp-headroom" in before[0]
         assert "tx-ring-ref" not in before[0]
         assert writes.count("xdp-headroom") == 1
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 2))
+async def test_a_frontend_that_ends_while_its_device_goes(xen: Path, turns: int) -> None:
+    """The fault: a second cancellation came while a task was waited for, and tasks stayed."""
+    async with Frontend(xen) as vif, HandBackend(xen, vif.guest.domid) as back:
+        await vif.connected()
+        await back.remove_device()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await vif.close()
+        assert not [task for task in asyncio.all_tasks() if "Frontend" in task.get_coro().__qualname__]

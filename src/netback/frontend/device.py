@@ -312,8 +312,7 @@ class Frontend:
                 async for _ in watch:
                     await self._see(await self._read_state(f"{backend}/state"))
         finally:
-            for task in tasks:
-                await _cancel(task)
+            await _cancel(*tasks)
 
     async def _follow_carrier(self, path: str) -> None:
         """Follow the backend's `carrier`; a node that is missing or may not be read means that the link is up."""
@@ -603,8 +602,16 @@ def _call(call: Callable[[FrontQueue], T], queue: FrontQueue, _worker: Worker) -
     return call(queue)
 
 
-async def _cancel(task: "asyncio.Task[Any] | None") -> None:
-    """Cancel a task; `_ended` keeps the error that it raised."""
-    if task is not None:
+async def _cancel(*tasks: "asyncio.Task[Any] | None") -> None:
+    """Cancel tasks and wait for all of them, even if the caller is cancelled meanwhile. `_ended` keeps their errors."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
         task.cancel()
-        await asyncio.wait([task])
+    cancelled: asyncio.CancelledError | None = None
+    while any(not task.done() for task in running):
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
