@@ -61,6 +61,7 @@ class Bench:
         journal: str | None = None,
         settings: str | None = None,
         split: bool = False,
+        rx_unannounced: bool = False,
     ) -> None:
         self.fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         os.ftruncate(self.fd, pages * PAGE_SIZE)
@@ -94,7 +95,7 @@ class Bench:
                 (start + 1) & 0xFFFFFFFF,
             )
         self.peer = peer
-        self.options = {"caps": caps, "sg": sg, "rx_offset": rx_offset}
+        self.options = {"caps": caps, "sg": sg, "rx_offset": rx_offset, "rx_unannounced": rx_unannounced}
         self.attach(journal, settings)
 
     def attach(self, journal: str | None = None, settings: str | Settings | None = None) -> None:

@@ -142,6 +142,10 @@ class Case:
     ops: tuple[Op, ...]
     limited: bool = False
     """The vif has a rate, which frames wait for; what happens to them is the same."""
+    split: bool = False
+    """Each ring has an event channel of its own."""
+    polled: bool = False
+    """No event follows RX slots, as from mini-os and Unikraft; what happens to the slots is the same."""
 
 
 def tcp_head(ip: int, length: int) -> bytes:
@@ -549,4 +553,5 @@ def case(rng: random.Random, scenes: int = 12) -> Case:
         ops += rng.choice(SCENES)(rng)
     if rng.random() < 0.35:
         ops += breaking(rng)
-    return Case(config, rng.choice(WRAPS), tuple(ops), limited=rng.random() < 0.3)
+    limited, split, polled = (rng.random() < chance for chance in (0.3, 0.5, 0.3))
+    return Case(config, rng.choice(WRAPS), tuple(ops), limited, split, polled)

@@ -13,7 +13,7 @@ from netback.dataplane.credit import Credit
 from netback.dataplane.staged import Staged
 from netback.dataplane.states import State
 from netback.dataplane.toeplitz import Toeplitz
-from tests.dataplane.harness import RING_PAGES, Bench
+from tests.dataplane.harness import FAR_PORT, FAR_RX_PORT, RING_PAGES, Bench
 from tests.dataplane.ring_cases import HEADS, PAGES, Case, Deliver, Guest, Op, Send, truthful
 from tests.oracle import INDEX, PAGE, SLOTS, Burst, Frame, Oracle
 
@@ -80,6 +80,8 @@ class Pair:
             sg=config.sg,
             rx_offset=0 if config.xdp else config.rx_offset,
             start=case.start,
+            split=case.split,
+            rx_unannounced=case.polled,
         )
         self.bench.queue.change(
             multicast_control=config.multicast_control, xdp_headroom=config.rx_offset if config.xdp else 0
@@ -170,7 +172,7 @@ class Pair:
         wanted = [data for data in map(to_network, tx.sent) if data is not None]
         assert [len(data) for data in sent] == [len(data) for data in wanted]
         assert sent == wanted
-        assert self.bench.notified() == (tx.notify or rx.notify)
+        assert self.bench.notified_ports() == self.wanted_ports(tx, rx)
         assert bool(self.bench.queue.broken) == bool(tx.fatal or rx.fatal), (
             self.bench.queue.broken,
             tx.fatal,
@@ -180,6 +182,11 @@ class Pair:
             self.copy_index(RING_PAGES[1], REQ_EVENT)
         self.compare_memory(rx)
         return not tx.fatal and not rx.fatal
+
+    def wanted_ports(self, tx: Burst, rx: Burst) -> set[int]:
+        """The guest's ports that must be notified."""
+        of_rx = FAR_RX_PORT if self.case.split else FAR_PORT
+        return {port for port, burst in ((FAR_PORT, tx), (of_rx, rx)) if burst.notify}
 
     def rx_until_fatal(self, tx: Burst) -> Burst:
         """Apply to the model the frames that native delivered before it came to the fatal chain.
