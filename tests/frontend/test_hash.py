@@ -16,7 +16,8 @@ from netback.daemon import Backend
 from netback.dataplane.toeplitz import Toeplitz
 from netback.frontend import FrontConfig, Frontend, HashConfig
 from netback.net.python import PythonNetwork
-from netback.vif import features
+from netback.vif import control_ring, features
+from netback.vif.control_messages import Answer, ControlState, Outcome, Request, Scope, handle
 from tests.frontend import frames
 from tests.frontend.pair import Pair, connected, counters, passes
 from tests.hash_oracle import TOEPLITZ, flow_hash
@@ -227,3 +228,60 @@ async def test_buffers_that_are_staged_from_the_beginning(
         await network.send(bytes(60))
         await vif.network.recv()
         assert (await of_the_backend(backend))["rx_copies"] == 0
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, refuse: CtrlType | None = None) -> list[Request]:
+    """The requests that backends get from now on; those of one type are refused."""
+    requests: list[Request] = []
+
+    def record(state: ControlState, request: Request, scope: Scope) -> Outcome:
+        requests.append(request)
+        if request.type == refuse:
+            return Answer(CtrlStatus.INVALID_PARAMETER), state
+        return handle(state, request, scope)
+
+    monkeypatch.setattr(control_ring, "handle", record)
+    return requests
+
+
+async def test_the_hash_is_selected_as_windows_does(
+    xen: Path, network: PythonNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """xenvif, frontend.c, __FrontendUpdateHash: the types come last, so that no frame has a hash of half a setting."""
+    requests = recorded(monkeypatch)
+    async with serving(xen, network) as backend, Frontend(xen, config=FrontConfig(hash=HASHED)) as vif:
+        await backend.attach(vif.guest.domid, "python:lan")
+        await until_hashed(vif)
+        granted = len(vif.guest.domain._granted)
+        await vif.set_hash(HASHED)
+        assert len(vif.guest.domain._granted) == granted, "the pages of messages are taken back"
+    assert [request.type for request in requests[:6]] == [
+        CtrlType.GET_HASH_MAPPING_SIZE,
+        CtrlType.SET_HASH_ALGORITHM,
+        CtrlType.SET_HASH_MAPPING_SIZE,
+        CtrlType.SET_HASH_MAPPING,
+        CtrlType.SET_HASH_KEY,
+        CtrlType.SET_HASH_FLAGS,
+    ]
+
+
+@pytest.mark.parametrize(
+    "refused", [CtrlType.SET_HASH_ALGORITHM, CtrlType.SET_HASH_KEY, CtrlType.SET_HASH_FLAGS]
+)
+async def test_a_guest_does_without_what_is_refused(
+    xen: Path, network: PythonNetwork, monkeypatch: pytest.MonkeyPatch, refused: CtrlType
+) -> None:
+    """Its multicast list comes after that, and its frames pass."""
+    requests = recorded(monkeypatch, refused)
+    config = FrontConfig(hash=HASHED, multicast=frozenset({bytes.fromhex("01005e000001")}))
+    async with serving(xen, network) as backend, Frontend(xen, config=config) as vif:
+        await backend.attach(vif.guest.domid, "python:lan")
+        async with asyncio.timeout(SECONDS):
+            await vif.connected()
+            while not (await of_the_backend(backend))["tx_multicast"]:
+                await backend.store.read("/local/domain/0/name")
+            assert vif.hash is None
+            assert requests[-1].type == refused
+            await network.send(frames.BLANK4[0][10:])
+            await vif.network.recv()
+        assert (await counters(vif))["rx_hashed"] == 0
