@@ -305,6 +305,22 @@ async def test_a_guest_like_another(xen: Path) -> None:
     assert (guest.returncode, wrote) == (0, ["frontend Closed", "frontend Initialising"])
 
 
+async def test_a_guest_with_hashes_and_staged_buffers(xen: Path) -> None:
+    """Two lists of grants and six messages for the hash; none is refused."""
+    async with running("serving domain 0", "run", "--dir", xen):
+        guest = await start("guest", "--hash", "--stage", "--dir", xen, "--net", "null", "--domid", "5")
+        await run("attach", "guest-5", "--net", "null", "--dir", xen)
+        async with asyncio.timeout(SECONDS):
+            counters: dict[str, int] = {}
+            while counters.get("ctrl_requests") != 8:
+                assert guest.returncode is None
+                (device,) = json.loads((await run("list", "--json", "--dir", xen))[1])
+                counters = device["counters"]
+        assert counters["ctrl_refused"] == 0
+        guest.terminate()
+        await guest.communicate()
+
+
 async def test_attach_waits_for_a_guest_that_was_just_started(xen: Path) -> None:
     """Two commands in a row, as in a script: the guest has not joined when `attach` starts."""
     attaching = asyncio.create_task(run("attach", "guest-1", "--net", "null", "--dir", xen))
