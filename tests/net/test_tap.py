@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -684,26 +685,52 @@ def test_no_other_process_shares_the_queues() -> None:
     network.remove()
 
 
-def test_two_that_join_at_the_same_moment_both_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each sees a tap without a holder, and then two queues."""
-    TapNetwork("vif1.0", several=True).close()
-    join = tap.try_join
-    strangers: list[int] = []
+def test_of_two_processes_at_the_same_moment_one_joins() -> None:
+    """Both served this tap before it was removed. One has read its count, but not joined, when the other reads it."""
+    networks: list[TapNetwork] = []
+    for _ in range(2):
+        ip("tuntap add t0 mode tap multi_queue")
+        networks.append(TapNetwork("t0"))
+        ip("link del t0")
+    first, second = networks
+    ip("tuntap add t0 mode tap multi_queue")
+    looked, go = os.pipe(), os.pipe()
+    other = os.fork()
+    if other == 0:
+        join_at(first, looked[1], go[0])
+    os.close(looked[1])
+    assert os.read(looked[0], 1)
+    with pytest.raises(PeerError, match=r"tap:t0: another process holds it \(EBUSY\)"):
+        second.check()
+    os.write(go[1], b".")
+    assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+    assert queues("t0") == 1
+    with pytest.raises(PeerError, match=r"another process holds it \(EBUSY\)"):
+        second.check()
+    first.close()
+    assert second.check()
+    assert queues("t0") == 1
+    second.close()
+    for fd in (looked[0], *go):
+        os.close(fd)
 
-    def join_beside(fd: int, link: str, flags: tap.Flag) -> int:
-        if flags & tap.Flag.MULTI_QUEUE and not strangers:
-            strangers.append(os.open(tap.DEVICE, os.O_RDWR | os.O_NONBLOCK))
-            assert join(strangers[0], link, flags) == 0
+
+def join_at(network: TapNetwork, looked: int, go: int) -> NoReturn:
+    """Another process: join the tap again, with a stop between the look and the join."""
+    join = tap.try_join
+
+    def join_late(fd: int, link: str, flags: tap.Flag) -> int:
+        if flags & tap.Flag.MULTI_QUEUE:
+            os.write(looked, b".")
+            os.read(go, 1)
         return join(fd, link, flags)
 
-    monkeypatch.setattr(tap, "try_join", join_beside)
-    monkeypatch.setattr(tap, "BUSY_WAITS", ())
-    with pytest.raises(PeerError, match=r"another process holds it \(EBUSY\)"):
-        TapNetwork("vif1.0", several=True)
-    assert queues("vif1.0") == 1
-    os.close(strangers[0])
-    network = TapNetwork("vif1.0", several=True)
-    network.remove()
+    tap.try_join = join_late
+    code = 1
+    try:
+        code = int(not network.check())
+    finally:
+        os._exit(code)
 
 
 def test_held_queues_are_taken_up_in_their_order() -> None:

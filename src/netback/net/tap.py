@@ -6,7 +6,8 @@ descriptor for each queue; the kernel spreads frames over them by flow, each flo
 flag is fixed when a tap is created: a tap that another program created is adopted as it is.
 
 A tap has one holder. Without the flag the kernel returns EBUSY to a second one. With it the kernel would give a second
-holder part of the frames, so netback looks at the link's number of queues: none before it joins, its own afterwards.
+holder part of the frames, so netback joins only while the link has no other queues than its own, and under a lock, so
+that of two processes at the same moment one stays outside.
 
 netback records on the tap itself, as alternative names (ip-link(8)), what it must know after a kill: that netback
 created the tap, and its MTU before netback lowered it. These names follow the tap through renames and network
@@ -17,10 +18,11 @@ import enum
 import errno
 import fcntl
 import os
+import socket
 import struct
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from netback.abi import virtio_net
@@ -160,18 +162,36 @@ def adopt(fd: int, link: str, waits: tuple[float, ...]) -> None:
     check_joined(fault, link)
 
 
+@contextmanager
+def joining(link: str) -> Iterator[bool]:
+    """Keep other processes of netback from joining a queue of this tap meanwhile; False: one of them joins now.
+
+    The name of an abstract socket belongs to the network namespace, as a link's does, and is free again when its
+    process ends, however it ends (unix(7)). The lock has the link's name, since a tap that returns has another index.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind(b"\0netback-tap-" + os.fsencode(link))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            yield False
+        else:
+            yield True
+
+
 def try_join_queue(fd: int, link: str, held: int) -> int:
     """Join the descriptor to a multi-queue tap of which this process holds so many queues; returns 0 or the errno.
 
-    EBUSY: another process holds a queue, or joined at the same moment; then neither stays.
+    EBUSY: another process holds a queue, or joins one now. A descriptor that has joined cannot leave but by its end, so
+    the link's count is read before, and no other netback joins in between.
     """
     found = get_link(link)
-    if found is not None and found.tap_queues != held:
-        return errno.EBUSY
-    if fault := try_join(fd, link, FORMAT | Flag.MULTI_QUEUE):
-        return fault
-    found = get_link(joined_to(fd) or link)
-    return errno.EBUSY if found is not None and found.tap_queues > held + 1 else 0
+    with joining(found.name if found else link) as alone:
+        found = get_link(link)
+        if not alone or (found is not None and found.tap_queues != held):
+            return errno.EBUSY
+        return try_join(fd, link, FORMAT | Flag.MULTI_QUEUE)
 
 
 def check_joined(fault: int, link: str) -> None:
