@@ -288,6 +288,23 @@ async def test_a_domain_that_ends(xen: Path, backend: Backend) -> None:
     assert await backend.store.read_or(ours.backend) is None
 
 
+async def test_a_dead_domain_s_device_opens_no_network_again(xen: Path, backend: Backend) -> None:
+    """Its nodes are seen again whenever one of them changes, until the toolstack removes them."""
+    async with join(xen) as guest:
+        name = await add(backend.store, guest.domid)
+        await guest.connect()
+        ended = backend.devices[name]
+    await until_state(backend.store, name.backend, State.CLOSED)
+    await passing(backend, lambda: backend.devices.get(name) is not ended)
+    for value in ("1", "2", "3"):
+        await backend.store.write(f"{name.backend}/handle", value)
+        await passing(backend, lambda: name in backend.devices and backend.devices[name].rounds > 0)
+        await looked(backend, backend.devices[name], State.UNKNOWN)
+        assert backend.devices[name].vif is None
+    await take_away(backend.store, name)
+    await gone(backend, name)
+
+
 async def test_an_operators_device_of_a_domain_that_ended_while_nobody_looked(
     xen: Path, network: PythonNetwork
 ) -> None:

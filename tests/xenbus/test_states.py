@@ -41,6 +41,8 @@ def expected(facts: Facts) -> Action:
         return Action.FAIL
     if down := expected_down(facts):
         return down
+    if facts.theirs is State.UNKNOWN and facts.ours is State.CLOSED:
+        return Action.NOTHING
     if not facts.open and (facts.online or facts.ours in LIVE):
         return Action.OPEN
     return expected_up(facts)

@@ -132,6 +132,8 @@ RULES = (
     Rule(Action.CLOSED, theirs=_states(State.CLOSED), ours=_states(State.INIT_WAIT, State.INITIALISED)),
     Rule(Action.CLOSING, theirs=_states(State.CLOSING), ours=_but(State.CLOSING, State.INITIALISING)),
     Rule(Action.CLOSING, theirs=_states(State.CLOSING), ours=_states(State.CLOSING), attached=True),
+    # the frontend is gone: a dead domain's device is seen again when the toolstack, or netback, removes its nodes
+    Rule(Action.NOTHING, theirs=_states(State.UNKNOWN), ours=_states(State.CLOSED), open=False),
     # the network: needed while the device is wanted, and for a guest that is still connected
     Rule(Action.OPEN, online=True, open=False),
     Rule(Action.OPEN, ours=_LIVE, open=False),
