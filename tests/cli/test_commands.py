@@ -279,10 +279,7 @@ async def test_a_guest_of_our_own(xen: Path) -> None:
         assert guest.stdout is not None
         assert await guest.stdout.readline() == b"domain 5\n"
         assert (await run("attach", "alice", "--net", "null", "--dir", xen))[1] == "vif5.0\n"
-        assert guest.stderr is not None
-        async with asyncio.timeout(SECONDS):
-            while b"backend Connected" not in await guest.stderr.readline():
-                assert guest.returncode is None
+        await until_connected(guest)
         guest.kill()
         await guest.communicate()
         async with asyncio.timeout(SECONDS):
@@ -290,17 +287,22 @@ async def test_a_guest_of_our_own(xen: Path) -> None:
                 assert backend.returncode is None
 
 
+async def until_connected(guest: asyncio.subprocess.Process) -> None:
+    """Wait for the line of `netback guest` that says so."""
+    assert guest.stderr is not None
+    async with asyncio.timeout(SECONDS):
+        while b"backend Connected" not in await guest.stderr.readline():
+            assert guest.returncode is None
+
+
 async def test_a_guest_like_another(xen: Path) -> None:
     """iPXE goes straight to Closed, then begins again."""
     async with running("serving domain 0", "run", "--dir", xen):
         guest = await start("guest", "--like", "ipxe", "--dir", xen, "--net", "null", "--domid", "5")
         assert (await run("attach", "guest-5", "--net", "null", "--dir", xen))[1] == "vif5.0\n"
-        assert guest.stderr is not None
-        async with asyncio.timeout(SECONDS):
-            while b"backend Connected" not in await guest.stderr.readline():
-                assert guest.returncode is None
-            guest.terminate()
-            _, err = await guest.communicate()
+        await until_connected(guest)
+        guest.terminate()
+        _, err = await guest.communicate()
     wrote = [line for line in err.decode().splitlines() if line.startswith("frontend")]
     assert (guest.returncode, wrote) == (0, ["frontend Closed", "frontend Initialising"])
 
