@@ -147,7 +147,9 @@ async def test_a_closed_group_is_not_served(xen: Path, network: PythonNetwork) -
             group = Group(platform, workers, guest.domid)
             config = agreement(guest)
             await group.bind(config)
-            group.attach(config, network.peers, xen / "journal" / "vif-1-0", adopt=False, times=WaitTimes())
+            await group.attach(
+                config, network.peers, xen / "journal" / "vif-1-0", adopt=False, times=WaitTimes()
+            )
             guest.send(FRAME)
             await group.close()
             await group.serve(lambda _: Listener(lambda _: None))

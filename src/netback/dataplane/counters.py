@@ -94,6 +94,7 @@ _LINK: Mapping[str, Meaning] = {
     "rx_hash_wrong": Meaning(
         "", "frames whose hash extra is not what the key in force gives for their bytes"
     ),
+    "rx_inbox_full": _backend("steered frames dropped: the inbox of their queue was full"),
 }
 
 MEANINGS: Mapping[str, Meaning] = {

@@ -41,7 +41,7 @@ cdef enum:                      # counter: counters.py has the names in this ord
     RX_SEGMENTED, RX_TOO_BIG, RX_FULL, RX_REFUSED, RX_STALLS, RX_FAULTS, RX_SHORT, RX_TRUNCATED, RX_THROTTLED,
     RX_HASHED, RX_COPIES, RX_STAGED,
     EVENTS, EVENTS_EMPTY, TX_MULTICAST, TX_MULTICAST_FULL, RX_FILTERED, RX_EXPIRED,
-    RX_HASH_WRONG,
+    RX_HASH_WRONG, RX_INBOX_FULL,
     COUNTERS_END
 
 
@@ -81,7 +81,8 @@ cdef struct direction_t:
 cdef struct link_t:
     direction_t ring_to_peer
     direction_t peer_to_ring
-    peer_t *peer
+    peer_t *peer                 # where the ring's frames go, and by default
+    peer_t *source               # where those for the ring come from; a queue whose frames are steered has an inbox
     events_t *events
     bint rx_unannounced          # the frontend has no feature-rx-notify: no event follows the slots that it posts
     bint traced
@@ -90,7 +91,8 @@ cdef struct link_t:
     int reported                 # the condition last reported to Python
     bint noticed                 # in the worker's list of notices
     uint32_t index               # index in the worker's table
-    uint32_t interest            # epoll events requested for the peer's descriptor
+    uint32_t interest            # epoll events requested for the peer's descriptor ...
+    uint32_t source_interest     # ... and for the source's, if it is another one
     bint runnable                # in the worker's list of runnable links
     bint poll_follows            # another poll follows this one, so arming the ring can wait
     uint64_t busy_since          # ns: when the current BUSY_WINDOW began
@@ -121,6 +123,15 @@ cdef inline int peer_refuses(link_t *link) noexcept nogil:
     return STATE_PEER_BUSY if link.peer.blocked == PEER_BUSY else STATE_PEER_FULL
 
 
+cdef inline void note_rx_losses(link_t *link, int got) noexcept nogil:
+    """Count the frames that a read of the source could not return."""
+    cdef peer_t *source = link.source
+    link.counters[RX_FAULTS] += got < 0
+    link.counters[RX_SHORT] += source.short_frames
+    link.counters[RX_TRUNCATED] += source.truncated
+    source.short_frames = source.truncated = 0
+
+
 cdef inline bint lacks_slots(int state) noexcept nogil:
     return STATE_NO_SLOTS <= state <= STATE_NO_SLOTS_UNANNOUNCED
 
@@ -144,5 +155,7 @@ cdef inline bint gives_up(link_t *link) noexcept nogil:
 cdef class Link:
     cdef link_t *link
     cdef readonly Peer peer
+    cdef readonly Peer source
+    cdef void join(self, Peer peer, Peer source) noexcept
     cdef object keep             # keeps alive what the C structure points to, as
     cdef object credits          # does this

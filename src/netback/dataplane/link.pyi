@@ -10,6 +10,7 @@ class Link:
     """A queue of either end, as a worker serves it."""
 
     peer: Peer
+    source: Peer
     @property
     def broken(self) -> str | None: ...
     @property

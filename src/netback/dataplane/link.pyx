@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t
 from netback.dataplane.counters import MEANINGS
 from netback.dataplane.notices import Notice
 from netback.dataplane.abi cimport PAGE_SIZE
+from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.ring cimport compiler_fence, load_acquire, sring
 from netback.dataplane.states import TABLE, State
 
@@ -42,6 +43,11 @@ cdef row_t *state_rows() noexcept nogil:
 
 cdef class Link:
     """A queue of either end, as a worker serves it."""
+
+    cdef void join(self, Peer peer, Peer source) noexcept:
+        """Send to `peer` and receive from `source` from now on."""
+        self.peer, self.source = peer, source
+        self.link.peer, self.link.source = peer.peer, source.peer
 
     @property
     def broken(self) -> str | None:

@@ -36,7 +36,7 @@ from netback.dataplane.link cimport (
     Link, direction_t, link_condition, row_t, state_rows,
 )
 from netback.dataplane.notices import Notice
-from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer
+from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer, peer_t
 from netback.dataplane.platform.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
 from netback.dataplane.ring cimport load_acquire
 from netback.dataplane.timers cimport (
@@ -70,14 +70,17 @@ cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)
 
 cdef enum:
-    TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index
+    TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index, and TAG_SOURCE if it is not the peer's
     TAG_WAKEUP = 0xfffffffe
+    TAG_SOURCE = MAX_LINKS
     WAIT_EVENTS = 64
     MAX_POLLS = 8                # time between two epoll calls, or one round of all links
     NOT_WATCHED = 0xffffffff     # link.interest of a descriptor that is not in epoll's set
     FREE_EVENTS = 4              # spurious events without a delay
     DELAY_MIN = 1000 * 1000      # ns: back-off of a port that fires without work (XSA-332) ...
     DELAY_DOUBLINGS = 4          # ... and how many times it doubles
+
+    NO_PORT = 0                  # of a direction without a ring (xen/event_channel.h: never a valid port)
 
     TIMER_RING_TO_PEER = 0       # purpose of a link's timer_t
     TIMER_PEER_TO_RING = 1
@@ -102,29 +105,48 @@ cdef inline void raise_events(worker_t *worker, link_t *link, uint32_t events) n
     activate(worker, link)
 
 
-cdef void watch_peer(worker_t *worker, link_t *link, uint32_t wanted) noexcept nogil:
-    """Make epoll watch the peer's descriptor for these events and for errors; NOT_WATCHED: not even for errors."""
+cdef void watch(worker_t *worker, peer_t *peer, uint64_t tag, uint32_t *interest, uint32_t wanted) noexcept nogil:
+    """Make epoll watch a peer's descriptor for these events and for errors; NOT_WATCHED: not even for errors."""
     cdef epoll_event event
-    if link.peer.fd < 0 or wanted == link.interest:
+    if peer.fd < 0 or wanted == interest[0]:
         return
     event.events = wanted
-    event.data.u64 = link.index
+    event.data.u64 = tag
     if wanted == NOT_WATCHED:
-        epoll_ctl(worker.epoll, EPOLL_CTL_DEL, link.peer.fd, &event)
+        epoll_ctl(worker.epoll, EPOLL_CTL_DEL, peer.fd, &event)
     else:
-        epoll_ctl(worker.epoll, EPOLL_CTL_ADD if link.interest == NOT_WATCHED else EPOLL_CTL_MOD, link.peer.fd, &event)
-    link.interest = wanted
+        epoll_ctl(worker.epoll, EPOLL_CTL_ADD if interest[0] == NOT_WATCHED else EPOLL_CTL_MOD, peer.fd, &event)
+    interest[0] = wanted
+
+
+cdef inline void watch_peer(worker_t *worker, link_t *link, uint32_t wanted) noexcept nogil:
+    """A broken or closed descriptor is always ready, so it is watched only while it has data to read."""
+    if link.broken or (link.peer.condition == PEER_CLOSED and not wanted & EPOLLIN):
+        wanted = NOT_WATCHED
+    watch(worker, link.peer, link.index, &link.interest, wanted)
+
+
+cdef inline void watch_source(worker_t *worker, link_t *link, uint32_t wanted) noexcept nogil:
+    """The same for a source that is not the peer."""
+    if link.broken or (link.source.condition == PEER_CLOSED and not wanted):
+        wanted = NOT_WATCHED
+    watch(worker, link.source, link.index | TAG_SOURCE, &link.source_interest, wanted)
 
 
 cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil:
-    """Watch what the rows of both states name. A broken or closed descriptor is always ready, so it is watched only
-    while it has data to read.
-    """
+    """Watch what the rows of both states name."""
     cdef uint32_t events = worker.rows[link.ring_to_peer.state].watch | worker.rows[link.peer_to_ring.state].watch
-    cdef uint32_t wanted = (EPOLLIN if events & EVENT_FRAMES else 0) | (EPOLLOUT if events & EVENT_ROOM else 0)
-    if link.broken or (link.peer.condition == PEER_CLOSED and not events & EVENT_FRAMES):
-        wanted = NOT_WATCHED
-    watch_peer(worker, link, wanted)
+    cdef uint32_t frames = EPOLLIN if events & EVENT_FRAMES else 0
+    if link.source != link.peer:
+        watch_source(worker, link, frames)
+        frames = 0
+    watch_peer(worker, link, frames | (EPOLLOUT if events & EVENT_ROOM else 0))
+
+
+cdef void watch_nothing(worker_t *worker, link_t *link) noexcept nogil:
+    watch(worker, link.peer, link.index, &link.interest, NOT_WATCHED)
+    if link.source != link.peer:
+        watch(worker, link.source, link.index | TAG_SOURCE, &link.source_interest, NOT_WATCHED)
 
 
 cdef inline uint64_t timer_period(worker_t *worker, direction_t *direction) noexcept nogil:
@@ -191,16 +213,24 @@ cdef void on_event(worker_t *worker, link_t *link, direction_t *direction) noexc
     activate(worker, link)
 
 
-cdef void on_peer(worker_t *worker, link_t *link, uint32_t happened) noexcept nogil:
-    """The descriptor is ready, or reports an error, which the directions then find themselves."""
+cdef void on_peer(worker_t *worker, link_t *link, peer_t *peer, uint32_t happened) noexcept nogil:
+    """The descriptor of the link's peer or source is ready, or reports an error, which the directions then find
+    themselves.
+    """
     cdef uint32_t events = (EVENT_FRAMES if happened & EPOLLIN else 0) | (EVENT_ROOM if happened & EPOLLOUT else 0)
     if happened & (EPOLLERR | EPOLLHUP):
-        if happened & EPOLLERR and link.peer.check != NULL:
-            link.peer.check(link.peer)
+        if happened & EPOLLERR and peer.check != NULL:
+            peer.check(peer)
         if happened & EPOLLHUP:
-            link.peer.condition = PEER_CLOSED
+            peer.condition = PEER_CLOSED
         events = EVENT_FRAMES | EVENT_ROOM
     raise_events(worker, link, events)
+
+
+cdef inline void on_descriptor(worker_t *worker, uint64_t tag, uint32_t happened) noexcept nogil:
+    cdef link_t *link = worker.links[tag % TAG_SOURCE]
+    if link != NULL:
+        on_peer(worker, link, link.source if tag & TAG_SOURCE else link.peer, happened)
 
 
 cdef void on_timer(worker_t *worker, link_t *link, direction_t *direction) noexcept nogil:
@@ -364,8 +394,8 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
             elif happened[i].data.u64 == TAG_WAKEUP:
                 read(worker.wakeup, &drained, sizeof(drained))
                 worker.stop = True
-            elif worker.links[happened[i].data.u64] != NULL:
-                on_peer(worker, worker.links[happened[i].data.u64], happened[i].events)
+            else:
+                on_descriptor(worker, happened[i].data.u64, happened[i].events)
         if timers_next(&worker.timers):
             run_timers(worker, now_ns())
         poll_round(worker, ws)
@@ -414,7 +444,8 @@ cdef class Worker:
 
     def add(self, Link link) -> None:
         """Serve a link: its first poll drains and arms both rings, and its far side is notified once, since a killed
-        predecessor's pending notification would be lost. PlatformError: 4096 links are served already.
+        predecessor's pending notification would be lost. A link without rings has port 0 for both directions.
+        PlatformError: 4096 links are served already.
         """
         cdef link_t *native = link.link
         cdef uint32_t index = 0
@@ -423,7 +454,7 @@ cdef class Worker:
         if index == MAX_LINKS:
             raise PlatformError(f"a worker serves {MAX_LINKS} queues at most")
         native.index = index
-        native.interest = NOT_WATCHED
+        native.interest = native.source_interest = NOT_WATCHED
         native.ring_to_peer.state = STATE_RING_MORE
         native.peer_to_ring.state = STATE_PEER_MORE
         native.ring_to_peer.timer.owner = native.peer_to_ring.timer.owner = native
@@ -432,7 +463,7 @@ cdef class Worker:
         native.peer_to_ring.timer.kind = TIMER_PEER_TO_RING
         native.ring_to_peer.unmask.kind = TIMER_UNMASK_RING_TO_PEER
         native.peer_to_ring.unmask.kind = TIMER_UNMASK_PEER_TO_RING
-        native.peer.condition = PEER_UP
+        native.peer.condition = native.source.condition = PEER_UP
         native.reported = LINK_READY
         native.noticed = False
         self.members[index] = link
@@ -440,7 +471,7 @@ cdef class Worker:
         self.worker.by_port[native.peer_to_ring.port % PORTS_END] = 2 * (index + 1) + 1
         self.worker.by_port[native.ring_to_peer.port % PORTS_END] = 2 * (index + 1)
         activate(self.worker, native)
-        for port in {native.ring_to_peer.port, native.peer_to_ring.port}:
+        for port in {native.ring_to_peer.port, native.peer_to_ring.port} - {NO_PORT}:
             events_notify(self.worker.events, port)
             self.events.unmask(port)
 
@@ -448,7 +479,7 @@ cdef class Worker:
         """Stop serving a link; one that is not served is a normal state."""
         if not self.serves(link):
             return
-        watch_peer(self.worker, link.link, NOT_WATCHED)
+        watch_nothing(self.worker, link.link)
         self.forget(link.link)
         del self.members[link.link.index]
 
@@ -476,7 +507,7 @@ cdef class Worker:
         """
         if not self.serves(link):
             return
-        link.link.peer.condition = PEER_UP
+        link.link.peer.condition = link.link.source.condition = PEER_UP
         if link.link.peer_to_ring.state == STATE_PEER_CLOSED:
             link.link.peer_to_ring.state = STATE_PEER_MORE
         raise_events(self.worker, link.link, EVENT_RING | EVENT_FRAMES | EVENT_ROOM)
@@ -502,15 +533,15 @@ cdef class Worker:
         if self.serves(link):
             raise_events(self.worker, link.link, EVENT_TIMER)
 
-    def set_peer(self, Link link, Peer peer) -> None:
-        """Join a link to another peer between two bursts; rings and frames that wait for slots stay unchanged.
+    def set_peer(self, Link link, Peer peer, Peer source: Peer | None = None) -> None:
+        """Join a link to another peer between two bursts, and to another source of frames for its ring if that is not
+        the peer; rings and frames that wait for slots stay unchanged.
 
-        The old peer's descriptor is no longer watched, and may be closed.
+        The old descriptors are no longer watched, and may be closed.
         """
         if self.serves(link):
-            watch_peer(self.worker, link.link, NOT_WATCHED)
-        link.peer = peer
-        link.link.peer = peer.peer
+            watch_nothing(self.worker, link.link)
+        link.join(peer, source if source is not None else peer)
         self.refresh(link)
 
     def run(self) -> list[tuple[Link, Notice]]:
@@ -560,13 +591,13 @@ cdef class Worker:
         cdef bint more = False
         self.idle(native)
         if hang_up:
-            on_peer(self.worker, native, EPOLLHUP)
+            on_peer(self.worker, native, native.peer, EPOLLHUP)
         elif event == EVENT_RING:
             on_event(self.worker, native, &native.ring_to_peer)
             if not shares_port(native):
                 on_event(self.worker, native, &native.peer_to_ring)
         elif event == EVENT_FRAMES or event == EVENT_ROOM:
-            on_peer(self.worker, native, EPOLLIN if event == EVENT_FRAMES else EPOLLOUT)
+            on_peer(self.worker, native, native.peer, EPOLLIN if event == EVENT_FRAMES else EPOLLOUT)
         elif event == EVENT_TIMER:
             self.end_timer(native, &native.ring_to_peer)
             self.end_timer(native, &native.peer_to_ring)
@@ -592,7 +623,7 @@ cdef class Worker:
             on_timer(self.worker, link, direction)
 
     def waits(self, Link link) -> tuple[set[str], set[str]]:
-        """What a served link waits for beside its event channels: events of its descriptor (`frames`, `room`, and
+        """What a served link waits for beside its event channels: events of its peer (`frames`, `room`, and
         `error` unless it is not watched at all), and timers (`ring_to_peer`, `peer_to_ring`, and `unmask_` with either,
         of a port in back-off; a shared port's is the first). For tests.
         """

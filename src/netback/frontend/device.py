@@ -39,7 +39,7 @@ from netback.net.base import Network
 from netback.net.python import PythonNetwork
 from netback.platforms.base import Domain
 from netback.vif.features import parse_mac
-from netback.vif.queue import share_peer
+from netback.vif.steering import duplicate_peer
 from netback.xenstore.aio import Store, StoreError
 
 T = TypeVar("T")
@@ -561,7 +561,9 @@ class Frontend:
 
     def _open_queues(self, features: BackFeatures) -> None:
         self.network.set_queues(len(self._rings))
-        peers = share_peer(self.network.peers, len(self._rings), self._duplicates)
+        peers = list(self.network.peers)
+        while len(peers) < len(self._rings):
+            peers.append(duplicate_peer(peers[0], self._duplicates))
         self.queues = [
             self._open_queue(rings, peer, features) for rings, peer in zip(self._rings, peers, strict=True)
         ]

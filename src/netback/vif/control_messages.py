@@ -147,8 +147,7 @@ def handle(state: ControlState, request: Request, scope: Scope) -> Outcome:
 
 
 def _set_algorithm(state: ControlState, data: tuple[int, int, int], scope: Scope) -> Outcome:
-    """An algorithm also steers frames to queues (netif.h), which netback does for a single queue alone."""
-    if data[0] not in ((Algorithm.NONE, Algorithm.TOEPLITZ) if scope.queues == 1 else (Algorithm.NONE,)):
+    if data[0] not in (Algorithm.NONE, Algorithm.TOEPLITZ):
         return _INVALID, state
     return _SUCCESS, replace(state, algorithm=Algorithm(data[0]))
 

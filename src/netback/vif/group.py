@@ -4,15 +4,20 @@
 This module handles queues and workers; the vif controls the network and interprets reports.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from netback.dataplane import clock
+from netback.dataplane.back.distributor import Distributor
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.credit import Credit
+from netback.dataplane.link import Link
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.staged import Staged
@@ -31,10 +36,12 @@ from netback.vif.queue import (
     open_settings,
     queue_name,
     settings_name,
-    share_peer,
 )
 from netback.vif.rate import Rate, Rates
+from netback.vif.steering import FREE, Distribution, Steering, distribute
 from netback.vif.workers import QueueWorker, Workers, finished
+
+L = TypeVar("L", bound=Link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +66,13 @@ class Group:
         self._domid = domid
         self._bound: list[BoundQueue] = []
         self._queues: list[tuple[QueueWorker, BackQueue]] = []
-        self._own_peers = 0
-        """Queues that take frames; the further ones only send."""
-        self._closing = False
+        self._peers: tuple[Peer, ...] = ()
+        self._distribution: Distribution | None = None
+        """What steers frames to the queues; None: each queue takes those of its own peer."""
+        self._distributors: list[tuple[QueueWorker, Distributor]] = []
+        self._listener: Callable[[int], Listener] | None = None
+        """Of the served queues."""
+        self._refuses_rx = self._closing = False
         self._undo = ExitStack()
 
     async def bind(self, config: VifConfig) -> None:
@@ -81,20 +92,19 @@ class Group:
             ports = bound[queue.tx_channel], bound[queue.rx_channel]
             self._bound.append(BoundQueue(queue, worker, ports))
 
-    def attach(
+    async def attach(
         self, config: VifConfig, peers: Sequence[Peer], journal: Path, *, adopt: bool, times: WaitTimes
     ) -> None:
         """Map and check the rings of each queue and complete its journal; queue N is joined to peer N.
 
-        Queues without one share the first peer (`share_peer`).
+        Of a network with fewer peers the frames are steered (`steer`).
 
         `adopt`: an earlier connection served these rings, its journals count. GuestError: an index is impossible.
-        PlatformError: a ring cannot be mapped, or a journal not be opened.
+        PlatformError: a ring cannot be mapped, a journal not be opened, or there are too many descriptors.
         """
         settings = open_settings(journal.with_name(settings_name(journal.name)), config, adopt)
-        self._own_peers = len(peers)
-        shared = share_peer(peers, len(self._bound), self._undo)
-        for number, (bound, peer) in enumerate(zip(self._bound, shared, strict=True)):
+        self._peers = tuple(peers)
+        for number, bound in enumerate(self._bound):
             queue = attach_queue(
                 self._platform,
                 bound.worker.events,
@@ -102,13 +112,14 @@ class Group:
                 config,
                 bound.config,
                 ports=bound.ports,
-                peer=peer,
+                peer=peers[min(number, len(peers) - 1)],
                 times=times,
                 journal=open_journal(journal.with_name(queue_name(journal.name, number)), adopt),
                 settings=settings,
                 undo=self._undo,
             )
             self._queues.append((bound.worker, queue))
+        await self.steer(FREE)
 
     def closes(self, end: Callable[[], object]) -> None:
         """Call `end` once the queues have left their workers."""
@@ -121,20 +132,66 @@ class Group:
         """
         if self._closing:
             return
+        self._listener = listener
         await finished(
             [
-                worker.thread.add(queue, listener(number), receives=number < self._own_peers)
+                worker.thread.add(queue, listener(number))
                 for number, (worker, queue) in enumerate(self._queues)
             ]
+        )
+        await self._serve_distributors(listener)
+
+    async def steer(self, steering: Steering) -> None:
+        """Spread the frames for the guest over its queues so from now on. Frames that were read before stay with the
+        queue for which they were read, ahead of later ones: a flow whose queue does not change is not reordered.
+
+        PlatformError, and nothing is changed: there are too many descriptors.
+        """
+        spread = steering == FREE and len(self._peers) >= len(self._queues)
+        if self._closing or len(self._queues) == 1 or (spread and self._distribution is None):
+            return
+        begins = self._distribution is None
+        distribution = self._distribution = self._distribution or await self._distribute()
+        await finished(
+            [
+                _submit(worker, each, partial(_steer, distribution.table(number, steering), steering.hash))
+                for number, (worker, each) in enumerate(self._distributors)
+            ]
+        )
+        if begins and self._listener is not None:
+            await self._serve_distributors(self._listener)
+
+    async def _distribute(self) -> Distribution:
+        """Make each queue take its frames from an inbox; the distributors are not served yet. What the queues have read
+        from their peers stays ahead of what will come through the inboxes.
+        """
+        made = distribute(self._peers, len(self._queues), self._undo)
+        self._distributors = [(self._workers.reserve(self._undo), each) for each in made.distributors]
+        await finished(
+            [
+                _submit(worker, queue, partial(_join, peer, inbox))
+                for (worker, queue), peer, inbox in zip(self._queues, made.peers, made.inboxes, strict=True)
+            ]
+        )
+        return made
+
+    async def _serve_distributors(self, listener: Callable[[int], Listener]) -> None:
+        """Their reports are as queue 0's: they record nothing."""
+        if self._closing:
+            return
+        receives = not self._refuses_rx
+        await finished(
+            [worker.thread.add(each, listener(0), receives=receives) for worker, each in self._distributors]
         )
 
     async def refuse_rx(self) -> None:
         """Take no more frames from the network; the guest's frames still pass."""
-        await self._each(lambda worker, queue: worker.refuse_rx(queue))
+        self._refuses_rx = True
+        await self._each_link(lambda worker, link: worker.refuse_rx(link))
 
     async def refresh(self) -> None:
         """Make the workers read the peers' descriptors again, which may be joined to another link now."""
-        await self._each(lambda worker, queue: worker.refresh(queue))
+        await self._each_link(lambda worker, link: worker.refresh(link))
 
     async def change(self, live: LiveConfig) -> None:
         """Apply what the guest changed while it is connected."""
@@ -164,7 +221,7 @@ class Group:
         """
         self._closing = True
         try:
-            await finished([worker.thread.remove(queue) for worker, queue in self._queues])
+            await finished([worker.thread.remove(link) for worker, link in self._links])
         finally:
             self._undo.close()
 
@@ -175,13 +232,21 @@ class Group:
 
     @property
     def condition(self) -> Notice:
-        """The worst condition of any queue."""
-        return max((queue.condition for _, queue in self._queues), key=lambda notice: notice.value)
+        """The worst condition of any queue, and of what steers their frames."""
+        return max((link.condition for _, link in self._links), key=lambda notice: notice.value)
 
     @property
     def counters(self) -> list[dict[str, int]]:
         """The counters of each queue."""
         return [queue.counters for _, queue in self._queues]
+
+    @property
+    def steering_counters(self) -> Counter[str]:
+        """The counters of what steers the queues' frames, summed."""
+        total: Counter[str] = Counter()
+        for _, distributor in self._distributors:
+            total.update(distributor.counters)
+        return total
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:
@@ -200,15 +265,28 @@ class Group:
             for ring in decode_queue(queue_name("", number), queue.states, *queue.snapshot())
         ]
 
+    @property
+    def _links(self) -> list[tuple[QueueWorker, Link]]:
+        return [*self._queues, *self._distributors]
+
     async def _each(self, call: Callable[[Worker, BackQueue], object]) -> None:
         await finished([_submit(worker, queue, call) for worker, queue in self._queues])
+
+    async def _each_link(self, call: Callable[[Worker, Link], object]) -> None:
+        await finished([_submit(worker, link, call) for worker, link in self._links])
 
 
 def _credit(rate: Rate | None) -> Credit | None:
     return None if rate is None else Credit(rate.size, rate.interval * 1000, now=clock.now())
 
 
-def _submit(
-    worker: QueueWorker, queue: BackQueue, call: Callable[[Worker, BackQueue], object]
-) -> Future[object]:
-    return worker.thread.submit(lambda native: call(native, queue))
+def _submit(worker: QueueWorker, link: L, call: Callable[[Worker, L], object]) -> Future[object]:
+    return worker.thread.submit(lambda native: call(native, link))
+
+
+def _join(peer: Peer, inbox: Peer, worker: Worker, queue: BackQueue) -> None:
+    worker.set_peer(queue, peer, inbox)
+
+
+def _steer(table: Sequence[int], hash: Toeplitz | None, _worker: Worker, distributor: Distributor) -> None:
+    distributor.steer(table, hash)

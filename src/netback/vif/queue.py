@@ -6,7 +6,6 @@ This module uses the platform seam and a queue's keys, not the store.
 """
 
 import asyncio
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -196,19 +195,6 @@ def change_queue(queue: BackQueue, live: LiveConfig) -> None:
 def _ring_name(gref: int, channel: int) -> int:
     """A ring's identity in files that outlive this process."""
     return gref << 32 | channel
-
-
-def share_peer(peers: Sequence[Peer], count: int, undo: ExitStack) -> list[Peer]:
-    """Peers for `count` queues. Where a network has fewer, the further queues send through duplicates of the first
-    one's descriptor, which `undo` closes; they take no frames, which all go to the queues with peers of their own.
-    """
-    shared = list(peers[:count])
-    while len(shared) < count:
-        fd = os.dup(peers[0].fd) if peers[0].fd >= 0 else -1
-        if fd >= 0:
-            undo.callback(os.close, fd)
-        shared.append(peers[0].duplicate(fd))
-    return shared
 
 
 def _quietly(undo: Callable[..., object], *arguments: object) -> None:

@@ -29,6 +29,7 @@ from netback.vif.group import Group
 from netback.vif.queue import control_name, queue_name
 from netback.vif.rate import Rates
 from netback.vif.staging import Staging
+from netback.vif.steering import FREE, Steering
 from netback.vif.workers import Workers
 
 log = logging.getLogger("netback.vif")
@@ -78,8 +79,8 @@ class Vif:
         self._control: Control | None = None
         self._earlier: list[Counter[str]] = []
         """Of earlier connections, by queue."""
-        self._control_counters: Counter[str] = Counter()
-        """Of earlier connections' control rings."""
+        self._further: Counter[str] = Counter()
+        """Of earlier connections' control rings and steering."""
         self._budget = LogBudget()
 
     @property
@@ -95,12 +96,10 @@ class Vif:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The counters of all queues and of the control ring, summed over every connection of this vif's life, by the
-        names in dataplane/counters.py; empty before the first.
+        """The counters of all queues, of their steering and of the control ring, summed over every connection of this
+        vif's life, by the names in dataplane/counters.py; empty before the first.
         """
-        total = self._control_counters.copy()
-        if self._control is not None:
-            total.update(self._control.counters)
+        total = self._add_further()
         for queue in self.queue_counters:
             total.update(queue)
         return dict(total)
@@ -109,6 +108,14 @@ class Vif:
     def queue_counters(self) -> list[dict[str, int]]:
         """The counters of each queue that this vif has ever had, over every connection."""
         return [dict(queue) for queue in self._add_up()]
+
+    def _add_further(self) -> Counter[str]:
+        total = self._further.copy()
+        if self._control is not None:
+            total.update(self._control.counters)
+        if self._group is not None:
+            total.update(self._group.steering_counters)
+        return total
 
     def _add_up(self) -> list[Counter[str]]:
         present = self._group.counters if self._group is not None else []
@@ -158,7 +165,7 @@ class Vif:
         try:
             await group.bind(config)
             self._prepare(config, adopt)
-            group.attach(config, self.network.peers, self._journal, adopt=adopt, times=self._times())
+            await group.attach(config, self.network.peers, self._journal, adopt=adopt, times=self._times())
             if control is not None and config.control is not None:
                 await control.open(config.control, adopt=adopt)
         except BaseException:
@@ -232,7 +239,7 @@ class Vif:
         finally:
             if self._group is group:
                 self._earlier = self._add_up()
-                self._control_counters.update(control.counters if control else {})
+                self._further = self._add_further()
                 self._group = self._control = None
 
     async def capture(self, sink: CaptureSink | None) -> None:
@@ -260,7 +267,9 @@ class Vif:
 
         async def apply(state: ControlState, restored: bool) -> ControlState:
             staged = await staging.change(state.staged, skip=restored)
-            await group.set_hash(Toeplitz(state.key, int(state.types)) if state.active else None)
+            hash = Toeplitz(state.key, int(state.types)) if state.active else None
+            await group.steer(Steering(hash, state.mapping) if hash else FREE)
+            await group.set_hash(hash)
             return replace(state, staged=staged)
 
         return Control(

@@ -63,7 +63,6 @@ cdef class BackQueue(Link):
         uint16_t rx_offset=0, bint rx_unannounced=False, Settings settings=None, uint64_t drain=10000000000,
         uint64_t stall=60000000000, object keep=None,
     ):
-        self.peer = peer
         self.journal = journal
         self.settings = settings if settings is not None else Settings()
         self.keep = (events, memory, keep)
@@ -72,7 +71,7 @@ cdef class BackQueue(Link):
         self.link.ring_to_peer.port = tx_port
         self.link.peer_to_ring.poll = poll_rx
         self.link.peer_to_ring.port = rx_port
-        self.link.peer = peer.peer
+        self.join(peer, peer)
         self.link.events = events.events
         self.link.rx_unannounced = rx_unannounced
         self.queue.memory = memory.memory

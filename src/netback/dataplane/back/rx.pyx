@@ -33,10 +33,10 @@ from netback.dataplane.extras cimport clear_meta, copy_extras, extras_count, fra
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_COPIES, RX_DROPPED, RX_ERRORS, RX_EXPIRED,
-    RX_FAULTS, RX_FILTERED, RX_FRAMES, RX_HASHED, RX_NOTIFIES, RX_SEGMENTED, RX_SHORT, RX_SLOTS, RX_STAGED,
-    RX_STALLS, RX_THROTTLED, RX_TOO_BIG, RX_TRUNCATED, STATE_NO_CREDIT, STATE_NO_FRAME, STATE_NO_SLOTS,
+    RX_FILTERED, RX_FRAMES, RX_HASHED, RX_NOTIFIES, RX_SEGMENTED, RX_SLOTS, RX_STAGED,
+    RX_STALLS, RX_THROTTLED, RX_TOO_BIG, STATE_NO_CREDIT, STATE_NO_FRAME, STATE_NO_SLOTS,
     STATE_NO_SLOTS_LONG, STATE_NO_SLOTS_UNANNOUNCED, STATE_PEER_CLOSED, STATE_PEER_IDLE, STATE_PEER_MORE,
-    STATE_STALLED, break_link, direction_t, lacks_slots, link_t, state_rows,
+    STATE_STALLED, break_link, direction_t, lacks_slots, link_t, note_rx_losses, state_rows,
 )
 from netback.dataplane.headers cimport HEADERS_MAX
 from netback.dataplane.offload cimport (
@@ -110,8 +110,8 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
     deliver(queue, ws, &burst)
     if link.peer_to_ring.allowance.credit != NULL:
         credit_settle(&link.peer_to_ring.allowance, burst.bytes)
-    if link.peer.release != NULL:
-        link.peer.release(link.peer)
+    if link.source.release != NULL:
+        link.source.release(link.source)
     state = next_state(queue, &burst, needed, drained)
     if state == STATE_STALLED:
         drop_waiting(queue, ws)
@@ -133,7 +133,7 @@ cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint dra
         link.peer_to_ring.due = link.peer_to_ring.allowance.due
         return STATE_NO_CREDIT
     if drained and burst.used < burst.room:
-        return STATE_PEER_CLOSED if link.peer.condition == PEER_CLOSED else STATE_PEER_IDLE
+        return STATE_PEER_CLOSED if link.source.condition == PEER_CLOSED else STATE_PEER_IDLE
     return wait_for_slots(queue, max(needed, <uint32_t>1), moved)
 
 
@@ -160,15 +160,15 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
     """Read and place frames until the peer, the slots or the burst's budget are used up; if a frame lacks slots, the
     rest of the read goes to the backlog. Returns the slots that this frame needs, or 0.
     """
-    cdef peer_t *peer = queue.link.peer
+    cdef peer_t *source = queue.link.source
     cdef uint32_t count, needed, last
     cdef uint32_t taken = 0
     cdef uint8_t *arena = ws.arena
     cdef int got, kept, allowed, i
     while taken + BACKLOG_FRAMES <= BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
         count = read_ahead(queue, burst)
-        got = peer.receive(peer, arena, LARGE_BYTES, ws.frames, count)
-        note_losses(queue, got)
+        got = source.receive(source, arena, LARGE_BYTES, ws.frames, count)
+        note_rx_losses(&queue.link, got)
         if got <= 0:
             drained[0] = True
             return 0
@@ -230,7 +230,7 @@ cdef inline uint32_t read_ahead(back_queue *queue, burst_t *burst) noexcept nogi
     cdef uint32_t room = burst.room - burst.used
     if queue.habits.large:
         room = max(<uint32_t>1, min(<uint32_t>LARGE_FRAMES, room // full_frame_slots(queue)))
-    return min(min(<uint32_t>BACKLOG_FRAMES, room), queue.link.peer.frames_per_read)
+    return min(min(<uint32_t>BACKLOG_FRAMES, room), queue.link.source.frames_per_read)
 
 
 cdef inline uint8_t *next_buffer(uint8_t *arena, uint32_t count, uint32_t length) noexcept nogil:
@@ -241,15 +241,6 @@ cdef inline uint8_t *next_buffer(uint8_t *arena, uint32_t count, uint32_t length
         arena + <size_t>(count - 1) * FRAME_STRIDE
         + ((FRAME_HEADROOM + length + PAGE_SIZE - 1) & ~<uint32_t>(PAGE_SIZE - 1))
     )
-
-
-cdef inline void note_losses(back_queue *queue, int got) noexcept nogil:
-    """Count the frames that a read could not return."""
-    cdef peer_t *peer = queue.link.peer
-    queue.link.counters[RX_FAULTS] += got < 0
-    queue.link.counters[RX_SHORT] += peer.short_frames
-    queue.link.counters[RX_TRUNCATED] += peer.truncated
-    peer.short_frames = peer.truncated = 0
 
 
 cdef inline void note_posted(back_queue *queue, uint32_t pending) noexcept nogil:
@@ -562,7 +553,7 @@ cdef int wait_longer(back_queue *queue, int state, uint32_t needed) noexcept nog
     if state == STATE_NO_SLOTS or state == STATE_NO_SLOTS_UNANNOUNCED:
         return state
     if queue.backlog.count == 0:
-        return STATE_PEER_CLOSED if queue.link.peer.condition == PEER_CLOSED else STATE_NO_FRAME
+        return STATE_PEER_CLOSED if queue.link.source.condition == PEER_CLOSED else STATE_NO_FRAME
     direction.due = queue.read_at + queue.drain
     if queue.stall:
         if coarse_ns() >= queue.waits_since + queue.stall:
@@ -580,22 +571,22 @@ cdef inline bint has_waited(link_t *link) noexcept nogil:
 
 cdef inline int read_unplaced(back_queue *queue, workspace_t *ws) noexcept nogil:
     """One read of the peer whose frames are not placed now."""
-    cdef peer_t *peer = queue.link.peer
-    cdef int got = peer.receive(
-        peer, ws.arena, LARGE_BYTES, ws.frames, min(<uint32_t>BACKLOG_FRAMES, peer.frames_per_read))
-    note_losses(queue, got)
+    cdef peer_t *source = queue.link.source
+    cdef int got = source.receive(
+        source, ws.arena, LARGE_BYTES, ws.frames, min(<uint32_t>BACKLOG_FRAMES, source.frames_per_read))
+    note_rx_losses(&queue.link, got)
     return got
 
 
 cdef void read_one(back_queue *queue, workspace_t *ws) noexcept nogil:
     """One read of the peer, into the backlog."""
-    cdef peer_t *peer = queue.link.peer
+    cdef peer_t *source = queue.link.source
     cdef int got = read_unplaced(queue, ws)
     if got > 0 and queue.multicast_control:
         got = drop_unwanted(queue, ws.frames, got)
     keep(queue, ws, 0, got)
-    if peer.release != NULL:
-        peer.release(peer)
+    if source.release != NULL:
+        source.release(source)
 
 
 cdef inline bint is_expired(back_queue *queue) noexcept nogil:
@@ -610,15 +601,15 @@ cdef inline bint is_expired(back_queue *queue) noexcept nogil:
 
 cdef void drop_waiting(back_queue *queue, workspace_t *ws) noexcept nogil:
     """Drop and count the frames that wait, and those that the peer has now: they are as old, or soon will be."""
-    cdef peer_t *peer = queue.link.peer
+    cdef peer_t *source = queue.link.source
     cdef uint32_t dropped = queue.backlog.count
     cdef int got = 1
     queue.backlog.count = 0
     queue.segmenting = False
     while got > 0 and dropped < MAX_DROPPED:
         got = read_unplaced(queue, ws)
-        if peer.release != NULL:
-            peer.release(peer)
+        if source.release != NULL:
+            source.release(source)
         dropped += max(got, 0)
     queue.link.counters[RX_EXPIRED] += dropped
 

@@ -57,14 +57,13 @@ cdef class FrontQueue(Link):
         cdef int page
         if not (1 <= tx_slots <= RING_SLOTS and 1 <= rx_slots <= RING_SLOTS):
             raise ValueError(f"a ring has 1 to {RING_SLOTS} slots")
-        self.peer = peer
         self.keep = (events, keep)
         self.link = &queue.link
         self.link.ring_to_peer.poll = poll_front_rx
         self.link.peer_to_ring.poll = poll_front_tx
         self.link.ring_to_peer.port = rx_port
         self.link.peer_to_ring.port = tx_port
-        self.link.peer = peer.peer
+        self.join(peer, peer)
         self.link.events = events.events
         queue.caps = caps
         queue.sg = sg

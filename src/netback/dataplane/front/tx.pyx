@@ -357,7 +357,7 @@ cdef void place_in_pages(front_queue *queue, workspace_t *ws, scattered_t *read)
 cdef inline void prepare(front_queue *queue, scattered_t *read, uint8_t *private, iovec *vectors,
                          uint32_t pages) noexcept nogil:
     """Prepare the buffers of the next frame: this many pages, the first with headroom, then private memory."""
-    cdef uint32_t page, header = queue.link.peer.header
+    cdef uint32_t page, header = queue.link.source.header
     cdef uint32_t paged = FIRST_BYTES + (pages - 1) * PAGE_SIZE
     for page in range(pages):
         read.pages[page] = take_page(queue)
@@ -380,7 +380,7 @@ cdef inline void note_size(front_queue *queue, uint32_t length) noexcept nogil:
 
 cdef inline void note_losses(front_queue *queue, int got) noexcept nogil:
     """Count the frames that a read could not return."""
-    cdef peer_t *peer = queue.link.peer
+    cdef peer_t *peer = queue.link.source
     queue.link.counters[TX_FAULTS] += got < 0
     queue.link.counters[TX_SHORT] += peer.short_frames
     queue.link.counters[TX_TRUNCATED] += peer.truncated
@@ -401,7 +401,7 @@ cdef int read_into_pages(front_queue *queue, workspace_t *ws, int count) noexcep
     cdef scattered_t reads[BURST_FRAMES]
     cdef received_t received[BURST_FRAMES]
     cdef iovec vectors[VECTORS]
-    cdef peer_t *peer = queue.link.peer
+    cdef peer_t *peer = queue.link.source
     cdef uint8_t *private = ws.arena + FRAME_HEADROOM
     cdef uint32_t pages = min(room(queue), <uint32_t>(FRAME_PAGES if queue.tx_large else 1))
     cdef int i, got
@@ -424,7 +424,7 @@ cdef int read_into_pages(front_queue *queue, workspace_t *ws, int count) noexcep
 
 cdef int read_into_arena(front_queue *queue, workspace_t *ws, int count) noexcept nogil:
     """The same through private memory, for backends without scatter-gather and rings that use few slots at a time."""
-    cdef peer_t *peer = queue.link.peer
+    cdef peer_t *peer = queue.link.source
     cdef int i, got = peer.receive(peer, ws.arena, FRAME_BYTES, ws.frames, count)
     for i in range(got):
         note_size(queue, ws.frames[i].length)
@@ -452,7 +452,7 @@ cdef void collect(front_queue *queue, workspace_t *ws, bint *drained) noexcept n
     cdef bint direct
     while taken < BURST_FRAMES and room(queue) and moved[0] < enough and queue.backlog.count == 0:
         count = min(frames_at_once(queue), <uint32_t>BURST_FRAMES - taken)
-        direct = queue.direct and queue.link.peer.read != NULL
+        direct = queue.direct and queue.link.source.read != NULL
         got = read_into_pages(queue, ws, count) if direct else read_into_arena(queue, ws, count)
         queue.tx_large -= queue.tx_large != 0
         note_losses(queue, got)
@@ -513,6 +513,6 @@ cdef int poll_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
     moved = queue.tx.req_prod != first or queue.tx.rsp_cons != answered or drained
     link.peer_to_ring.progress += moved
     if queue.backlog.count == 0 and drained:
-        return STATE_PEER_CLOSED if link.peer.condition == PEER_CLOSED else STATE_PEER_IDLE
+        return STATE_PEER_CLOSED if link.source.condition == PEER_CLOSED else STATE_PEER_IDLE
     needed = queue.needed if queue.backlog.count else 1
     return STATE_PEER_MORE if room(queue) >= needed else wait_for_slots(queue, needed, moved)
