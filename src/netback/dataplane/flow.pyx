@@ -50,12 +50,13 @@ cdef inline uint64_t ipv4(const uint8_t *frame, uint32_t have, headers_t *h) noe
 
 
 cdef inline uint64_t ipv6(const uint8_t *frame, uint32_t have, headers_t *h) noexcept nogil:
-    """After extension headers that cannot be followed there are no ports: the protocol is the last one known."""
+    """Beyond extension headers that cannot be followed no ports are looked for."""
     cdef const uint8_t *ip = frame + h.l3
     cdef uint64_t number = mix_words(0, ip + 8, 8)
     h.protocol = ip[6]
     h.l4 = h.l3 + IPV6_HEAD
-    skip_extensions(frame, have, h)
+    if skip_extensions(frame, have, h):
+        return number
     return mix_ports(number, frame, have, h)
 
 

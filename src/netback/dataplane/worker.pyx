@@ -623,8 +623,9 @@ cdef class Worker:
             on_timer(self.worker, link, direction)
 
     def waits(self, Link link) -> tuple[set[str], set[str]]:
-        """What a served link waits for beside its event channels: events of its peer (`frames`, `room`, and
-        `error` unless it is not watched at all), and timers (`ring_to_peer`, `peer_to_ring`, and `unmask_` with either,
+        """What a served link waits for beside its event channels: events of its peer's
+        descriptor (`frames`, `room`, and `error` unless it is not watched at all; `inbox` for the frames of a source
+        that is not the peer), and timers (`ring_to_peer`, `peer_to_ring`, and `unmask_` with either,
         of a port in back-off; a shared port's is the first). For tests.
         """
         watched = set()
@@ -632,6 +633,8 @@ cdef class Worker:
             watched |= {"error"}
             watched |= {"frames"} if link.link.interest & EPOLLIN else set()
             watched |= {"room"} if link.link.interest & EPOLLOUT else set()
+        if link.link.source != link.link.peer and link.link.source_interest == EPOLLIN:
+            watched |= {"inbox"}
         timers = {
             "ring_to_peer": link.link.ring_to_peer.timer.place,
             "peer_to_ring": link.link.peer_to_ring.timer.place,

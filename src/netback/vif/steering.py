@@ -19,6 +19,9 @@ from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PlatformError
 from netback.net.buffers import BURSTS, make_room
 
+INBOX_BYTES = BURSTS // 2
+"""An inbox's bound: the sender's buffer, against which Linux counts a message until it is read. Linux doubles it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Steering:
@@ -87,12 +90,12 @@ def distribute(network: Sequence[Peer], queues: int, undo: ExitStack) -> Distrib
 
 
 def _inbox(undo: ExitStack) -> tuple[socket.socket, socket.socket]:
-    """The sending and the receiving end. Linux counts a message against the sender's buffer until it is read."""
+    """The sending and the receiving end."""
     sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (sender, receiver):
         undo.callback(end.close)
         end.setblocking(False)
-    make_room(sender, 0, BURSTS)
+    make_room(sender, 0, INBOX_BYTES)
     return sender, receiver
 
 
