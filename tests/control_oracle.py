@@ -45,7 +45,7 @@ class Control:
     """Queue and whether it is read-only, by gref."""
 
     def answer(self, kind: int, first: int, second: int, third: int) -> tuple[int, int]:
-        if kind == SET_HASH_ALGORITHM and first <= (TOEPLITZ if self.queues == 1 else NONE):
+        if kind == SET_HASH_ALGORITHM and first <= TOEPLITZ:
             self.algorithm = first
             return SUCCESS, 0
         if kind == GET_HASH_FLAGS:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from netback.abi.netif_control import CtrlType, HashAlgorithm, HashType
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.frontend import FrontConfig, Frontend
@@ -69,7 +70,7 @@ class Pair:
     host: FarLink
 
     async def both_ways(self) -> None:
-        """Pass frames once both links have their carriers: the guest's follows the host's, by way of the store."""
+        """Pass frames once the links have their carriers: the guest's follows the host's, by way of the store."""
         async with asyncio.timeout(SECONDS):
             while any("state UP" not in ip(f"link show {link}") for link in ("guest0", "host0")):
                 await self.backend.store.read("/local/domain/0/name")
@@ -81,7 +82,14 @@ class Pair:
         """The rings through which frames have gone."""
         vif = self.backend.devices[self.name].vif
         assert vif is not None
-        return {ring for ring, indices in vif.rings.items() if indices["rsp_prod"]}
+        return {ring for ring, indices in vif.rings.items() if indices["rsp_prod"] and ring != "ctrl"}
+
+    @property
+    def received(self) -> dict[str, int]:
+        """The responses of each RX ring."""
+        vif = self.backend.devices[self.name].vif
+        assert vif is not None
+        return {ring: indices["rsp_prod"] for ring, indices in vif.rings.items() if ring.startswith("rx")}
 
 
 @asynccontextmanager
@@ -92,16 +100,25 @@ async def running(xen: Path, queues: int | None = 4) -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def guest_of(xen: Path, backend: Backend, queues: int, net: str = "tap:host0") -> AsyncIterator[Pair]:
+async def guest_of(
+    xen: Path,
+    backend: Backend,
+    queues: int,
+    net: str = "tap:host0",
+    *,
+    far: str = "host0",
+    control: bool = False,
+) -> AsyncIterator[Pair]:
+    """`far`: the link at which the kernel sends to the guest."""
     inside = TapNetwork("guest0", several=True)
     try:
-        async with Frontend(xen, inside, config=FrontConfig(queues=queues)) as vif:
+        async with Frontend(xen, inside, config=FrontConfig(queues=queues, control=control)) as vif:
             name = await add(backend.store, vif.guest.domid, net=net)
             async with asyncio.timeout(SECONDS):
                 await vif.connected()
             for link in ("guest0", "host0"):
                 ip(f"link set {link} up")
-            ends = FarLink("guest0"), FarLink("host0")
+            ends = FarLink("guest0"), FarLink(far)
             try:
                 yield Pair(backend, name, vif, *ends)
             finally:
@@ -128,18 +145,53 @@ async def test_frames_pass_through_every_queue(xen: Path, queues: int) -> None:
         assert backend.load == {1: [1, 0], 2: [1, 1], 4: [2, 2]}[queues]
         link = get_link("host0")
         assert link is not None
-        assert link.tap_queues == queues
+        assert (link.tap_queues or 1) == queues, "the kernel tells none of a tap without IFF_MULTI_QUEUE"
         status = next(status for status in backend.status() if status.device == str(pair.name))
         assert status.queues == queues
 
 
 @pytest.mark.usefixtures("namespace")
 async def test_a_tap_with_one_queue_serves_a_guest_of_several(xen: Path) -> None:
-    """All queues send through it, and the guest's frames come by its first one."""
+    """All queues send through it, and netback spreads the guest's frames over them."""
     ip("tuntap add host0 mode tap")
     async with running(xen) as backend, guest_of(xen, backend, 2) as pair:
         await pair.both_ways()
-        assert pair.used == {"tx", "tx-q1", "rx"}
+        assert pair.used == RINGS[2]
+        assert sorted(backend.load) == [1, 2], "one worker also reads the tap"
+
+
+@pytest.mark.usefixtures("namespace")
+async def test_a_packet_network_serves_a_guest_of_several(xen: Path) -> None:
+    ip("link add host0 type veth peer name far0")
+    ip("link set far0 up")
+    async with running(xen) as backend, guest_of(xen, backend, 2, "packet:host0", far="far0") as pair:
+        await pair.both_ways()
+        assert pair.used == RINGS[2]
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("queues", [1, 2])
+async def test_a_guests_mapping_on_a_tap(xen: Path, queues: int) -> None:
+    """The kernel spreads a tap's frames by its own hash, so netback spreads them again; the guest's NONE ends that."""
+    if queues == 1:
+        ip("tuntap add host0 mode tap")
+    async with running(xen) as backend, guest_of(xen, backend, 2, control=True) as pair:
+        await pair.both_ways()
+        control = pair.vif.control
+        assert control is not None
+        for place in (1, 0):
+            await control.set_hash(HashType.IPV4, bytes(range(40)), [place])
+            before = pair.received
+            await pass_flows(pair.host, pair.guest)
+            moved = {ring for ring, index in pair.received.items() if index != before[ring]}
+            assert moved == {("rx", "rx-q1")[place]}
+            link = get_link("host0")
+            assert link is not None
+            assert (link.tap_queues or 1) == queues, "the kernel tells none of a tap without IFF_MULTI_QUEUE"
+        await control.require(CtrlType.SET_HASH_ALGORITHM, HashAlgorithm.NONE)
+        before = pair.received
+        await pass_flows(pair.host, pair.guest)
+        assert all(index != before[ring] for ring, index in pair.received.items())
 
 
 @pytest.mark.usefixtures("namespace")
