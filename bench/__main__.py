@@ -18,7 +18,7 @@ from .native import OUT
 from .report import Row, draw, show, write_json
 
 WIDTH = 110
-PARTS = ("rings", "control", "endtoend", "idle", "store")
+PARTS = ("rings", "queues", "control", "endtoend", "idle", "store")
 
 
 def arguments() -> argparse.Namespace:

@@ -9,9 +9,11 @@ import random
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 from netback.dataplane.caps import EVERYTHING
 from netback.frontend import FrontConfig
+from tests.flow_oracle import flow_number
 from tests.frontend import frames
 from tests.offload_oracle import TCP
 
@@ -24,6 +26,8 @@ _PLAIN_AT, _TCP4_AT, _TCP6_AT = 10 + 14, 10 + 14 + 40, 10 + 14 + 60
 _AT = {b"\x88\xb5": _PLAIN_AT, b"\x08\x00": _TCP4_AT, b"\x86\xdd": _TCP6_AT}
 """The offset of the number in a message, by its EtherType."""
 _MOST = 70000
+_AGAIN = 0.5
+"""Seconds after which the last frame counts as lost."""
 _TURN = 16
 """Frames sent or received in one callback of the loop."""
 
@@ -63,18 +67,27 @@ class Flow:
     """One direction of one vif, from a socket to a socket.
 
     `repeats`: a kill may repeat the frames of one burst and loses none (TX). Otherwise it may lose them
-    and repeats none (RX).
+    and repeats none (RX). `spread`: netback spreads the frames over queues by the network flows in it. A full inbox may
+    then lose frames at any time, and a kill those in the inboxes; each network flow is in order, and none is repeated.
     """
 
     def __init__(
-        self, flow: int, config: FrontConfig, sender: socket.socket, receiver: socket.socket, *, repeats: bool
+        self,
+        flow: int,
+        config: FrontConfig,
+        sender: socket.socket,
+        receiver: socket.socket,
+        *,
+        repeats: bool,
+        spread: bool = False,
     ) -> None:
         self.received = 0
         self.lost = self.repeated = self.kills = 0
         self._flow = flow
         self._templates = templates(random.Random(flow), config)
         self._sender, self._receiver = sender, receiver
-        self._repeats = repeats
+        self._repeats, self._spread = repeats, spread
+        self._last: dict[int, int] = {}
         self._sent = self._next = 0
         self._jumps = 0
         self._rest: list[bytes] = []
@@ -118,7 +131,13 @@ class Flow:
             raise AssertionError(f"{self}: no progress") from None
 
     async def caught_up(self, seconds: float) -> None:
-        """Wait for the last frame that was sent."""
+        """Wait for the last frame that was sent; one that a full inbox may have lost is sent again, as the next."""
+        while self._spread and self._next < self._sent:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN):
+                    await self._until(lambda: self._next == self._sent)
+                    return
+            self.send(1)
         try:
             async with asyncio.timeout(seconds):
                 await self._until(lambda: self._next == self._sent)
@@ -191,7 +210,10 @@ class Flow:
         assert flow == self._flow, f"{self}: a frame of flow {flow}"
         assert number < self._sent, f"{self}: frame {number} was never sent"
         self._whole(message, number)
-        self._in_turn(number)
+        if self._spread:
+            self._in_order(number, flow_number(message[10:]))
+        else:
+            self._in_turn(number)
         self.received += 1
 
     def _whole(self, message: bytes, number: int) -> None:
@@ -204,6 +226,11 @@ class Flow:
         finished = frames.on_the_wire(wanted)
         assert frames.on_the_wire(message) == finished[:1], f"{self}: frame {number} has wrong bytes"
         self._rest = finished[1:]
+
+    def _in_order(self, number: int, network_flow: int) -> None:
+        assert number > self._last.get(network_flow, -1), f"{self}: frame {number} is repeated or late"
+        self._last[network_flow] = number
+        self._next = max(self._next, number + 1)
 
     def _in_turn(self, number: int) -> None:
         skipped, self._next = number - self._next, number + 1

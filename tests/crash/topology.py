@@ -148,5 +148,5 @@ async def _connect(
     near = frontend.network.socket
     states.clear()
     tx = Flow(2 * number, config, near, far, repeats=True)
-    rx = Flow(2 * number + 1, config, far, near, repeats=False)
+    rx = Flow(2 * number + 1, config, far, near, repeats=False, spread=config.queues > 1)
     return GuestVif(frontend, tx, rx, states)

@@ -11,6 +11,9 @@ Two things are separate. The back-off of events is one deadline per port: an eve
 rings delays the unmasking of its port (XSA-332), whatever the states are. A link's condition (notices.py) is the
 summary of its states and its peer for Python.
 
+A distributor (back/distributor.pyx) is a link without rings: its ring_to_peer stays RING_IDLE, and its peer_to_ring
+never lacks slots.
+
 dataplane/link.pyx fills the worker's own table from this one.
 """
 

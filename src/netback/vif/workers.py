@@ -40,7 +40,9 @@ async def finished(futures: Iterable[Future[Any]]) -> None:
 
 @dataclass(eq=False, slots=True)
 class QueueWorker:
-    """A worker's thread, the event channels that wake it, and the number of its present and coming queues."""
+    """A worker's thread, the event channels that wake it, and the number of its present and coming links: queues, and
+    what steers frames to queues.
+    """
 
     thread: WorkerThread
     events: EventChannels
@@ -68,11 +70,11 @@ class Workers:
 
     @property
     def queues(self) -> list[int]:
-        """How many queues each worker serves."""
+        """How many links each worker serves."""
         return [worker.queues for worker in self.workers]
 
     def reserve(self, undo: ExitStack) -> QueueWorker:
-        """Choose the worker with the fewest queues; it counts one more until `undo` is closed."""
+        """Choose the worker with the fewest links; it counts one more until `undo` is closed."""
         worker = min(self.workers, key=lambda worker: worker.queues)
         worker.queues += 1
 
