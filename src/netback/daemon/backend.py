@@ -255,7 +255,7 @@ class Backend:
 
     @property
     def load(self) -> list[int]:
-        """The number of queues on each worker."""
+        """The number of links on each worker: queues, and what steers frames to queues."""
         return self._workers.queues
 
     def status(self) -> list[DeviceStatus]:

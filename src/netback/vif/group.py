@@ -220,6 +220,7 @@ class Group:
         times.
         """
         self._closing = True
+        self._listener = None  # it refers to this group, whose memory a cycle would keep mapped
         try:
             await finished([worker.thread.remove(link) for worker, link in self._links])
         finally:
