@@ -44,11 +44,9 @@ def guest(
     from netback.frontend.profiles import find_profile
 
     profile = find_profile(like)
-    config = replace(profile.config, queues=queues, stage=stage)
-    if multicast:
-        config = replace(config, multicast=frozenset(map(_group, multicast)))
-    if hash:
-        config = replace(config, hash=HashConfig())
+    groups = None if multicast is None else frozenset(map(_group, multicast))
+    selected = HashConfig() if hash else profile.config.hash
+    config = replace(profile.config, queues=queues, multicast=groups, hash=selected, stage=stage)
 
     asyncio.run(
         run_guest(
