@@ -12,6 +12,7 @@ import pytest
 
 from netback.abi.netif import EXTRA_GSO, RX_RESPONSE, TX_REQUEST, TX_RESPONSE, RxFlag, Status
 from netback.dataplane.front.queue import RingPage
+from netback.dataplane.toeplitz import Toeplitz
 from netback.frontend import Guest
 from tests.frontend import frames
 from tests.frontend.pair import Pair, connected, counters
@@ -162,7 +163,10 @@ async def test_rx_errors_lose_a_frame_and_empty_slots_nothing(xen: Path) -> None
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_random_lies_never_do_more_than_break_the_link(xen: Path, seed: int) -> None:
-    """Whatever stands in the ring pages: at worst this link is broken, and the guest closes in order."""
+    """Whatever stands in the ring pages: at worst this link is broken, and the guest closes in order.
+
+    Every second guest compares hashes, those of frames that were never written too.
+    """
     rng = random.Random(seed)
     async with Guest(xen) as guest:
         honest = connected(guest, directory=xen, index=0)
@@ -170,6 +174,10 @@ async def test_random_lies_never_do_more_than_break_the_link(xen: Path, seed: in
         async with honest as good, lying as bad:
             assert bad.back.rx is not None
             assert bad.back.tx is not None
+            queue = bad.vif.queue
+            assert queue is not None
+            hashing = Toeplitz(bytes(range(40)), 15) if seed % 2 else None
+            await guest.submit(lambda _: queue.set_hash(hashing))
             for _ in range(200):
                 ring = rng.choice((bad.back.rx, bad.back.tx))
                 at = ring.rsp_prod
@@ -178,7 +186,8 @@ async def test_random_lies_never_do_more_than_break_the_link(xen: Path, seed: in
                     flags = rng.choice((0, 0, 1, 2, 3, 4, 8, 15, rng.randrange(65536)))
                     status = rng.choice((60, 1514, 4096, 0, -1, rng.randint(-32768, 32767)))
                     answer = RX_RESPONSE.pack(index % 256, rng.choice((0, 0, 2, 4095)), flags, status)
-                    ring.put(index, rng.choice((answer, answer, rng.randbytes(8))))
+                    extra = bytes((4, rng.choice((0, 0, 1)), rng.randrange(5), 1)) + rng.randbytes(4)
+                    ring.put(index, rng.choice((answer, answer, extra, rng.randbytes(8))))
                 ring.rsp_prod = (at + slots) % 2**32
                 bad.back.notify()
                 if rng.random() < 0.5:
