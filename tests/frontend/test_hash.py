@@ -6,19 +6,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from netback.abi.netif import RX_RESPONSE, RxFlag
 from netback.abi.netif_control import CtrlStatus, CtrlType, HashType
-from netback.daemon import Backend
+from netback.daemon import Backend, BackendConfig
 from netback.dataplane.toeplitz import Toeplitz
 from netback.frontend import FrontConfig, Frontend, HashConfig
+from netback.frontend.profiles import WINDOWS
 from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
 from netback.vif import control_ring, features
 from netback.vif.control_messages import Answer, ControlState, Outcome, Request, Scope, handle
 from tests.frontend import frames
+from tests.frontend.frames import all_on_the_wire
 from tests.frontend.pair import Pair, connected, counters, passes
 from tests.hash_oracle import TOEPLITZ, flow_hash
 from tests.oracle import EXTRA_INFO, EXTRA_MORE, HASH, HASH_EXTRA, MORE_DATA, TX_REQUEST
@@ -200,6 +204,34 @@ async def test_a_guest_with_too_few_queues_selects_none(xen: Path, network: Pyth
                 pass
         assert (await of_the_backend(backend))["ctrl_requests"] == 2
         assert vif.hash is None
+
+
+async def test_windows_with_two_queues(xen: Path) -> None:
+    """It selects the hash by itself; frames come by either queue, each with its hash, and go with theirs."""
+    far = PythonNetwork("python:lan", vnet_hdr=True)
+    config = BackendConfig(xen, networks={"python:lan": far}, queues=2, workers=1)
+    wanted = replace(WINDOWS.config, queues=2, multicast=None)
+    with EmulatedPlatform(xen) as platform:
+        async with (
+            Backend(platform, config) as backend,
+            Frontend(xen, config=wanted, handshake=WINDOWS.handshake) as vif,
+        ):
+            await backend.attach(vif.guest.domid, "python:lan")
+            await until_hashed(vif)
+            assert isinstance(vif.network, PythonNetwork)
+            for sender, receiver in ((far, vif.network), (vif.network, far)):
+                for message in IP:
+                    await sender.send(message)
+                sent, came = all_on_the_wire(IP), list[bytes]()
+                async with asyncio.timeout(SECONDS):
+                    while len(came) < len(sent):
+                        came += all_on_the_wire([await receiver.recv()])
+                assert sorted(came) == sorted(sent), "frames of different flows may change places"
+            ours = [await vif.guest.submit(lambda _, queue=queue: queue.counters) for queue in vif.queues]
+            for key, count in (("tx_hashed", HASHES), ("rx_hashed", HASHES), ("rx_hash_wrong", 0)):
+                assert sum(counted[key] for counted in ours) == count
+            assert (await of_the_backend(backend))["tx_hashed"] == HASHES
+    far.remove()
 
 
 async def test_a_backend_without_a_control_ring(xen: Path) -> None:
