@@ -195,6 +195,34 @@ async def test_a_guests_mapping_on_a_tap(xen: Path, queues: int) -> None:
 
 
 @pytest.mark.usefixtures("namespace")
+async def test_steering_begins_and_changes_under_traffic(xen: Path) -> None:
+    """From the kernel's spreading to the guest's hash and back: every frame comes, once."""
+    async with running(xen) as backend, guest_of(xen, backend, 2, control=True) as pair:
+        await pair.both_ways()
+        control = pair.vif.control
+        assert control is not None
+
+        async def switch() -> None:
+            for mapping in ([1], [0], [0, 1]):
+                await control.set_hash(HashType.IPV4, bytes(range(40)), mapping)
+            await control.require(CtrlType.SET_HASH_ALGORITHM, HashAlgorithm.NONE)
+
+        loop, number = asyncio.get_running_loop(), 0
+        switching = asyncio.create_task(switch())
+        async with asyncio.timeout(SECONDS):
+            while number < ROUNDS or not switching.done():
+                for flow in range(FLOWS):
+                    pair.host.send(message(flow, number % 256))
+                came = []
+                while len(came) < FLOWS:
+                    one = told(await loop.sock_recv(pair.guest.socket, 70000))
+                    came += [one] if one is not None else []
+                assert sorted(came) == [(flow, number % 256) for flow in range(FLOWS)]
+                number += 1
+        await switching
+
+
+@pytest.mark.usefixtures("namespace")
 async def test_the_next_backend_takes_up_every_queue(xen: Path) -> None:
     """Also where it offers fewer: the guest was offered more. After a new handshake it has what is offered now."""
     async with running(xen) as first, guest_of(xen, first, 3) as pair:
