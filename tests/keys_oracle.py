@@ -88,9 +88,11 @@ def agreement(frontend: Mapping[str, str], queues: int, split: bool) -> Agreemen
 
 
 def rate(text: str) -> tuple[int, int] | None:
-    """A device's `rate`: bytes and microseconds; None where it limits nothing."""
+    """A device's `rate`: bytes and microseconds; None where it limits nothing. No bytes pass nothing, in any time."""
     parts = text.split(",")
     if len(parts) != 2 or any(not part or set(part) - set("0123456789") or len(part) > 20 for part in parts):
         return None
     size, interval = map(int, parts)
-    return (size, interval) if 0 < size < 2**64 and 0 < interval < 2**64 else None
+    if size == 0:
+        interval = max(interval, 1)
+    return (size, interval) if size < 2**64 and 0 < interval < 2**64 else None
