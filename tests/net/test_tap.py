@@ -697,6 +697,7 @@ def test_of_two_processes_at_the_same_moment_one_joins() -> None:
     looked, go = os.pipe(), os.pipe()
     other = os.fork()
     if other == 0:
+        os.close(go[1])  # it ends with the test
         join_at(first, looked[1], go[0])
     os.close(looked[1])
     assert os.read(looked[0], 1)
