@@ -40,7 +40,7 @@ class Site:
 
 def frame(number: int, size: int = 60) -> bytes:
     """A numbered broadcast frame, with a virtio_net_hdr that requests nothing."""
-    return PLAIN + b"\xff" * 6 + b"\x02\0\0\0\0\x01" + OURS + bytes([number]) * (size - 14)
+    return PLAIN + b"\xff" * 6 + b"\x02\0\0\0\0\x01" + OURS + bytes([number % 256]) * (size - 14)
 
 
 def big_tcp(version: int) -> bytes:

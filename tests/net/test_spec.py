@@ -23,6 +23,8 @@ from .namespace import new_network, veth
         ("tap:fifteen-letters", PeerSpec("tap", "fifteen-letters")),
         ("packet:eth1", PeerSpec("packet", "eth1")),
         ("packet:eth1.5", PeerSpec("packet", "eth1.5")),
+        ("vhost-user:/run/p.sock", PeerSpec("vhost-user", "/run/p.sock")),
+        ("vhost-user:/run/p:1.sock,server", PeerSpec("vhost-user", "/run/p:1.sock,server")),
         ("null", PeerSpec("null")),
     ],
 )
@@ -55,13 +57,22 @@ def test_good_ones(text: str, spec: PeerSpec) -> None:
         ("tap:brücke", "has the character '\\\\xfc'"),
         ("packet:.", "'.' cannot be the name of a link"),
         ("packet:..", "'..' cannot be the name of a link"),
+        ("vhost-user", "it names no socket: write for example 'vhost-user:/run/passt.sock'"),
+        ("vhost-user:", "it names no socket"),
+        ("vhost-user:p.sock", "the socket's path 'p.sock' does not begin with /"),
+        ("vhost-user:,server", "the socket's path '' does not begin with /"),
+        ("vhost-user:/p,client", "'client' is no option of a socket"),
+        ("vhost-user:/p,", "'' is no option of a socket"),
+        ("vhost-user:/p,server,server", "'server,server' is no option of a socket"),
+        ("vhost-user:/p\n", "has a character that is not printable"),
+        ("vhost-user:/" + 107 * "p", "is longer than 107 bytes"),
     ],
 )
 def test_bad_ones(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         parse_spec(text)
     assert repr(text) in str(caught.value)
-    assert "(kinds: tap, packet, null)" in str(caught.value)
+    assert "(kinds: tap, packet, vhost-user, null)" in str(caught.value)
 
 
 @given(

@@ -20,16 +20,7 @@ limit takes none.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
-cdef extern from *:
-    """
-    #include <sched.h>
-    static inline void lock_take(int *lock) {
-        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) sched_yield();
-    }
-    static inline void lock_release(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
-    """
-    void lock_take(int *lock) noexcept nogil
-    void lock_release(int *lock) noexcept nogil
+from netback.dataplane.lock cimport lock_release, lock_take
 
 cdef double MAX_WAIT = 1e18      # ns: a bound on numbers, not on the wait
 

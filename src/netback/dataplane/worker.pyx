@@ -136,11 +136,12 @@ cdef inline void watch_source(worker_t *worker, link_t *link, uint32_t wanted) n
 cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil:
     """Watch what the rows of both states name."""
     cdef uint32_t events = worker.rows[link.ring_to_peer.state].watch | worker.rows[link.peer_to_ring.state].watch
+    cdef uint32_t room = EPOLLOUT if link.peer.wake == NULL else EPOLLIN
     cdef uint32_t frames = EPOLLIN if events & EVENT_FRAMES else 0
     if link.source != link.peer:
         watch_source(worker, link, frames)
         frames = 0
-    watch_peer(worker, link, frames | (EPOLLOUT if events & EVENT_ROOM else 0))
+    watch_peer(worker, link, frames | (room if events & EVENT_ROOM else 0))
 
 
 cdef void watch_nothing(worker_t *worker, link_t *link) noexcept nogil:
@@ -218,6 +219,9 @@ cdef void on_peer(worker_t *worker, link_t *link, peer_t *peer, uint32_t happene
     themselves.
     """
     cdef uint32_t events = (EVENT_FRAMES if happened & EPOLLIN else 0) | (EVENT_ROOM if happened & EPOLLOUT else 0)
+    if happened & EPOLLIN and peer.wake != NULL:
+        peer.wake(peer)
+        events = EVENT_FRAMES | EVENT_ROOM
     if happened & (EPOLLERR | EPOLLHUP):
         if happened & EPOLLERR and peer.check != NULL:
             peer.check(peer)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `null`. Parses each spec and opens its network.
+"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `vhost-user:/run/passt.sock`, `null`. Parses each and opens its
+network.
 
 A new kind of network is one file in this package, with a class that implements `base.Network`, and one row of KINDS
 here; if its frames need another format or system call, it also needs a file in dataplane/peers. docs/networks.md
@@ -16,21 +17,38 @@ from netback.net.link_names import link_name_fault
 from netback.net.null import NullNetwork
 from netback.net.packet import PacketNetwork
 from netback.net.tap import TapNetwork
+from netback.net.vhost_user import VhostUserNetwork, path_fault
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of network: whether its spec names a link, and how to open it by that name."""
+    """One kind of network: whether its spec names a link or a socket, and how to open it by that name."""
 
     link: Literal["never", "may", "must"]
     example: str
     open: Callable[[str, bool], Network]
     """Opens the link of this name; True: for vifs of several queues."""
+    names: str = "link"
+    fault: Callable[[str], str | None] = link_name_fault
+    """Why the name cannot be one; None if it can."""
+
+
+def _socket_fault(text: str) -> str | None:
+    path, comma, option = text.partition(",")
+    if comma and option != "server":
+        return f"{option!a} is no option of a socket: write for example 'vhost-user:/run/vif1.0.sock,server'"
+    return path_fault(path)
+
+
+def _open_socket(text: str, _: bool) -> Network:
+    path, comma, _option = text.partition(",")
+    return VhostUserNetwork(path, server=bool(comma))
 
 
 KINDS = {
     "tap": Kind("may", "tap:vif1.0", lambda link, several: TapNetwork(link, several=several)),
     "packet": Kind("must", "packet:eth1", lambda link, _: PacketNetwork(link)),
+    "vhost-user": Kind("must", "vhost-user:/run/passt.sock", _open_socket, "socket", _socket_fault),
     "null": Kind("never", "null", lambda _, __: NullNetwork()),
 }
 
@@ -54,8 +72,8 @@ def spec_fault(kind: str, colon: str, link: str) -> str | None:
     if known.link == "never" and colon:
         return f"{kind} takes no link: write {known.example!r}"
     if (colon or known.link == "must") and not link:
-        return f"it names no link: write for example {known.example!r}"
-    return link_name_fault(link) if link else None
+        return f"it names no {known.names}: write for example {known.example!r}"
+    return known.fault(link) if link else None
 
 
 def parse_spec(text: str) -> PeerSpec:

@@ -25,8 +25,12 @@ whole one each). A skeleton:
         link is down, too long) in `refused`. If fewer than `count` are done, `blocked` names what to wait for.
 
     cdef void check(peer_t *peer) noexcept nogil
-        The descriptor reports an error: fetch it, so that it is no longer reported, and set `condition`. NULL without
-        a descriptor.
+        The descriptor reports an error: fetch it, so that it is no longer reported, and set `condition`. NULL if it
+        never reports one.
+
+    cdef void wake(peer_t *peer) noexcept nogil
+        The descriptor is readable, which announces frames, room or another condition: make it unreadable until there
+        is more. NULL if readable means frames alone, and writable means room.
 
 Only the thread that serves the link calls these functions. None waits, none raises. A filter on a frame's path is a
 peer around another one: it fills the table with its own functions and calls the inner one's; a link without a
@@ -84,6 +88,7 @@ cdef struct peer_t:
     int (*read)(peer_t *, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil
     int (*send)(peer_t *, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil
     void (*check)(peer_t *) noexcept nogil
+    void (*wake)(peer_t *) noexcept nogil
 
 
 cdef inline virtio_net_hdr *vnet_header(frame_t *frame) noexcept nogil:

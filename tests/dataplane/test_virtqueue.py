@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A queue between a guest and a vhost-user device: what wakes the worker; a device that stops, floods or restarts."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from netback.abi.netif import TX_RESPONSE
+from netback.abi.ring import slot_offset
+from netback.abi.vhost_user import Feature
+from netback.dataplane.notices import Notice
+from netback.dataplane.states import Event, State
+from netback.errors import PeerError
+from netback.net.vhost_user import VhostUserNetwork
+from tests.dataplane.harness import RING_PAGES
+from tests.dataplane.test_limit import Limited
+from tests.net.contract import frame
+from tests.net.far import await_readable
+from tests.net.vhost_device import EVERY_FEATURE, Device
+
+NO_EVENT_IDX = EVERY_FEATURE & ~Feature.EVENT_IDX
+
+
+class Joined(Limited):
+    """A guest, its queue, and the device behind it; `wake` is what a worker does when its epoll returns."""
+
+    def __init__(self, network: VhostUserNetwork, device: Device) -> None:
+        super().__init__(peer=network.peers[0])
+        self.network, self.device = network, device
+        self.post_rx(100)
+        self.wake(Event.RING)
+
+    def wake(self, event: Event = Event.POLL) -> None:
+        """Poll after an event, then for what the peer's descriptor reports, until the worker would sleep."""
+        more = self.worker.apply(self.queue, event)
+        while more or self.is_readable():
+            more = self.worker.apply(self.queue, Event.POLL if more else Event.FRAMES)
+
+    def is_readable(self) -> bool:
+        """Whether epoll would return for the peer."""
+        watched, _ = self.worker.waits(self.queue)
+        poll = select.poll()
+        poll.register(self.peer.fd, select.POLLIN)
+        return bool(watched & {"frames", "room"}) and bool(poll.poll(0))
+
+    def await_wake(self) -> None:
+        """Wait for what the peer's descriptor reports next, and serve it."""
+        await_readable(self.peer.fd)
+        self.wake()
+
+    def answered(self) -> list[int]:
+        """The statuses of all TX responses."""
+        count = self.queue.rings["tx"]["rsp_prod"]
+        return [
+            TX_RESPONSE.unpack(self.read(RING_PAGES[0], slot_offset(at, 12), TX_RESPONSE.size))[1]
+            for at in range(count)
+        ]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return self.queue.counters
+
+
+@contextmanager
+def joined(path: Path, features: int = EVERY_FEATURE, stall: float = 60.0) -> Iterator[Joined]:
+    with Device(path / "device.sock", features=features) as device:
+        network = VhostUserNetwork(str(device.path), stall=stall)
+        device.await_ready()
+        bench = Joined(network, device)
+        yield bench
+        bench.close()
+        network.remove()
+
+
+@pytest.mark.parametrize("features", [EVERY_FEATURE, NO_EVENT_IDX], ids=["by index", "by flag"])
+def test_frames_wake_the_worker(tmp_path: Path, features: int) -> None:
+    """Each frame after silence is announced, and an idle worker is not woken."""
+    with joined(tmp_path, features) as b:
+        for number in range(20):
+            assert b.queue.states == (State.RING_IDLE, State.PEER_IDLE)
+            assert not b.is_readable()
+            b.device.send(frame(number))
+            b.await_wake()
+            assert b.counters["rx_frames"] == number + 1
+        for number in range(40):
+            b.device.send(frame(number))
+        b.await_wake()
+        assert b.counters["rx_frames"] == 60
+
+
+@pytest.mark.parametrize("features", [EVERY_FEATURE, NO_EVENT_IDX], ids=["by index", "by flag"])
+def test_room_wakes_the_worker(tmp_path: Path, features: int) -> None:
+    """A device that takes nothing fills its virtqueue; the rest stays in the ring, and goes when there is room."""
+    with joined(tmp_path, features) as b:
+        b.post_tx(250, 4000)
+        b.wake(Event.RING)
+        assert b.queue.states[0] is State.PEER_FULL
+        sent = b.counters["tx_frames"]
+        assert 100 < sent < 250
+        assert not b.is_readable()
+        taken = 0
+        while taken < 250:
+            b.device.recv()
+            taken += 1
+            if b.is_readable():
+                b.wake()
+        assert b.counters["tx_frames"] == 250
+        assert b.queue.states[0] is State.RING_IDLE
+        assert set(b.answered()) == {0}
+
+
+def test_frames_wait_in_the_virtqueue_while_the_guest_has_no_slots(tmp_path: Path) -> None:
+    with joined(tmp_path) as b:
+        for number in range(150):
+            b.device.send(frame(number))
+        b.wake(Event.FRAMES)
+        assert b.counters["rx_frames"] == 100
+        assert b.queue.states[1] is State.NO_SLOTS
+        b.post_rx(60)
+        b.wake(Event.RING)
+        assert b.counters["rx_frames"] == 150
+
+
+def test_a_device_that_stops(tmp_path: Path) -> None:
+    """Its guest's requests are answered, the frames count as lost, and the next connection works."""
+    with joined(tmp_path, stall=0.05) as b:
+        b.post_tx(10, 60)
+        b.wake(Event.RING)
+        while b.network.up:
+            b.await_wake()
+        assert b.queue.condition is Notice.PEER_GONE
+        with pytest.raises(PeerError, match="it takes no frames"):
+            b.network.check()
+        b.post_tx(5, 60)
+        b.wake(Event.RING)
+        assert b.answered() == [0] * 15
+        assert b.counters["tx_refused"] in (10, 15)
+        b.device.await_ready(2)
+        while b.queue.condition is not Notice.READY:
+            b.await_wake()
+        b.post_tx(1, 60)
+        b.wake(Event.RING)
+        b.device.recv()
+
+
+def test_a_device_that_is_slow_is_not_one_that_stops(tmp_path: Path) -> None:
+    with joined(tmp_path, stall=0.02) as b:
+        for _ in range(10):
+            b.post_tx(1, 60)
+            b.wake(Event.RING)
+            b.device.recv()
+            await_readable(b.peer.fd)  # the timer
+            b.wake()
+        assert b.network.up
+        assert b.device.connections == 1
+
+
+def test_a_flood_of_calls_breaks_its_peer(tmp_path: Path) -> None:
+    with joined(tmp_path) as b:
+        call = b.device.rx.call
+        for _ in range(1100):
+            os.eventfd_write(call, 1)
+            b.wake()
+        while b.network.up:
+            b.await_wake()
+        with pytest.raises(PeerError, match="it calls over and over without a used buffer"):
+            b.network.check()
+
+
+def test_a_device_that_reports_an_error(tmp_path: Path) -> None:
+    with joined(tmp_path) as b:
+        os.eventfd_write(b.device.tx.error, 1)
+        while b.network.up:
+            b.await_wake()
+        with pytest.raises(PeerError, match="it reports an error of a virtqueue"):
+            b.network.check()
+
+
+def test_a_device_that_restarts_under_load(tmp_path: Path) -> None:
+    """The guest notices a pause only: every request is answered, and frames pass again."""
+    with joined(tmp_path) as b:
+        for connection in range(2, 6):
+            b.post_tx(50, 60)
+            b.wake(Event.RING)
+            b.device.recv()
+            b.device.drop()
+            b.device.await_ready(connection)
+            while not b.network.up or b.queue.condition is not Notice.READY:
+                b.wake(Event.FRAMES)
+            b.post_tx(1, 1000)
+            b.wake(Event.RING)
+            while len(b.device.recv()) != 1010:
+                pass
+            b.device.send(frame(connection))
+            b.await_wake()
+        assert set(b.answered()) == {0}
+        assert b.counters["rx_frames"] == 4
+        assert b.counters["tx_frames"] == 204
+
+
+def test_a_device_cannot_stop_the_worker_by_what_it_shares(tmp_path: Path) -> None:
+    """It fills the pipe of kicks, and makes its descriptors blocking: neither a kick nor a look at calls waits."""
+    with joined(tmp_path) as b:
+        kick = b.device.tx.kick
+        for fd in (kick, b.device.tx.call, b.device.rx.call):
+            os.set_blocking(fd, False)
+            try:
+                while True:
+                    os.write(fd, b"\xff" * 7 + b"\x7f")
+            except BlockingIOError:
+                pass
+            os.set_blocking(fd, True)
+        b.post_tx(20, 60)
+        b.wake(Event.RING)
+        assert b.answered() == [0] * 20
+
+
+def test_descriptors_of_an_earlier_connection_wake_nobody(tmp_path: Path) -> None:
+    with joined(tmp_path) as b:
+        earlier = os.dup(b.device.rx.call)
+        b.device.drop()
+        b.device.await_ready(2)
+        while not b.network.up or b.queue.condition is not Notice.READY:
+            b.wake(Event.FRAMES)
+        b.wake()
+        os.eventfd_write(earlier, 1)
+        assert not b.is_readable()
+        os.close(earlier)
