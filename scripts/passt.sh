@@ -94,16 +94,17 @@ ip netns exec guest ping -c 3 fd00::1 | tail -2
 rows
 
 echo
-echo 'passt is restarted during a transfer:'
-row 'TCP, IPv4, from the guest' iperf3 -c 10.0.0.1 -t 4 &
-transfer=$!
-sleep 2
+echo 'passt is restarted, which ends its connections, under ping:'
+ip netns exec guest ping -c 30 -i 0.1 10.0.0.1 >"$out/pings" &
+pings=$!
+sleep 1
 kill "$passt"
 start_passt "$@"
-wait "$transfer" || true
-ip netns exec guest ping -c 20 -i 0.2 10.0.0.1 | tail -2
+wait "$pings" || true
+tail -2 "$out/pings"
 row 'TCP, IPv4, from the guest' iperf3 -c 10.0.0.1 -t 2
 "$netback" list
+"$netback" stats 1 | grep -E 'tx_frames|rx_frames|refused'
 
 echo
 echo 'netback is killed during a transfer:'
@@ -114,4 +115,4 @@ kill -9 "$backend"
 start_netback
 wait "$transfer"
 "$netback" list
-"$netback" stats 1 | grep -E 'tx_frames|rx_frames|refused' || true
+"$netback" stats 1 | grep -E 'tx_frames|rx_frames'

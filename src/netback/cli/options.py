@@ -45,7 +45,7 @@ TxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest sends
 RxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest receives, {_RATE_HELP}")]
 WIDE = 1000
 """Width of output that is not a terminal; wide enough to keep each row on one line."""
-SPEC_HELP = "Network: tap[:NAME], packet:LINK or null."
+SPEC_HELP = "Network: tap[:NAME], packet:LINK, vhost-user:PATH[,server] or null."
 
 
 def parse_rates(tx: str | None, rx: str | None) -> "Rates":

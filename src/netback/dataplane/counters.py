@@ -63,7 +63,7 @@ _DIRECTIONS: Mapping[str, tuple[Meaning, Meaning]] = {
     "full": _ring_to_peer(
         "polls after which the network had not accepted everything: the rest waits in the ring"
     ),
-    "refused": _ring_to_peer("frames that the network will never accept, lost"),
+    "refused": _ring_to_peer("frames lost: the network will never accept them, or its device left them"),
     "stalls": _peer_to_ring("waits for slots"),
     "faults": _peer_to_ring("reads of the network that failed"),
     "short": _peer_to_ring("messages of the network without a frame"),

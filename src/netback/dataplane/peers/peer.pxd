@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network behind a queue as the data plane sees it: a table of functions and the descriptor to wait for.
 
-A peer is a struct whose first member is a `peer_t` and a Python class that fills it (tap.pyx and socket.pyx show a
-whole one each). A skeleton:
+A peer is a struct whose first member is a `peer_t` and a Python class that fills it (tap.pyx, socket.pyx and
+virtqueue.pyx show a whole one each). A skeleton:
 
     cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil
         Return up to `count` pending frames, in order: their number, 0 if there are none, -1 if the read failed. Each
