@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -180,8 +181,10 @@ class Device:
 
     def drop(self) -> None:
         """Close the connection; the next one may come."""
-        if self.connection is not None:
-            self.connection.shutdown(socket.SHUT_RDWR)
+        connection = self.connection
+        if connection is not None:
+            with suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
 
     # ---- requests, in the thread
 
@@ -284,6 +287,11 @@ class Device:
         """Wait until the virtqueues of the connection with this number may be used; 0: of the last one."""
         number = (connection or max(1, self.connections)) - 1
         assert self._ready[number].wait(PATIENCE / 1000), "nobody set up virtqueues"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the virtqueues of the last connection may be used."""
+        return self.connections > 0 and self._ready[self.connections - 1].is_set()
 
     @property
     def rx(self) -> Virtqueue:
