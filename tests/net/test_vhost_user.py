@@ -346,8 +346,8 @@ def test_a_lie_while_it_is_set_up(path: Path, monkeypatch: pytest.MonkeyPatch, l
         assert open_descriptors() <= before + DEVICE_DESCRIPTORS
 
 
-DEVICE_DESCRIPTORS = 8
-"""A device's connection and what it was given of one pair."""
+DEVICE_DESCRIPTORS = 16
+"""A device's connection and what it was given of one pair, by two attempts."""
 
 
 def test_descriptors_that_come_with_an_answer_are_closed(path: Path) -> None:

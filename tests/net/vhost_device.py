@@ -149,6 +149,7 @@ class Device:
         self.virtqueues: list[Virtqueue] = []
         self.connection: socket.socket | None = None
         self._ready = [threading.Event() for _ in range(MAX_CONNECTIONS)]
+        self._given: list[int] = []
         self._ended = False
         self._listener: socket.socket | None = None
         if not client:
@@ -178,6 +179,8 @@ class Device:
             self._listener.close()
             self.path.unlink(missing_ok=True)
         self._thread.join()
+        for fd in self._given:
+            os.close(fd)
 
     def drop(self) -> None:
         """Close the connection; the next one may come."""
@@ -227,6 +230,7 @@ class Device:
             fds = array.array("i")
             for _, _, aside in asides:
                 fds.frombytes(aside)
+            self._given += fds
             self._handle(Request(kind), flags, payload, list(fds))
 
     def _handle(self, request: Request, flags: int, payload: bytes, fds: list[int]) -> None:
