@@ -9,12 +9,13 @@ import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
+from netback.frontend import FrontConfig, Frontend
 from netback.net.python import PythonNetwork
 from netback.xenbus.names import DeviceName
 from tests.net.far import PLAIN
 from tests.net.test_vhost_user import jump
 from tests.net.vhost_device import Device
-from tests.vif.guest import FRAME, Guest, join, serving
+from tests.vif.guest import FRAME, SECONDS, Guest, join, serving
 from tests.xenbus.test_links import connect, fault, mac_frame, mended, unchanged
 from tests.xenbus.toolstack import add, gone, take_away
 
@@ -119,3 +120,23 @@ async def test_netback_restarts(xen: Path, guest: Guest, network: PythonNetwork,
         assert await asyncio.to_thread(device.recv) == PLAIN + mac_frame(3)
         await pass_frames(device, guest, slot)
         await unchanged(guest, name, 2)
+
+
+async def test_a_guest_of_two_queues(xen: Path, network: PythonNetwork, path: Path) -> None:
+    """A pair of virtqueues for each, over a new connection; frames of either reach the guest."""
+    with Device(path, pairs=4) as device:
+        async with (
+            serving(xen, network, queues=2) as backend,
+            Frontend(xen, config=FrontConfig(queues=2)) as guest,
+        ):
+            name = await add(backend.store, guest.guest.domid, net=f"vhost-user:{path}")
+            async with asyncio.timeout(SECONDS):
+                await guest.connected()
+            await asyncio.to_thread(device.await_ready, 2)
+            vif = backend.devices[name].vif
+            assert vif is not None
+            assert len(vif.network.peers) == 2
+            assert isinstance(guest.network, PythonNetwork)
+            for pair in (0, 1):
+                await asyncio.to_thread(device.send, PLAIN + mac_frame(pair), pair)
+                assert await guest.network.recv() == PLAIN + mac_frame(pair)

@@ -244,8 +244,9 @@ class VhostUserNetwork(Linkless):
         self._tried = threading.Event()
         try:
             self._listener = self._listen() if server else None
-            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            thread.start()
+            self._undo.callback(thread.join)
             if not server:
                 self._tried.wait(HANDSHAKE_SECONDS + 1)
                 self.check()
@@ -405,8 +406,6 @@ class VhostUserNetwork(Linkless):
             return
         self._closing = True
         os.eventfd_write(self._alarm, 1)
-        if hasattr(self, "_thread"):
-            self._thread.join()
         self._undo.close()
 
     def remove(self) -> None:
