@@ -529,10 +529,28 @@ async def test_a_script_that_fails_is_told_once(
     assert len([line for line in lines(caplog) if "hotplug script" in line]) == 1
 
 
+async def test_a_device_of_qemu_itself(
+    backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """QEMU's default NIC in dom0: its nodes have no MAC address, and are not written at once. It is left alone."""
+    caplog.set_level(logging.INFO)
+    name = await add(backend.store, guest.domid, kind="qnic", mac=None)
+    await error_of(backend, name)
+    device = backend.devices[name]
+    await guest.set_state(State.CONNECTED)
+    await backend.store.write(f"{name.backend}/state", str(int(State.CONNECTED)))
+    await looked(backend, device, State.CONNECTED)
+    assert await backend.store.read_or(f"{name.errors}/error") is None
+    assert (device.error, device.vif) == ("", None)
+    assert await backend.store.read(f"{name.backend}/state") == str(int(State.CONNECTED))
+    assert f"{name}: QEMU made this device and serves it" in caplog.text
+    (status,) = backend.status()
+    assert (status.backend, status.error, status.network) == ("Connected", None, None)
+
+
 async def test_a_fault_that_stays_is_told_once(
     backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For example QEMU's own qnic in dom0, whose backend nodes have no MAC address."""
     name = await add(backend.store, guest.domid, kind="qnic", mac=None)
     reason = f"{name}: no MAC address found"
     await error_of(backend, name)

@@ -87,6 +87,7 @@ class Device:
         self._unfollow: Callable[[], None] = _nothing
         self._fault = ""  # why the frontend's rings cannot be used, until the table has acted on it
         self._elsewhere = False
+        self._of_qemu = False
         self._rewritten = False  # the frontend may have written its state since it was connected
         self._failed = False  # the error comes from the last round, not from a frontend
         self._noted = True  # an error node may exist, perhaps a predecessor's
@@ -274,8 +275,20 @@ class Device:
 
     async def _open(self, snapshot: Snapshot) -> None:
         running = snapshot.facts.ours in _RUNNING and snapshot.facts.theirs in _RUNNING
+        if running and await self._is_of_qemu():
+            if not self._of_qemu:
+                log.info("%s: QEMU made this device and serves it", self.name)
+            self._of_qemu = self._elsewhere = True
+            self._backoff.fail()
+            return
         await self._nic.open(running=running)
         self.rates_changed = True
+
+    async def _is_of_qemu(self) -> bool:
+        """Whether a QEMU made the device by its own command line, as that of dom0 makes its default NIC: it then keeps
+        the MAC address to itself. What a toolstack or a hand wrote has one.
+        """
+        return self.name.kind == "qnic" and await read_backend(self._store, self.name, "mac") is None
 
     async def _offer(self, snapshot: Snapshot) -> None:
         if snapshot.facts.attached or snapshot.facts.ours in _RUNNING:
