@@ -346,7 +346,7 @@ backend that closes: `netback detach` and `xl network-detach` wait 10 s for it a
 
 The keys are in the order in which they are written. Linux's netfront writes the same in the same order in all copies
 that were read (5.17, 6.1.15, and one from after 6.3; `xdp-headroom` came with 5.9): what differs is what it reads and
-checks.
+checks. The sources of 5.10 and 7.x were not read; guests of 5.10, 6.1, 6.12 and 7.2 were served on real Xen.
 
 {_table(_FACTS, facts)}
 

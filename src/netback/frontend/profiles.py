@@ -5,9 +5,9 @@
 facts come from the frontends' sources; `source` names the file. docs/frontends.md shows what each gets from netback.
 
 Linux's netfront writes the same keys and states in the same order in every copy that was read: 5.17, 6.1.15, and one
-from after 6.3. `xdp-headroom` came with 5.9. What changed between 5.10 and 7.x is not written: since 5.19, and in the
-stable series, it reads `trusted` and sends frames from zeroed pages if that is 0 (XSA-403); it judges responses more
-strictly (XSA-376), and survives a backend that goes during resume (XSA-465).
+from after 6.3; the sources of 5.10 and 7.x were not. `xdp-headroom` came with 5.9. What changed between them is not
+written: since 5.19, and in the stable series, it reads `trusted` and sends frames from zeroed pages if that is 0
+(XSA-403); it judges responses more strictly (XSA-376), and survives a backend that goes during resume (XSA-465).
 """
 
 from dataclasses import dataclass, replace
