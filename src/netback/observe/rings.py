@@ -36,6 +36,8 @@ _XDP = struct.Struct("<HHH")
 """headroom, pad[2]."""
 _HASH = struct.Struct("<BB4s")
 """type, algorithm, value."""
+_EXTRA_INFO = "EXTRA_INFO"
+"""The flag's name on both rings."""
 _SECOND = 1_000_000_000
 
 Copy = tuple[bytes, bool, int]
@@ -161,23 +163,38 @@ def _ring(
 
 
 def _tx_requests(raw: Iterator[tuple[int, bytes]]) -> Iterator[Slot]:
+    return _with_extras(raw, _tx_request)
+
+
+def _rx_responses(raw: Iterator[tuple[int, bytes]]) -> Iterator[Slot]:
+    """The first one may be an extra whose frame's first slot was used again: nothing tells it from a response."""
+    return _with_extras(raw, _rx_response)
+
+
+def _with_extras(raw: Iterator[tuple[int, bytes]], decode: Callable[[int, bytes], Slot]) -> Iterator[Slot]:
+    """The slots of frames whose extra infos follow their first slot."""
     extra_follows = False
     for index, slot in raw:
         if extra_follows:
             yield _extra(index, slot)
             extra_follows = bool(slot[1] & EXTRA_FLAG_MORE)
             continue
-        gref, offset, flags, ident, size = TX_REQUEST.unpack(slot)
-        yield Slot(
-            index=index,
-            kind="request",
-            id=ident,
-            gref=gref,
-            offset=offset,
-            size=size,
-            flags=_names(TxFlag, flags),
-        )
-        extra_follows = bool(flags & TxFlag.EXTRA_INFO)
+        decoded = decode(index, slot)
+        yield decoded
+        extra_follows = _EXTRA_INFO in decoded.flags
+
+
+def _tx_request(index: int, slot: bytes) -> Slot:
+    gref, offset, flags, ident, size = TX_REQUEST.unpack(slot)
+    return Slot(
+        index=index,
+        kind="request",
+        id=ident,
+        gref=gref,
+        offset=offset,
+        size=size,
+        flags=_names(TxFlag, flags),
+    )
 
 
 def _tx_responses(raw: Iterator[tuple[int, bytes]]) -> Iterator[Slot]:
@@ -192,25 +209,17 @@ def _rx_requests(raw: Iterator[tuple[int, bytes]]) -> Iterator[Slot]:
         yield Slot(index=index, kind="request", id=ident, gref=gref)
 
 
-def _rx_responses(raw: Iterator[tuple[int, bytes]]) -> Iterator[Slot]:
-    """The first one may be an extra whose frame's first slot was used again: nothing tells it from a response."""
-    extra_follows = False
-    for index, slot in raw:
-        if extra_follows:
-            yield _extra(index, slot)
-            extra_follows = bool(slot[1] & EXTRA_FLAG_MORE)
-            continue
-        ident, offset, flags, status = RX_RESPONSE.unpack(slot)
-        yield Slot(
-            index=index,
-            kind="response",
-            id=ident,
-            offset=offset,
-            flags=_names(RxFlag, flags),
-            size=max(status, 0),
-            status=_name(Status, min(status, 0)),
-        )
-        extra_follows = bool(flags & RxFlag.EXTRA_INFO)
+def _rx_response(index: int, slot: bytes) -> Slot:
+    ident, offset, flags, status = RX_RESPONSE.unpack(slot)
+    return Slot(
+        index=index,
+        kind="response",
+        id=ident,
+        offset=offset,
+        flags=_names(RxFlag, flags),
+        size=max(status, 0),
+        status=_name(Status, min(status, 0)),
+    )
 
 
 def _ctrl_requests(raw: Iterator[tuple[int, bytes]]) -> Iterator[Slot]:
