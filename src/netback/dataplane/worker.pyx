@@ -30,6 +30,10 @@ from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport Credit, credit_leave
+from netback.dataplane.epoll cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd,
+)
 from netback.dataplane.link cimport (
     EVENT_FRAMES, EVENT_POLL, EVENT_RING, EVENT_ROOM, EVENT_TIMER, EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_READY,
     STATE_BROKEN, STATE_NO_CREDIT, STATE_PEER_CLOSED, STATE_PEER_FULL, STATE_PEER_MORE, STATE_REFUSED, STATE_RING_MORE,
@@ -43,31 +47,6 @@ from netback.dataplane.timers cimport (
     timer_t, timers_cancel, timers_free, timers_init, timers_next, timers_pop, timers_set,
 )
 from netback.dataplane.workspace cimport workspace_free, workspace_new
-
-cdef extern from "sys/epoll.h" nogil:
-    enum:
-        EPOLLIN
-        EPOLLOUT
-        EPOLLERR
-        EPOLLHUP
-        EPOLL_CLOEXEC
-        EPOLL_CTL_ADD
-        EPOLL_CTL_DEL
-        EPOLL_CTL_MOD
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int count, int timeout)
-
-cdef extern from "sys/eventfd.h" nogil:
-    enum:
-        EFD_CLOEXEC
-        EFD_NONBLOCK
-    int eventfd(unsigned int value, int flags)
 
 cdef enum:
     TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index, and TAG_SOURCE if it is not the peer's

@@ -31,6 +31,10 @@ from netback.dataplane.abi cimport (
 )
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.clock cimport now_ns
+from netback.dataplane.epoll cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLET, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_create1, epoll_ctl,
+    epoll_event, epoll_wait, eventfd,
+)
 from netback.dataplane.extras cimport clear_meta, frame_meta
 from netback.dataplane.lock cimport lock_release, lock_take
 from netback.dataplane.offload cimport (
@@ -84,28 +88,6 @@ cdef extern from *:
     int start_timer(int fd, uint64_t ns) nogil
     int open_timer() nogil
     int open_kick(int *device) nogil
-
-cdef extern from "sys/epoll.h" nogil:
-    enum:
-        EPOLLIN
-        EPOLLET
-        EPOLL_CLOEXEC
-        EPOLL_CTL_ADD
-        EPOLL_CTL_DEL
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int count, int timeout)
-
-cdef extern from "sys/eventfd.h" nogil:
-    enum:
-        EFD_CLOEXEC
-        EFD_NONBLOCK
-    int eventfd(unsigned int value, int flags)
 
 cdef extern from "sys/mman.h" nogil:
     enum:
