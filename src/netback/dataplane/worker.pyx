@@ -606,10 +606,10 @@ cdef class Worker:
             on_timer(self.worker, link, direction)
 
     def waits(self, Link link) -> tuple[set[str], set[str]]:
-        """What a served link waits for beside its event channels: events of its peer's
-        descriptor (`frames`, `room`, and `error` unless it is not watched at all; `inbox` for the frames of a source
-        that is not the peer), and timers (`ring_to_peer`, `peer_to_ring`, and `unmask_` with either,
-        of a port in back-off; a shared port's is the first). For tests.
+        """What a served link waits for beside its event channels: events of its peer's descriptor (`frames`, `room`,
+        and `error` unless it is not watched at all; `inbox` for the frames of a source that is not the peer), and
+        timers (`ring_to_peer`, `peer_to_ring`, and `unmask_` with either, of a port in back-off; a shared port's is
+        the first). For tests.
         """
         watched = set()
         if link.link.peer.fd >= 0 and link.link.interest != NOT_WATCHED:
