@@ -93,6 +93,8 @@ cdef struct link_t:
     uint32_t index               # index in the worker's table
     uint32_t interest            # epoll events requested for the peer's descriptor ...
     uint32_t source_interest     # ... and for the source's, if it is another one
+    int bell                     # the peer's, once it is watched
+    timer_t due                  # set while the peer has a time at which it is polled
     bint runnable                # in the worker's list of runnable links
     bint poll_follows            # another poll follows this one, so arming the ring can wait
     uint64_t busy_since          # ns: when the current BUSY_WINDOW began

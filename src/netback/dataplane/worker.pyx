@@ -31,8 +31,8 @@ from netback.dataplane.arena cimport Arena
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport Credit, credit_leave
 from netback.dataplane.epoll cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
-    EPOLL_CTL_MOD, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL, EPOLL_CTL_MOD, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd,
 )
 from netback.dataplane.link cimport (
     EVENT_FRAMES, EVENT_POLL, EVENT_RING, EVENT_ROOM, EVENT_TIMER, EVENTS as COUNT_EVENTS, EVENTS_EMPTY, LINK_READY,
@@ -40,7 +40,7 @@ from netback.dataplane.link cimport (
     Link, direction_t, link_condition, row_t, state_rows,
 )
 from netback.dataplane.notices import Notice
-from netback.dataplane.peers.peer cimport PEER_CLOSED, PEER_UP, Peer, peer_t
+from netback.dataplane.peers.peer cimport BELL_FRAMES, BELL_ROOM, PEER_CLOSED, PEER_UP, Peer, peer_t
 from netback.dataplane.platform.events cimport PORTS_END, TAKE_PORTS, events_notify, events_take, events_unmask
 from netback.dataplane.ring cimport load_acquire
 from netback.dataplane.timers cimport (
@@ -49,10 +49,12 @@ from netback.dataplane.timers cimport (
 from netback.dataplane.workspace cimport workspace_free, workspace_new
 
 cdef enum:
-    TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index, and TAG_SOURCE if it is not the peer's
+    TAG_EVENTS = 0xffffffff      # epoll tags; below them: a link's index, and which descriptor: the peer's,
     TAG_WAKEUP = 0xfffffffe
-    TAG_SOURCE = MAX_LINKS
+    TAG_SOURCE = MAX_LINKS       # that of a source which is not the peer,
+    TAG_BELL = 2 * MAX_LINKS     # or the peer's bell
     WAIT_EVENTS = 64
+    SETTLE_POLLS = 8             # for frames that a peer holds when its link is removed
     MAX_POLLS = 8                # time between two epoll calls, or one round of all links
     NOT_WATCHED = 0xffffffff     # link.interest of a descriptor that is not in epoll's set
     FREE_EVENTS = 4              # spurious events without a delay
@@ -65,7 +67,8 @@ cdef enum:
     TIMER_PEER_TO_RING = 1
     TIMER_UNMASK_RING_TO_PEER = 2
     TIMER_UNMASK_PEER_TO_RING = 3
-    LINK_TIMERS = 4
+    TIMER_DUE = 4
+    LINK_TIMERS = 5
 
 
 # --- what a link waits for
@@ -112,6 +115,18 @@ cdef inline void watch_source(worker_t *worker, link_t *link, uint32_t wanted) n
     watch(worker, link.source, link.index | TAG_SOURCE, &link.source_interest, wanted)
 
 
+cdef void watch_bell(worker_t *worker, link_t *link, int bell) noexcept nogil:
+    """Watch this bell of the peer, 0 for none. It is never read: only a new event counts."""
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLET
+    event.data.u64 = link.index | TAG_BELL
+    if link.bell:
+        epoll_ctl(worker.epoll, EPOLL_CTL_DEL, link.bell, &event)
+    if bell:
+        epoll_ctl(worker.epoll, EPOLL_CTL_ADD, bell, &event)
+    link.bell = bell
+
+
 cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil:
     """Watch what the rows of both states name."""
     cdef uint32_t events = worker.rows[link.ring_to_peer.state].watch | worker.rows[link.peer_to_ring.state].watch
@@ -120,11 +135,20 @@ cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil
     if link.source != link.peer:
         watch_source(worker, link, frames)
         frames = 0
+    if link.peer.bell != link.bell:
+        watch_bell(worker, link, link.peer.bell)
+    if link.peer.by_bell & BELL_FRAMES:
+        frames = 0
+    if link.peer.by_bell & BELL_ROOM:
+        room = 0
     watch_peer(worker, link, frames | (room if events & EVENT_ROOM else 0))
+    if link.peer.due and not link.due.place:
+        timers_set(&worker.timers, &link.due, link.peer.due)
 
 
 cdef void watch_nothing(worker_t *worker, link_t *link) noexcept nogil:
     watch(worker, link.peer, link.index, &link.interest, NOT_WATCHED)
+    watch_bell(worker, link, 0)
     if link.source != link.peer:
         watch(worker, link.source, link.index | TAG_SOURCE, &link.source_interest, NOT_WATCHED)
 
@@ -212,7 +236,9 @@ cdef void on_peer(worker_t *worker, link_t *link, peer_t *peer, uint32_t happene
 
 cdef inline void on_descriptor(worker_t *worker, uint64_t tag, uint32_t happened) noexcept nogil:
     cdef link_t *link = worker.links[tag % TAG_SOURCE]
-    if link != NULL:
+    if link != NULL and tag & TAG_BELL:
+        raise_events(worker, link, EVENT_FRAMES | EVENT_ROOM)
+    elif link != NULL:
         on_peer(worker, link, link.source if tag & TAG_SOURCE else link.peer, happened)
 
 
@@ -243,6 +269,8 @@ cdef void run_timers(worker_t *worker, uint64_t now) noexcept nogil:
             on_timer(worker, link, &link.peer_to_ring)
         elif timer.kind == TIMER_UNMASK_RING_TO_PEER:
             events_unmask(worker.events, &link.ring_to_peer.port, 1)
+        elif timer.kind == TIMER_DUE:
+            raise_events(worker, link, EVENT_FRAMES | EVENT_ROOM)
         else:
             events_unmask(worker.events, &link.peer_to_ring.port, 1)
         timer = timers_pop(&worker.timers, now)
@@ -328,6 +356,18 @@ cdef bint poll_link(worker_t *worker, workspace_t *ws, link_t *link) noexcept no
     watch_for_states(worker, link)
     note_condition(worker, link)
     return worker.rows[link.ring_to_peer.state].again or worker.rows[link.peer_to_ring.state].again
+
+
+cdef void settle(worker_t *worker, workspace_t *ws, link_t *link) noexcept nogil:
+    """Leave nothing running beside a link that is not served any more, or joined to another peer."""
+    cdef int polls = 0
+    if link.peer.settle == NULL:
+        return
+    while link.peer.settle(link.peer, False) and not link.broken and polls < SETTLE_POLLS:
+        raise_events(worker, link, EVENT_FRAMES)
+        poll_link(worker, ws, link)
+        polls += 1
+    link.peer.settle(link.peer, True)
 
 
 cdef void poll_round(worker_t *worker, workspace_t *ws) noexcept nogil:
@@ -438,6 +478,7 @@ cdef class Worker:
             raise PlatformError(f"a worker serves {MAX_LINKS} queues at most")
         native.index = index
         native.interest = native.source_interest = NOT_WATCHED
+        native.bell = 0
         native.ring_to_peer.state = STATE_RING_MORE
         native.peer_to_ring.state = STATE_PEER_MORE
         native.ring_to_peer.timer.owner = native.peer_to_ring.timer.owner = native
@@ -446,6 +487,8 @@ cdef class Worker:
         native.peer_to_ring.timer.kind = TIMER_PEER_TO_RING
         native.ring_to_peer.unmask.kind = TIMER_UNMASK_RING_TO_PEER
         native.peer_to_ring.unmask.kind = TIMER_UNMASK_PEER_TO_RING
+        native.due.owner = native
+        native.due.kind = TIMER_DUE
         native.peer.condition = native.source.condition = PEER_UP
         native.reported = LINK_READY
         native.noticed = False
@@ -459,9 +502,11 @@ cdef class Worker:
             self.events.unmask(port)
 
     def remove(self, Link link) -> None:
-        """Stop serving a link; one that is not served is a normal state."""
+        """Stop serving a link; one that is not served is a normal state. What its peer holds goes to the guest first."""
         if not self.serves(link):
             return
+        with nogil:
+            settle(self.worker, self.ws, link.link)
         watch_nothing(self.worker, link.link)
         self.forget(link.link)
         del self.members[link.link.index]
@@ -477,6 +522,7 @@ cdef class Worker:
         timers_cancel(&self.worker.timers, &link.peer_to_ring.timer)
         timers_cancel(&self.worker.timers, &link.ring_to_peer.unmask)
         timers_cancel(&self.worker.timers, &link.peer_to_ring.unmask)
+        timers_cancel(&self.worker.timers, &link.due)
         self.worker.runnable_count = without(self.worker.runnable, self.worker.runnable_count, link.index)
         self.worker.notice_count = without(self.worker.notices, self.worker.notice_count, link.index)
         self.worker.by_port[link.ring_to_peer.port % PORTS_END] = 0
@@ -523,6 +569,8 @@ cdef class Worker:
         The old descriptors are no longer watched, and may be closed.
         """
         if self.serves(link):
+            with nogil:
+                settle(self.worker, self.ws, link.link)
             watch_nothing(self.worker, link.link)
         link.join(peer, source if source is not None else peer)
         self.refresh(link)

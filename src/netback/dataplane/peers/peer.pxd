@@ -37,7 +37,7 @@ peer around another one: it fills the table with its own functions and calls the
 filter has no cost.
 """
 from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport virtio_net_hdr
 from netback.dataplane.sockets cimport iovec
 
@@ -58,6 +58,11 @@ cdef enum:                      # peer_t.blocked: why the last send did not acce
     PEER_BUSY                    # ENOBUFS, ENOMEM: a queue behind the peer is full; try again in a moment
 
 
+cdef enum:                      # peer_t.by_bell
+    BELL_FRAMES = 1
+    BELL_ROOM = 2
+
+
 cdef enum:                      # peer_t.condition
     PEER_UP
     PEER_DOWN                    # frames are refused now; the same descriptor may work again
@@ -76,6 +81,9 @@ cdef struct received_t:          # what `read` returns about a frame
 
 cdef struct peer_t:
     int fd                       # to wait for; -1: never waited for
+    int bell                     # 0: none; once made it stays
+    uint32_t by_bell             # BELL_*: what it announces at present
+    uint64_t due                 # ns; 0: never
     int header                   # VNET_HDR, or 0: frames are plain
     uint32_t caps                # CAN_* of offload.pxd: offloads that it accepts
     uint32_t frames_per_read     # 1: each read returns one frame, however many are requested
@@ -89,6 +97,7 @@ cdef struct peer_t:
     int (*send)(peer_t *, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil
     void (*check)(peer_t *) noexcept nogil
     void (*wake)(peer_t *) noexcept nogil
+    bint (*settle)(peer_t *, bint end) noexcept nogil
 
 
 cdef inline virtio_net_hdr *vnet_header(frame_t *frame) noexcept nogil:
