@@ -24,7 +24,9 @@ from .namespace import new_network, veth
         ("packet:eth1", PeerSpec("packet", "eth1")),
         ("packet:eth1.5", PeerSpec("packet", "eth1.5")),
         ("vhost-user:/run/p.sock", PeerSpec("vhost-user", "/run/p.sock")),
-        ("vhost-user:/run/p:1.sock,server", PeerSpec("vhost-user", "/run/p:1.sock,server")),
+        ("vhost-user:/run/p:1.sock,server", PeerSpec("vhost-user", "/run/p:1.sock", (("server", None),))),
+        ("tap,mtu=9000", PeerSpec("tap", "", (("mtu", "9000"),))),
+        ("tap:vif1.0,mtu=68", PeerSpec("tap", "vif1.0", (("mtu", "68"),))),
         ("null", PeerSpec("null")),
     ],
 )
@@ -60,10 +62,28 @@ def test_good_ones(text: str, spec: PeerSpec) -> None:
         ("vhost-user", "it names no socket: write for example 'vhost-user:/run/passt.sock'"),
         ("vhost-user:", "it names no socket"),
         ("vhost-user:p.sock", "the socket's path 'p.sock' does not begin with /"),
-        ("vhost-user:,server", "the socket's path '' does not begin with /"),
-        ("vhost-user:/p,client", "'client' is no option of a socket"),
-        ("vhost-user:/p,", "'' is no option of a socket"),
-        ("vhost-user:/p,server,server", "'server,server' is no option of a socket"),
+        ("vhost-user:,server", "it names no socket"),
+        ("vhost-user:/p,client", r"vhost-user has no option 'client' \(options: server\)"),
+        ("vhost-user:/p,", "vhost-user has no option ''"),
+        ("vhost-user:/p,server,server", "option server is given twice"),
+        ("vhost-user:/p,server=yes", "option server takes no value"),
+        ("vhost-user:/p,server=", "option server takes no value"),
+        ("null,mtu=1500", r"null has no option 'mtu' \(it takes none\)"),
+        ("packet:eth1,", r"packet has no option '' \(it takes none\)"),
+        ("tap:web0,mtu", "option mtu needs a value: a number from 68 to 65521"),
+        ("tap:web0,mtu=", "option mtu needs a value: a number from 68 to 65521"),
+        ("tap:web0,mtu=67", "mtu='67' is not a number from 68 to 65521"),
+        ("tap:web0,mtu=65522", "mtu='65522' is not a number from 68 to 65521"),
+        ("tap:web0,mtu=0x5dc", "mtu='0x5dc' is not a number"),
+        ("tap:web0,mtu=01500", "mtu='01500' is not a number"),
+        ("tap:web0,mtu=-1", "mtu='-1' is not a number"),
+        ("tap:web0,mtu=1500 ", "mtu='1500 ' is not a number"),
+        ("tap:web0,mtu=" + 5000 * "9", "is not a number"),
+        ("tap:web0,mtu=\u0661\u0662\u0663\u0664", "is not a number"),
+        ("tap:web0,MTU=1500", "tap has no option 'MTU'"),
+        ("tap:web0,mtu=1500,mtu=1500", "option mtu is given twice"),
+        ("tap:web0, mtu=1500", "tap has no option ' mtu'"),
+        ("tap:web0,m\ntu=1500", r"tap has no option 'm\\ntu'"),
         ("vhost-user:/p\n", "has a character that is not printable"),
         ("vhost-user:/" + 107 * "p", "is longer than 107 bytes"),
     ],
@@ -72,12 +92,23 @@ def test_bad_ones(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         parse_spec(text)
     assert repr(text) in str(caught.value)
-    assert "(kinds: tap, packet, vhost-user, null)" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert ("kind" in words) == (f"(kinds: {', '.join(KINDS)})" in str(caught.value))
+
+
+options = st.tuples(st.sampled_from(("mtu", "server", "")) | st.text(max_size=3), st.text(max_size=5)).map(
+    "=".join
+)
 
 
 @given(
     st.text(max_size=24)
     | st.sampled_from(list(KINDS)).flatmap(lambda k: st.text(max_size=18).map((k + ":").__add__))
+    | st.builds(
+        lambda kind, more: ",".join((kind, *more)),
+        st.sampled_from(("tap", "tap:web0", "vhost-user:/p", "null")),
+        st.lists(options | st.sampled_from(("mtu=1500", "server", "")), max_size=3),
+    )
 )
 def test_any_text_is_read_or_refused(text: str) -> None:
     """A parsed spec is written the same; a refusal is one line."""
@@ -94,11 +125,13 @@ def test_opening() -> None:
         for text, name, kind in (
             ("tap", "vif3.1", TapNetwork),
             ("tap:own0", "own0", TapNetwork),
+            ("tap,mtu=9000", "vif3.1", TapNetwork),
             ("packet:eth1", "eth1", PacketNetwork),
         ):
             network = open_network(parse_spec(text), name="vif3.1")
             assert isinstance(network, kind)
             assert network.name == name
+            assert network.mtu == (9000 if "9000" in text else 1500)
             network.remove()
     assert open_network(parse_spec("null"), name="vif3.1").name == "null"
 

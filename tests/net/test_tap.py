@@ -485,6 +485,58 @@ def test_a_tap_of_others_has_its_mtu_again_at_the_end() -> None:
     assert "altname" not in ip("link show tap0")
 
 
+@pytest.mark.parametrize("made", [True, False], ids=["made by netback", "adopted"])
+def test_the_mtu_of_its_spec(made: bool) -> None:
+    """It is set whenever the tap is joined, and neither the vif's nor a lowered one counts afterwards."""
+    if not made:
+        ip("tuntap add vif1.0 mode tap")
+    network = TapNetwork("vif1.0", mtu=9000)
+    assert network.mtu == 9000
+    network.set_mtu(1400)
+    assert network.mtu == 9000
+    network.limit_mtu(True)
+    assert network.mtu == 1500
+    ip("link del vif1.0")
+    if not made:
+        ip("tuntap add vif1.0 mode tap")
+    assert network.check()
+    assert network.mtu == 1500
+    network.limit_mtu(False)
+    assert network.mtu == 9000
+    network.remove()
+
+
+@pytest.mark.parametrize(("wanted", "lowered"), [(4000, 1500), (1500, 1500), (1400, 1400)])
+def test_the_mtu_of_its_spec_after_a_kill(wanted: int, lowered: int) -> None:
+    """A guest that was limited meanwhile sees no larger one."""
+    network = TapNetwork("vif1.0", mtu=9000)
+    network.limit_mtu(True)
+    network.close()
+    network = TapNetwork("vif1.0", mtu=wanted)
+    assert network.mtu == lowered
+    network.limit_mtu(True)
+    network.limit_mtu(False)
+    assert network.mtu == wanted
+    assert "netback.mtu" not in ip("link show vif1.0")
+    network.remove()
+
+
+def test_the_mtu_of_its_spec_without_permission() -> None:
+    network = TapNetwork("vif1.0")
+    held = os.dup(network.peers[0].fd)
+    network.close()
+    os.seteuid(65534)
+    try:
+        with pytest.raises(
+            ConfigError, match=r"tap:vif1.0: cannot set its MTU to 9000: Operation not permitted"
+        ):
+            TapNetwork("vif1.0", (held,), mtu=9000)
+    finally:
+        os.seteuid(0)
+    tap.remove_made("vif1.0")
+    assert get_link("vif1.0") is None
+
+
 def test_what_is_no_tap_is_refused() -> None:
     veth("eth1", "far1")
     with pytest.raises(ConfigError, match=r"tap:eth1: a link of that name exists and is not a tap"):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spec strings: `tap`, `tap:vif1.0`, `packet:eth1`, `vhost-user:/run/passt.sock`, `null`. Parses each and opens its
-network.
+"""Spec strings, `KIND[:NAME][,OPTION[=VALUE]]...`: `tap`, `tap:vif1.0,mtu=9000`, `packet:eth1`,
+`vhost-user:/run/passt.sock,server`, `null`. Parses each and opens its network.
 
 A new kind of network is one file in this package, with a class that implements `base.Network`, and one row of KINDS
 here; if its frames need another format or system call, it also needs a file in dataplane/peers. docs/networks.md
@@ -8,66 +8,68 @@ describes the kinds.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from netback.errors import ConfigError
 from netback.net.base import Network
 from netback.net.link_names import link_name_fault
 from netback.net.null import NullNetwork
+from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
+from netback.net.tap import OPTIONS as TAP_OPTIONS
 from netback.net.tap import TapNetwork
 from netback.net.vhost_user import VhostUserNetwork, path_fault
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of network: whether its spec names a link or a socket, and how to open it by that name."""
+    """One kind of network: whether its spec names a link or a socket, its options, and how to open it."""
 
     link: Literal["never", "may", "must"]
     example: str
-    open: Callable[[str, bool], Network]
-    """Opens the link of this name; True: for vifs of several queues."""
+    open: Callable[..., Network]
+    """Called with the name, `several` (True: for vifs of several queues) and the value of each given option."""
     names: str = "link"
     fault: Callable[[str], str | None] = link_name_fault
     """Why the name cannot be one; None if it can."""
-
-
-def _socket_fault(text: str) -> str | None:
-    path, comma, option = text.partition(",")
-    if comma and option != "server":
-        return f"{option!a} is no option of a socket: write for example 'vhost-user:/run/vif1.0.sock,server'"
-    return path_fault(path)
-
-
-def _open_socket(text: str, _: bool) -> Network:
-    path, comma, _option = text.partition(",")
-    return VhostUserNetwork(path, server=bool(comma))
+    options: Options = field(default_factory=dict)
 
 
 KINDS = {
-    "tap": Kind("may", "tap:vif1.0", lambda link, several: TapNetwork(link, several=several)),
-    "packet": Kind("must", "packet:eth1", lambda link, _: PacketNetwork(link)),
-    "vhost-user": Kind("must", "vhost-user:/run/passt.sock", _open_socket, "socket", _socket_fault),
-    "null": Kind("never", "null", lambda _, __: NullNetwork()),
+    "tap": Kind("may", "tap:vif1.0", TapNetwork, options=TAP_OPTIONS),
+    "packet": Kind("must", "packet:eth1", lambda link, several: PacketNetwork(link)),
+    "vhost-user": Kind(
+        "must",
+        "vhost-user:/run/passt.sock",
+        lambda path, several, **options: VhostUserNetwork(path, **options),
+        "socket",
+        path_fault,
+        {"server": FLAG},
+    ),
+    "null": Kind("never", "null", lambda name, several: NullNetwork()),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSpec:
-    """A well-formed spec; `link` is empty if it names none."""
+    """A well-formed spec; `link` is empty if it names none. `options` are as written: a flag has None."""
 
     kind: str
     link: str = ""
+    options: tuple[tuple[str, str | None], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.link}" if self.link else self.kind
+        words = [f"{self.kind}:{self.link}" if self.link else self.kind]
+        words += [name if text is None else f"{name}={text}" for name, text in self.options]
+        return ",".join(words)
 
 
 def spec_fault(kind: str, colon: str, link: str) -> str | None:
-    """The mistake in a spec, as text."""
+    """The mistake in a spec's kind or name, as text."""
     if kind not in KINDS:
-        return f"unknown kind {kind!r}" if kind else "it names no kind"
+        mistake = f"unknown kind {kind!r}" if kind else "it names no kind"
+        return f"{mistake} (kinds: {', '.join(KINDS)})"
     known = KINDS[kind]
     if known.link == "never" and colon:
         return f"{kind} takes no link: write {known.example!r}"
@@ -78,10 +80,16 @@ def spec_fault(kind: str, colon: str, link: str) -> str | None:
 
 def parse_spec(text: str) -> PeerSpec:
     """Parse a spec. ConfigError names the mistake."""
-    kind, colon, link = text.partition(":")
+    head, comma, tail = text.partition(",")
+    kind, colon, link = head.partition(":")
     if fault := spec_fault(kind, colon, link):
-        raise ConfigError(f"network {text!r}: {fault} (kinds: {', '.join(KINDS)})")
-    return PeerSpec(kind, link)
+        raise ConfigError(f"network {text!r}: {fault}")
+    spec = PeerSpec(kind, link, split_options(tail) if comma else ())
+    try:
+        read_options(kind, KINDS[kind].options, spec.options)
+    except ConfigError as error:
+        raise ConfigError(f"network {text!r}: {error}") from error
+    return spec
 
 
 def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several: bool = False) -> Network:
@@ -91,7 +99,8 @@ def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several
     descriptor store kept for this device, one for each queue; the network owns them from here on. ConfigError: the spec
     cannot be opened. PeerError: it cannot be opened now.
     """
-    link = spec.link or name
+    kind = KINDS[spec.kind]
+    options = read_options(spec.kind, kind.options, spec.options)
     if held:
-        return TapNetwork(link, held, several=several)
-    return KINDS[spec.kind].open(link, several)
+        options["held"] = held
+    return kind.open(spec.link or name, several=several, **options)

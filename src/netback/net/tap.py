@@ -34,6 +34,7 @@ from netback.net.base import ETH_DATA_LEN, Bridge
 from netback.net.buffers import HEAD, MAX_DRAIN
 from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
 from netback.net.monitor import ANY_LINK
+from netback.net.options import Options, integer
 from netback.net.rtnetlink import (
     ARPHRD_ETHER,
     IFF_UP,
@@ -98,6 +99,9 @@ later."""
 ADDRESS = "fe:ff:ff:ff:ff:ff"
 """The address of a tap that netback creates, as Linux's backend gives it to its vifs: the highest address, so that a
 bridge never takes it for its own. Guests and scripts expect it at the other end."""
+
+OPTIONS: Options = {"mtu": integer(68, 65521)}
+"""Options of its spec. Linux takes no other MTU for a tap (drivers/net/tun.c)."""
 
 MADE = "netback-{}"
 """The alternative name that marks a tap that netback created under this name."""
@@ -283,15 +287,28 @@ def restore_mtu(link: Link) -> None:
         remove_altname(link.index, kept[0])
 
 
+def want_mtu(link: Link, mtu: int, name: str) -> None:
+    """Set the MTU, now or, on a tap whose MTU netback lowered, as the one to restore."""
+    if kept := kept_mtu(link):
+        remove_altname(link.index, kept[0])
+    if kept and link.mtu == ETH_DATA_LEN < mtu:
+        add_altname(link.index, f"{KEPT_MTU}{mtu}.{name}")
+    else:
+        set_mtu(link.index, mtu)
+
+
 class TapNetwork:
     """A tap. Its descriptor stays joined to it when it is renamed, set down or moved to another namespace.
 
     `held` are the descriptors that an earlier process put into a descriptor store: those that still belong to this tap
     are used, and the tap's carrier and queued frames stay unchanged. `several`: a tap that is made here may have
-    several queues. ConfigError: a tap cannot be opened under this name. PeerError: another process holds it.
+    several queues. `mtu`: set on the tap whenever it is joined. ConfigError: a tap cannot be opened under this name.
+    PeerError: another process holds it.
     """
 
-    def __init__(self, link: str, held: Sequence[int] = (), *, several: bool = False) -> None:
+    def __init__(
+        self, link: str, held: Sequence[int] = (), *, several: bool = False, mtu: int | None = None
+    ) -> None:
         self._fds: list[int] = []
         for fd in held:
             if is_joined(fd, link):
@@ -304,6 +321,7 @@ class TapNetwork:
         self._caps = 0
         self._carrier = self._limited = False
         self._address = ADDRESS
+        self._mtu = mtu
         self._dropped = self._dropped_before = 0
         self._several = several
         try:
@@ -313,6 +331,7 @@ class TapNetwork:
             else:
                 self._made = find_made(link) is not None
                 self._set_format()
+                self._want_mtu()
         except BaseException:
             self.close()
             raise
@@ -438,6 +457,7 @@ class TapNetwork:
             adopt(self._fd, self._link, waits)
             self._made = False
         self._set_format()
+        self._want_mtu()
         self.offloads(self._caps)
         self._tell(Tun.SETCARRIER, INT.pack(False))  # a new tap has carrier; only a change is an event
         self.carrier(self._carrier)
@@ -446,6 +466,18 @@ class TapNetwork:
         self._tell(Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
         if self._made:
             self._tell(Tun.SETPERSIST, 1)
+
+    def _want_mtu(self) -> None:
+        """Set the MTU of the spec. ConfigError: this process may not."""
+        link = find_joined(self._fd)
+        if self._mtu is None or link is None:
+            return
+        try:
+            want_mtu(link, self._mtu, self._link)
+        except OSError as error:
+            raise ConfigError(
+                f"tap:{self._link}: cannot set its MTU to {self._mtu}: {error.strerror}"
+            ) from error
 
     def _tell(self, request: Tun, argument: Argument) -> Argument:
         try:
@@ -491,8 +523,8 @@ class TapNetwork:
                 self._write_address()
 
     def set_mtu(self, mtu: int) -> None:
-        """Set the MTU of a tap that netback created."""
-        link = find_joined(self._fd) if self._made else None
+        """Set the MTU of a tap that netback created, unless its spec gives one."""
+        link = find_joined(self._fd) if self._made and self._mtu is None else None
         with suppress(OSError):
             if link is not None:
                 set_mtu(link.index, mtu)
