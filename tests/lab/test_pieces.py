@@ -12,8 +12,6 @@ import pytest
 
 from netback.errors import ConfigError
 from netback.lab import image, initramfs
-from netback.lab.bench.profile import calls_in
-from netback.lab.bench.run import ROWS, Sample, evaluate, given_up, render, write
 from netback.lab.host import Lab, open_lab
 from netback.lab.inside.agent import ANSWER
 from netback.lab.machine import LabError, Machine, Options, choose_accel, processor_flags
@@ -192,50 +190,3 @@ def test_processor_flags(tmp_path: Path) -> None:
     assert processor_flags(path) == {"fpu", "svm", "npt"}
     path.write_text("no flags here")
     assert processor_flags(path) == set()
-
-
-def test_ratios_are_taken_within_a_round_and_a_crash_is_no_win(tmp_path: Path) -> None:
-    row, ping = ROWS[0], ROWS[-1]
-    samples = []
-    for number, (kernel, ours) in enumerate(((100.0, 50.0), (200.0, 150.0), (400.0, 400.0))):
-        samples += [
-            Sample(row.name, "kernel", 0, number, kernel, 1.0),
-            Sample(row.name, "netback", 0, number, ours, 2.0),
-        ]
-        samples.append(Sample(row.name, "qnic", 0, number, math.nan, math.nan, "crashed"))
-        samples += [
-            Sample(ping.name, "kernel", 0, number, 1.0, 1.0),
-            Sample(ping.name, "netback", 0, number, 2.0, 1.0),
-        ]
-    lines = {line.row.name: line for line in evaluate(samples)}
-    assert lines[row.name].ratios["kernel"] == 0.75
-    assert math.isnan(lines[row.name].ratios["qnic"])
-    assert "qnic" not in lines[row.name].medians
-    assert lines[ping.name].ratios["kernel"] == 0.5  # less is better
-    assert "n/a" in render(list(lines.values()))
-    data, picture = write(samples, list(lines.values()), tmp_path)
-    assert "NaN" not in data.read_text()
-    assert picture.stat().st_size > 1000
-
-
-def test_a_row_that_failed_twice_running_is_not_tried_again_in_that_boot() -> None:
-    samples: list[Sample] = []
-    for number, fault in enumerate(("stalled", "", "stalled", "crashed")):
-        assert given_up(samples, "UDP", "qnic", (0, number)) is None
-        samples.append(Sample("UDP", "qnic", 0, number, 1.0, 1.0, fault))
-        samples.append(Sample("UDP", "kernel", 0, number, 1.0, 1.0))
-    for number in (4, 5):
-        skipped = given_up(samples, "UDP", "qnic", (0, number))
-        assert skipped is not None
-        assert (skipped.round, skipped.fault, math.isnan(skipped.value)) == (number, "crashed", True)
-        samples.append(skipped)
-    assert given_up(samples, "UDP", "kernel", (0, 6)) is given_up(samples, "TCP", "qnic", (0, 6)) is None
-
-
-def test_calls_are_read_from_the_kernel_s_histogram() -> None:
-    text = """# trigger info: hist:keys=id.syscall:vals=hitcount:sort=hitcount:size=2048 if common_pid==7 [active]
-{ id: sys_read                      [  0] } hitcount:         12
-{ id: sys_epoll_wait                [232] } hitcount:          3
-{ id: unknown_syscall               [999] } hitcount:          1
-Totals:"""
-    assert calls_in(text) == {"read": 12, "epoll_wait": 3, "unknown_syscall": 1}

@@ -115,21 +115,31 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in each boot.")] = 5,
     seconds: Annotated[int, typer.Option(min=1, help="Seconds per measurement.")] = 4,
     without: Annotated[list[str] | None, typer.Option(help="Leave out kernel or qnic.")] = None,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            metavar="NAME=WORDS",
+            help="One more column: netback with this environment (words KEY=VALUE) and these options of"
+            " 'netback run', as in 'one=--workers 1'.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
     """Measure Linux's xen-netback, QEMU's qnic and netback in turns on one guest: ratios, JSON and a picture."""
-    from netback.lab.bench.backends import BACKENDS
+    from netback.lab.bench.backends import choose_backends
+    from netback.lab.bench.report import render
     from netback.lab.bench.run import bench as measure
-    from netback.lab.bench.run import render
 
-    directory = _directory(out)
-    chosen = [backend for backend in BACKENDS if backend.name not in (without or [])]
+    chosen = choose_backends(without or (), variants or ())
     lines, data, picture = asyncio.run(
-        measure(directory, _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, backends=chosen)
+        measure(
+            _directory(out), _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, backends=chosen
+        )
     )
-    typer.echo(data.read_text() if json else render(lines))
+    typer.echo(data.read_text() if json else render(lines, chosen))
     _say(f"{data} {picture}")
 
 

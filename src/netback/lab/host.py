@@ -85,17 +85,21 @@ class Netback:
     def __init__(self, lab: "Lab") -> None:
         self._lab = lab
         self.options = ""
+        self.environment = ""
+        """Words KEY=VALUE, quoted for a shell, as `options` are."""
 
     async def start(self) -> None:
-        """Start netback and wait until its control socket exists."""
-        dom0 = self._lab.dom0
+        """Start netback and wait until its control socket exists; LabError if it ends before."""
+        dom0, serves = self._lab.dom0, "test -S /run/netback/backend-0.sock"
         await dom0(
-            f"setsid /opt/netback/bin/netback run {self.options} >>/lab/netback.log 2>&1 </dev/null &"
-            " echo $! >/run/nb.pid"
+            f"setsid env {self.environment} /opt/netback/bin/netback run {self.options} >>/lab/netback.log 2>&1"
+            " </dev/null & echo $! >/run/nb.pid"
         )
         await self._lab.until(
-            lambda: self._lab.succeeds("test -S /run/netback/backend-0.sock"), "netback serves"
+            lambda: self._lab.succeeds(f"{serves} || ! kill -0 $(cat /run/nb.pid)"), "netback serves"
         )
+        if not await self._lab.succeeds(serves):
+            raise LabError(f"netback ended: {await dom0('tail -n 1 /lab/netback.log')}".rstrip())
 
     async def stop(self, sig: str = "TERM") -> None:
         """Send it a signal and wait until it ends."""

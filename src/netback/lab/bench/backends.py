@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends that can serve a guest in the lab, and how each gets a vif and gives it back."""
+"""The backends that can serve a guest in the lab, and how each gets a vif and gives it back.
 
-from collections.abc import AsyncIterator
+A variant is netback once more, with other options of `netback run` or another environment, under a name of its own.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from netback.errors import ConfigError, printable
 from netback.lab.host import BRIDGE, Guest, Lab
 
 _QNIC_TAP = "qnic0"
@@ -38,6 +47,8 @@ class LabBackend:
     """A backend; `serving` attaches one of its vifs to the guest."""
 
     name = ""
+    baseline = True
+    """Whether netback is compared with it."""
 
     @asynccontextmanager
     async def serving(self, guest: Guest) -> AsyncIterator[None]:
@@ -61,17 +72,24 @@ class _Kernel(LabBackend):
 
 
 @dataclass(frozen=True, slots=True)
-class _Netback(LabBackend):
+class Netback(LabBackend):
+    """netback, run with these words KEY=VALUE and these options of `netback run`."""
+
     name: str = "netback"
+    environment: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    baseline = False
 
     @asynccontextmanager
     async def serving(self, guest: Guest) -> AsyncIterator[None]:
-        await guest.lab.netback.start()
+        netback = guest.lab.netback
+        netback.environment, netback.options = shlex.join(self.environment), shlex.join(self.options)
+        await netback.start()
         try:
             async with _attached(guest):
                 yield
         finally:
-            await guest.lab.netback.stop()
+            await netback.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +127,57 @@ async def _quiet(guest: Guest) -> bool:
     return (await guest("ls /sys/class/net | wc -l")).strip() == "1"
 
 
-NETBACK = _Netback()
+NETBACK = Netback()
 BACKENDS: tuple[LabBackend, ...] = (_Kernel(), _Qnic(), NETBACK)
+
+_VARIANT = re.compile(r"([\w.+-]{1,20})=(.*)", re.ASCII | re.DOTALL)
+_SETTING = re.compile(r"[A-Za-z_]\w*=", re.ASCII)
+
+
+def parse_variant(text: str) -> Netback:
+    """Parse NAME=WORDS, split as a shell does: words KEY=VALUE for the environment, then options of `netback run`.
+
+    ConfigError names the mistake. What `netback run --check` refuses on this machine is a mistake as well.
+    """
+    found = _VARIANT.fullmatch(text)
+    try:
+        words = shlex.split(found[2]) if found else []
+    except ValueError as error:
+        raise ConfigError(f"variant {text!r}: {error}") from error
+    if found is None:
+        raise ConfigError(f"variant {text!r}: not NAME=WORDS, as in 'one=--workers 1' or 'a=KEY=1 --net tap'")
+    count = next((at for at, word in enumerate(words) if not _SETTING.match(word)), len(words))
+    variant = Netback(found[1], tuple(words[:count]), tuple(words[count:]))
+    if fault := _refused(variant):
+        raise ConfigError(f"variant {text!r}: {fault}")
+    return variant
+
+
+def _refused(variant: Netback) -> str:
+    """Why `netback run` would refuse the variant's options, one line; "" if it would not."""
+    settings = dict(word.split("=", 1) for word in variant.environment)
+    command = [sys.executable, "-P", "-m", "netback", "run", "--check", *variant.options]
+    checked = subprocess.run(
+        command,
+        env=os.environ | settings,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    lines = checked.stderr.strip().splitlines() or [f"netback run --check ended with {checked.returncode}"]
+    return printable(lines[-1]) if checked.returncode else ""
+
+
+def choose_backends(without: Sequence[str], variants: Sequence[str]) -> tuple[LabBackend, ...]:
+    """The bench's columns, in the order in which they take turns; ConfigError names a mistake."""
+    known = {backend.name for backend in BACKENDS if backend.baseline}
+    if unknown := sorted(set(without) - known):
+        raise ConfigError(f"--without {unknown[0]!r}: not one of {', '.join(sorted(known))}")
+    chosen = [backend for backend in BACKENDS if backend.name not in without]
+    for variant in map(parse_variant, variants):
+        if any(variant.name == other.name for other in (*BACKENDS, *chosen)):
+            raise ConfigError(f"variant {variant.name!r}: another column has this name")
+        chosen.append(variant)
+    return tuple(chosen)

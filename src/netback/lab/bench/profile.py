@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netback.lab.bench.backends import NETBACK
-from netback.lab.bench.run import ROWS, Row, make_guest
+from netback.lab.bench.rows import ROWS, Row
+from netback.lab.bench.run import make_guest
 from netback.lab.host import Guest, Lab, open_lab
 from netback.lab.image import Say
 from netback.lab.machine import LabError, Options
