@@ -29,12 +29,13 @@ from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING, Can
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.peers.tap import TapPeer
+from netback.dataplane.peers.vhost_tap import VhostTapPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import ETH_DATA_LEN, Bridge
 from netback.net.buffers import HEAD, MAX_DRAIN
 from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
 from netback.net.monitor import ANY_LINK
-from netback.net.options import Options, integer
+from netback.net.options import Options, choice, integer
 from netback.net.rtnetlink import (
     ARPHRD_ETHER,
     IFF_UP,
@@ -100,7 +101,7 @@ ADDRESS = "fe:ff:ff:ff:ff:ff"
 """The address of a tap that netback creates, as Linux's backend gives it to its vifs: the highest address, so that a
 bridge never takes it for its own. Guests and scripts expect it at the other end."""
 
-OPTIONS: Options = {"mtu": integer(68, 65521)}
+OPTIONS: Options = {"mtu": integer(68, 65521), "vhost": choice("auto", "on", "off")}
 """Options of its spec. Linux takes no other MTU for a tap (drivers/net/tun.c)."""
 
 MADE = "netback-{}"
@@ -297,6 +298,12 @@ def want_mtu(link: Link, mtu: int, name: str) -> None:
         set_mtu(link.index, mtu)
 
 
+def give_back(peer: Peer) -> None:
+    """Have the kernel let go of the tap, which no worker serves now."""
+    if isinstance(peer, VhostTapPeer):
+        peer.settle(True)
+
+
 class TapNetwork:
     """A tap. Its descriptor stays joined to it when it is renamed, set down or moved to another namespace.
 
@@ -307,9 +314,16 @@ class TapNetwork:
     """
 
     def __init__(
-        self, link: str, held: Sequence[int] = (), *, several: bool = False, mtu: int | None = None
+        self,
+        link: str,
+        held: Sequence[int] = (),
+        *,
+        several: bool = False,
+        mtu: int | None = None,
+        vhost: str = "auto",
     ) -> None:
         self._fds: list[int] = []
+        self._peers: list[TapPeer | VhostTapPeer] = []
         for fd in held:
             if is_joined(fd, link):
                 self._fds.append(fd)
@@ -322,6 +336,7 @@ class TapNetwork:
         self._carrier = self._limited = False
         self._address = ADDRESS
         self._mtu = mtu
+        self._vhost = vhost
         self._dropped = self._dropped_before = 0
         self._several = several
         try:
@@ -348,8 +363,9 @@ class TapNetwork:
     def peers(self) -> tuple[Peer, ...]:
         return tuple(self._peers)
 
-    def _make_peer(self, fd: int) -> Peer:
-        return TapPeer(fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
+    def _make_peer(self, fd: int) -> TapPeer | VhostTapPeer:
+        plain = TapPeer(fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
+        return plain if self._vhost == "off" else VhostTapPeer(plain, always=self._vhost == "on")
 
     def set_queues(self, count: int) -> None:
         """Join or leave queues of a multi-queue tap. A queue that stays attached gets its share of the frames, even if
@@ -359,7 +375,7 @@ class TapNetwork:
             return
         while len(self._fds) > count:
             fd = self._fds.pop()
-            del self._peers[-1]
+            give_back(self._peers.pop())
             with suppress(OSError):  # the tap was removed
                 fcntl.ioctl(fd, Tun.SETQUEUE, bytes(16) + IFREQ_FLAGS.pack(Flag.DETACH_QUEUE))
             os.close(fd)
@@ -561,6 +577,8 @@ class TapNetwork:
 
     def close(self) -> None:
         """Close the descriptors: the tap stays, without carrier."""
+        for peer in self._peers:
+            give_back(peer)
         while self._fds:
             os.close(self._fds.pop())
 

@@ -36,7 +36,7 @@ from netback.dataplane.peers.pair cimport (
 )
 from netback.dataplane.peers.peer cimport (
     BELL_FRAMES, BELL_ROOM, BURST_FRAMES, FRAME_BYTES, PEER_CLOSED, PEER_FULL, PEER_TAKES, VNET_HDR, Peer, frame_t,
-    peer_t,
+    peer_t, received_t,
 )
 from netback.dataplane.peers.vring cimport VRING_SLOTS
 from netback.dataplane.sockets cimport iovec
@@ -159,6 +159,7 @@ STEPS = {
 cdef struct vhost_tap:           # `peer` is first: a peer_t * of this kind is a vhost_tap *
     peer_t peer
     int (*plain_receive)(peer_t *, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil
+    int (*plain_read)(peer_t *, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil
     int (*plain_send)(peer_t *, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil
     void (*plain_check)(peer_t *) noexcept nogil
     bint always                  # every frame goes through the pair
@@ -173,7 +174,7 @@ cdef struct vhost_tap:           # `peer` is first: a peer_t * of this kind is a
     uint32_t drains              # ... in so many reads that ended with an empty tap
     uint32_t window
     uint64_t since               # ns: when RX went over to the pair
-    uint32_t bursts              # sends in a row that would have gone through a pair
+    uint32_t bursts              # sends that would have gone through a pair, each two more, less the others
     # Progress.
     uint64_t taken               # pair.taken at the last change ...
     uint64_t taken_at            # ... seen then (ns)
@@ -197,6 +198,12 @@ cdef bint fail(vhost_tap *own, int step) noexcept nogil:
     return False
 
 
+cdef inline void read_plainly(vhost_tap *own) noexcept nogil:
+    own.peer.frames_per_read = 1
+    own.peer.read = read_tap
+    own.peer.by_bell &= ~<uint32_t>BELL_FRAMES
+
+
 cdef void forget_pair(vhost_tap *own) noexcept nogil:
     """Give everything back: closing the device ends the kernel's thread."""
     if own.pair == NULL:
@@ -215,9 +222,9 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     own.device = -1
     own.rx = RX_PLAIN
     own.tx = False
-    own.peer.frames_per_read = 1
     own.peer.by_bell = 0
     own.peer.due = 0
+    read_plainly(own)
 
 
 cdef bint set_up(vhost_tap *own) noexcept nogil:
@@ -296,6 +303,7 @@ cdef bint rx_begin(vhost_tap *own) noexcept nogil:
     own.since = now_ns()
     own.units = own.drains = 0
     own.peer.frames_per_read = BURST_FRAMES
+    own.peer.read = NULL
     own.peer.by_bell |= BELL_FRAMES
     return True
 
@@ -314,8 +322,7 @@ cdef void rx_end(vhost_tap *own) noexcept nogil:
     own.rx = RX_PLAIN
     own.switches += 1
     own.units = own.drains = 0
-    own.peer.frames_per_read = 1
-    own.peer.by_bell &= ~<uint32_t>BELL_FRAMES
+    read_plainly(own)
     if not own.tx:
         forget_pair(own)
 
@@ -375,15 +382,13 @@ cdef void tick(vhost_tap *own) noexcept nogil:
 
 # --- frames
 
-cdef inline void count_read(vhost_tap *own, frame_t *frames, int got) noexcept nogil:
-    """Note what a read brought; a read that brings nothing ends a row of them."""
-    cdef int i
-    if got <= 0:
-        own.drains += own.units != 0
-        return
-    own.units += got
-    for i in range(got):
-        own.units += frames[i].length // UNIT
+cdef inline void count_read(vhost_tap *own, uint32_t length) noexcept nogil:
+    own.units += 1 + length // UNIT
+
+
+cdef inline void end_reads(vhost_tap *own) noexcept nogil:
+    """A read brought nothing, which ends a row of them."""
+    own.drains += own.units != 0
 
 
 cdef inline bint is_stream(vhost_tap *own) noexcept nogil:
@@ -406,14 +411,30 @@ cdef inline bint is_lone(vhost_tap *own) noexcept nogil:
     return lone
 
 
+cdef int read_tap(peer_t *peer, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil:
+    """A read of the tap itself."""
+    cdef vhost_tap *own = <vhost_tap *>peer
+    cdef int i, got = own.plain_read(peer, vectors, per_frame, received, count)
+    for i in range(got):
+        count_read(own, received[i].length)
+    if got < count:
+        end_reads(own)
+    if own.always or is_stream(own):
+        rx_begin(own)
+    return got
+
+
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
     cdef vhost_tap *own = <vhost_tap *>peer
-    cdef int got
+    cdef int i, got
     if peer.due:
         tick(own)
     if own.rx != RX_PLAIN:
         got = pair_receive(own.pair, peer, arena, frames, count)
-        count_read(own, frames, got)
+        for i in range(got):
+            count_read(own, frames[i].length)
+        if got == 0:
+            end_reads(own)
         own.used |= got > 0
         if own.rx == RX_VHOST:
             if got == 0 and not own.always and is_lone(own):
@@ -423,11 +444,7 @@ cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames
         if got:
             return got
         rx_end(own)
-    got = own.plain_receive(peer, arena, largest, frames, count)
-    count_read(own, frames, got)
-    if own.always or is_stream(own):
-        rx_begin(own)
-    return got
+    return own.plain_receive(peer, arena, largest, frames, count)
 
 
 cdef inline bint is_burst(iovec *vectors, const uint32_t *first, int count) noexcept nogil:
@@ -451,8 +468,8 @@ cdef inline bint goes_through_pair(vhost_tap *own, iovec *vectors, const uint32_
     burst = own.always or is_burst(vectors, first, count)
     if own.pair != NULL:
         return burst and own.tx
-    own.bursts = own.bursts + 1 if burst else own.bursts // 2
-    return (own.always or own.bursts >= WINDOW) and attach(own)
+    own.bursts = own.bursts + 2 if burst else own.bursts - (own.bursts != 0)
+    return (own.always or own.bursts >= 2 * WINDOW) and attach(own)
 
 
 cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
@@ -519,10 +536,11 @@ cdef class VhostTapPeer(Peer):
         self.own.path = self.path
         self.own.peer = plain.peer[0]
         self.own.plain_receive = plain.peer.receive
+        self.own.plain_read = plain.peer.read
         self.own.plain_send = plain.peer.send
         self.own.plain_check = plain.peer.check
         self.own.peer.receive = receive
-        self.own.peer.read = NULL
+        self.own.peer.read = read_tap
         self.own.peer.send = send
         self.own.peer.check = check
         self.own.peer.settle = settle
@@ -563,6 +581,20 @@ cdef class VhostTapPeer(Peer):
         self.own.stop = stopped
         if not stopped:
             self.own.retry_at = 0
+
+    def switch(self) -> bool:
+        """Have RX take the other path, as at the begin or the end of a stream; returns whether it is vhost-net's now.
+        For tests, of a peer that no worker serves.
+        """
+        if self.own.rx == RX_PLAIN:
+            rx_begin(&self.own)
+        else:
+            rx_leave(&self.own)
+        return self.own.rx == RX_VHOST
+
+    def settle(self, bint end) -> bool:
+        """As peer.pxd's, for a peer that no worker serves."""
+        return settle(self.peer, end)
 
     def duplicate(self, int fd) -> Peer:
         """A plain peer: frames through two paths would overtake one another."""

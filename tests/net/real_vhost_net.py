@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tap's two paths on a kernel that has vhost-net: `netback lab test vhost` runs this in dom0.
+
+The far end is a packet socket on the tap's link. Nothing waits for a time: each step waits for a frame.
+"""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from netback.dataplane.peers.vhost_tap import VhostTapPeer
+from netback.errors import NetbackError
+from netback.net.tap import TapNetwork
+
+PROTOCOL = 0x88B5
+"""IEEE 802: for local experiments."""
+HEADER = bytes(10)
+HEAD = bytes.fromhex("ffffffffffff 02000000aa01 88b5")
+ROUNDS = 10_000
+SECONDS = 20.0
+
+
+def frame(number: int, size: int = 64) -> bytes:
+    return HEAD + number.to_bytes(8, "big") + bytes(size - len(HEAD) - 8)
+
+
+def number_of(data: bytes) -> int:
+    return int.from_bytes(data[len(HEAD) : len(HEAD) + 8], "big")
+
+
+class Rig:
+    """A tap, its peer, and a packet socket at its far end."""
+
+    def __init__(self, name: str, vhost: str = "auto") -> None:
+        self.name = name
+        self.network = TapNetwork(name, vhost=vhost)
+        self.network.carrier(True)
+        with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as setting:
+            setting.write("1")
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        self.far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(PROTOCOL))
+        self.far.bind((name, PROTOCOL))
+        self.far.settimeout(SECONDS)
+        self.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
+
+    @property
+    def peer(self) -> VhostTapPeer:
+        (peer,) = self.network.peers
+        assert isinstance(peer, VhostTapPeer)
+        return peer
+
+    def receive(self, wanted: int) -> list[int]:
+        """The numbers of so many frames for the guest."""
+        numbers: list[int] = []
+        for _ in range(1_000_000):
+            numbers += [number_of(each[len(HEADER) :]) for each in self.peer.recv(8)]
+            if len(numbers) >= wanted:
+                return numbers
+        raise AssertionError(f"{len(numbers)} of {wanted} frames came: {numbers[-3:]}")
+
+    def arrived(self, wanted: int) -> list[int]:
+        """The numbers of so many frames of the guest."""
+        return [number_of(self.far.recv(65536)) for _ in range(wanted)]
+
+    def send(self, frames: list[bytes]) -> int:
+        """Send all frames; returns how many were refused."""
+        refused = 0
+        for _ in range(1_000_000):
+            done, lost = self.peer.send([HEADER + each for each in frames])
+            frames, refused = frames[done:], refused + lost
+            if not frames:
+                return refused
+        raise AssertionError(f"{len(frames)} frames are not taken")
+
+    def close(self) -> None:
+        self.far.close()
+        self.network.remove()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with closing(Rig("vt0")) as made:
+        yield made
+
+
+def test_frames_for_the_guest_keep_their_order_over_ten_thousand_switches(rig: Rig) -> None:
+    generator = random.Random(1)
+    sent = 0
+    for _ in range(ROUNDS):
+        count = generator.randint(0, 6)
+        first, by_vhost = sent, rig.peer.rx_by_vhost
+        for _ in range(count // 2):
+            rig.far.send(frame(sent))
+            sent += 1
+        assert rig.peer.switch() != by_vhost
+        for _ in range(count - count // 2):
+            rig.far.send(frame(sent))
+            sent += 1
+        assert rig.receive(count) == list(range(first, sent))
+        rig.peer.recv(1)  # the end of the used ring
+    assert rig.peer.switches >= ROUNDS - 1
+    assert rig.peer.fault is None
+
+
+def test_frames_of_the_guest_keep_their_order_on_two_paths(rig: Rig) -> None:
+    generator = random.Random(2)
+    sent = 0
+    rig.peer.switch()
+    for _ in range(ROUNDS // 10):
+        first = sent
+        for _ in range(10):
+            burst = generator.choice((1, 1, 1, 2, 7, 64))
+            assert rig.send([frame(sent + i, generator.choice((64, 1500))) for i in range(burst)]) == 0
+            sent += burst
+        assert rig.arrived(sent - first) == list(range(first, sent))
+    assert rig.peer.attached
+    assert rig.peer.fault is None
+
+
+def test_every_frame_goes_through_vhost_where_the_spec_says_so() -> None:
+    with closing(Rig("vt0", "on")) as rig:
+        rig.peer.recv()
+        assert rig.peer.rx_by_vhost
+        rig.far.send(frame(7))
+        assert rig.receive(1) == [7]
+        assert rig.send([frame(8)]) == 0
+        assert rig.arrived(1) == [8]
+
+
+def test_the_spec_can_forbid_vhost() -> None:
+    network = TapNetwork("vt0", vhost="off")
+    assert not isinstance(network.peers[0], VhostTapPeer)
+    network.remove()
+
+
+def test_settling_returns_what_the_pair_holds(rig: Rig) -> None:
+    rig.peer.switch()
+    for number in range(20):
+        rig.far.send(frame(number))
+    assert rig.receive(5)[:5] == [0, 1, 2, 3, 4]
+    rig.send([frame(number) for number in range(64)])
+    while rig.peer.settle(False):
+        rig.peer.recv()
+    rig.peer.settle(True)
+    assert not rig.peer.attached
+    assert rig.arrived(64) == list(range(64))
+
+
+def test_a_tap_that_is_removed_with_a_full_pair(rig: Rig) -> None:
+    burst = [frame(number, 1500) for number in range(64)]
+    while not rig.peer.attached:
+        rig.send(burst)
+    subprocess.run(["ip", "link", "delete", rig.name], check=True)
+    refused = sum(rig.send(burst) for _ in range(20))
+    rig.peer.recv() if not rig.peer.closed else None
+    assert refused > 0
+    rig.network.check()  # made again
+    subprocess.run(["ip", "link", "set", rig.name, "up"], check=True)
+    rig.far.close()
+    rig.far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(PROTOCOL))
+    rig.far.bind((rig.name, PROTOCOL))
+    rig.far.settimeout(SECONDS)
+    rig.peer.settle(True)
+    assert rig.send([frame(1)]) == 0
+    assert rig.arrived(1) == [1]
+
+
+HOLDER = """
+import sys
+from netback.net.tap import TapNetwork
+from tests.net.real_vhost_net import HEADER, frame
+network = TapNetwork("vt1", vhost="on")
+network.carrier(True)
+network.peers[0].recv()
+print(network.peers[0].rx_by_vhost, flush=True)
+while True:
+    network.peers[0].send([HEADER + frame(0, 1500)] * 64)
+    network.peers[0].recv()
+"""
+
+
+def test_a_killed_owner_leaves_the_tap_to_the_next_one() -> None:
+    for _ in range(2):
+        holder = subprocess.Popen([sys.executable, "-P", "-c", HOLDER], stdout=subprocess.PIPE, text=True)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        subprocess.run(["ip", "link", "set", "vt1", "up"], check=True)
+        holder.send_signal(signal.SIGKILL)
+        with closing(Rig("vt1", "on")) as rig:
+            rig.peer.recv()
+            assert rig.peer.rx_by_vhost, rig.peer.fault
+            rig.far.send(frame(3))
+            assert 3 in rig.receive(1)
+        holder.wait()
+        holder.stdout.close()
+
+
+def test_a_limit_of_pairs_leaves_the_plain_path() -> None:
+    rigs = [Rig(f"vt{number}", "on") for number in range(66)]
+    try:
+        for rig in rigs:
+            rig.peer.recv()
+        assert sum(rig.peer.attached for rig in rigs) == 64
+        assert rigs[65].peer.fault == "64 queues of this process use vhost-net already"
+        assert rigs[65].send([frame(1)]) == 0
+        assert rigs[65].arrived(1) == [1]
+    finally:
+        for rig in rigs:
+            rig.close()
+
+
+def test_a_second_holder_is_refused(rig: Rig) -> None:
+    rig.peer.switch()
+    with pytest.raises(NetbackError, match="vt0"):
+        TapNetwork(rig.name)
+
+
+def test_the_descriptors_are_given_back(rig: Rig) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        rig.peer.switch()
+        rig.peer.settle(True)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # the bell and the errors' eventfd stay
