@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from netback.cli.options import interruptible
+from netback.errors import ConfigError
 
 app = typer.Typer(
     name="lab",
@@ -113,7 +114,7 @@ def run_scenarios(
 def bench(
     boots: Annotated[int, typer.Option(min=1, help="Boots of the machine.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in each boot.")] = 5,
-    seconds: Annotated[int, typer.Option(min=1, help="Seconds per measurement.")] = 4,
+    seconds: Annotated[int, typer.Option(min=1, help="Seconds per measurement.")] = 2,
     without: Annotated[list[str] | None, typer.Option(help="Leave out kernel or qnic.")] = None,
     variants: Annotated[
         list[str] | None,
@@ -124,23 +125,36 @@ def bench(
             " 'netback run', as in 'one=--workers 1'.",
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run with the same options and --out was cut off.")
+    ] = False,
+    table: Annotated[
+        Path | None, typer.Option(help="Write the table to this file, a page of Markdown.", dir_okay=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
     """Measure Linux's xen-netback, QEMU's qnic and netback in turns on one guest: ratios, JSON and a picture."""
     from netback.lab.bench.backends import choose_backends
-    from netback.lab.bench.report import render
+    from netback.lab.bench.report import page
+    from netback.lab.bench.results import Plan
+    from netback.lab.bench.run import FILE
     from netback.lab.bench.run import bench as measure
 
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the directory of the run to go on with")
+    if table and not table.absolute().parent.is_dir():
+        raise ConfigError(f"--table {table}: there is no directory {table.absolute().parent}")
     chosen = choose_backends(without or (), variants or ())
-    lines, data, picture = asyncio.run(
-        measure(
-            _directory(out), _say, accel=accel, boots=boots, rounds=rounds, seconds=seconds, backends=chosen
-        )
-    )
-    typer.echo(data.read_text() if json else render(lines, chosen))
-    _say(f"{data} {picture}")
+    plan = Plan(boots, rounds, seconds, accel, tuple(backend.column for backend in chosen))
+    directory = _directory(out)
+    _say(f"results: {directory}")
+    results = asyncio.run(measure(directory, _say, plan, chosen, resume=resume))
+    text = page(results, chosen)
+    if table:
+        table.write_text(text)
+    typer.echo((directory / FILE).read_text() if json else text)
 
 
 @app.command()

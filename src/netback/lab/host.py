@@ -263,7 +263,7 @@ async def open_lab(
                 await lab.netback.start()
             yield lab
     finally:
-        await asyncio.to_thread(_clean_up, directory)
+        await asyncio.to_thread(clean_up, directory)
 
 
 def _check_empty(directory: Path) -> None:
@@ -272,7 +272,7 @@ def _check_empty(directory: Path) -> None:
         raise ConfigError(f"{directory} is not empty: consoles and logs go to a directory of their own")
 
 
-def _clean_up(directory: Path) -> None:
+def clean_up(directory: Path) -> None:
     """Remove large files; keep consoles, logs and guest configurations."""
     shutil.rmtree(directory / "tree", ignore_errors=True)
     for path in [one for pattern in _BULK for one in directory.glob(pattern)]:

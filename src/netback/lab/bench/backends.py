@@ -50,6 +50,11 @@ class LabBackend:
     baseline = True
     """Whether netback is compared with it."""
 
+    @property
+    def column(self) -> str:
+        """What names it in a command: a variant as NAME=WORDS."""
+        return self.name
+
     @asynccontextmanager
     async def serving(self, guest: Guest) -> AsyncIterator[None]:
         yield
@@ -79,6 +84,12 @@ class Netback(LabBackend):
     environment: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     baseline = False
+
+    @property
+    def column(self) -> str:
+        if self == NETBACK:
+            return self.name
+        return f"{self.name}={shlex.join((*self.environment, *self.options))}"
 
     @asynccontextmanager
     async def serving(self, guest: Guest) -> AsyncIterator[None]:

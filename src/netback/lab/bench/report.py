@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench's results: medians, ratios, a table, a file and a picture."""
+"""What comes of the bench's samples: medians, ratios, a table, a page and a picture."""
 
-import json
 import math
+import shlex
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from netback.lab.bench.backends import LabBackend
-from netback.lab.bench.rows import ROWS, Row, Sample
+from netback.lab.bench.backends import BACKENDS, LabBackend
+from netback.lab.bench.results import Plan, Results
+from netback.lab.bench.rows import ROWS, At, Row, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,36 +44,27 @@ def evaluate(
 
 
 def _evaluate_row(samples: Sequence[Sample], backends: Sequence[LabBackend], row: Row) -> Line:
-    of = {
-        backend.name: [
-            one
-            for one in samples
-            if (one.row, one.backend) == (row.name, backend.name) and not math.isnan(one.value)
-        ]
-        for backend in backends
-    }
-    known = {name: taken for name, taken in of.items() if taken}
+    values: dict[str, dict[At, float]] = {backend.name: {} for backend in backends}
+    cpu: dict[str, list[float]] = {}
+    for one in samples:
+        if one.row == row.name and one.value is not None and one.cpu is not None:
+            values[one.backend][one.boot, one.round] = one.value
+            cpu.setdefault(one.backend, []).append(one.cpu)
+    known = {name: list(figures.values()) for name, figures in values.items() if figures}
     return Line(
         row,
-        {name: statistics.median(one.value for one in taken) for name, taken in known.items()},
-        {name: _spread([one.value for one in taken]) for name, taken in known.items()},
-        {name: statistics.median(one.cpu for one in taken) for name, taken in known.items()},
-        {(ours, theirs): _ratio(of[ours], of[theirs], row) for ours, theirs in comparisons(backends)},
+        {name: statistics.median(figures) for name, figures in known.items()},
+        {name: (min(figures), max(figures)) for name, figures in known.items()},
+        {name: statistics.median(taken) for name, taken in cpu.items()},
+        {(ours, theirs): _ratio(values[ours], values[theirs], row) for ours, theirs in comparisons(backends)},
     )
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), max(values)
-
-
-def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], row: Row) -> float:
-    other = {(one.boot, one.round): one.value for one in theirs}
-    ratios = [
-        other[at] / one.value if row.less_is_better else one.value / other[at]
-        for one in ours
-        if (at := (one.boot, one.round)) in other
-    ]
-    return statistics.median(ratios) if ratios else math.nan
+def _ratio(ours: Mapping[At, float], theirs: Mapping[At, float], row: Row) -> float:
+    ratios = [value / theirs[at] for at, value in ours.items() if at in theirs]
+    if not ratios:
+        return math.nan
+    return statistics.median([1 / ratio for ratio in ratios] if row.less_is_better else ratios)
 
 
 def render(lines: Sequence[Line], backends: Sequence[LabBackend]) -> str:
@@ -94,29 +88,61 @@ def _cells(line: Line, names: Sequence[str]) -> list[str]:
     return cells
 
 
-def write(
-    samples: Sequence[Sample], lines: Sequence[Line], backends: Sequence[LabBackend], directory: Path
-) -> tuple[Path, Path]:
-    """Write bench.json and bench.png; returns their paths."""
-    result = [
+def summary(lines: Sequence[Line]) -> tuple[dict[str, Any], ...]:
+    """The lines as data, for other programs; an unknown ratio is None."""
+    return tuple(
         {
             "row": line.row.name,
             "unit": line.row.unit,
             "medians": line.medians,
             "cpu": line.cpu,
-            "ratios": {f"{ours} to {theirs}": ratio for (ours, theirs), ratio in line.ratios.items()},
+            "ratios": {
+                f"{ours} to {theirs}": None if math.isnan(ratio) else ratio
+                for (ours, theirs), ratio in line.ratios.items()
+            },
             "wanted": dict(line.row.targets),
         }
         for line in lines
-    ]
-    directory.mkdir(parents=True, exist_ok=True)
-    data = directory / "bench.json"
-    text = json.dumps({"samples": [asdict(sample) for sample in samples], "rows": result}, indent=1)
-    data.write_text(text.replace("NaN", "null"))
-    return data, _draw(lines, [backend.name for backend in backends], directory / "bench.png")
+    )
 
 
-def _draw(lines: Sequence[Line], names: Sequence[str], path: Path) -> Path:
+def page(results: Results, backends: Sequence[LabBackend]) -> str:
+    """A page of the documentation: what was measured, of which commit and when, the table, and what is missing."""
+    plan = results.plan
+    text = f"""<!-- SPDX-License-Identifier: Apache-2.0 -->
+<!-- Made by the command below with --table; change nothing here. -->
+# Figures of the lab's bench
+
+`{command(plan)}`: commit {results.commit}, {results.date}.
+
+Medians (least-most) of {plan.rounds} rounds in each of {plan.boots} boots. A ratio is the median of those
+within a round; more is better, and what is wanted stands behind it. kernel is Linux's xen-netback. CPU is dom0's.
+
+{render(evaluate(results.samples, backends), backends)}
+"""
+    lacks = Counter((one.row, one.backend) for one in results.samples if one.value is None)
+    if lacks:
+        missing = [f"{row} with {backend} {count}" for (row, backend), count in lacks.items()]
+        text += f"\nRounds without a figure, of {plan.boots * plan.rounds}: {', '.join(missing)}.\n"
+    return text
+
+
+def command(plan: Plan) -> str:
+    """The command of a run, but for its directories."""
+    words = ["netback", "lab", "bench", "--boots", str(plan.boots), "--rounds", str(plan.rounds)]
+    words += ["--seconds", str(plan.seconds)]
+    for backend in BACKENDS:
+        if backend.name not in plan.columns:
+            words += ["--without", backend.name]
+    for column in plan.columns:
+        if "=" in column:
+            words += ["--variant", column]
+    return shlex.join(words)
+
+
+def draw(lines: Sequence[Line], backends: Sequence[LabBackend], path: Path) -> None:
+    """Write a picture of the lines, a PNG."""
+    names = [backend.name for backend in backends]
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -139,4 +165,4 @@ def _draw(lines: Sequence[Line], names: Sequence[str], path: Path) -> Path:
     figure.suptitle("the same guest on real Xen under software emulation: medians, least and most")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    return path
+    pyplot.close(figure)

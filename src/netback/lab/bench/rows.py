@@ -3,9 +3,15 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
 
 from netback.lab.host import Guest
 from netback.lab.tools import iperf, ping
+
+At = tuple[int, int]
+"""A round: its boot and its number there, from 0 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +27,15 @@ class Row:
     less_is_better: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One measurement; `value` is NaN if the backend crashed or stalled, and `fault` says how."""
+class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One measurement; `value` is None if the backend crashed or stalled, and `fault` says how."""
 
     row: str
     backend: str
     boot: int
     round: int
-    value: float
-    cpu: float
+    value: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    cpu: float | None = None
     """dom0's CPU seconds per gigabyte, or per million frames."""
     fault: str = ""
 
