@@ -95,11 +95,15 @@ class Netback:
             f"setsid env {self.environment} /opt/netback/bin/netback run {self.options} >>/lab/netback.log 2>&1"
             " </dev/null & echo $! >/run/nb.pid"
         )
-        await self._lab.until(
-            lambda: self._lab.succeeds(f"{serves} || ! kill -0 $(cat /run/nb.pid)"), "netback serves"
-        )
-        if not await self._lab.succeeds(serves):
-            raise LabError(f"netback ended: {await dom0('tail -n 1 /lab/netback.log')}".rstrip())
+        try:
+            await self._lab.until(
+                lambda: self._lab.succeeds(f"{serves} || ! kill -0 $(cat /run/nb.pid)"), "netback serves"
+            )
+            if not await self._lab.succeeds(serves):
+                raise LabError(f"netback ended: {await dom0('tail -n 1 /lab/netback.log')}".rstrip())
+        except LabError:
+            await self.stop("KILL")
+            raise
 
     async def stop(self, sig: str = "TERM") -> None:
         """Send it a signal and wait until it ends."""
