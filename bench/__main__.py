@@ -18,7 +18,7 @@ from .native import OUT
 from .report import Row, draw, show, write_json
 
 WIDTH = 110
-PARTS = ("rings", "queues", "control", "endtoend", "idle", "store")
+PARTS = ("rings", "queues", "control", "endtoend", "passt", "idle", "store")
 
 
 def arguments() -> argparse.Namespace:
@@ -57,8 +57,11 @@ def main() -> None:
     show(rows, console)
     OUT.mkdir(exist_ok=True)
     write_json(rows, OUT / "bench.json")
-    draw(rows, OUT / "bench.png")
-    console.print(f"written: {OUT.parent.name}/out/bench.json, {OUT.parent.name}/out/bench.png")
+    names = ["bench.json"]
+    if measured := [row for row in rows if row.samples]:
+        draw(measured, OUT / "bench.png")
+        names.append("bench.png")
+    console.print(f"written: {', '.join(f'{OUT.parent.name}/out/{name}' for name in names)}")
 
 
 if __name__ == "__main__":

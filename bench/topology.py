@@ -19,7 +19,10 @@ from pathlib import Path
 HOST_ADDRESS, HOST_MAC = "10.99.0.1", "00:16:3e:00:00:01"
 GUEST_ADDRESS, GUEST_MAC = "10.99.0.2", "00:16:3e:00:00:02"
 BOUND = ("setpriv", "--pdeathsig", "KILL")
-HOLD = ("unshare", "-n", "sh", "-c", "echo here; exec sleep infinity")
+HOLD = (
+    "unshare", "-n", "setpriv", "--bounding-set", "-all", "sh", "-c", "echo here; exec sleep infinity",
+)  # fmt: skip
+"""Without capabilities: pasta gives up most of its own, and may look only at processes that have no more."""
 NO_IPV6 = "! test -d /proc/sys/net/ipv6 || echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"
 COMMAND_SECONDS = 60
 
