@@ -80,12 +80,18 @@ def _cells(line: Line, names: Sequence[str]) -> list[str]:
     cells = [f"{line.row.name}, {line.row.unit}"]
     for name in names:
         low, high = line.spread.get(name, (math.nan, math.nan))
-        cells.append(f"{line.medians[name]:.4g} ({low:.4g}-{high:.4g})" if name in line.medians else "n/a")
-    cells += [f"{line.cpu[name]:.3g} s/{line.row.work}" if name in line.cpu else "n/a" for name in names]
+        spread = f"({_short(low)}-{_short(high)})"
+        cells.append(f"{_short(line.medians[name])} {spread}" if name in line.medians else "n/a")
+    cells += [f"{_short(line.cpu[name])} s/{line.row.work}" if name in line.cpu else "n/a" for name in names]
     for (_, theirs), ratio in line.ratios.items():
         wanted = f" ({line.row.targets[theirs]:.3g})" if theirs in line.row.targets else ""
         cells.append("n/a" if math.isnan(ratio) else f"{ratio:.3g}{wanted}")
     return cells
+
+
+def _short(value: float) -> str:
+    """Three significant digits, and no exponent for large numbers."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def summary(lines: Sequence[Line]) -> tuple[dict[str, Any], ...]:
