@@ -3,7 +3,7 @@
 
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,10 +149,17 @@ class Host:
         self.measured += 1
         return 100.0, 1.0
 
-    async def bench(self, directory: Path, *, resume: bool = False, plan: Plan = PLAN) -> Results:
+    async def bench(
+        self,
+        directory: Path,
+        *,
+        resume: bool = False,
+        plan: Plan = PLAN,
+        backends: Sequence[LabBackend] = PAIR,
+    ) -> Results:
         rows = [Row(name, "Mbit/s", self.measure, "GB", {}) for name in ("one", "two")]
         return await bench(
-            directory, lambda _: None, plan, PAIR, resume=resume, rows=rows, open_host=self.open
+            directory, lambda _: None, plan, backends, resume=resume, rows=rows, open_host=self.open
         )
 
 
@@ -191,6 +198,21 @@ async def test_a_machine_that_dies_costs_the_rest_of_one_round(tmp_path: Path) -
     assert [one.value for one in done.samples] == [100.0, None, None, None] + 12 * [100.0]
     assert {one.fault for one in done.samples[1:4]} == {"the machine ended"}
     assert "two with kernel 1, one with netback 1, two with netback 1" in page(done, PAIR)
+
+
+async def test_a_machine_that_dies_between_two_rounds_costs_nothing(tmp_path: Path) -> None:
+    host = Host(MANY, MANY, MANY)
+
+    class Last(Idle):
+        @asynccontextmanager
+        async def serving(self, guest: Guest) -> AsyncIterator[None]:
+            yield
+            if host.measured == 4:  # the end of the first round
+                host.left = -1
+
+    done = await host.bench(tmp_path, backends=(PAIR[0], Last("netback", False)))
+    assert host.places == ["machine-1", "machine-2", "machine-3"]
+    assert [one.value for one in done.samples] == 16 * [100.0]
 
 
 async def test_machines_that_do_not_come_up_end_the_run(tmp_path: Path) -> None:
