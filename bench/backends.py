@@ -95,6 +95,7 @@ def netback(topology: Topology, words: tuple[str, ...] = NETBACK) -> Iterator[Ne
 BACKENDS: dict[str, Mover] = {
     "netback": netback,
     "relay, two": relay("two"),
+    "relay, copy": relay("copy"),
     "relay, one": relay("one"),
 }
 

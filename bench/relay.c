@@ -5,10 +5,13 @@
  *   relay one A B CPU_A CPU_B   one process reads each link and writes the other
  *   relay two A B CPU_A CPU_B   one process per link; frames pass through slots of shared memory: netback's work
  *                               (two processes, frames through memory that both reach) without Xen's protocol
+ *   relay copy A B CPU_A CPU_B  the same, but the process of A copies each frame once between that memory and its own, as a
+ *                               backend must: the other end could change a frame after it was checked
  *
  * Both use what netback's packet peer uses: AF_PACKET with PACKET_VNET_HDR, batches of recvmmsg and sendmmsg, large socket
  * buffers, promiscuous mode, PACKET_IGNORE_OUTGOING, POLLOUT after EAGAIN. The kernel reads a frame directly into the slot
- * that the other process writes from: there is no copy but the kernel's two. An eventfd is written only if the other sleeps.
+ * that the other process writes from: `one` and `two` have no copies but the kernel's. An eventfd is written only if the other
+ * sleeps.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -61,6 +64,7 @@ struct side {
     struct ring *out, *in;
     uint32_t *asleep, *other_asleep;
     int full;                        /* the link returned EAGAIN: wait for POLLOUT */
+    uint8_t (*own)[FRAME_BYTES];     /* buffers that frames are copied through; NULL: none are */
 };
 
 static void die(const char *what)
@@ -220,11 +224,13 @@ static int from_link(struct side *side)
     uint32_t at = ring->produced, room = SLOTS - waiting(ring);
     int count = room < BURST ? (int)room : BURST, got = 0;
     for (int i = 0; i < count; i++)
-        vectors[i] = (struct iovec){ring->frame[(at + (uint32_t)i) % SLOTS], FRAME_BYTES};
+        vectors[i] = (struct iovec){side->own ? side->own[i] : ring->frame[(at + (uint32_t)i) % SLOTS], FRAME_BYTES};
     if (count)
         got = receive_frames(side->link, vectors, count);
     if (!got)
         return 0;
+    for (int i = 0; side->own && i < got; i++)
+        memcpy(ring->frame[(at + (uint32_t)i) % SLOTS], side->own[i], vectors[i].iov_len);
     for (int i = 0; i < got; i++)
         ring->length[(at + (uint32_t)i) % SLOTS] = (uint32_t)vectors[i].iov_len;
     __atomic_store_n(&ring->produced, at + (uint32_t)got, __ATOMIC_RELEASE);
@@ -243,6 +249,8 @@ static int to_link(struct side *side)
         return 0;
     for (int i = 0; i < count; i++)
         vectors[i] = (struct iovec){ring->frame[(at + (uint32_t)i) % SLOTS], ring->length[(at + (uint32_t)i) % SLOTS]};
+    for (int i = 0; side->own && i < count; i++)
+        vectors[i].iov_base = memcpy(side->own[i], vectors[i].iov_base, vectors[i].iov_len);
     done = send_frames(side->link, vectors, count, &side->full);
     __atomic_store_n(&ring->consumed, at + (uint32_t)done, __ATOMIC_RELEASE);
     wake(side, WANTS_ROOM);
@@ -278,7 +286,7 @@ static void relay_side(struct side *side, int cpu)
     }
 }
 
-static void relay_two(const char *names[2], const int cpus[2])
+static void relay_two(const char *names[2], const int cpus[2], int copies)
 {
     int memory = memfd_create("relay", MFD_CLOEXEC);
     int bells[2] = {eventfd(0, EFD_NONBLOCK), eventfd(0, EFD_NONBLOCK)};
@@ -300,6 +308,8 @@ static void relay_two(const char *names[2], const int cpus[2])
             continue;
         if (i)
             prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (i == 0 && copies && !(side.own = malloc((size_t)BURST * FRAME_BYTES)))
+            die("malloc");
         side.link = open_link(names[i]);
         relay_side(&side, cpus[i]);
     }
@@ -307,8 +317,8 @@ static void relay_two(const char *names[2], const int cpus[2])
 
 int main(int argc, char **argv)
 {
-    if (argc != 6 || (strcmp(argv[1], "one") && strcmp(argv[1], "two"))) {
-        fprintf(stderr, "usage: relay one|two LINK_A LINK_B CPU_A CPU_B\n");
+    if (argc != 6 || (strcmp(argv[1], "one") && strcmp(argv[1], "two") && strcmp(argv[1], "copy"))) {
+        fprintf(stderr, "usage: relay one|two|copy LINK_A LINK_B CPU_A CPU_B\n");
         return 2;
     }
     const char *names[2] = {argv[2], argv[3]};
@@ -316,6 +326,6 @@ int main(int argc, char **argv)
     if (!strcmp(argv[1], "one"))
         relay_one(names[0], names[1], cpus[0]);
     else
-        relay_two(names, cpus);
+        relay_two(names, cpus, !strcmp(argv[1], "copy"));
     return 0;
 }
