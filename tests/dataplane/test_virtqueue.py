@@ -4,22 +4,18 @@
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from netback.abi.netif import TX_RESPONSE
-from netback.abi.ring import slot_offset
 from netback.abi.vhost_user import Feature
 from netback.dataplane.notices import Notice
 from netback.dataplane.states import Event, State
 from netback.errors import PeerError
 from netback.net.vhost_user import VhostUserNetwork
-from tests.dataplane.harness import RING_PAGES
-from tests.dataplane.test_limit import Limited
+from tests.dataplane.woken import Woken
 from tests.net.contract import frame
 from tests.net.far import await_readable
 from tests.net.vhost_device import EVERY_FEATURE, Device
@@ -27,44 +23,12 @@ from tests.net.vhost_device import EVERY_FEATURE, Device
 NO_EVENT_IDX = EVERY_FEATURE & ~Feature.EVENT_IDX
 
 
-class Joined(Limited):
-    """A guest, its queue, and the device behind it; `wake` is what a worker does when its epoll returns."""
+class Joined(Woken):
+    """A guest, its queue, and the device behind it."""
 
     def __init__(self, network: VhostUserNetwork, device: Device) -> None:
-        super().__init__(peer=network.peers[0])
+        super().__init__(network.peers[0])
         self.network, self.device = network, device
-        self.post_rx(100)
-        self.wake(Event.RING)
-
-    def wake(self, event: Event = Event.POLL) -> None:
-        """Poll after an event, then for what the peer's descriptor reports, until the worker would sleep."""
-        more = self.worker.apply(self.queue, event)
-        while more or self.is_readable():
-            more = self.worker.apply(self.queue, Event.POLL if more else Event.FRAMES)
-
-    def is_readable(self) -> bool:
-        """Whether epoll would return for the peer."""
-        watched, _ = self.worker.waits(self.queue)
-        poll = select.poll()
-        poll.register(self.peer.fd, select.POLLIN)
-        return bool(watched & {"frames", "room"}) and bool(poll.poll(0))
-
-    def await_wake(self) -> None:
-        """Wait for what the peer's descriptor reports next, and serve it."""
-        await_readable(self.peer.fd)
-        self.wake()
-
-    def answered(self) -> list[int]:
-        """The statuses of all TX responses."""
-        count = self.queue.rings["tx"]["rsp_prod"]
-        return [
-            TX_RESPONSE.unpack(self.read(RING_PAGES[0], slot_offset(at, 12), TX_RESPONSE.size))[1]
-            for at in range(count)
-        ]
-
-    @property
-    def counters(self) -> dict[str, int]:
-        return self.queue.counters
 
 
 @contextmanager

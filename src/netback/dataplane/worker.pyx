@@ -141,7 +141,7 @@ cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil
         frames = 0
     if link.peer.by_bell & BELL_ROOM:
         room = 0
-    watch_peer(worker, link, frames | (room if events & EVENT_ROOM else 0))
+    watch_peer(worker, link, frames | (room if events & EVENT_ROOM or link.peer.unsent else 0))
     if link.peer.due and not link.due.place:
         timers_set(&worker.timers, &link.due, link.peer.due)
 

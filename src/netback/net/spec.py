@@ -13,13 +13,15 @@ from typing import Literal
 
 from netback.errors import ConfigError
 from netback.net.base import Network
+from netback.net.endpoints import fault_of, path_fault, read_endpoint
 from netback.net.link_names import link_name_fault
 from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
+from netback.net.stream import StreamNetwork
 from netback.net.tap import OPTIONS as TAP_OPTIONS
 from netback.net.tap import TapNetwork
-from netback.net.vhost_user import VhostUserNetwork, path_fault
+from netback.net.vhost_user import VhostUserNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,14 @@ KINDS = {
         lambda path, several, **options: VhostUserNetwork(path, **options),
         "socket",
         path_fault,
+        {"server": FLAG},
+    ),
+    "stream": Kind(
+        "must",
+        "stream:/run/qemu.sock",
+        lambda endpoint, several, **options: StreamNetwork(endpoint, **options),
+        "socket",
+        fault_of(read_endpoint),
         {"server": FLAG},
     ),
     "null": Kind("never", "null", lambda name, several: NullNetwork()),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network behind a queue as the data plane sees it: a table of functions and the descriptor to wait for.
 
-A peer is a struct whose first member is a `peer_t` and a Python class that fills it (tap.pyx, socket.pyx and
-virtqueue.pyx show a whole one each). A skeleton:
+A peer is a struct whose first member is a `peer_t` and a Python class that fills it (tap.pyx, socket.pyx, stream.pyx
+and virtqueue.pyx show a whole one each). A skeleton:
 
     cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil
         Return up to `count` pending frames, in order: their number, 0 if there are none, -1 if the read failed. Each
@@ -30,7 +30,8 @@ virtqueue.pyx show a whole one each). A skeleton:
 
     cdef void wake(peer_t *peer) noexcept nogil
         The descriptor is readable, which announces frames, room or another condition: make it unreadable until there
-        is more. NULL if readable means frames alone, and writable means room.
+        is more. NULL if readable means frames alone, and writable means room. A peer with `wake` may keep bytes of a
+        frame that it took in part: while `unsent` is set, its descriptor is watched whatever the link waits for.
 
 Only the thread that serves the link calls these functions. None waits, none raises. A filter on a frame's path is a
 peer around another one: it fills the table with its own functions and calls the inner one's; a link without a
@@ -88,6 +89,7 @@ cdef struct peer_t:
     uint32_t caps                # CAN_* of offload.pxd: offloads that it accepts
     uint32_t frames_per_read     # 1: each read returns one frame, however many are requested
     int blocked
+    bint unsent                  # bytes that it took wait for room
     int condition
     uint32_t short_frames        # messages without a frame, and
     uint32_t truncated           # frames longer than any buffer: the caller moves both to its counters

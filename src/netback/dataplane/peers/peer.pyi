@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 class Peer:
-    """The peer of a queue. Create a TapPeer, SocketPeer, VirtqueuePeer or NullPeer."""
+    """The peer of a queue. Create a TapPeer, SocketPeer, StreamPeer, VirtqueuePeer or NullPeer."""
 
     @property
     def fd(self) -> int: ...

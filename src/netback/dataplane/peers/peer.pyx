@@ -64,7 +64,7 @@ cdef uint32_t frame_vectors(
 
 
 cdef class Peer:
-    """The peer of a queue. Create a TapPeer, SocketPeer, VirtqueuePeer or NullPeer.
+    """The peer of a queue. Create a TapPeer, SocketPeer, StreamPeer, VirtqueuePeer or NullPeer.
 
     Each takes `owner`, an object that is kept alive as long as the peer, and `caps`, CAN_* bits of the offloads that
     the network accepts.
@@ -72,7 +72,7 @@ cdef class Peer:
 
     def __init__(self, *_arguments, **_options):
         if self.peer == NULL:
-            raise TypeError("make a TapPeer, a SocketPeer, a VirtqueuePeer or a NullPeer")
+            raise TypeError("make a TapPeer, SocketPeer, StreamPeer, VirtqueuePeer or NullPeer")
 
     @property
     def fd(self) -> int:

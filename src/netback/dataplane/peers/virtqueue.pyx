@@ -17,12 +17,12 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.unistd cimport close, write
+from posix.unistd cimport close
 
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.epoll cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLET, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_create1, epoll_ctl,
-    epoll_event, epoll_wait, eventfd,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_DEL, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    eventfd,
 )
 from netback.dataplane.lock cimport lock_release, lock_take
 from netback.dataplane.offload cimport CAN_CSUM4, CAN_CSUM6, CAN_TSO4, CAN_TSO6
@@ -31,6 +31,7 @@ from netback.dataplane.peers.pair cimport (
     REASON_STALLED, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, SMALL_BUFFER, TX_AVAIL, TX_DESC, TX_USED, pair_in_flight,
     pair_init, pair_receive, pair_reclaim, pair_send, pair_t,
 )
+from netback.dataplane.peers.handover cimport exchange_pointer, load_pointer, ring_bell, watch_edges
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, PEER_BUSY, PEER_DOWN, PEER_FULL, PEER_TAKES, PEER_UP, VNET_HDR, Peer, frame_t, peer_t,
 )
@@ -47,8 +48,6 @@ cdef extern from *:
     #include <sys/timerfd.h>
     #include <time.h>
     #include <unistd.h>
-    static inline void *exchange_pointer(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
-    static inline void *load_pointer(void **p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
     static inline int start_timer(int fd, uint64_t ns)
     {
         struct itimerspec once = {{0, 0}, {(time_t)(ns / 1000000000), (long)(ns % 1000000000)}};
@@ -70,8 +69,6 @@ cdef extern from *:
         return ends[1];
     }
     """
-    void *exchange_pointer(void **p, void *value) noexcept nogil
-    void *load_pointer(void **p) noexcept nogil
     int start_timer(int fd, uint64_t ns) nogil
     int open_timer() nogil
     int open_kick(int *device) nogil
@@ -368,18 +365,6 @@ cdef void wake(peer_t *peer) noexcept nogil:
 
 # --- Python's side
 
-cdef void ring_bell(int fd) noexcept:
-    cdef uint64_t one = 1
-    write(fd, &one, sizeof(one))
-
-
-cdef void watch(int epoll, int fd, uint64_t event) noexcept:
-    cdef epoll_event wanted
-    wanted.events = EPOLLIN | EPOLLET
-    wanted.data.u64 = event
-    epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &wanted)
-
-
 cdef class VirtqueuePair:
     """The memory of one pair: part `number` of the memory behind `fd`, PAIR_BYTES each, which no other connection uses.
 
@@ -462,8 +447,8 @@ cdef class VirtqueuePeer(Peer):
         self.own.timer = open_timer()
         if self.peer.fd < 0 or self.own.bell < 0 or self.own.timer < 0:
             raise OSError(errno, "cannot make a peer's descriptors")
-        watch(self.peer.fd, self.own.bell, EVENT_BELL)
-        watch(self.peer.fd, self.own.timer, EVENT_TIMER)
+        watch_edges(self.peer.fd, self.own.bell, EVENT_BELL, EPOLLIN)
+        watch_edges(self.peer.fd, self.own.timer, EVENT_TIMER, EPOLLIN)
 
     def __dealloc__(self):
         cdef int fd
@@ -485,8 +470,8 @@ cdef class VirtqueuePeer(Peer):
         self.own.given += 1
         native.number = self.own.given
         native.epoll = self.peer.fd
-        watch(native.epoll, native.call, native.number << 2 | EVENT_CALL)
-        watch(native.epoll, native.error, native.number << 2 | EVENT_ERROR)
+        watch_edges(native.epoll, native.call, native.number << 2 | EVENT_CALL, EPOLLIN)
+        watch_edges(native.epoll, native.error, native.number << 2 | EVENT_ERROR, EPOLLIN)
         vring_kick(&native.pair.rx)           # a device may start a virtqueue at its first kick only
         vring_kick(&native.pair.tx)
         free_pair(<shared_pair *>exchange_pointer(&self.own.next, native))
