@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from netback.dataplane.notices import Notice
 from netback.dataplane.states import Event, State
+from netback.net.buffers import make_room
 from netback.net.stream import StreamNetwork
 from tests.dataplane.woken import Woken
 from tests.net.contract import frame
@@ -63,6 +66,23 @@ def test_bytes_that_are_no_frame_yet_wake_it_once_each(b: Joined) -> None:
         b.await_wake()
         assert not b.is_readable()
     assert b.counters["rx_frames"] == 2
+
+
+def test_a_flood_of_no_frames_is_read_in_bounded_calls() -> None:
+    """Lengths of 0, more than a call reads: the peer announces the rest itself."""
+    near, far = socket.socketpair()
+    make_room(far, 0, 16 << 20)
+    sender = threading.Thread(target=far.sendall, args=(bytes(4 << 20) + wire(frame(1)),))
+    sender.start()
+    network = StreamNetwork(near)
+    b = Woken(network.peers[0])
+    while not b.counters["rx_frames"]:
+        b.await_wake()
+    assert b.counters["rx_short"] == 1 << 20
+    sender.join()
+    b.close()
+    network.remove()
+    far.close()
 
 
 def test_room_wakes_the_worker(b: Joined) -> None:
