@@ -475,7 +475,7 @@ def test_what_is_no_descriptor_for_it(tmp_path: Path) -> None:
         for fd, words in (
             (own.fileno(), "is no socket that netback was started with"),
             (file.fileno(), "is no socket that netback was started with"),
-            (datagrams.fileno(), "is no stream socket"),
+            (datagrams.fileno(), "is a socket of another kind: it takes SOCK_STREAM"),
             (999_999, "Bad file descriptor"),
         ):
             with pytest.raises(ConfigError, match=f"stream:fd:{fd}: descriptor {fd}.*{words}"):

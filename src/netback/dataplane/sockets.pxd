@@ -9,6 +9,7 @@ cdef extern from *:
     #endif
     #include <sys/socket.h>
     #include <sys/uio.h>
+    #include <netinet/in.h>
     #include <linux/if_packet.h>
     #define AUX_BYTES CMSG_SPACE(sizeof(struct tpacket_auxdata))
     /* The VLAN tag that the kernel took out of the frame (TPID << 16 | TCI), or 0. */
@@ -32,16 +33,29 @@ cdef extern from *:
         socklen_t size = sizeof error;
         return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : 0;
     }
+    /* A socket's option of SOL_SOCKET that is an int; -1 without one. */
+    static inline int socket_option(int fd, int option)
+    {
+        int value = -1;
+        socklen_t size = sizeof value;
+        return getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 ? value : -1;
+    }
     """
     enum:
         AUX_BYTES
         MSG_DONTWAIT
         MSG_NOSIGNAL
         MSG_TRUNC
+        SOCK_SEQPACKET
+        SO_PROTOCOL
+        SO_TYPE
+        IPPROTO_UDP
     cdef struct iovec:
         void *iov_base
         size_t iov_len
     cdef struct msghdr:
+        void *msg_name
+        unsigned int msg_namelen
         iovec *msg_iov
         size_t msg_iovlen
         void *msg_control
@@ -56,3 +70,4 @@ cdef extern from *:
     ssize_t writev(int fd, const iovec *vectors, int count) nogil
     uint32_t stripped_tag(msghdr *message) nogil
     int pending_error(int fd) nogil
+    int socket_option(int fd, int option) nogil

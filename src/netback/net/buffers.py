@@ -26,11 +26,11 @@ def make_room(sock: socket.socket, receive: int, send: int) -> None:
 
 
 def drain(sock: socket.socket) -> int:
-    """Discard the messages queued in a non-blocking socket, at most MAX_DRAIN; return their number."""
+    """Discard the messages queued in a socket, at most MAX_DRAIN; return their number."""
     count = 0
     for _ in range(MAX_DRAIN):
         try:
-            if not sock.recv(HEAD):
+            if not sock.recv(HEAD, socket.MSG_DONTWAIT) and sock.type == socket.SOCK_SEQPACKET:  # its end
                 break
             count += 1
         except BlockingIOError:

@@ -9,17 +9,15 @@ connected. What a connection carries is the subclass's.
 import os
 import select
 import socket
-import stat
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import Linkless
-from netback.net.endpoints import Endpoint, HostPort, Inherited, UnixPath
+from netback.net.endpoints import Endpoint, HostPort, Inherited, UnixPath, inherit, remove_stale, unlink
 
 CONNECT_SECONDS = 2.0
 """For a TCP connection."""
@@ -141,51 +139,16 @@ def _listen(endpoint: UnixPath | HostPort, undo: ExitStack) -> socket.socket:
     listener = undo.enter_context(new_socket(endpoint.family))
     try:
         if isinstance(endpoint, UnixPath):
-            _unlink_stale(endpoint)
+            remove_stale(endpoint.path, socket.SOCK_STREAM)
         else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(endpoint.address)
         if isinstance(endpoint, UnixPath):
-            undo.callback(_unlink, endpoint)
+            undo.callback(unlink, endpoint.path)
         listener.listen(1)
     except OSError as error:
         raise PeerError(f"cannot listen: {error.strerror}") from error
     return listener
-
-
-def _unlink_stale(endpoint: UnixPath) -> None:
-    with new_socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError):
-        try:
-            probe.connect(endpoint.path)
-        except ConnectionRefusedError:
-            Path(endpoint.path).unlink()
-        except BlockingIOError:
-            raise PeerError("another process listens there") from None
-        else:
-            raise PeerError("another process listens there")
-
-
-def _unlink(endpoint: UnixPath) -> None:
-    with suppress(OSError):
-        Path(endpoint.path).unlink()
-
-
-def _inherit(endpoint: Inherited) -> socket.socket:
-    """A duplicate of an inherited stream socket. ConfigError: it is none.
-
-    What this process opened itself is not inheritable (PEP 446), so no spec can name its own connections.
-    """
-    fd = endpoint.fd
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode) or not os.get_inheritable(fd):
-            raise ConfigError(f"descriptor {fd} is no socket that netback was started with")
-        found = socket.socket(fileno=os.dup(fd))
-    except OSError as error:
-        raise ConfigError(f"descriptor {fd}: {error.strerror}") from error
-    if found.type != socket.SOCK_STREAM:
-        found.close()
-        raise ConfigError(f"descriptor {fd} is no stream socket")
-    return found
 
 
 def _is_listening(sock: socket.socket) -> bool:
@@ -242,7 +205,7 @@ class ConnectedNetwork(Linkless):
     def _way(self, endpoint: Endpoint | socket.socket, *, server: bool) -> tuple[Meet, bool]:
         """How a connection is made, and whether that waits for the other program."""
         if isinstance(endpoint, Inherited):
-            endpoint = _inherit(endpoint)
+            endpoint = inherit(endpoint, socket.SOCK_STREAM)
         if isinstance(endpoint, socket.socket):
             self._undo.enter_context(endpoint)
             if _is_listening(endpoint):

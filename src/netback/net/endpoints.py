@@ -8,8 +8,13 @@ import ipaddress
 import os
 import re
 import socket
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+from netback.errors import ConfigError, PeerError
 
 MAX_PATH = 107
 """linux/un.h: bytes of sun_path without its final zero byte."""
@@ -46,6 +51,11 @@ class HostPort:
     def address(self) -> tuple[str, int]:
         """As the functions of a socket take it."""
         return self.host, self.port
+
+    @property
+    def is_multicast(self) -> bool:
+        """Whether it is a group."""
+        return ipaddress.ip_address(self.host).is_multicast
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,57 @@ def read_endpoint(text: str) -> Endpoint:
     if ":" not in text:
         raise ValueError(f"{text!a} is neither a path that begins with /, nor ADDRESS:PORT, nor fd:NUMBER")
     return read_host_port(text)
+
+
+def read_local(text: str) -> UnixPath | HostPort | str:
+    """A path, an address with a port, or an IPv4 address alone. ValueError says what is wrong."""
+    if text.startswith("/") or ":" in text:
+        endpoint = read_endpoint(text)
+        if isinstance(endpoint, Inherited):
+            raise ValueError("a descriptor is no address")
+        return endpoint
+    return str(ipaddress.IPv4Address(text))
+
+
+def inherit(endpoint: Inherited, *kinds: socket.SocketKind) -> socket.socket:
+    """A duplicate of an inherited socket of one of these kinds. ConfigError: it is none.
+
+    What this process opened itself is not inheritable (PEP 446), so no spec can name its own connections.
+    """
+    fd = endpoint.fd
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode) or not os.get_inheritable(fd):
+            raise ConfigError(f"descriptor {fd} is no socket that netback was started with")
+        found = socket.socket(fileno=os.dup(fd))
+    except OSError as error:
+        raise ConfigError(f"descriptor {fd}: {error.strerror}") from error
+    if found.type not in kinds:
+        found.close()
+        raise ConfigError(f"descriptor {fd} is a socket of another kind: it takes {_names(kinds)}")
+    return found
+
+
+def _names(kinds: tuple[socket.SocketKind, ...]) -> str:
+    return " or ".join(kind.name for kind in kinds)
+
+
+def remove_stale(path: str, kind: socket.SocketKind) -> None:
+    """Unlink a socket that no process has any more. PeerError: a process has it. OSError: it cannot be unlinked."""
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe, suppress(FileNotFoundError):
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+        except BlockingIOError:
+            raise PeerError("another process listens there") from None
+        else:
+            raise PeerError("another process listens there")
+
+
+def unlink(path: str) -> None:
+    """Remove the path of a socket, if it is there."""
+    with suppress(OSError):
+        Path(path).unlink()
 
 
 def fault_of(read: Callable[[str], object]) -> Callable[[str], str | None]:

@@ -9,10 +9,12 @@ describes the kinds.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from netback.errors import ConfigError
 from netback.net.base import Network
+from netback.net.dgram import OPTIONS as DGRAM_OPTIONS
+from netback.net.dgram import DgramNetwork, misfit
 from netback.net.endpoints import fault_of, path_fault, read_endpoint
 from netback.net.link_names import link_name_fault
 from netback.net.null import NullNetwork
@@ -36,6 +38,8 @@ class Kind:
     fault: Callable[[str], str | None] = link_name_fault
     """Why the name cannot be one; None if it can."""
     options: Options = field(default_factory=dict)
+    misfit: Callable[[str, dict[str, Any]], str | None] = lambda _name, _options: None
+    """Why the name and the options do not go together; None if they do."""
 
 
 KINDS = {
@@ -56,6 +60,15 @@ KINDS = {
         "socket",
         fault_of(read_endpoint),
         {"server": FLAG},
+    ),
+    "dgram": Kind(
+        "must",
+        "dgram:/run/qemu.sock,local=/run/vif1.0.sock",
+        lambda endpoint, several, **options: DgramNetwork(endpoint, **options),
+        "socket",
+        fault_of(read_endpoint),
+        DGRAM_OPTIONS,
+        misfit,
     ),
     "null": Kind("never", "null", lambda name, several: NullNetwork()),
 }
@@ -96,9 +109,11 @@ def parse_spec(text: str) -> PeerSpec:
         raise ConfigError(f"network {text!r}: {fault}")
     spec = PeerSpec(kind, link, split_options(tail) if comma else ())
     try:
-        read_options(kind, KINDS[kind].options, spec.options)
+        options = read_options(kind, KINDS[kind].options, spec.options)
     except ConfigError as error:
         raise ConfigError(f"network {text!r}: {error}") from error
+    if fault := KINDS[kind].misfit(link, options):
+        raise ConfigError(f"network {text!r}: {fault}")
     return spec
 
 
