@@ -6,6 +6,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,8 +19,8 @@ from netback.net.endpoints import HostPort, UnixPath
 from netback.net.spec import open_network, parse_spec
 
 from .contract import FrameNetwork, Site, fill, frame, receive
-from .far import PLAIN, await_readable
-from .namespace import ip, new_network
+from .far import PATIENCE, PLAIN, await_readable
+from .namespace import ip, new_network, veth
 
 GROUP = "239.1.2.3"
 LONGEST_UDP = 65507
@@ -393,3 +394,22 @@ def test_a_spec(tmp_path: Path) -> None:
     assert (tmp_path / "near").is_socket()
     network.remove()
     assert not (tmp_path / "near").exists()
+
+
+def test_an_ipv6_group() -> None:
+    """On the link that its address names, and on no other."""
+    for near, far in (("eth0", "far0"), ("eth1", "far1")):
+        veth(near, far)
+        for link in (near, far):
+            Path(f"/proc/sys/net/ipv6/conf/{link}/accept_dad").write_text("0")
+            Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6").write_text("0")
+            deadline = time.monotonic() + PATIENCE / 1000
+            while "inet6 fe80" not in ip(f"addr show {link}"):
+                assert time.monotonic() < deadline
+    port = free_port(socket.AF_INET6)
+    one, two, other = (DgramNetwork(f"[ff02::1234%{link}]:{port}") for link in ("eth0", "eth0", "eth1"))
+    assert one.peers[0].send([frame(1)]) == (1, 0)
+    assert receive(two, 1) == [frame(1)]
+    for network in (one, two, other):
+        assert network.peers[0].recv() == []
+        network.remove()

@@ -151,10 +151,9 @@ class DgramNetwork(Linkless):
         """Receive a group's datagrams, beside others on this host."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(group.address)
-        host, _, link = group.host.partition("%")
-        member = ipaddress.ip_address(host).packed
+        member = socket.inet_pton(group.family, group.address[0])
         if group.family == socket.AF_INET6:
-            member += struct.pack("@I", socket.if_nametoindex(link) if link else 0)
+            member += struct.pack("@I", group.link)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
         else:
             member += self._interface
@@ -170,6 +169,8 @@ class DgramNetwork(Linkless):
         sender = self._undo.enter_context(self._new(group))
         if group.family == socket.AF_INET:
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, self._interface)
+        else:
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, group.link)
         sender.connect(group.address)
         make_room(sender, 0, SEND_ROOM)
         return sender

@@ -48,9 +48,17 @@ class HostPort:
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     @property
-    def address(self) -> tuple[str, int]:
-        """As the functions of a socket take it."""
-        return self.host, self.port
+    def link(self) -> int:
+        """The index of the link that an IPv6 address names, 0 if it names none. OSError: there is no such link."""
+        _, _, name = self.host.partition("%")
+        return socket.if_nametoindex(name) if name else 0
+
+    @property
+    def address(self) -> tuple[str, int] | tuple[str, int, int, int]:
+        """As the functions of a socket take it. OSError: there is no such link."""
+        if self.family == socket.AF_INET:
+            return self.host, self.port
+        return self.host.partition("%")[0], self.port, 0, self.link
 
     @property
     def is_multicast(self) -> bool:
