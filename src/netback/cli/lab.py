@@ -159,18 +159,39 @@ def bench(
 
 @app.command()
 def profile(
-    seconds: Annotated[int, typer.Option(min=1, help="Seconds per measurement.")] = 4,
+    seconds: Annotated[int, typer.Option(min=1, help="Seconds that are counted, of each row twice.")] = 4,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out kernel or qnic.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     accel: Accel = "auto",
     out: Out = None,
 ) -> None:
-    """Measure where netback's time goes: the cost of calls in dom0, and per frame its processor time and calls."""
-    from dataclasses import asdict
-    from json import dumps
+    """Count what a frame costs xen-netback, QEMU's qnic and netback: calls, hypercalls, copies, maps, wake-ups.
 
+    The tables go to standard output, the JSON also to profile.json in --out, for `netback lab estimate`.
+    """
+    from netback.lab.bench.profile import FILE, SUBJECTS, as_json
     from netback.lab.bench.profile import profile as measure
-    from netback.lab.bench.profile import render
+    from netback.lab.bench.tables import render
 
-    call_costs, costs = asyncio.run(measure(_directory(out), _say, accel=accel, seconds=seconds))
-    result = {"call_costs": call_costs, "rows": [asdict(cost) for cost in costs]}
-    typer.echo(dumps(result, indent=1) if json else render(call_costs, costs))
+    directory = _directory(out)
+    chosen = [subject for subject in SUBJECTS if subject.backend.name not in (without or [])]
+    result = asyncio.run(measure(directory, _say, accel=accel, seconds=seconds, subjects=chosen))
+    typer.echo(as_json(result) if json else render(result))
+    _say(f"{directory / FILE}")
+
+
+@app.command()
+def estimate(
+    counts: Annotated[Path, typer.Argument(metavar="COUNTS.json", help="What `profile --json` printed.")],
+    prices: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PRICES.toml]", help="A price list.  [default: netback's, of published prices]"
+        ),
+    ] = None,
+) -> None:
+    """Turn counts into a frame's time on other machines, from prices: a table for each machine of the list."""
+    from netback.lab.bench.estimate import PRICES, read_prices, read_profile, render
+
+    machines = read_prices(prices or PRICES)
+    typer.echo(render(read_profile(counts), machines))

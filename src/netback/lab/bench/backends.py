@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from netback.errors import ConfigError, printable
 from netback.lab.host import BRIDGE, Guest, Lab
 
-_QNIC_TAP = "qnic0"
+QNIC_TAP = "qnic0"
+QNIC_PID = "/run/qnic.pid"
+NETBACK_PID = "/run/nb.pid"
+"""Files in dom0 with the numbers of their processes."""
 _QEMU = "/usr/libexec/xen-qemu-system-i386"
 _MAC = "00:16:3e:77:00:00"
 
@@ -112,13 +115,13 @@ class _Qnic(LabBackend):
     @asynccontextmanager
     async def serving(self, guest: Guest) -> AsyncIterator[None]:
         lab = guest.lab
-        await lab.dom0(f"ip tuntap add {_QNIC_TAP} mode tap && ip link set {_QNIC_TAP} master {BRIDGE} up")
+        await lab.dom0(f"ip tuntap add {QNIC_TAP} mode tap && ip link set {QNIC_TAP} master {BRIDGE} up")
         try:
             await lab.dom0(
                 f"setsid {_QEMU} -M xenpv -xen-domid {guest.domid} -xen-attach -nodefaults -display none -monitor none"
-                f" -serial none -netdev tap,id=n0,ifname={_QNIC_TAP},script=no,downscript=no"
+                f" -serial none -netdev tap,id=n0,ifname={QNIC_TAP},script=no,downscript=no"
                 f" -device xen-net-device,netdev=n0,mac={_MAC},idx=0"
-                " >>/lab/qnic.log 2>&1 </dev/null & echo $! >/run/qnic.pid"
+                f" >>/lab/qnic.log 2>&1 </dev/null & echo $! >{QNIC_PID}"
             )
             await _up(guest)
             yield
@@ -126,11 +129,11 @@ class _Qnic(LabBackend):
             await self._end(lab, guest)
 
     async def _end(self, lab: Lab, guest: Guest) -> None:
-        await lab.dom0("kill -9 $(cat /run/qnic.pid)", check=False)
+        await lab.dom0(f"kill -9 $(cat {QNIC_PID})", check=False)
         vifs = f"/local/domain/{guest.domid}/device/vif"
         await lab.dom0(f"for i in $(xenstore-list {vifs}); do xenstore-rm {vifs}/$i; done", check=False)
         await lab.dom0("xenstore-rm /local/domain/0/backend/qnic", check=False)
-        await lab.dom0(f"ip link del {_QNIC_TAP}", check=False)
+        await lab.dom0(f"ip link del {QNIC_TAP}", check=False)
         await lab.until(lambda: _quiet(guest), "the guest lets go of qnic's device", seconds=60)
 
 
@@ -138,8 +141,8 @@ async def _quiet(guest: Guest) -> bool:
     return (await guest("ls /sys/class/net | wc -l")).strip() == "1"
 
 
-NETBACK = Netback()
-BACKENDS: tuple[LabBackend, ...] = (_Kernel(), _Qnic(), NETBACK)
+KERNEL, QNIC, NETBACK = _Kernel(), _Qnic(), Netback()
+BACKENDS: tuple[LabBackend, ...] = (KERNEL, QNIC, NETBACK)
 
 _VARIANT = re.compile(r"([\w.+-]{1,20})=(.*)", re.ASCII | re.DOTALL)
 _SETTING = re.compile(r"[A-Za-z_]\w*=", re.ASCII)

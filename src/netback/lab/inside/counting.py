@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads dom0's counters at the beginning and at the end of a stretch of a flow; run it in dom0.
+
+The argument is a job as JSON (Job's fields). It waits until frames cross the link and the flow has settled, so that the
+start of programs is not counted, and prints JSON: two snapshots of texts of /proc, /sys and tracefs, as the kernel
+wrote them. Nothing is interpreted here: bench/counters.py does that, on the machine that has the time.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+XENTRACE = "/usr/lib/xen-4.20/bin/xentrace"
+EVENTS = "0x323000"
+"""public/trace.h: runstate changes, entries of PV domains and calls of multicalls, grants mapped and unmapped."""
+BUFFER_PAGES = 1024
+"""Of each processor: some seconds of trace if xentrace itself gets no processor."""
+TRACING = Path("/sys/kernel/tracing")
+COPIES = "gnttab_batch_copy"
+"""Linux's function through which every grant copy goes: xen-netback's and those of /dev/xen/gntdev."""
+BEGIN_FRAMES = 30
+BEGIN_SECONDS = 30.0
+SETTLE_SECONDS = 0.7
+READY = Path("/run/counting")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to count; `pid` 0 means threads of the kernel alone."""
+
+    link: str
+    seconds: float
+    pid: int
+    main: bool
+    """Whether the process's first thread moves frames."""
+    kthreads: str
+    """The names of kernel threads to count, a regular expression."""
+    trace: str
+    """The file for Xen's trace; "" counts only what costs the frames nothing."""
+
+
+def frames(link: str) -> int:
+    """Frames of both directions."""
+    place = Path("/sys/class/net", link, "statistics")
+    return sum(int((place / name).read_text()) for name in ("rx_packets", "tx_packets"))
+
+
+def threads(job: Job) -> list[int]:
+    """The threads that serve the link, as they are now: vhost's is made at a flow's beginning."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # it ended
+            if re.fullmatch(job.kthreads, place.read_text().strip()):
+                found.append(int(place.parent.name))
+    if job.pid:
+        found += [int(one.name) for one in Path(f"/proc/{job.pid}/task").iterdir()]
+    return [tid for tid in sorted(set(found)) if job.main or tid != job.pid]
+
+
+def snapshot(job: Job, tids: list[int]) -> dict[str, Any]:
+    """Every text, with the time in seconds."""
+    link = Path("/sys/class/net", job.link, "statistics")
+    names = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes")
+    tasks = {}
+    for tid in tids:
+        place = Path(f"/proc/{tid}")
+        with suppress(OSError):  # it ended
+            tasks[tid] = {
+                name: (place / name).read_text() for name in ("comm", "status", "stat", "schedstat")
+            }
+    return {
+        "time": time.monotonic(),
+        "link": {name: int((link / name).read_text()) for name in names},
+        "interrupts": Path("/proc/interrupts").read_text(),
+        "tasks": tasks,
+    }
+
+
+@contextmanager
+def trigger(event: Path, text: str) -> Iterator[None]:
+    """A histogram of a tracefs event for the length of the context."""
+    place = event / "trigger"
+    place.write_text(text)
+    try:
+        yield
+    finally:
+        place.write_text(f"!{text}")
+
+
+@contextmanager
+def probe(name: str, function: str, argument: str) -> Iterator[Path]:
+    """An event at the entry of a kernel function for the length of the context."""
+    place = TRACING / "kprobe_events"
+    with place.open("a") as events:
+        events.write(f"p:{name} {function} {argument}\n")
+    try:
+        yield TRACING / "events/kprobes" / name
+    finally:
+        with place.open("a") as events:
+            events.write(f"-:{name}\n")
+
+
+def start_trace(path: Path) -> "tuple[subprocess.Popen[str] | None, str]":
+    """Xen's tracer once it records, or the reason why not."""
+    path.unlink(missing_ok=True)
+    command = [XENTRACE, "-D", "-S", str(BUFFER_PAGES), "-e", EVENTS, str(path)]
+    try:
+        tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    except OSError as error:
+        return None, f"{XENTRACE}: {error.strerror}"
+    end = time.monotonic() + 20
+    while tracer.poll() is None and time.monotonic() < end:
+        if path.exists() and path.stat().st_size:
+            return tracer, ""
+        time.sleep(0.05)
+    tracer.kill()
+    _, said = tracer.communicate()
+    lines = said.strip().splitlines() or ["it recorded nothing in 20 s"]
+    return None, f"xentrace: {lines[-1]}"
+
+
+def count(job: Job) -> dict[str, Any]:
+    """Two snapshots `seconds` apart, and what was counted in between."""
+    found: dict[str, Any] = {"missing": {}}
+    with ExitStack() as undo:
+        tracer = None
+        if job.trace:
+            tracer, fault = start_trace(Path(job.trace))
+            if fault:
+                found["missing"]["trace"] = fault
+        tids = threads(job)
+        histograms = undo.enter_context(_histograms(tids, found["missing"])) if job.trace else {}
+        found["begin"] = snapshot(job, tids)
+        time.sleep(job.seconds)
+        found["end"] = snapshot(job, tids)
+        found |= {name: (event / "hist").read_text() for name, event in histograms.items()}
+        if tracer is not None:
+            tracer.send_signal(signal.SIGINT)
+            tracer.communicate()
+    mhz = re.search(r"cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text())
+    found["hz"] = float(mhz[1]) * 1e6 if mhz else 0.0
+    return found
+
+
+@contextmanager
+def _histograms(tids: list[int], missing: dict[str, str]) -> Iterator[dict[str, Path]]:
+    """The events whose histograms count system calls, the bytes that they return, and grant copies."""
+    enter, leave = (TRACING / "events/raw_syscalls" / name for name in ("sys_enter", "sys_exit"))
+    mine = "||".join(f"common_pid=={tid}" for tid in tids)
+    events = {}
+    with ExitStack() as undo:
+        if mine:
+            undo.enter_context(trigger(enter, f"hist:keys=id.syscall if {mine}"))
+            undo.enter_context(trigger(leave, f"hist:keys=id.syscall:vals=ret if ret>0&&({mine})"))
+            events = {"calls": enter, "returned": leave}
+        try:
+            copies = undo.enter_context(probe("netback_copies", COPIES, "count=%si:u32"))
+            undo.enter_context(trigger(copies, "hist:keys=common_pid:vals=count"))
+            events["copies"] = copies
+        except OSError as error:
+            missing["copies"] = f"no probe at {COPIES}: {error.strerror}"
+        yield events
+
+
+def main() -> None:
+    job = Job(**json.loads(sys.argv[1]))
+    if not (TRACING / "events").exists():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", str(TRACING)], check=True)
+    before, end = frames(job.link), time.monotonic() + BEGIN_SECONDS
+    READY.touch()
+    while frames(job.link) < before + BEGIN_FRAMES:
+        if time.monotonic() > end:
+            raise SystemExit(f"fewer than {BEGIN_FRAMES} frames crossed {job.link} in {BEGIN_SECONDS:.0f} s")
+        time.sleep(0.1)
+    time.sleep(SETTLE_SECONDS)
+    print(json.dumps(count(job)))
+
+
+if __name__ == "__main__":
+    main()
