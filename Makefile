@@ -65,6 +65,7 @@ docs: build
 	$(BIN)/python -m netback.dataplane.states > docs/dataplane-states.md
 	$(BIN)/python -m tests.frontend.matrix > docs/frontends.md
 	$(BIN)/python -m netback.dataplane.counters > docs/statistics.md
+	$(BIN)/python -m netback.lab.bench.document
 
 build: $(VENV)/.built
 
