@@ -66,6 +66,7 @@ docs: build
 	$(BIN)/python -m tests.frontend.matrix > docs/frontends.md
 	$(BIN)/python -m netback.dataplane.counters > docs/statistics.md
 	$(BIN)/python -m netback.lab.bench.document
+	$(BIN)/python -m netback.control.document > docs/control.md
 
 build: $(VENV)/.built
 

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,26 @@ MAX_SOCKET_PATH = 107
 """Bytes of sun_path without its NUL (unix(7))."""
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS_CONNECT = stat.S_IWGRP | stat.S_IWOTH
+"""connect(2) needs the right to write to the socket."""
 _BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect to a socket: the mode of its file, and its group."""
+
+    mode: int = 0o600
+    group: int | None = None
+    """A group's number; None: the group that the process has."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether any other user may connect."""
+        return bool(self.mode & _OTHERS_CONNECT)
+
+
+OWNER_ONLY = Access()
 
 
 class Directory:
@@ -108,11 +128,18 @@ class Directory:
                 return fd
             os.close(fd)
 
-    def listen(self, name: str, kind: int = socket.SOCK_STREAM, backlog: int = _BACKLOG) -> socket.socket:
-        """A listening UNIX socket of type `kind`, non-blocking, to which only this user can connect.
+    def listen(
+        self,
+        name: str,
+        kind: int = socket.SOCK_STREAM,
+        backlog: int = _BACKLOG,
+        access: Access = OWNER_ONLY,
+    ) -> socket.socket:
+        """A listening UNIX socket of type `kind`, non-blocking, to which only this user can connect, or whom `access`
+        admits; those may then pass through the directory, but not list it.
 
-        An existing `name` is removed first, so take the lock before. ConfigError: the path is too long for a socket, or
-        the socket cannot be bound.
+        An existing `name` is removed first, so take the lock before. ConfigError: the path is too long for a socket,
+        the socket cannot be bound, or its group not be set.
         """
         path = self.socket_path(name)
         self.unlink(name)
@@ -123,6 +150,7 @@ class Directory:
             sock.bind(str(path))
             if not stat.S_ISSOCK(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
                 raise ConfigError(f"{path}: the directory was replaced while netback started; try again")
+            self._admit(name, access)
             sock.listen(backlog)
         except OSError as error:
             sock.close()
@@ -131,6 +159,23 @@ class Directory:
             sock.close()
             raise
         return sock
+
+    def _admit(self, name: str, access: Access) -> None:
+        """Give a new socket its group, then its mode. No other user can have replaced it: the directory is private.
+
+        A group that the process has already is not set, since chown(2) needs rights that a service may not have.
+        """
+        if access == OWNER_ONLY:
+            return
+        if access.group not in (None, os.stat(name, dir_fd=self.fd).st_gid):
+            os.chown(name, -1, access.group, dir_fd=self.fd)
+        os.chmod(name, access.mode, dir_fd=self.fd)
+        if access.shared:
+            status = os.fstat(self.fd)
+            if access.group not in (None, status.st_gid):
+                os.chown(self.fd, -1, access.group)
+            through = stat.S_IXGRP | (stat.S_IXOTH if access.mode & stat.S_IWOTH else 0)
+            os.fchmod(self.fd, stat.S_IMODE(status.st_mode) | through)
 
     def socket_path(self, name: str) -> Path:
         """The path by which a client connects. ConfigError: it is longer than `MAX_SOCKET_PATH` bytes."""
@@ -143,6 +188,23 @@ class Directory:
         except FileNotFoundError:
             return False
         return os.path.samestat(there, os.fstat(fd))
+
+
+def check_trusted(path: Path) -> None:
+    """ConfigError: a client should not trust what answers in the directory. It is a symbolic link, or a user other than
+    root and this one owns it or may write to it. A missing directory is no error.
+    """
+    try:
+        status = path.lstat()
+    except OSError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        raise _no_directory(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{path}: belongs to user {status.st_uid}, neither root nor you; choose another --dir"
+        )
+    _check_unshared(path, status)
 
 
 def check_socket_path(path: Path) -> Path:
@@ -188,6 +250,10 @@ def _check_private(path: Path, status: os.stat_result) -> None:
             f"{path}: belongs to user {status.st_uid}, not to user {os.geteuid()} that runs netback; "
             f"choose another --dir"
         )
+    _check_unshared(path, status)
+
+
+def _check_unshared(path: Path, status: os.stat_result) -> None:
     if status.st_mode & _OTHERS_WRITE:
         raise ConfigError(
             f"{path}: other users may write to it (mode {stat.S_IMODE(status.st_mode):04o}); "

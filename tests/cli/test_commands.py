@@ -236,7 +236,7 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
         assert await leaving == (0, f"qnic{guest.domid}.0\n", "")
         backend.terminate()
         await backend.wait()
-        assert not (xen / "backend-0.sock").exists()
+        assert not (xen / "control.sock").exists()
         assert backend.stderr is not None
         traced = (await backend.stderr.read()).decode()
     for point in ("create", "connect", "disconnect", "destroy"):
@@ -250,12 +250,13 @@ async def test_a_list_without_a_backend(xen: Path, guest: Guest) -> None:
         await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
         backend.kill()
         await backend.wait()
-    assert (xen / "backend-0.sock").exists()
+    assert (xen / "control.sock").exists()
     (device,) = json.loads((await run("list", "--json", "--dir", xen))[1])
     assert (device["backend"], device["counters"], device["rings"]) == ("InitWait", None, None)
     for command in ("stats", "rings"):
         code, _, err = await run(command, str(guest.domid), "--dir", xen)
-        assert (code, err) == (2, f"netback: no backend serves vif{guest.domid}.0: start netback run\n")
+        reason = f"netback: no backend listens at {xen}/control.sock: start netback run\n"
+        assert (code, err) == (os.EX_TEMPFAIL, reason)
     async with running("serving domain 0", "run", "--dir", xen):
         (device,) = json.loads((await run("list", "--json", "--dir", xen))[1])
         assert device["counters"] == {}

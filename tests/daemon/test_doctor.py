@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from netback.control.protocol import STATUS
-from netback.control.server import serve_control
+from netback.control.schema import Devices, DeviceStatus
 from netback.daemon import doctor
 from netback.daemon.doctor import Finding, Machine, Verdict
-from netback.daemon.status import DeviceStatus
-from netback.directory import Directory
 from netback.errors import PlatformError
+from tests.daemon.talk import CALLS, serving
 
 Check = Callable[[Machine], Finding]
 
@@ -82,20 +80,22 @@ async def test_errors_and_quotas_of_the_running_backend(tmp_path: Path) -> None:
         DeviceStatus(device="vif4.0", type="vif", domid=4, index="0"),
     ]
 
-    async def status(_argument: bytes) -> object:
-        return devices
+    async def listed(_: object) -> Devices:
+        return Devices(devices=devices)
 
     machine = made_up(tmp_path, {}, domid=5)
-    with Directory.open(machine.runtime) as directory:
-        async with serve_control(directory, 5, {STATUS: status}):
-            found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
+    async with serving(machine.runtime, {**CALLS, "list": listed}):
+        found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
         assert [finding.verdict for finding in found] == [Verdict.WARN, Verdict.WARN]
         assert "1 of 2 devices with an error, first vif3.0: xenstore: WATCH" in found[0].found
         assert "--watch-nb" in found[1].advice
         devices.pop(0)
-        async with serve_control(directory, 5, {STATUS: status}):
-            found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
+        found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
         assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.OK]
+    async with serving(machine.runtime):
+        found = await asyncio.to_thread(lambda: (doctor.running(machine), doctor.quotas(machine)))
+    assert [finding.verdict for finding in found] == [Verdict.FAIL, Verdict.WARN]
+    assert doctor.running(machine).verdict is Verdict.WARN
 
 
 def test_a_store_that_does_not_answer_stops_no_other_check(tmp_path: Path) -> None:

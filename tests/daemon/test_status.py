@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from netback.daemon.status import DeviceStatus, merge, read_devices
+from netback.control.schema import DeviceStatus
+from netback.daemon.status import merge, read_devices
 from netback.errors import printable
 from netback.platforms.emulated import EmulatedDomain
 from netback.xenbus.attach import attach, list_devices

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from netback.abi.netif import TX_RESPONSE, TX_SLOT, Status
 from netback.abi.xenbus import XenbusState as State
+from netback.control.schema import DeviceStatus
 from netback.daemon import Backend, BackendConfig
-from netback.daemon.status import DeviceStatus
 from netback.dataplane.records import Record
 from netback.errors import ConfigError
 from netback.net.null import NullNetwork

@@ -88,12 +88,15 @@ def _explain(error: Any) -> None:
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code of an error. 2: the request is invalid. 75 (EX_TEMPFAIL): the store is missing or gone.
-    1: any other error.
+    """The exit code of an error. 2: the request is invalid. 75 (EX_TEMPFAIL): the store or the backend is missing or
+    gone. 1: any other error.
     """
+    from netback.control import NoBackend
+
     if isinstance(error, ConfigError):
         return 2
-    return os.EX_TEMPFAIL if isinstance(error, PlatformError) and error.errno == "EIO" else 1
+    gone = isinstance(error, NoBackend) or (isinstance(error, PlatformError) and error.errno == "EIO")
+    return os.EX_TEMPFAIL if gone else 1
 
 
 def _code(end: SystemExit) -> int:

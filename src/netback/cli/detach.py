@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback detach`: take a network device from a guest, through the store alone."""
+"""`netback detach`: take a network device from a guest."""
 
-import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from netback.cli.options import Directory, Domain, Platform, TypeName
+from netback.cli.options import Directory, Platform, TypeName, warn
+from netback.cli.query import Index, Kind, Vif, connect, find
 from netback.cli.target import Target
 from netback.errors import printable
 
-if TYPE_CHECKING:
-    from netback.vif.features import DeviceType
-    from netback.xenbus.names import DeviceName
-
 
 def detach(
-    domain: Domain,
-    kind: Annotated[TypeName | None, typer.Option("--type", help="Device type.")] = None,
-    index: Annotated[
-        int | None, typer.Option(min=0, help="Device index; required if the guest has several devices.")
-    ] = None,
+    vif: Vif,
+    kind: Kind = None,
+    index: Index = None,
     seconds: Annotated[
         float,
         typer.Option(min=0, help="Seconds to wait for the guest before the device is removed by force."),
@@ -29,25 +23,24 @@ def detach(
     directory: Directory = None,
 ) -> None:
     """Take a network device from a guest: the guest is asked first."""
+    from netback.control import NoBackend
+
     target = Target.choose(platform, directory)
-    name, answered = asyncio.run(_detach(target, domain, kind.value if kind else None, index, seconds))
-    typer.echo(printable(str(name)) + ("" if answered else " (forced: the guest did not answer)"))
+    try:
+        with connect(target) as client:
+            name = find(client, vif, kind, index)
+            answered = client.detach(name, seconds=seconds)
+    except NoBackend as error:
+        name, answered = _detach_offline(target, vif, kind, index, seconds)
+        warn(str(error))
+    typer.echo(printable(name) + ("" if answered else " (forced: the guest did not answer)"))
 
 
-async def _detach(
-    target: Target, domain: str, kind: "DeviceType | None", index: int | None, seconds: float
-) -> "tuple[DeviceName, bool]":
-    """The device's name, and whether the guest answered."""
-    from netback.cli.domains import find_domain, own_domid
-    from netback.xenbus.attach import detach as detach_device
-    from netback.xenbus.attach import find_device
+def _detach_offline(
+    target: Target, guest: str, kind: TypeName | None, index: int | None, seconds: float
+) -> tuple[str, bool]:
+    import asyncio
 
-    async with await target.open_store() as store:
-        name = await find_device(
-            store,
-            await find_domain(store, domain),
-            kind=kind,
-            index=index,
-            backend_domid=await own_domid(store),
-        )
-        return name, await detach_device(store, name, seconds=seconds)
+    from netback.cli import offline
+
+    return asyncio.run(offline.detach(target, guest, kind.value if kind else None, index, seconds))

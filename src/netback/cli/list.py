@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback list`: the devices of this domain, as a table or as JSON."""
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-import typer
-
-from netback.cli.options import WIDE, Directory, Json, Platform
+from netback.cli.options import WIDE, Directory, Json, Platform, echo_json, warn
+from netback.cli.query import connect
 from netback.cli.target import Target
 
 if TYPE_CHECKING:
-    from netback.daemon.status import DeviceStatus
+    from netback.control.schema import DeviceStatus
 
 _COLUMNS = (
     "device",
@@ -32,32 +30,32 @@ _COLUMNS = (
 
 def list_devices(platform: Platform = None, directory: Directory = None, json: Json = False) -> None:
     """Show the network devices, their states and what both ends agreed on."""
-    devices = asyncio.run(read_target(Target.choose(platform, directory)))
+    devices = read_target(Target.choose(platform, directory))
     if json:
-        import msgspec
-
-        typer.echo(msgspec.json.format(msgspec.json.encode(devices), indent=2))
+        echo_json(devices)
     else:
         show(devices)
 
 
-async def read_target(target: Target) -> "list[DeviceStatus]":
-    """Every device in the store, merged with what the running backend reports if one answers."""
-    from netback.cli.domains import own_domid
-    from netback.control.client import ask
-    from netback.control.protocol import STATUS, ControlError
-    from netback.daemon.status import DeviceStatus, merge, read_devices
-    from netback.errors import printable
+def read_target(target: Target) -> "list[DeviceStatus]":
+    """Every device in the store, with what the running backend knows of it if one answers."""
+    from netback.control import ControlError
 
-    async with await target.open_store() as store:
-        backend = await own_domid(store)
-        stored = await read_devices(store, backend)
     try:
-        served = await ask(target.directory, backend, STATUS, list[DeviceStatus])
+        with connect(target) as client:
+            return client.devices()
     except ControlError as error:
-        typer.echo(f"netback: {printable(str(error))}; showing the store's data only", err=True)
-        served = None
-    return merge(stored, served or [])
+        devices = _read_offline(target)
+        warn(f"{error}; showing the store's data only")
+        return devices
+
+
+def _read_offline(target: Target) -> "list[DeviceStatus]":
+    import asyncio
+
+    from netback.cli import offline
+
+    return asyncio.run(offline.read_devices(target))
 
 
 def _trouble(device: "DeviceStatus") -> str | None:

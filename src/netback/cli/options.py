@@ -4,15 +4,12 @@
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from netback.cli.target import PlatformName
-from netback.errors import ConfigError
-
-if TYPE_CHECKING:
-    from netback.vif.rate import Rates
+from netback.errors import ConfigError, printable
 
 
 class TypeName(StrEnum):
@@ -48,17 +45,28 @@ WIDE = 1000
 SPEC_HELP = "Network: tap[:NAME], packet:LINK, vhost-user:PATH[,server] or null."
 
 
-def parse_rates(tx: str | None, rx: str | None) -> "Rates":
-    """The options' limits; ConfigError names the option that is no rate."""
-    from netback.vif.rate import Rates, parse_rate
+def check_rates(tx: str | None, rx: str | None) -> None:
+    """ConfigError names the option that is no rate."""
+    from netback.vif.rate import parse_rate
 
-    found = []
     for option, text in (("--tx-rate", tx), ("--rx-rate", rx)):
         try:
-            found.append(None if text is None else parse_rate(text))
+            if text is not None:
+                parse_rate(text)
         except ValueError as error:
             raise ConfigError(f"{option}: {error}") from error
-    return Rates(*found)
+
+
+def warn(text: str) -> None:
+    """A line that is no part of the output."""
+    typer.echo(f"netback: {printable(text)}", err=True)
+
+
+def echo_json(value: object) -> None:
+    """A value as indented JSON."""
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def interruptible() -> None:

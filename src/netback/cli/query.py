@@ -1,50 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the running backend about one device, which the command line names by its guest."""
+"""How commands name a device, and how they reach the running backend."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+import re
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netback.cli.options import TypeName
 from netback.cli.target import Target
-from netback.errors import ConfigError
 
 if TYPE_CHECKING:
-    from netback.xenbus.names import DeviceName
+    from netback.control import Client
 
+Vif = Annotated[
+    str, typer.Argument(metavar="VIF", help="The device, as in vif3.0, or its guest: a domid or a name.")
+]
 Kind = Annotated[TypeName | None, typer.Option("--type", help="Device type.")]
 Index = Annotated[
     int | None, typer.Option(min=0, help="Device index; required if the guest has several devices.")
 ]
 
-Result = TypeVar("Result")
+_DEVICE = re.compile(r"(?:vif|qnic)[0-9]+\.[0-9]+")
 
 
-async def ask_about(
-    target: Target,
-    domain: str,
-    kind: TypeName | None,
-    index: int | None,
-    question: str,
-    wanted: type[Result],
-    request: Callable[[str], object] = lambda _: None,
-) -> "tuple[DeviceName, Result]":
-    """A guest's device, and the backend's answer to `question` about it, to which `request` makes the argument from the
-    device's name. ConfigError: there is no such device, or no backend serves it.
-    """
-    from netback.cli.domains import find_domain, own_domid
-    from netback.control.client import ask
-    from netback.xenbus.attach import find_device
+def connect(target: Target) -> "Client":
+    """The running backend. NoBackend: none listens."""
+    from netback.control import Client
 
-    async with await target.open_store() as store:
-        backend = await own_domid(store)
-        guest = await find_domain(store, domain)
-        name = await find_device(
-            store, guest, kind=kind.value if kind else None, index=index, backend_domid=backend
-        )
-        _ = name.index  # a directory that is no device, and perhaps no text
-    answer = await ask(target.directory, backend, question, wanted, request(str(name)))
-    if answer is None:
-        raise ConfigError(f"no backend serves {name}: start netback run")
-    return name, answer
+    return Client(target.directory)
+
+
+def find(client: "Client", vif: str, kind: TypeName | None, index: int | None) -> str:
+    """The name of the device that the command line means. Refused: there is none, or there are several."""
+    if _DEVICE.fullmatch(vif):
+        return vif
+    return client.find(vif, type=kind.value if kind else None, index=index)

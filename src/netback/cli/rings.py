@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback rings`: every ring of a device, slot by slot, while frames flow."""
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netback.cli.options import WIDE, Directory, Domain, Json, Platform
-from netback.cli.query import Index, Kind, ask_about
+from netback.cli.options import WIDE, Directory, Json, Platform, echo_json
+from netback.cli.query import Index, Kind, Vif, connect, find
 from netback.cli.target import Target
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ _NEAR = 8
 
 
 def rings(
-    domain: Domain,
+    vif: Vif,
     everything: Annotated[
         bool,
         typer.Option("--all", help=f"Show all slots, not only {_NEAR} answered and {_NEAR} pending ones."),
@@ -36,17 +35,10 @@ def rings(
 
     Needs the running backend.
     """
-    import msgspec
-
-    from netback.control.protocol import RINGS
-    from netback.daemon.ring_dump import RingsAnswer, RingsRequest
-
-    target = Target.choose(platform, directory)
-    _, answer = asyncio.run(
-        ask_about(target, domain, kind, index, RINGS, RingsAnswer, lambda name: RingsRequest(device=name))
-    )
+    with connect(Target.choose(platform, directory)) as client:
+        answer = client.rings(find(client, vif, kind, index))
     if json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(answer.rings), indent=2))
+        echo_json(answer.rings)
     elif not answer.rings:
         typer.echo(f"{answer.device}: no guest is connected")
     else:

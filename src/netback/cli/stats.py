@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback stats`: the counters of a device, in total and by queue."""
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netback.cli.options import WIDE, Directory, Domain, Json, Platform
-from netback.cli.query import Index, Kind, ask_about
+from netback.cli.options import WIDE, Directory, Json, Platform, echo_json
+from netback.cli.query import Index, Kind, Vif, connect, find
 from netback.cli.target import Target
-from netback.errors import ConfigError
 
 if TYPE_CHECKING:
-    from netback.daemon.status import DeviceStatus
+    from netback.control.schema import DeviceStatus
 
 
 def stats(
-    domain: Domain,
+    vif: Vif,
     everything: Annotated[bool, typer.Option("--all", help="Show the counters that are 0, too.")] = False,
     kind: Kind = None,
     index: Index = None,
@@ -29,20 +27,12 @@ def stats(
 
     Needs the running backend, and begins with it; a guest that connects again is counted on.
     """
-    from netback.control.protocol import STATUS
-    from netback.daemon.status import DeviceStatus
-
-    target = Target.choose(platform, directory)
-    name, answer = asyncio.run(ask_about(target, domain, kind, index, STATUS, list[DeviceStatus]))
-    found = next((device for device in answer if device.device == str(name)), None)
-    if found is None:
-        raise ConfigError(f"the backend does not serve {name} yet")
+    with connect(Target.choose(platform, directory)) as client:
+        (found,) = client.devices(find(client, vif, kind, index))
     if json:
-        import msgspec
-
         counted = {"device": found.device, "total": found.counters, "queues": found.queue_counters}
         network = {"drops": found.drops, "queued": found.queued}
-        typer.echo(msgspec.json.format(msgspec.json.encode(counted | network), indent=2))
+        echo_json(counted | network)
     else:
         _show(found, everything)
 

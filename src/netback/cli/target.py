@@ -2,21 +2,22 @@
 """Chooses the Xen that a command works on, its store and netback's runtime directory."""
 
 import os
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from netback.directory import Directory
+from netback.directory import check_trusted
 from netback.errors import ConfigError
-from netback.platforms.base import Domain
-from netback.platforms.xen import XenDomain, XenPlatform, find_store, open_store
 from netback.platforms.xen.devices import DEVICES
-from netback.xenstore.aio import Store
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from netback.platforms.base import Domain
     from netback.platforms.emulated import EmulatedPlatform
+    from netback.platforms.xen import XenPlatform
+    from netback.xenstore.aio import Store
 
 SOCKET = "xenstored.sock"
 _XEN_RUNTIME = Path("/run/netback")
@@ -43,12 +44,11 @@ class Target:
         """The platform from the option; else an emulated Xen if XENSTORED_PATH points to one; else real Xen
         if present.
 
-        ConfigError: the directory exists and is not private (netback.directory). A user who can write to it
-        could impersonate the store or the backend.
+        ConfigError: the directory exists and is not to be trusted (netback.directory). A user who can write to it could
+        impersonate the store or the backend.
         """
         chosen = cls._choose(platform, directory)
-        if os.path.lexists(chosen.directory):
-            Directory.open(chosen.directory).close()
+        check_trusted(chosen.directory)
         return chosen
 
     @classmethod
@@ -67,12 +67,14 @@ class Target:
     def open_platform(self) -> "AbstractContextManager[XenPlatform | EmulatedPlatform]":
         """The backend's platform. Each platform is imported only when it is used, which shortens a restart."""
         if self.platform is PlatformName.XEN:
+            from netback.platforms.xen import XenPlatform
+
             return XenPlatform()
         from netback.platforms.emulated import EmulatedPlatform
 
         return EmulatedPlatform(self.directory)
 
-    def open_domain(self, *, domid: int | None = None, name: str = "") -> Domain:
+    def open_domain(self, *, domid: int | None = None, name: str = "") -> "Domain":
         """The guest's platform: the domain that this process runs in, or a new domain of an emulated Xen."""
         if self.platform is PlatformName.EMULATED:
             from netback.platforms.emulated import EmulatedDomain
@@ -80,10 +82,15 @@ class Target:
             return EmulatedDomain.join(self.directory, domid=domid, name=name)
         if domid is not None or name:
             raise ConfigError("--domid and --name are for an emulated Xen: on a real one this guest has both")
+        from netback.platforms.xen import XenDomain
+
         return XenDomain()
 
-    async def open_store(self) -> Store:
+    async def open_store(self) -> "Store":
         """A store connection with the privilege that this process has there."""
+        from netback.platforms.xen import find_store, open_store
+        from netback.xenstore.aio import Store
+
         if self.platform is PlatformName.XEN:
             return await open_store(find_store())
         return await Store.connect(self.directory / SOCKET)

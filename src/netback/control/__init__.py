@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket, on which other processes query a running backend."""
+"""The control socket of a running backend. `Client` is the public API; docs/control.md has the protocol."""
+
+from netback.control.client import Client, ControlError, NoBackend, Refused, Subscription
+
+__all__ = ["Client", "ControlError", "NoBackend", "Refused", "Subscription"]

@@ -1,51 +1,305 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries a running backend over its control socket."""
+"""The public client of a running backend: one method for each of the control socket's, typed, without an event loop."""
 
-import asyncio
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
-from netback.control import protocol
-from netback.control.protocol import ControlError
+import msgspec
 
-Result = TypeVar("Result")
+from netback.control import rpc, schema
+from netback.control.rpc import Code, RpcError
+from netback.directory import check_trusted
+from netback.errors import ConfigError, NetbackError, printable
+
+ANSWER_SECONDS = 5.0
+"""Seconds to wait for an answer, beside the time for which a method waits for a guest."""
+DEFAULT_DIRECTORY = Path("/run/netback")
+"""The runtime directory of a backend on real Xen."""
+_CHUNK = 1 << 18
+_JOIN_SECONDS = 3.0
+"""Seconds for which `attach` waits for its guest."""
+_REFUSALS = (Code.REFUSED, Code.INVALID_PARAMS)
+
+R = TypeVar("R", bound=schema.Result)
+T = TypeVar("T")
 
 
-async def ask(
-    directory: Path, domid: int, question: str, wanted: type[Result], argument: object = None
-) -> Result | None:
-    """The backend's answer as `wanted`, or None if no backend listens.
+class ControlError(NetbackError):
+    """The backend refused, failed, or gave no valid answer in time. `code` is JSON-RPC's, 0 if there was no answer."""
 
-    `directory` is the backend's runtime directory, `domid` the domain that it serves. ControlError: a process listens
-    but does not answer within `protocol.ANSWER_SECONDS`, ends while it answers, refuses, or answers nonsense.
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NoBackend(ControlError):
+    """No backend listens."""
+
+
+class Refused(ControlError, ConfigError):
+    """The backend answers that the request itself is wrong: there is no such device, or a value is none."""
+
+
+class _Received(msgspec.Struct, frozen=True):
+    """The parameters of the notifications `event` and `ended`."""
+
+    subscription: int
+    lost: int = 0
+    more: bool = False
+    events: msgspec.Raw = msgspec.Raw(b"[]")
+    reason: str = ""
+
+
+class _Connection:
+    """A socket and the lines that arrive on it. Every error is a ControlError that names the socket."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._path = path
+        self._seconds = seconds
+        self._buffer = bytearray()
+        self._sock = socket.socket(socket.AF_UNIX)
+        try:
+            self._sock.settimeout(seconds)
+            self._sock.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
+            self._sock.close()
+            raise NoBackend(f"no backend listens at {path}: start netback run") from error
+        except OSError as error:
+            self._sock.close()
+            raise self._error(error, seconds) from error
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def call(self, method: str, params: schema.Request, wanted: type[R], further: float = 0.0) -> R:
+        """A method's result; the backend itself may wait for `further` seconds."""
+        limit = time.monotonic() + self._seconds + further
+        try:
+            self._sock.settimeout(self._seconds)
+            self._sock.sendall(rpc.encode_call(method, params, 1))
+        except OSError as error:
+            raise self._error(error, self._seconds) from error
+        answer = self.read(limit)
+        if answer.error is not None:
+            text = printable(answer.error.message)
+            raise (Refused if answer.error.code in _REFUSALS else ControlError)(text, answer.error.code)
+        return self.decode(answer.result, wanted)
+
+    def read(self, limit: float | None) -> rpc.Answer:
+        """The next line, until the monotonic time `limit`, or without one."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched) + 1) == 0:
+            searched = len(self._buffer)
+            if searched > rpc.MAX_ANSWER:
+                raise ControlError(f"{self._path}: the answer is too long")
+            self._receive(limit)
+        line = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        try:
+            return rpc.decode_answer(line)
+        except RpcError as error:
+            raise ControlError(f"{self._path}: {printable(str(error))}") from error
+
+    def decode(self, data: msgspec.Raw, wanted: type[T]) -> T:
+        """A part of an answer as `wanted`."""
+        try:
+            return rpc.decode(data, wanted, Code.PARSE, "the answer is malformed: ")
+        except RpcError as error:
+            raise ControlError(f"{self._path}: {printable(str(error))}") from error
+
+    def _receive(self, limit: float | None) -> None:
+        try:
+            if limit is None:
+                self._sock.settimeout(None)
+            else:
+                self._sock.settimeout(max(limit - time.monotonic(), 0.001))
+            data = self._sock.recv(_CHUNK)
+        except OSError as error:
+            raise self._error(error, self._seconds) from error
+        if not data:
+            raise ControlError(
+                f"{self._path}: {'the answer ends in the middle' if self._buffer else 'the backend ended'}"
+            )
+        self._buffer += data
+
+    def _error(self, error: OSError, seconds: float) -> ControlError:
+        reason = (
+            f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else error.strerror or error
+        )
+        return ControlError(f"{self._path}: {reason}")
+
+
+class Subscription(Generic[R]):
+    """The events of a topic, one after another, until it is closed. A ControlError of iteration: the backend ended, or
+    ended the subscription.
     """
-    path = directory / protocol.socket_name(domid)
-    try:
-        async with asyncio.timeout(protocol.ANSWER_SECONDS):
-            reader, writer = await asyncio.open_unix_connection(str(path), limit=protocol.MAX_ANSWER)
-    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-        return None
-    except (OSError, TimeoutError) as error:
-        raise ControlError(f"{path}: {_reason(error)}") from error
-    try:
-        async with asyncio.timeout(protocol.ANSWER_SECONDS):
-            writer.write(protocol.encode_question(question, argument))
-            await writer.drain()
-            line = await reader.readline()
-        return protocol.decode_answer(line, wanted)
-    except ControlError as error:
-        raise ControlError(f"{path}: {error}") from error
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ControlError(f"{path}: {_reason(error)}") from error
-    finally:
-        writer.close()
+
+    def __init__(self, connection: _Connection, wanted: type[R]) -> None:
+        self.lost = 0
+        """Events (of statistics: snapshots) that were lost so far, since this process read too slowly."""
+        self._connection = connection
+        self._wanted: type[list[R]] = list[wanted]  # type: ignore[valid-type]
+        self._events: deque[R] = deque()
+        self._more = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[R]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            self._receive()
+
+    def moments(self) -> Iterator[list[R]]:
+        """The events, each list those of one moment: a snapshot of statistics, or what happened since the last list."""
+        while True:
+            self._receive()
+            if not self._more:
+                yield [*self._events]
+                self._events.clear()
+
+    def close(self) -> None:
+        """End the subscription; may be called again."""
+        self._connection.close()
+
+    def _receive(self) -> None:
+        line = self._connection.read(None)
+        if line.error is not None:
+            raise ControlError(printable(line.error.message), line.error.code)
+        received = self._connection.decode(line.params, _Received)
+        if line.method == "ended":
+            raise ControlError(printable(received.reason))
+        self.lost += received.lost
+        self._more = received.more
+        self._events += self._connection.decode(received.events, self._wanted)
 
 
-def _reason(error: Exception) -> str:
-    match error:
-        case TimeoutError():
-            return f"no answer within {protocol.ANSWER_SECONDS:.0f} s"
-        case OSError():
-            return error.strerror or str(error)
-        case _:
-            return "the answer is too long"
+class Client:
+    """A connection to the backend whose runtime directory is `directory`.
+
+    with Client() as netback:
+        for device in netback.devices():
+            print(device.device, device.backend)
+
+    `seconds` is how long to wait for each answer. Every error is a ControlError: NoBackend if none listens, Refused if
+    a request is wrong. ConfigError: the directory does not belong to root or to this user, or others may write to it.
+    """
+
+    def __init__(self, directory: Path = DEFAULT_DIRECTORY, *, seconds: float = ANSWER_SECONDS) -> None:
+        check_trusted(directory)
+        self._path = directory / rpc.SOCKET
+        self._seconds = seconds
+        self._connection = _Connection(self._path, seconds)
+        self.backend = self._greet(self._connection)
+        """The backend as it was when the connection was made."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; may be called again."""
+        self._connection.close()
+
+    def info(self) -> schema.Info:
+        """Which backend listens."""
+        return self._call("info", schema.NoParameters(), schema.Info)
+
+    def devices(self, device: str | None = None) -> list[schema.DeviceStatus]:
+        """Every device in the store, or the one of that name."""
+        return self._call("list", schema.ListRequest(device=device), schema.Devices).devices
+
+    def find(self, guest: str, *, type: schema.DeviceType | None = None, index: int | None = None) -> str:
+        """The name of a guest's device."""
+        request = schema.FindRequest(guest=guest, type=type, index=index)
+        return self._call("find", request, schema.DeviceName).device
+
+    def rings(self, device: str) -> schema.Rings:
+        """All rings of a device, slot by slot."""
+        return self._call("rings", schema.DeviceRequest(device=device), schema.Rings)
+
+    def set(
+        self,
+        device: str,
+        *,
+        tx_rate: str | None = None,
+        rx_rate: str | None = None,
+        carrier: bool | None = None,
+    ) -> schema.Settings:
+        """Change a device; None: no change."""
+        request = schema.SetRequest(device=device, tx_rate=tx_rate, rx_rate=rx_rate, carrier=carrier)
+        return self._call("set", request, schema.Settings)
+
+    def attach(self, request: schema.AttachRequest) -> str:
+        """Give a guest a device, and return the device's name."""
+        return self._call("attach", request, schema.DeviceName, _JOIN_SECONDS).device
+
+    def detach(self, device: str, *, seconds: float = 10.0) -> bool:
+        """Take a device from its guest. Returns False if the guest did not answer within `seconds`: it was forced."""
+        request = schema.DetachRequest(device=device, seconds=seconds)
+        return self._call("detach", request, schema.Detached, seconds).answered
+
+    # ---- subscriptions, each on a connection of its own
+
+    def states(self, device: str | None = None) -> Subscription[schema.DeviceState]:
+        """The present state of each device, then each change."""
+        return self._subscribe(schema.SubscribeRequest(topic="states", device=device), schema.DeviceState)
+
+    def notices(self, device: str | None = None) -> Subscription[schema.DeviceNotice]:
+        """What happens to the data path of each device."""
+        return self._subscribe(schema.SubscribeRequest(topic="notices", device=device), schema.DeviceNotice)
+
+    def statistics(
+        self, interval: float = 1.0, *, device: str | None = None, queues: bool = False
+    ) -> Subscription[schema.DeviceStatistics]:
+        """The counters of each device, now and every `interval` seconds; `queues`: those of each queue, too."""
+        request = schema.SubscribeRequest(topic="statistics", device=device, interval=interval, queues=queues)
+        return self._subscribe(request, schema.DeviceStatistics)
+
+    def trace(self, *points: str, device: str | None = None) -> Subscription[schema.TraceEvent]:
+        """The trace points of these names or globs, all without one."""
+        request = schema.SubscribeRequest(topic="trace", device=device, points=points or ("*",))
+        return self._subscribe(request, schema.TraceEvent)
+
+    def _call(self, method: str, params: schema.Request, wanted: type[R], further: float = 0.0) -> R:
+        return self._connection.call(method, params, wanted, further)
+
+    def _subscribe(self, request: schema.SubscribeRequest, wanted: type[R]) -> Subscription[R]:
+        connection = _Connection(self._path, self._seconds)
+        try:
+            connection.call("subscribe", request, schema.Subscribed)
+        except BaseException:
+            connection.close()
+            raise
+        return Subscription(connection, wanted)
+
+    def _greet(self, connection: _Connection) -> schema.Info:
+        """ControlError: the backend speaks another major version."""
+        try:
+            info = connection.call("info", schema.NoParameters(), schema.Info)
+            ours, theirs = (version.partition(".")[0] for version in (schema.VERSION, info.protocol))
+            if ours != theirs:
+                raise ControlError(
+                    f"{self._path}: netback {info.netback} speaks version {info.protocol} of the protocol, "
+                    f"this one {schema.VERSION}: use the netback of one version"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return info

@@ -15,16 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from netback.control.protocol import LIMIT, OFFER, RINGS, STATUS, decode_argument
-from netback.control.server import Answers, serve_control
+from netback.control.schema import DeviceStatus
+from netback.control.server import serve_control
 from netback.daemon.auto_attach import AutoAttach
 from netback.daemon.config import DeviceRule, check_trace
-from netback.daemon.limits import LimitAnswer, LimitRequest
-from netback.daemon.ring_dump import RingsAnswer, RingsRequest
-from netback.daemon.status import DeviceStatus, describe
+from netback.daemon.control import calls
+from netback.daemon.status import describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
-from netback.directory import Directory
-from netback.errors import ConfigError, NetbackError
+from netback.daemon.topics import topics
+from netback.directory import OWNER_ONLY, Access, Directory
+from netback.errors import ConfigError, NetbackError, printable
 from netback.net.base import FdStore, Network, NetworkFactory
 from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
@@ -33,7 +33,7 @@ from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType, Limits, WaitTimes, offer
 from netback.vif.queue import queue_owner
-from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
+from netback.vif.rate import Rate
 from netback.vif.vif import CaptureSink, Vif
 from netback.vif.workers import Workers
 from netback.xenbus.attach import attach, detach
@@ -41,7 +41,7 @@ from netback.xenbus.context import Context
 from netback.xenbus.device import Device
 from netback.xenbus.devices import Devices
 from netback.xenbus.names import DeviceName
-from netback.xenbus.nodes import CARRIER_OFF, RATES, write_nodes
+from netback.xenbus.news import News
 from netback.xenstore.aio import Store
 
 log = logging.getLogger("netback")
@@ -78,6 +78,8 @@ class BackendConfig:
     """The most queues of a vif; None means one per core, and 8 at most, as in Linux's backend."""
     times: WaitTimes = field(default_factory=WaitTimes)
     """How long frames may wait for a guest; a connection keeps those with which it began."""
+    access: Access = OWNER_ONLY
+    """Who may use the control socket."""
     rules: tuple[DeviceRule, ...] = ()
     """Rules for networks and for guests that get a device when they appear. The first rule that fits
     applies."""
@@ -94,6 +96,7 @@ class Backend:
         self.platform = platform
         self.config = config
         self.tracer = Tracer()
+        self.news = News()
         self._limits = Limits(queues=config.queues or default_queues())
         self._offer = offer(self._limits)
         self._fd_store: FdStore = fd_store or SystemdFdStore()
@@ -124,7 +127,9 @@ class Backend:
             undo.push_async_callback(self._stop)
             await self._first_look()
             self._prune(journals)
-            await undo.enter_async_context(serve_control(directory, self.platform.domid, self._answers()))
+            await undo.enter_async_context(
+                serve_control(directory, calls(self), topics(self), self.config.access)
+            )
             self._undo = undo.pop_all()
         return self
 
@@ -150,7 +155,7 @@ class Backend:
         check_trace(config.trace)
         if config.net is not None and config.net not in self.config.networks:
             parse_spec(config.net)
-        names = ("directory", "workers", "queues")
+        names = ("directory", "workers", "queues", "access")
         fixed = [name for name in names if getattr(config, name) != getattr(self.config, name)]
         if fixed:
             log.warning(
@@ -212,7 +217,11 @@ class Backend:
         """Turn trace points on, or off with a leading `-`, for events from now on."""
         await self._workers.flush()
         self.tracer.select(pattern)
-        for device in self.devices.values():
+        await self.watch()
+
+    async def watch(self) -> None:
+        """Have the workers record what the tracer wants."""
+        for device in tuple(self.devices.values()):
             if device.vif is not None:
                 await device.vif.watch()
 
@@ -221,37 +230,8 @@ class Backend:
 
         ConfigError: the device does not exist, or its network is not open yet.
         """
-        _, vif = self._served(str(name))
+        _, vif = self.opened(str(name))
         await vif.capture(sink)
-
-    def rings(self, request: RingsRequest) -> RingsAnswer:
-        """All rings of a device, slot by slot, while frames flow. ConfigError as in `capture`."""
-        _, vif = self._served(request.device)
-        return RingsAnswer(device=request.device, rings=vif.dump())
-
-    async def limit(self, request: LimitRequest) -> LimitAnswer:
-        """Limit a device, or turn its carrier off, from now on and for its life: its nodes keep that over restarts.
-
-        ConfigError: there is no such device, its network is not open yet, or a rate is none.
-        """
-        device, _ = self._served(request.device)
-        nodes = {}
-        for node, text in zip(RATES, (request.tx_rate, request.rx_rate), strict=True):
-            try:
-                if text is not None:
-                    nodes[node] = as_node(parse_rate(text))
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
-        if request.carrier is not None:
-            nodes[CARRIER_OFF] = str(int(not request.carrier))
-        await write_nodes(self.store, device.name.backend, nodes)
-        rates = await device.apply_rates()
-        return LimitAnswer(
-            device=request.device,
-            tx_rate=str(rates.tx or UNLIMITED),
-            rx_rate=str(rates.rx or UNLIMITED),
-            carrier=await device.carrier(),
-        )
 
     @property
     def load(self) -> list[int]:
@@ -264,29 +244,19 @@ class Backend:
         """
         return [describe(device) for device in self.devices.values()]
 
-    def _served(self, wanted: str) -> tuple[Device, Vif]:
-        """A device by its name. ConfigError: there is none, or its network is not open yet."""
-        device = next((device for name, device in self.devices.items() if str(name) == wanted), None)
-        if device is None or device.vif is None:
-            raise ConfigError(f"there is no device {wanted}")
+    def named(self, name: str) -> Device:
+        """A device by its name. ConfigError: this backend serves none of that name."""
+        device = next((device for known, device in self.devices.items() if str(known) == name), None)
+        if device is None:
+            raise ConfigError(f"there is no device {printable(name)}")
+        return device
+
+    def opened(self, name: str) -> tuple[Device, Vif]:
+        """A device whose network is open, and its data path. ConfigError: there is none."""
+        device = self.named(name)
+        if device.vif is None:
+            raise ConfigError(f"there is no device {printable(name)}")
         return device, device.vif
-
-    def _answers(self) -> Answers:
-        """What the control socket answers."""
-
-        async def status(_: bytes) -> object:
-            return self.status()
-
-        async def offered(_: bytes) -> object:
-            return self._offer
-
-        async def limit(argument: bytes) -> object:
-            return await self.limit(decode_argument(argument, LimitRequest))
-
-        async def rings(argument: bytes) -> object:
-            return self.rings(decode_argument(argument, RingsRequest))
-
-        return {STATUS: status, OFFER: offered, LIMIT: limit, RINGS: rings}
 
     def _context(self, links: LinkMonitor) -> Context:
         return Context(
@@ -303,6 +273,7 @@ class Backend:
             fd_store=self._fd_store,
             networks=ObjectNetworks(self.config.networks),
             links=links,
+            news=self.news,
         )
 
     async def _run(self) -> None:

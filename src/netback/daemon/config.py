@@ -4,6 +4,7 @@ reason.
 """
 
 import difflib
+import grp
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.directory import Access
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
@@ -39,6 +41,7 @@ _OPAQUE = re.compile(
 )
 """TOML's strings and comments, in which dots separate no keys. An unterminated one extends to the end of its
 line or of the file."""
+_CONTROL_MODE = re.compile(r"0?6[046][046]")
 _DEEP_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){4}")
 
 _PLACE = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
@@ -98,6 +101,8 @@ class Config(msgspec.Struct, frozen=True):
     trace: tuple[str, ...] = ()
     rx_drain_seconds: Annotated[float, Meta(ge=0.03, le=3600)] = WaitTimes().drain
     rx_stall_seconds: Annotated[float, Meta(ge=0, le=86400)] = WaitTimes().stall
+    control_mode: str = "0600"
+    control_group: str | None = None
     device: tuple[DeviceRule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -107,6 +112,11 @@ class Config(msgspec.Struct, frozen=True):
             check_trace(self.trace)
         except ConfigError as error:
             raise ValueError(f"trace: {error}") from error
+        if not _CONTROL_MODE.fullmatch(self.control_mode):
+            raise ValueError(
+                f'control_mode: {self.control_mode!r} is no mode of a socket that its owner may use: as in "0660"'
+            )
+        _ = self.access
 
     def overruled(
         self, *, net: str | None, trace: tuple[str, ...], workers: int | None, queues: int | None = None
@@ -125,6 +135,15 @@ class Config(msgspec.Struct, frozen=True):
             queues=self.queues if queues is None else queues,
             trace=self.trace + trace,
         )
+
+    @property
+    def access(self) -> Access:
+        """Who may use the control socket. ValueError: there is no such group."""
+        try:
+            group = None if self.control_group is None else grp.getgrnam(self.control_group).gr_gid
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"control_group: there is no group {self.control_group!r}") from error
+        return Access(int(self.control_mode, 8), group)
 
     @property
     def times(self) -> WaitTimes:

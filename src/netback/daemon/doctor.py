@@ -4,7 +4,6 @@
 The checks change nothing. Every file is looked up below a root directory, which tests replace.
 """
 
-import asyncio
 import fcntl
 import os
 import queue
@@ -17,10 +16,9 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from netback.control.client import ask
-from netback.control.protocol import STATUS, ControlError
+from netback.control import Client, ControlError, NoBackend
+from netback.control.schema import DeviceStatus
 from netback.daemon.config import DEFAULT, load_config
-from netback.daemon.status import DeviceStatus
 from netback.daemon.systemd.unit import KEEP_KERNEL_OUT
 from netback.errors import ConfigError, NetbackError
 from netback.net.tap import Flag
@@ -237,21 +235,20 @@ def locked_memory(machine: Machine) -> Finding:
     return ok(f"{limit} bytes at most; netback locks none" if limit is not None else "no limit")
 
 
-def _devices(machine: Machine) -> list[DeviceStatus] | None:
-    """What the running backend serves; None if none runs. NetbackError or OSError: unknown."""
-    return asyncio.run(ask(machine.runtime, machine.own_domid(), STATUS, list[DeviceStatus]))
+def _devices(machine: Machine) -> list[DeviceStatus]:
+    """What the running backend serves. ControlError: unknown; NoBackend: none runs."""
+    with Client(machine.runtime) as client:
+        return client.devices()
 
 
 def running(machine: Machine) -> Finding:
     """Whether a netback serves this domain, and which of its devices have errors."""
     try:
         devices = _devices(machine)
+    except NoBackend:
+        return warn(f"none answers in {machine.runtime}", "systemctl start netback, or netback run")
     except ControlError as error:
         return fail(str(error), "systemctl restart netback: guests do not notice")
-    except (NetbackError, OSError):
-        return warn("not known, since the store does not answer", "see store")
-    if devices is None:
-        return warn(f"none answers in {machine.runtime}", "systemctl start netback, or netback run")
     faulty = [status for status in devices if status.error]
     if faulty:
         first = f"{len(faulty)} of {len(devices)} devices with an error, first {faulty[0].device}: {faulty[0].error}"
@@ -262,8 +259,8 @@ def running(machine: Machine) -> Finding:
 def quotas(machine: Machine) -> Finding:
     """Whether a driver domain's quotas suffice for its devices; domain 0 has no quotas."""
     try:
-        devices = _devices(machine) or []
-    except (NetbackError, OSError):
+        devices = _devices(machine)
+    except ControlError:
         return warn("not known, since no backend answers", "see netback")
     refused = [status for status in devices if status.error and "quota" in status.error]
     if refused:

@@ -8,12 +8,13 @@ unreadable nodes. `merge` adds what only the serving backend knows. Every text i
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
+from netback.control.schema import DeviceStatistics, DeviceStatus
 from netback.errors import printable
 from netback.vif.features import OPTIONAL, DeviceType
 from netback.vif.rate import Rates
@@ -29,49 +30,8 @@ _SERVED = (
 """The fields that only the serving backend knows."""
 _READERS = 64
 """Number of devices read at the same time."""
-
-
-class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"hotplug_status": "hotplug-status"}):
-    """A device. None marks a value that does not exist, may not be read, or that only a running backend has."""
-
-    device: str
-    """The device's name, as in `vif3.0`; for a stray node, its path below `backend/`."""
-    type: DeviceType
-    domid: int | None
-    index: str
-    guest: str | None = None
-    """The domain's name."""
-    backend: str | None = None
-    """The backend's xenbus state by name; an invalid value stands in parentheses."""
-    frontend: str | None = None
-    net: str | None = None
-    """The network spec in the device's `net` node."""
-    mac: str | None = None
-    online: str | None = None
-    hotplug_status: str | None = None
-    features: dict[str, str] = {}
-    """netif.h's keys in the frontend's directory."""
-    error: str | None = None
-    network: str | None = None
-    """The current name of the link, or the kind of network, that the running backend uses."""
-    counters: dict[str, int] | None = None
-    """Counters by name (dataplane/counters.py); None without a running backend."""
-    queue_counters: list[dict[str, int]] | None = None
-    """The counters of each queue that the device has had; None without a running backend."""
-    queues: int | None = None
-    """Queues that the running backend serves; 0 while no guest is connected."""
-    stalled: float | None = None
-    """For how many seconds the guest has taken no frames and its link has had no carrier; None if it takes them."""
-    drops: dict[str, int] = {}
-    """Frames that the network lost on their way to the guest, if the kernel tells (net.base.Network.drops)."""
-    queued: dict[str, int] = {}
-    """What waits in the network's own queue, and its bound, if the kernel tells (net.base.Network.queued)."""
-    tx_rate: str | None = None
-    """The limit of what the guest sends, as in "10Mb/s"; None for no limit."""
-    rx_rate: str | None = None
-    """The limit of what it receives."""
-    rings: dict[str, dict[str, int]] | None = None
-    """All rings' indices, by ring and name; None without a running backend."""
+_INDEX = 0xFFFFFFFF
+"""Indices of rings are 32 bits wide."""
 
 
 def describe(device: Device) -> DeviceStatus:
@@ -99,6 +59,31 @@ def describe(device: Device) -> DeviceStatus:
     )
 
 
+def count(device: Device, time: float, *, queues: bool) -> DeviceStatistics:
+    """What was counted for a device until `time`, by the loop's clock; `queues`: of each queue, too."""
+    vif = device.vif
+    if vif is None:
+        return DeviceStatistics(device=printable(str(device.name)), time=time)
+    rings = vif.rings
+    return DeviceStatistics(
+        device=printable(str(device.name)),
+        time=time,
+        queues=len(rings) // 2,
+        counters=_counted(vif.counters),
+        queue_counters=[_counted(queue) for queue in vif.queue_counters] if queues else [],
+        pending={
+            ring: (indices["req_prod"] - indices["rsp_prod"]) & _INDEX for ring, indices in rings.items()
+        },
+        drops=_told(vif.network.drops),
+        queued=_told(vif.network.queued),
+        stalled=round(vif.stalled, 1) if vif.stalled is not None else None,
+    )
+
+
+def _counted(counters: Mapping[str, int]) -> dict[str, int]:
+    return {name: value for name, value in counters.items() if value}
+
+
 def _told(ask: Callable[[], dict[str, int]]) -> dict[str, int]:
     """What a network says of itself, nothing if its link was removed."""
     try:
@@ -118,8 +103,12 @@ def _add(stored: DeviceStatus, served: DeviceStatus) -> DeviceStatus:
     return msgspec.structs.replace(stored, error=served.error or stored.error, **known)
 
 
-async def read_devices(store: Store, backend_domid: int) -> list[DeviceStatus]:
-    """Every device directory of a backend's domain. StoreError: the store is gone (EIO)."""
+async def read_devices(
+    store: Store, backend_domid: int, wanted: DeviceName | None = None
+) -> list[DeviceStatus]:
+    """Every device directory of a backend's domain, or the one `wanted`. StoreError: the store is gone (EIO)."""
+    if wanted is not None:
+        return [await _read_device(store, backend_domid, wanted.kind, str(wanted.domid), wanted.number)]
     places = [
         (kind, domid, number)
         for kind in DEVICE_TYPES

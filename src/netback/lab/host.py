@@ -90,7 +90,7 @@ class Netback:
 
     async def start(self) -> None:
         """Start netback and wait until its control socket exists; LabError if it ends before."""
-        dom0, serves = self._lab.dom0, "test -S /run/netback/backend-0.sock"
+        dom0, serves = self._lab.dom0, "test -S /run/netback/control.sock"
         await dom0(
             f"setsid env {self.environment} /opt/netback/bin/netback run {self.options} >>/lab/netback.log 2>&1"
             " </dev/null & echo $! >/run/nb.pid"
@@ -110,7 +110,7 @@ class Netback:
         await self._lab.dom0(
             f"kill -{sig} $(cat /run/nb.pid); while kill -0 $(cat /run/nb.pid) 2>/dev/null; do sleep 0.05; done"
         )
-        await self._lab.dom0("rm -f /run/netback/backend-0.sock")
+        await self._lab.dom0("rm -f /run/netback/control.sock")
 
     async def __call__(self, arguments: str, *, seconds: float = 60) -> str:
         """Run another netback command, such as `list`, and return its output."""

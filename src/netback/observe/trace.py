@@ -3,7 +3,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from netback.errors import ConfigError
@@ -24,35 +25,70 @@ TRACE_POINTS: Mapping[str, tuple[str, ...]] = {
 trace_log = logging.getLogger("netback.trace")
 
 
+Sink = Callable[[str, float, Mapping[str, object]], None]
+"""Takes a trace point's name, its time in seconds since 1970 and its values by name, in any thread."""
+
+
 class Tracer:
-    """The trace points that are on. Any thread may emit a line; only one thread selects."""
+    """The trace points that are on: those of the log, and those of each further sink. Any thread may emit; only one
+    thread selects.
+    """
 
     def __init__(self, write: Callable[[str], None] = trace_log.info) -> None:
         self._write = write
+        self._logged: frozenset[str] = frozenset()
+        self._sinks: tuple[tuple[frozenset[str], Sink], ...] = ()
         self._on: frozenset[str] = frozenset()
 
     def select(self, pattern: str) -> None:
-        """Turn on every trace point that matches a name or glob; with a leading `-`, turn it off.
+        """Have the log show every trace point that matches a name or glob; with a leading `-`, not any more.
 
         ConfigError: no trace point matches.
         """
-        matching = {name for name in TRACE_POINTS if fnmatchcase(name, pattern.removeprefix("-"))}
-        if not matching:
-            raise ConfigError(f"no trace point matches {pattern!r}: known are {', '.join(TRACE_POINTS)}")
-        self._on = self._on - matching if pattern.startswith("-") else self._on | matching
+        matching = matching_points(pattern.removeprefix("-"))
+        self._logged = self._logged - matching if pattern.startswith("-") else self._logged | matching
+        self._join()
+
+    @contextmanager
+    def sent_to(self, sink: Sink, points: frozenset[str]) -> Iterator[None]:
+        """Pass these trace points to `sink`, too, while the context lasts."""
+        entry = (points, sink)
+        self._sinks += (entry,)
+        self._join()
+        try:
+            yield
+        finally:
+            self._sinks = tuple(each for each in self._sinks if each is not entry)
+            self._join()
+
+    def _join(self) -> None:
+        self._on = self._logged.union(*(points for points, _ in self._sinks))
 
     def on(self, name: str) -> bool:
         """Whether this trace point is on. Callers check it before computing expensive values."""
         return name in self._on
 
-    def emit(self, name: str, *values: object) -> None:
+    def emit(self, name: str, *values: object, at: float | None = None) -> None:
         """Write one line if the trace point is on: its name and `field=value` for each of its fields.
 
-        ValueError: too few or too many values.
+        `at`: when it was passed, in seconds since 1970; None: now. ValueError: too few or too many values.
         """
-        if name in self._on:
-            fields = zip(TRACE_POINTS[name], values, strict=True)
-            self._write(" ".join([name, *(f"{field}={value}" for field, value in fields)]))
+        if name not in self._on:
+            return
+        fields = dict(zip(TRACE_POINTS[name], values, strict=True))
+        if name in self._logged:
+            self._write(" ".join([name, *(f"{field}={value}" for field, value in fields.items())]))
+        for points, sink in self._sinks:
+            if name in points:
+                sink(name, time.time() if at is None else at, fields)
+
+
+def matching_points(pattern: str) -> frozenset[str]:
+    """The trace points that match a name or glob. ConfigError: there are none."""
+    matching = frozenset(name for name in TRACE_POINTS if fnmatchcase(name, pattern))
+    if not matching:
+        raise ConfigError(f"no trace point matches {pattern[:64]!r}: known are {', '.join(TRACE_POINTS)}")
+    return matching
 
 
 class LogBudget:

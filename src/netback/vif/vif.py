@@ -34,6 +34,9 @@ from netback.vif.workers import Workers
 
 log = logging.getLogger("netback.vif")
 
+_SECOND = 1_000_000_000
+"""Nanoseconds."""
+
 CaptureSink = Callable[[Record], None]
 
 
@@ -320,10 +323,20 @@ class Vif:
     def _record(self, queue: str, record: Record) -> None:
         if record.kind == RecordKind.TX_SLOT:
             flags = TxFlag(record.flags).name or "0"
-            self._tracer.emit("xen_netdev_tx", queue, record.gref, record.offset, record.size, flags)
+            self._tracer.emit(
+                "xen_netdev_tx",
+                queue,
+                record.gref,
+                record.offset,
+                record.size,
+                flags,
+                at=record.time_ns / _SECOND,
+            )
         elif record.kind == RecordKind.RX_SLOT:
             flags = RxFlag(record.flags).name or "0"
-            self._tracer.emit("xen_netdev_rx", queue, record.index, record.status, flags)
+            self._tracer.emit(
+                "xen_netdev_rx", queue, record.index, record.status, flags, at=record.time_ns / _SECOND
+            )
         elif self._capture is not None:
             self._captured(self._capture, record)
 

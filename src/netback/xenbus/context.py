@@ -14,6 +14,7 @@ from netback.vif.features import WaitTimes
 from netback.vif.rate import Rates
 from netback.vif.workers import Workers
 from netback.xenbus.names import DeviceName
+from netback.xenbus.news import News
 from netback.xenstore.aio import Store
 
 
@@ -43,6 +44,8 @@ class Context:
     """Networks that are Python objects, by the spec that names them."""
     links: LinkMonitor
     """Reports changes of links."""
+    news: News = field(default_factory=News)
+    """What the devices announce."""
     taps: dict[int | str, str] = field(default_factory=dict)
     """The device that uses each tap, keyed by the tap's index and by the name in the spec."""
     waiting: set[Callable[[], object]] = field(default_factory=set)

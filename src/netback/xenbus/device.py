@@ -36,6 +36,7 @@ from netback.xenbus.context import Context
 from netback.xenbus.facts import FactReader, Snapshot, read_backend, read_frontend
 from netback.xenbus.frontends import Frontends
 from netback.xenbus.names import DeviceName, remove_device, remove_empty
+from netback.xenbus.news import StateNews
 from netback.xenbus.nic import Nic
 from netback.xenbus.pace import Allowance, Backoff, Pace
 from netback.xenbus.states import Action, Facts, decide
@@ -92,6 +93,7 @@ class Device:
         self._failed = False  # the error comes from the last round, not from a frontend
         self._noted = True  # an error node may exist, perhaps a predecessor's
         self._done = False
+        self._announced: StateNews | None = None
         self._actions: dict[Action, Callable[[Snapshot], Awaitable[None]]] = {
             Action.OPEN: self._open,
             Action.OFFER: self._offer,
@@ -146,6 +148,8 @@ class Device:
             self._backoff.stop()
             self._unfollow()
             await self._nic.close()
+            if self._done:
+                self._announce(gone=True)
 
     async def _serve(self) -> None:
         """Act once. An error is logged and reported as the device's, and the device is tried again."""
@@ -215,7 +219,19 @@ class Device:
             moved=await self._has_moved(),
         )
         self.state = snapshot.facts.ours
+        self._announce()
         return snapshot
+
+    def news_now(self, *, gone: bool = False) -> StateNews:
+        """Its states and its error."""
+        return StateNews(self.name, self.state, self.frontend_state, self.error, gone)
+
+    def _announce(self, *, gone: bool = False) -> None:
+        """Announce states and error if they differ from the last time."""
+        news = self.news_now(gone=gone)
+        if news != self._announced:
+            self._announced = news
+            self._context.news.states.announce(news)
 
     async def _read_rates(self) -> None:
         """Apply the limits if they may have changed; after an error they are read again."""
@@ -473,11 +489,13 @@ class Device:
         if reason != self.error:
             self._budget.warn(log, f"{self.name}: {reason}")
         self.error = reason
+        self._announce()
         return reason
 
     async def _clear_error(self) -> None:
         """Remove the error node, and its parents if they are empty then."""
         self.error, self._failed = "", False
+        self._announce()
         if self._noted:
             with suppress(StoreError):
                 await remove_empty(self._store, self.name.errors, 3)
@@ -508,6 +526,7 @@ class Device:
         await self._store.transact(body)
         log.debug("%s: %s to %s", self.name, self.state.title, state.title)
         self.state = state
+        self._announce()
 
 
 def _is_taken(error: GuestError | PlatformError, facts: Facts) -> bool:

@@ -30,6 +30,7 @@ from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
+from netback.xenbus.news import ConditionNews
 from netback.xenbus.nodes import CARRIER_OFF, RATES
 from netback.xenstore.aio import StoreError
 
@@ -195,6 +196,8 @@ class Nic:
 
     def _on_notice(self, notice: Notice) -> None:
         """A worker found the network gone or back, or the guest's rings broken."""
+        reason = self.vif.broken if self.vif is not None else None
+        self._context.news.conditions.announce(ConditionNews(self._name, notice, reason))
         if notice is not Notice.STALLED:
             self._look()
 

@@ -69,8 +69,7 @@ async def start_driver(lab: Lab) -> Guest:
 
 async def start_netback(driver: Guest) -> None:
     await driver(START)
-    socket = f"/run/netback/backend-{driver.domid}.sock"
-    await driver(f"until test -S {socket}; do sleep 0.1; done", seconds=90)
+    await driver("until test -S /run/netback/control.sock; do sleep 0.1; done", seconds=90)
 
 
 async def has(driver: Guest, vifs: int) -> bool:

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of the control socket: the parameters and the result of each method, and the events of each topic.
+
+docs/control.md is made from these types (`netback.control.document`), the server checks requests by them, and the
+client returns them. All are frozen. A reader ignores fields that it does not know: a minor version adds some.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from netback.observe.rings import Ring
+
+VERSION = "1.0"
+"""Major and minor version of the protocol. The minor one grows when methods, topics, optional parameters or fields are
+added, the major one when anything else changes."""
+
+DeviceType = Literal["vif", "qnic"]
+Topic = Literal["states", "notices", "statistics", "trace"]
+NoticeName = Literal["ready", "stalled", "gone", "broken"]
+Index = Annotated[int, Meta(ge=-1, lt=(1 << 31) - 1)]
+Name = Annotated[str, Meta(max_length=256)]
+
+MIN_INTERVAL = 0.1
+"""Seconds between two snapshots of statistics, at least."""
+MAX_POINTS = 64
+"""Patterns of a trace subscription, at most."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of all parameters: an unknown one is an error, since it might have mattered."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of all results and events."""
+
+
+class NoParameters(Request, frozen=True, kw_only=True):
+    """None."""
+
+
+class Info(Result, frozen=True, kw_only=True):
+    """Which backend listens."""
+
+    protocol: str
+    """The protocol's version, as in "1.0"."""
+    netback: str
+    """The program's version."""
+    domid: int
+    """The domain whose devices it serves."""
+    platform: str
+    """"xen" or "emulated"."""
+    pid: int
+    """Its process."""
+    devices: int
+    """How many devices it serves."""
+
+
+class ListRequest(Request, frozen=True, kw_only=True):
+    """Which devices."""
+
+    device: Name | None = None
+    """One device by its name, as in "vif3.0"; None for all."""
+
+
+class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": "hotplug-status"}):
+    """A device. None marks a value that does not exist, may not be read, or that only a running backend has."""
+
+    device: str
+    """The device's name, as in "vif3.0"; for a stray node, its path below `backend/`."""
+    type: DeviceType
+    domid: int | None
+    """The guest."""
+    index: str
+    """The device's number in its guest."""
+    guest: str | None = None
+    """The domain's name."""
+    backend: str | None = None
+    """The backend's xenbus state by name; an invalid value stands in parentheses."""
+    frontend: str | None = None
+    """The frontend's state."""
+    net: str | None = None
+    """The network spec in the device's `net` node."""
+    mac: str | None = None
+    """The MAC address in the backend's directory."""
+    online: str | None = None
+    """"0" once the toolstack wants the device to go."""
+    hotplug_status: str | None = None
+    """"connected" once the hotplug script, if there is one, has done its work."""
+    features: dict[str, str] = {}
+    """netif.h's keys in the frontend's directory."""
+    error: str | None = None
+    """Why the device is not served, or served with a limitation."""
+    network: str | None = None
+    """The current name of the link, or the kind of network, that the running backend uses."""
+    counters: dict[str, int] | None = None
+    """Counters by name (docs/statistics.md); None without a running backend."""
+    queue_counters: list[dict[str, int]] | None = None
+    """The counters of each queue that the device has had; None without a running backend."""
+    queues: int | None = None
+    """Queues that the running backend serves; 0 while no guest is connected."""
+    stalled: float | None = None
+    """For how many seconds the guest has taken no frames and its link has had no carrier; None if it takes them."""
+    drops: dict[str, int] = {}
+    """Frames that the network lost on their way to the guest, by cause, if the kernel tells."""
+    queued: dict[str, int] = {}
+    """What waits in the network's own queue, and its bound, if the kernel tells."""
+    tx_rate: str | None = None
+    """The limit of what the guest sends, as in "10Mb/s"; None for no limit."""
+    rx_rate: str | None = None
+    """The limit of what it receives."""
+    rings: dict[str, dict[str, int]] | None = None
+    """All rings' indices, by ring and name; None without a running backend."""
+
+
+class Devices(Result, frozen=True, kw_only=True):
+    """The devices in the store, each completed by what the backend knows."""
+
+    devices: list[DeviceStatus]
+
+
+class FindRequest(Request, frozen=True, kw_only=True):
+    """Whose device, and which."""
+
+    guest: Name
+    """The guest's domid or name."""
+    type: DeviceType | None = None
+    """The device's type; None for any."""
+    index: Index | None = None
+    """The device's index; None for any. If several devices match, the request is refused."""
+
+
+class DeviceRequest(Request, frozen=True, kw_only=True):
+    """Which device."""
+
+    device: Name
+    """The device's name, as in "vif3.0"."""
+
+
+class DeviceName(Result, frozen=True, kw_only=True):
+    """A device's name."""
+
+    device: str
+    """As in "vif3.0"."""
+
+
+class Rings(Result, frozen=True, kw_only=True):
+    """All rings of a device, slot by slot; none while no guest is connected."""
+
+    device: str
+    """The device's name."""
+    rings: list[Ring]
+    """TX and RX of each queue, then the control ring."""
+
+
+class SetRequest(Request, frozen=True, kw_only=True):
+    """What to change from now on and for the device's life: its nodes keep that over restarts. None: no change."""
+
+    device: Name
+    """The device's name."""
+    tx_rate: Name | None = None
+    """The limit of what the guest sends, as in "10Mb/s" or "none"."""
+    rx_rate: Name | None = None
+    """The limit of what it receives."""
+    carrier: bool | None = None
+    """False: the guest sees a link without carrier, whatever its network's state."""
+
+
+class Settings(Result, frozen=True, kw_only=True):
+    """What is in force then."""
+
+    device: str
+    """The device's name."""
+    tx_rate: str
+    """The limit of what the guest sends, "none" for no limit."""
+    rx_rate: str
+    """The limit of what it receives."""
+    carrier: bool
+    """Whether the guest sees a carrier."""
+
+
+class AttachRequest(Request, frozen=True, kw_only=True):
+    """The device to make."""
+
+    guest: Name
+    """The guest's domid or name. A guest that has not joined yet is waited for, 3 seconds at most."""
+    net: Name
+    """The network's spec, as in "tap:NAME" (docs/networks.md)."""
+    type: DeviceType = "vif"
+    """The device's type."""
+    mac: Name | None = None
+    """The MAC address; None: a random one of Xen's range."""
+    index: Index = -1
+    """The device's index; -1: the first free one."""
+    tx_rate: Name | None = None
+    """The limit of what the guest sends, as in "10Mb/s"; None: as the configuration says."""
+    rx_rate: Name | None = None
+    """The limit of what it receives."""
+    force: bool = False
+    """Attach even if the domain is the backend's own, whose kernel would take the device."""
+
+
+class DetachRequest(Request, frozen=True, kw_only=True):
+    """The device to remove."""
+
+    device: Name
+    """The device's name."""
+    seconds: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    """Seconds to wait for the guest before the device is removed by force."""
+
+
+class Detached(Result, frozen=True, kw_only=True):
+    """How it went."""
+
+    device: str
+    """The device's name."""
+    answered: bool
+    """False: the guest did not answer, so the device was removed by force."""
+
+
+class SubscribeRequest(Request, frozen=True, kw_only=True):
+    """What to be told."""
+
+    topic: Topic
+    """One of the topics below."""
+    device: Name | None = None
+    """The events of one device alone, by its name; None for all."""
+    interval: Annotated[float, Meta(ge=MIN_INTERVAL, le=3600)] = 1.0
+    """statistics: seconds between two snapshots."""
+    queues: bool = False
+    """statistics: also the counters of each queue."""
+    points: Annotated[tuple[Name, ...], Meta(max_length=MAX_POINTS)] = ("*",)
+    """trace: names or globs of trace points."""
+
+
+class Subscribed(Result, frozen=True, kw_only=True):
+    """The subscription."""
+
+    subscription: int
+    """Its number on this connection, which its events and `unsubscribe` have."""
+
+
+class UnsubscribeRequest(Request, frozen=True, kw_only=True):
+    """Which subscription ends."""
+
+    subscription: int
+    """Its number."""
+
+
+class Unsubscribed(Result, frozen=True, kw_only=True):
+    """It has ended: no event follows."""
+
+    subscription: int
+    """Its number."""
+
+
+class DeviceState(Result, frozen=True, kw_only=True):
+    """A device's states changed, or its error. A subscription begins with one event for each device."""
+
+    device: str
+    """The device's name."""
+    backend: str
+    """The backend's xenbus state by name."""
+    frontend: str
+    """The frontend's state."""
+    error: str | None = None
+    """Why the device is not served, or served with a limitation."""
+    gone: bool = False
+    """The device is not served any more: it was removed."""
+
+
+class DeviceNotice(Result, frozen=True, kw_only=True):
+    """The data path's condition changed."""
+
+    device: str
+    """The device's name."""
+    notice: NoticeName
+    """"stalled": the guest takes no frames; "gone": the network failed; "broken": the guest broke the protocol;
+    "ready": none of these any more."""
+    reason: str | None = None
+    """How the guest broke the protocol."""
+
+
+class DeviceStatistics(Result, frozen=True, kw_only=True, omit_defaults=True):
+    """What was counted for a device since the backend started, at one moment. Events with the same time are one
+    snapshot; a notification whose `more` is true is not the last one of its snapshot."""
+
+    device: str
+    """The device's name."""
+    time: float
+    """Seconds of the backend's monotonic clock."""
+    queues: int = 0
+    """Queues that are connected."""
+    counters: dict[str, int] = {}
+    """The counters that are not 0, by name (docs/statistics.md)."""
+    queue_counters: list[dict[str, int]] = []
+    """The same of each queue, if they were asked for."""
+    pending: dict[str, int] = {}
+    """Requests without a response in each ring, by the ring's name."""
+    drops: dict[str, int] = {}
+    """Frames that the network lost on their way to the guest, by cause."""
+    queued: dict[str, int] = {}
+    """What waits in the network's own queue, and its bound."""
+    stalled: float | None = None
+    """For how many seconds the guest has taken no frames."""
+
+
+class TraceEvent(Result, frozen=True, kw_only=True):
+    """A trace point was passed."""
+
+    time: float
+    """Seconds since 1970."""
+    point: str
+    """The trace point's name."""
+    values: dict[str, int | str]
+    """Its values by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of the control socket: what it does, its parameters, and its result."""
+
+    does: str
+    params: type[Request]
+    result: type[Result]
+
+
+METHODS: Mapping[str, Method] = {
+    "info": Method("Which backend listens, and the protocol's version.", NoParameters, Info),
+    "list": Method("The devices in the store and what the backend knows of them.", ListRequest, Devices),
+    "find": Method("The name of a guest's device.", FindRequest, DeviceName),
+    "rings": Method("All rings of a device, slot by slot. Frames flow on meanwhile.", DeviceRequest, Rings),
+    "set": Method("Change a device while it works.", SetRequest, Settings),
+    "attach": Method("Give a guest a device. Needs domain 0's rights in the store.", AttachRequest, DeviceName),
+    "detach": Method("Take a device from its guest, which is asked first.", DetachRequest, Detached),
+    "subscribe": Method("Be told of events from now on, until the connection's end.", SubscribeRequest, Subscribed),
+    "unsubscribe": Method("End a subscription.", UnsubscribeRequest, Unsubscribed),
+}  # fmt: skip
+"""Every method by its name."""
+
+TOPICS: Mapping[Topic, type[Result]] = {
+    "states": DeviceState,
+    "notices": DeviceNotice,
+    "statistics": DeviceStatistics,
+    "trace": TraceEvent,
+}
+"""The type of each topic's events."""

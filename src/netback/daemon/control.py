@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend does for the clients of its control socket: a coroutine for each method (`control.schema.METHODS`)."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+import netback
+from netback.control.schema import (
+    VERSION,
+    AttachRequest,
+    Detached,
+    DetachRequest,
+    DeviceName,
+    DeviceRequest,
+    Devices,
+    FindRequest,
+    Info,
+    ListRequest,
+    NoParameters,
+    Rings,
+    SetRequest,
+    Settings,
+)
+from netback.control.server import Calls
+from netback.daemon.serving import Serving
+from netback.daemon.status import describe, merge, read_devices
+from netback.errors import ConfigError, printable
+from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
+from netback.xenbus import names
+from netback.xenbus.attach import find_device, list_devices
+from netback.xenbus.domains import await_domain, find_domain
+from netback.xenbus.nodes import CARRIER_OFF, RATES, write_nodes
+from netback.xenstore.aio import Store
+
+
+def calls(backend: Serving) -> Calls:
+    """The methods, for `serve_control`."""
+    methods = Methods(backend)
+    return {
+        "info": methods.info,
+        "list": methods.list,
+        "find": methods.find,
+        "rings": methods.rings,
+        "set": methods.set,
+        "attach": methods.attach,
+        "detach": methods.detach,
+    }
+
+
+class Methods:
+    """Errors are NetbackErrors; a ConfigError says that the request itself is wrong."""
+
+    def __init__(self, backend: Serving) -> None:
+        self._backend = backend
+        self._domid = backend.platform.domid
+
+    async def info(self, _: NoParameters) -> Info:
+        return Info(
+            protocol=VERSION,
+            netback=netback.__version__,
+            domid=self._domid,
+            platform=self._backend.platform.name,
+            pid=os.getpid(),
+            devices=len(self._backend.devices),
+        )
+
+    async def list(self, request: ListRequest) -> Devices:
+        """Stray nodes, which no backend serves, are in the store alone."""
+        wanted = None if request.device is None else await self._named(request.device)
+        stored = await read_devices(self._backend.store, self._domid, wanted)
+        served = self._backend.devices
+        chosen = served.values() if wanted is None else [served[wanted]] if wanted in served else []
+        return Devices(devices=merge(stored, map(describe, chosen)))
+
+    async def find(self, request: FindRequest) -> DeviceName:
+        store = self._backend.store
+        name = await find_device(
+            store,
+            await find_domain(store, request.guest),
+            kind=request.type,
+            index=request.index,
+            backend_domid=self._domid,
+        )
+        _ = name.index  # a directory that is no device, and perhaps no text
+        return DeviceName(device=str(name))
+
+    async def rings(self, request: DeviceRequest) -> Rings:
+        return Rings(device=request.device, rings=self._backend.opened(request.device)[1].dump())
+
+    async def set(self, request: SetRequest) -> Settings:
+        device, _ = self._backend.opened(request.device)
+        nodes = {}
+        for node, text in zip(RATES, (request.tx_rate, request.rx_rate), strict=True):
+            if text is not None:
+                nodes[node] = as_node(_rate(text))
+        if request.carrier is not None:
+            nodes[CARRIER_OFF] = str(int(not request.carrier))
+        await write_nodes(self._backend.store, device.name.backend, nodes)
+        rates = await device.apply_rates()
+        return Settings(
+            device=request.device,
+            tx_rate=str(rates.tx or UNLIMITED),
+            rx_rate=str(rates.rx or UNLIMITED),
+            carrier=await device.carrier(),
+        )
+
+    async def attach(self, request: AttachRequest) -> DeviceName:
+        name = await attach_guest(self._backend.store, self._domid, request, self._backend.attach)
+        return DeviceName(device=str(name))
+
+    async def detach(self, request: DetachRequest) -> Detached:
+        name = await self._named(request.device)
+        answered = await self._backend.detach(name, seconds=request.seconds)
+        return Detached(device=request.device, answered=answered)
+
+    async def _named(self, wanted: str) -> names.DeviceName:
+        """A device of the store by its name, whether it is served or not. ConfigError: there is none."""
+        served = next((name for name in self._backend.devices if str(name) == wanted), None)
+        if served is not None:
+            return served
+        for name in await list_devices(self._backend.store, self._domid):
+            await asyncio.sleep(0)
+            if str(name) == wanted:
+                return name
+        raise ConfigError(f"there is no device {printable(wanted)}")
+
+
+async def attach_guest(
+    store: Store, backend: int, request: AttachRequest, attach: Callable[..., Awaitable[names.DeviceName]]
+) -> names.DeviceName:
+    """Give the guest that a request names its device by `attach` (`Backend.attach`). ConfigError: the guest is unknown
+    or the backend's own domain, or a value is none.
+    """
+    limits = {"tx_rate": request.tx_rate, "rx_rate": request.rx_rate}
+    rates = {way: None if text is None else _rate(text) for way, text in limits.items()}
+    domid = await await_domain(store, request.guest)
+    if domid == backend and not request.force:
+        raise ConfigError(
+            f"domain {domid} is the backend's own: its kernel would take the device; --force attaches it anyway"
+        )
+    return await attach(domid, request.net, mac=request.mac, kind=request.type, index=request.index, **rates)
+
+
+def _rate(text: str) -> Rate | None:
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the control socket's methods and topics need of a backend (`daemon.backend.Backend`)."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from netback.observe.trace import Tracer
+from netback.platforms.base import Platform
+from netback.vif.features import DeviceType
+from netback.vif.rate import Rate
+from netback.vif.vif import Vif
+from netback.xenbus.device import Device
+from netback.xenbus.names import DeviceName
+from netback.xenbus.news import News
+from netback.xenstore.aio import Store
+
+
+class Serving(Protocol):
+    """A backend that serves devices."""
+
+    platform: Platform
+    store: Store
+    tracer: Tracer
+    news: News
+
+    @property
+    def devices(self) -> Mapping[DeviceName, Device]:
+        """The devices known now, by name."""
+
+    def named(self, name: str) -> Device:
+        """A device by its name. ConfigError: this backend serves none of that name."""
+
+    def opened(self, name: str) -> tuple[Device, Vif]:
+        """A device whose network is open, and its data path. ConfigError: there is none."""
+
+    async def attach(
+        self,
+        domid: int,
+        net: str,
+        *,
+        mac: str | None = None,
+        kind: DeviceType = "vif",
+        index: int = -1,
+        tx_rate: Rate | None = None,
+        rx_rate: Rate | None = None,
+    ) -> DeviceName:
+        """Give a domain a NIC."""
+
+    async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
+        """Take a device from its guest. Returns False if the guest did not answer in time."""
+
+    async def watch(self) -> None:
+        """Have the workers record what the tracer wants."""

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend tells subscribers: a source for each topic of the control socket (`control.feed`).
+
+States and notices come from the devices and trace points from the tracer, all into feeds. Statistics are taken when
+they are due and the client has read the last ones.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+
+from netback.control.feed import Batch, Feed, Topics
+from netback.control.schema import DeviceNotice, DeviceState, NoticeName, SubscribeRequest, TraceEvent
+from netback.daemon.serving import Serving
+from netback.daemon.status import count
+from netback.dataplane.notices import Notice
+from netback.errors import printable
+from netback.observe.trace import matching_points
+from netback.vif.queue import queue_owner
+from netback.xenbus.device import Device
+from netback.xenbus.news import ConditionNews, StateNews
+
+_SNAPSHOT = 64
+"""Devices in a batch of statistics: between two batches the loop serves others."""
+_NOTICES: Mapping[Notice, NoticeName] = {
+    Notice.READY: "ready",
+    Notice.STALLED: "stalled",
+    Notice.PEER_GONE: "gone",
+    Notice.BROKEN: "broken",
+}
+
+
+def topics(backend: Serving) -> Topics:
+    """The sources, for `serve_control`. ConfigError of the first step: there is no such device or trace point."""
+    sources = Sources(backend)
+    return {
+        "states": sources.states,
+        "notices": sources.notices,
+        "statistics": sources.statistics,
+        "trace": sources.trace,
+    }
+
+
+class Sources:
+    """Each first batch is there at once; what happens after it is in a later one."""
+
+    def __init__(self, backend: Serving) -> None:
+        self._backend = backend
+
+    async def states(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
+        feed, chosen = Feed(), self._chosen(request)
+
+        def hear(news: StateNews) -> None:
+            if request.device in (None, str(news.name)):
+                feed.post(_state(news))
+
+        with self._backend.news.states.heard_by(hear):
+            yield Batch([_state(device.news_now()) for device in chosen])
+            while True:
+                yield await feed.take()
+
+    async def notices(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
+        feed, _ = Feed(), self._chosen(request)
+
+        def hear(news: ConditionNews) -> None:
+            if request.device in (None, str(news.name)):
+                reason = None if news.reason is None else printable(news.reason)
+                name = printable(str(news.name))
+                feed.post(DeviceNotice(device=name, notice=_NOTICES[news.condition], reason=reason))
+
+        with self._backend.news.conditions.heard_by(hear):
+            yield Batch([])
+            while True:
+                yield await feed.take()
+
+    async def statistics(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
+        """A snapshot that is due while the client still has to read the last one is lost."""
+        self._chosen(request)
+        loop = asyncio.get_running_loop()
+        due, lost = loop.time(), 0
+        while True:
+            now, devices = loop.time(), self._present(request)
+            for begin in range(0, max(len(devices), 1), _SNAPSHOT):
+                part, end = devices[begin : begin + _SNAPSHOT], begin + _SNAPSHOT
+                events = [count(device, now, queues=request.queues) for device in part]
+                yield Batch(events, lost, more=end < len(devices))
+                lost = 0
+                await asyncio.sleep(0)
+            due += request.interval
+            lost = max(0, int((loop.time() - due) // request.interval))
+            due += lost * request.interval
+            await asyncio.sleep(max(0.0, due - loop.time()))
+
+    async def trace(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
+        self._chosen(request)
+        points = frozenset[str]().union(*map(matching_points, request.points))
+        feed = Feed()
+
+        def hear(name: str, time: float, values: Mapping[str, object]) -> None:
+            if request.device in (None, queue_owner(str(values["dev"]))):
+                feed.post(TraceEvent(time=time, point=name, values=_plain(values)))
+
+        try:
+            with self._backend.tracer.sent_to(hear, points):
+                await self._backend.watch()
+                yield Batch([])
+                while True:
+                    yield await feed.take()
+        finally:
+            await self._backend.watch()
+
+    def _chosen(self, request: SubscribeRequest) -> list[Device]:
+        """The devices of a subscription. ConfigError: there is none of that name."""
+        if request.device is None:
+            return [*self._backend.devices.values()]
+        return [self._backend.named(request.device)]
+
+    def _present(self, request: SubscribeRequest) -> list[Device]:
+        """The same later, when the device may be gone."""
+        devices = self._backend.devices.items()
+        return [device for name, device in devices if request.device in (None, str(name))]
+
+
+def _state(news: StateNews) -> DeviceState:
+    return DeviceState(
+        device=printable(str(news.name)),
+        backend=news.ours.title,
+        frontend=news.theirs.title,
+        error=printable(news.error) or None,
+        gone=news.gone,
+    )
+
+
+def _plain(values: Mapping[str, object]) -> dict[str, int | str]:
+    return {
+        name: value if isinstance(value, int) else printable(str(value)) for name, value in values.items()
+    }
