@@ -9,7 +9,7 @@ import shutil
 
 import typer.main
 
-from netback.cli.app import app
+from netback.cli.app import build
 from netback.demo.command import demo
 
 from .harness import Place, run
@@ -46,7 +46,7 @@ def test_next_commands_exist(place: Place) -> None:
 
 def check_command(words: list[str]) -> None:
     """One of netback's commands takes these words."""
-    assert words[0] in getattr(typer.main.get_command(app), "commands")  # noqa: B009 (of whichever Click)
+    assert words[0] in getattr(typer.main.get_command(build()), "commands")  # noqa: B009 (of whichever Click)
     if words[0] == "demo":
         shown = typer.Typer()
         shown.command()(demo)

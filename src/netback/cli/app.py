@@ -1,35 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assembles the commands, one file each, and turns errors into exit codes.
 
-Each command imports its implementation when it runs. This keeps `--help` fast and shortens a restart.
+Only the command that the command line names is imported, and each imports its implementation when it runs: this keeps
+every start short. `--help` and completion need all of them.
 """
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Annotated, Any, cast
 
 import typer
 
 from netback import __version__
-from netback.cli import lab
-from netback.cli.attach import attach
-from netback.cli.demo import demo
-from netback.cli.detach import detach
-from netback.cli.doctor import doctor
-from netback.cli.emulate import emulate
-from netback.cli.guest import guest
-from netback.cli.list import list_devices
-from netback.cli.rings import rings
-from netback.cli.run import run
-from netback.cli.set import set_limits
-from netback.cli.stats import stats
-from netback.cli.unit import unit
 from netback.errors import ConfigError, NetbackError, PlatformError, printable
 
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 """Click's exception classes, from the Click that typer uses: some versions of typer vendor it."""
 
-app = typer.Typer(name="netback", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+_COMMANDS: Mapping[str, str] = {
+    "emulate": "emulate",
+    "run": "run",
+    "doctor": "doctor",
+    "unit": "unit",
+    "attach": "attach",
+    "detach": "detach",
+    "list": "list_devices",
+    "set": "set_device",
+    "stats": "stats",
+    "rings": "rings",
+    "guest": "guest",
+    "demo": "demo",
+    "lab": "app",
+}
+"""Each command, in the order of the help, and its function in the module of its name, or its group of commands."""
+_PASSED_ON = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {"demo": _PASSED_ON}
+"""How commands are registered that do not parse their words themselves."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -38,8 +49,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def netback(
+def _netback(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit.")
     ] = False,
@@ -47,17 +57,19 @@ def netback(
     """A Xen network backend in userspace: serves guests' netfronts on a real or an emulated Xen."""
 
 
-for command in (emulate, run, doctor, unit, attach, detach):
-    app.command()(command)
-app.command(name="list")(list_devices)
-app.command(name="set")(set_limits)
-app.command()(stats)
-app.command()(rings)
-app.command()(guest)
-app.command(
-    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(demo)
-app.add_typer(lab.app)
+def build(words: Sequence[str] = ()) -> typer.Typer:
+    """The program with the command that `words` begin with, or with all commands."""
+    app = typer.Typer(
+        name="netback", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    app.callback()(_netback)
+    for name in [word for word in words[:1] if word in _COMMANDS] or _COMMANDS:
+        command = getattr(import_module(f"netback.cli.{name}"), _COMMANDS[name])
+        if isinstance(command, typer.Typer):
+            app.add_typer(command)
+        else:
+            app.command(name=name, **_OPTIONS.get(name, {}))(command)
+    return app
 
 
 def main() -> int:
@@ -67,7 +79,7 @@ def main() -> int:
             # escape characters that the terminal's encoding cannot represent
             stream.reconfigure(errors="backslashreplace")
     try:
-        return app(prog_name="netback", standalone_mode=False) or 0
+        return build(sys.argv[1:])(prog_name="netback", standalone_mode=False) or 0
     except SystemExit as end:
         return _code(end)
     except UsageError as error:

@@ -11,7 +11,7 @@ from netback.cli.target import Target
 from netback.errors import ConfigError, printable
 
 
-def set_limits(
+def set_device(
     vif: Vif,
     tx_rate: TxRate = None,
     rx_rate: RxRate = None,

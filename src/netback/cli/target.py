@@ -7,9 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from netback.abi.xen import DEVICES
 from netback.directory import check_trusted
 from netback.errors import ConfigError
-from netback.platforms.xen.devices import DEVICES
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -9,9 +9,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from netback.abi.xen import DEVICES
 from netback.errors import ConfigError, PlatformError
-
-DEVICES = Path("/dev/xen")
 
 _MODULES = {
     "evtchn": "xen-evtchn",

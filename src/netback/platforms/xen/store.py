@@ -5,9 +5,10 @@ import os
 import socket
 from pathlib import Path
 
+from netback.abi.xen import DEVICES
 from netback.abi.xs_wire import Op
 from netback.errors import PlatformError
-from netback.platforms.xen.devices import DEVICES, open_device
+from netback.platforms.xen.devices import open_device
 from netback.xenstore.aio import Store
 from netback.xenstore.client import Answer, Client, joined
 
