@@ -21,6 +21,7 @@ FLOORS = (
     (1, "netback.xenbus.states"),
     (1, "netback.vif.features"),
     (1, "netback.vif.rate"),
+    (1, "netback.vif.terms"),
     (1, "netback.vif.control_messages"),
     (1, "netback.dataplane"),
     (2, "netback.directory"),

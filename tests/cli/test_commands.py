@@ -90,7 +90,7 @@ async def test_one_line_for_each_mistake(
         (("attach",), "Missing argument 'DOMAIN'; see netback attach --help"),
         (("attach", "1"), "Missing option '--net'; see netback attach --help"),
         (("guest",), "Missing option '--net'; see netback guest --help"),
-        (("list", "--nonsense"), "No such option: --nonsense; see netback list --help"),
+        (("list", "--nonsense"), "No such option"),
         (("nonsense\x1b",), r"No such command 'nonsense\x1b'; see netback --help"),
         (("run", "--workers", "0"), "Invalid value for '--workers': "),
         (("guest", "--net", "null", "--like", "beos"), "there is no frontend 'beos'; there are linux-5.10, "),
@@ -211,11 +211,13 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
             "backend": "Connected", "frontend": "Connected", "net": "null", "mac": "00:16:3e:00:00:07",
             "online": "1", "hotplug-status": "connected", "error": None, "network": "null", "queues": 1,
             "stalled": None, "drops": {}, "queued": {},
-            "tx_rate": None, "rx_rate": None,
+            "tx_rate": None, "rx_rate": None, "bridge": None, "mtu": None,
             "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
         }  # fmt: skip
         _, out, _ = await run("list", "--dir", xen)
-        assert re.search(rf"^qnic{guest.domid}\.0 .*Connected +Connected +null .* 1 +0 ", out, re.MULTILINE)
+        assert re.search(
+            rf"^qnic{guest.domid}\.0 +\S+ +Connected +null +- +60B +0B +- +0$", out, re.MULTILINE
+        )
         device_words = (str(guest.domid), "--dir", xen)
         counted = json.loads((await run("stats", *device_words, "--json"))[1])
         assert (counted["total"], counted["queues"]) == (counters, [counters])

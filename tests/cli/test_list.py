@@ -3,16 +3,18 @@
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from netback.cli.list import show
+from netback.cli.list import _COLUMNS, _DEFAULT, _Seen, show
+from netback.cli.table import lay_out, short
 from netback.control.schema import DeviceStatus
 from netback.xenstore.aio import Store
-from tests.cli.commands import run, running
+from tests.cli.commands import run, running, start
 from tests.daemon.test_control import answering
 from tests.vif.guest import join, until
 
@@ -57,11 +59,10 @@ async def test_a_backend_that_hangs(xen: Path) -> None:
 
 def test_a_stalled_guest_is_shown_with_its_time(capsys: pytest.CaptureFixture[str]) -> None:
     device = DeviceStatus(device="vif3.0", type="vif", domid=3, index="0", stalled=75.4)
-    show([device, structs.replace(device, error="no tap")])
-    first, second = capsys.readouterr().out.splitlines()[1:]
-    assert "stalled for 75 s: the guest takes no frames" in first
-    assert "no tap" in second
-    assert "stalled" not in second
+    show([_Seen(device), _Seen(structs.replace(device, error="no tap"))])
+    first, stalled, second, error = capsys.readouterr().out.splitlines()[1:]
+    assert first == second
+    assert (stalled, error) == ("  stalled for 75 s: the guest takes no frames", "  no tap")
 
 
 async def test_limits_are_set_and_shown(xen: Path) -> None:
@@ -89,7 +90,7 @@ async def test_limits_are_set_and_shown(xen: Path) -> None:
                 assert (code, out, err.count("\n")) == (2, "", 1)
                 assert reason in err
             _, out, _ = await run("list", "--dir", xen)
-            assert "tx 10Mb/s rx 12Mb/s" in out
+            assert " 10M/12M " in out
             assert (await run("set", *domain, "--tx-rate", "none"))[
                 1
             ] == f"{name}: tx none, rx 12Mb/s, carrier\n"
@@ -100,3 +101,74 @@ async def test_limits_are_set_and_shown(xen: Path) -> None:
             for word, text, value in (("--no-carrier", "no carrier", "0"), ("--carrier", "carrier", "1")):
                 assert (await run("set", *domain, word))[1] == f"{name}: tx none, rx 12Mb/s, {text}\n"
                 await until(guest.store, node, lambda found, value=value: found == value)
+
+
+def test_the_table_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long names of guests and links are cut, then limits; counts are whole. Nothing is shown for what is not known."""
+    counted = {"tx_bytes": 123_456_789_012, "rx_bytes": 999, "tx_dropped": 7, "rx_too_big": 5, "tx_frames": 9}
+    long = DeviceStatus(
+        device="vif12345.10", type="vif", domid=12345, index="10", guest="a-guest-with-a-long-name", backend="Closing",
+        frontend="Connected", network="vif12345.10-emu", bridge="xenbr0.4094", mtu=65535, counters=counted,
+        tx_rate="62.5Mb/s", rx_rate="125Mb/s", drops={"rx_dropped": 100},
+    )  # fmt: skip
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    show([_Seen(long), _Seen(DeviceStatus(device="vif1.0", type="vif", domid=1, index="0"))])
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == [*_DEFAULT]
+    assert max(map(len, (head, first, second))) <= 80
+    assert re.fullmatch(
+        r"vif12345\.10  a-gu~  Closing/Connected  vif12~  65535  123GB  999B  62\.5M~  112", first
+    ), first
+    assert second.split() == ["vif1.0", *["-"] * 8]
+
+
+def test_rates_while_it_is_watched(capsys: pytest.CaptureFixture[str]) -> None:
+    before = DeviceStatus(device="vif1.0", type="vif", domid=1, index="0", counters={"tx_bytes": 1000})
+    now = structs.replace(before, counters={"tx_bytes": 2_001_000, "rx_bytes": 5})
+    show([_Seen(now, before, 2.0)], ("device", "tx", "rx", "tx-frames"))
+    assert capsys.readouterr().out.splitlines()[1].split() == ["vif1.0", "8Mb/s", "20b/s", "0"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1k"),
+        (12_345, "12.3k"),
+        (123_456, "123k"),
+        (999_999, "1000k"),
+        (10**10, "10G"),
+    ],
+)
+def test_short_numbers(number: int, text: str) -> None:
+    assert short(number) == text
+
+
+def test_a_table_too_narrow_is_cut() -> None:
+    assert lay_out([["name", "other"], ["a" * 20, "b" * 30]], 20, [0, 1]) == [
+        "name       other",
+        "aaaaaaaa~  bbbbbbbb~",
+    ]
+    assert lay_out([["name", "other"]], 8) == ["name  ot"]
+
+
+async def test_columns_and_watching(xen: Path) -> None:
+    code, out, err = await run("list", "-o", "device,speed", "--dir", xen)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "-o: there is no column 'speed'; there are wide, device, guest" in err
+    _, out, _ = await run("list", "-o", "wide", "--dir", xen)
+    assert out.split() == [*_COLUMNS]
+    assert (await run("list", "--watch", "--dir", xen))[0] == os.EX_TEMPFAIL
+    async with running("serving domain 0", "run", "--dir", xen), join(xen) as guest:
+        await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
+        watching = await start("list", "--watch", "--interval", "0.1", "--json", "--dir", xen)
+        assert watching.stdout is not None
+        for _ in range(2):
+            (device,) = json.loads(await watching.stdout.readline())
+            assert device["device"] == f"vif{guest.domid}.0"
+        watching.terminate()
+        await watching.wait()

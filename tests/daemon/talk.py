@@ -65,6 +65,7 @@ CALLS: Calls = {
     "list": fail,
     "set": settle,
     "rings": no_rings,
+    "show": fail,
     "attach": wrong,
     "detach": refuse,
 }

@@ -7,17 +7,13 @@ every start short. `--help` and completion need all of them.
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated, Any, cast
 
-import typer
+import click
 
 from netback import __version__
 from netback.errors import ConfigError, NetbackError, PlatformError, printable
-
-UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
-"""Click's exception classes, from the Click that typer uses: some versions of typer vendor it."""
 
 _COMMANDS: Mapping[str, str] = {
     "emulate": "emulate",
@@ -27,49 +23,35 @@ _COMMANDS: Mapping[str, str] = {
     "attach": "attach",
     "detach": "detach",
     "list": "list_devices",
+    "show": "show",
     "set": "set_device",
     "stats": "stats",
     "rings": "rings",
     "guest": "guest",
     "demo": "demo",
-    "lab": "app",
+    "lab": "lab",
 }
-"""Each command, in the order of the help, and its function in the module of its name, or its group of commands."""
-_PASSED_ON = {
-    "add_help_option": False,
-    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-}
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {"demo": _PASSED_ON}
-"""How commands are registered that do not parse their words themselves."""
+"""Each command, in the order of the help, and its name in the module cli/COMMAND.py."""
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"netback {__version__}")
-        raise typer.Exit
+class _Commands(click.Group):
+    """Imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(import_module(f"netback.cli.{cmd_name}"), _COMMANDS[cmd_name])
+        assert isinstance(command, click.Command)
+        return command
 
 
-def _netback(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit.")
-    ] = False,
-) -> None:
+@click.group(cls=_Commands)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def netback() -> None:
     """A Xen network backend in userspace: serves guests' netfronts on a real or an emulated Xen."""
-
-
-def build(words: Sequence[str] = ()) -> typer.Typer:
-    """The program with the command that `words` begin with, or with all commands."""
-    app = typer.Typer(
-        name="netback", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-    )
-    app.callback()(_netback)
-    for name in [word for word in words[:1] if word in _COMMANDS] or _COMMANDS:
-        command = getattr(import_module(f"netback.cli.{name}"), _COMMANDS[name])
-        if isinstance(command, typer.Typer):
-            app.add_typer(command)
-        else:
-            app.command(name=name, **_OPTIONS.get(name, {}))(command)
-    return app
 
 
 def main() -> int:
@@ -79,24 +61,24 @@ def main() -> int:
             # escape characters that the terminal's encoding cannot represent
             stream.reconfigure(errors="backslashreplace")
     try:
-        return build(sys.argv[1:])(prog_name="netback", standalone_mode=False) or 0
+        return netback(prog_name="netback", standalone_mode=False) or 0
     except SystemExit as end:
         return _code(end)
-    except UsageError as error:
+    except click.UsageError as error:
         _explain(error)
         return 2
     except (NetbackError, OSError) as error:
-        typer.echo(f"netback: {printable(str(error))}", err=True)
+        click.echo(f"netback: {printable(str(error))}", err=True)
         return exit_code(error)
 
 
-def _explain(error: Any) -> None:
+def _explain(error: click.UsageError) -> None:
     """Print a mistake in the command line as one line; print the help if no command was given."""
-    if type(error).__name__ == "NoArgsIsHelpError":
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return
     command = error.ctx.command_path if error.ctx is not None else "netback"
-    typer.echo(f"netback: {printable(error.format_message().rstrip('.'))}; see {command} --help", err=True)
+    click.echo(f"netback: {printable(error.format_message().rstrip('.'))}; see {command} --help", err=True)
 
 
 def exit_code(error: Exception) -> int:
@@ -113,6 +95,6 @@ def exit_code(error: Exception) -> int:
 
 def _code(end: SystemExit) -> int:
     if isinstance(end.code, str):
-        typer.echo(end.code, err=True)
+        click.echo(end.code, err=True)
         return 1
     return end.code or 0

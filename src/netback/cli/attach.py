@@ -1,44 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback attach`: give a guest a network device."""
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from netback.cli.options import (
-    SPEC_HELP,
-    Directory,
-    Domain,
-    Platform,
-    RxRate,
-    TxRate,
-    TypeName,
-    check_rates,
-    warn,
-)
+from netback.cli import options
+from netback.cli.options import SPEC_HELP, TYPES, check_rates, warn
 from netback.cli.query import connect
-from netback.cli.target import Target
+from netback.cli.target import PlatformName, Target
 
 if TYPE_CHECKING:
-    from netback.control.schema import AttachRequest
+    from netback.control.schema import AttachRequest, DeviceType
 
 
+@click.command
+@click.argument("domain")
+@click.option("--net", required=True, help=SPEC_HELP)
+@click.option("--mac", help="MAC address.  [default: random, of Xen's range]")
+@click.option("--type", "kind", type=TYPES, default="vif", show_default=True, help="Device type.")
+@click.option(
+    "--index", type=click.IntRange(min=-1), default=-1, help="Device index.  [default: the first free one]"
+)
+@options.rates
+@click.option(
+    "--force", is_flag=True, help="Attach even if the domain is the backend's own, such as domain 0."
+)
+@options.target
 def attach(
-    domain: Domain,
-    net: Annotated[str, typer.Option(help=SPEC_HELP)],
-    mac: Annotated[str | None, typer.Option(help="MAC address.  [default: random, of Xen's range]")] = None,
-    kind: Annotated[TypeName, typer.Option("--type", help="Device type.")] = TypeName.VIF,
-    index: Annotated[int, typer.Option(min=-1, help="Device index; -1: the first free one.")] = -1,
-    tx_rate: TxRate = None,
-    rx_rate: RxRate = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Attach even if the domain is the backend's own, such as domain 0."),
-    ] = False,
-    platform: Platform = None,
-    directory: Directory = None,
+    domain: str,
+    net: str,
+    mac: str | None,
+    kind: "DeviceType",
+    index: int,
+    tx_rate: str | None,
+    rx_rate: str | None,
+    force: bool,
+    platform: PlatformName | None,
+    directory: Path | None,
 ) -> None:
-    """Give a guest a network device. A running backend connects it; one that is started later does as well."""
+    """Give the guest DOMAIN, a domid or a name, a network device.
+
+    A running backend connects it; one that is started later does as well.
+    """
     from netback.control import NoBackend
     from netback.control.schema import AttachRequest
 
@@ -47,7 +52,7 @@ def attach(
     request = AttachRequest(
         guest=domain,
         net=net,
-        type=kind.value,
+        type=kind,
         mac=mac,
         index=index,
         tx_rate=tx_rate,
@@ -60,7 +65,7 @@ def attach(
     except NoBackend as error:
         name = _attach_offline(target, request)
         warn(f"{error}, which then connects the device")
-    typer.echo(name)
+    click.echo(name)
 
 
 def _attach_offline(target: Target, request: "AttachRequest") -> str:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback demo`: passes its arguments on to the demo's command."""
 
-import typer
+import click
 
 from netback.cli.options import interruptible
 
 
-def demo(context: typer.Context) -> None:
+@click.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def demo(words: tuple[str, ...]) -> None:
     """Show it all: two TCP/IP stacks, a guest's and a host's, over emulated Xen. `netback demo --help` tells more."""
     from netback.demo.command import demo as show
 
     interruptible()
-    shown = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    shown.command()(show)
-    shown(context.args, prog_name="netback demo")
+    show([*words], prog_name="netback demo")

@@ -3,14 +3,18 @@
 
 import json as codec
 from dataclasses import asdict
+from pathlib import Path
 
-import typer
+import click
 
-from netback.cli.options import Directory, Json
+from netback.cli import options
 from netback.cli.target import PlatformName, Target
 
 
-def doctor(directory: Directory = None, json: Json = False) -> None:
+@click.command
+@options.directory
+@options.json
+def doctor(directory: Path | None, json: bool) -> None:
     """Check what a backend needs from a Xen domain and print what to do. Changes nothing; exits with 1 if a
     check fails.
     """
@@ -19,11 +23,11 @@ def doctor(directory: Directory = None, json: Json = False) -> None:
     findings = examine(Machine(Target.choose(PlatformName.XEN, directory).directory))
     if json:
         rows = [{"check": name, **asdict(finding)} for name, finding in findings.items()]
-        typer.echo(codec.dumps(rows, indent=2))
+        click.echo(codec.dumps(rows, indent=2))
     else:
         for name, finding in findings.items():
-            typer.echo(f"{finding.verdict:<5} {name:<10} {finding.found}")
+            click.echo(f"{finding.verdict:<5} {name:<10} {finding.found}")
             if finding.advice:
-                typer.echo(f"{'':<16} -> {finding.advice}")
+                click.echo(f"{'':<16} -> {finding.advice}")
     if any(finding.verdict is Verdict.FAIL for finding in findings.values()):
-        raise typer.Exit(1)
+        raise SystemExit(1)

@@ -1,48 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and arguments shared by several commands."""
+"""Options and arguments shared by several commands, and how commands print."""
 
 import signal
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Any, TypeVar
 
-import typer
+import click
 
 from netback.cli.target import PlatformName
 from netback.errors import ConfigError, printable
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-class TypeName(StrEnum):
-    """Device types. The type decides the backend's directory in the store and where a frame begins in its
-    page.
-    """
-
-    VIF = "vif"
-    QNIC = "qnic"
+TYPES = click.Choice(["vif", "qnic"])
+"""Device types. The type decides the backend's directory in the store and where a frame begins in its page."""
 
 
-Directory = Annotated[
-    Path | None,
-    typer.Option(
-        "--dir",
-        help="Directory of the emulated Xen, or of netback's runtime files on real Xen; only you may have write"
-        " access.  [default: XENSTORED_PATH's directory, else netback's own]",
-    ),
-]
-Platform = Annotated[
-    PlatformName | None,
-    typer.Option(
-        "--platform", help="The Xen to use.  [default: the one this machine is in, else an emulated one]"
-    ),
-]
-Domain = Annotated[str, typer.Argument(metavar="DOMAIN", help="The guest: its domid or its name.")]
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+def _platform(_context: click.Context, _option: click.Parameter, value: str | None) -> PlatformName | None:
+    return None if value is None else PlatformName(value)
+
+
+directory = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Directory of the emulated Xen, or of netback's runtime files on real Xen; only you may have write access."
+    "  [default: XENSTORED_PATH's directory, else netback's own]",
+)
+platform = click.option(
+    "--platform",
+    type=click.Choice([name.value for name in PlatformName]),
+    callback=_platform,
+    help="The Xen to use.  [default: the one this machine is in, else an emulated one]",
+)
+json = click.option("--json", is_flag=True, help="As JSON.")
 _RATE_HELP = "as in 10Mb/s, 1.5MB/s, 500kbit/s@20ms, or none."
-TxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest sends, {_RATE_HELP}")]
-RxRate = Annotated[str | None, typer.Option(help=f"Limit of what the guest receives, {_RATE_HELP}")]
+_tx_rate = click.option("--tx-rate", help=f"Limit of what the guest sends, {_RATE_HELP}")
+_rx_rate = click.option("--rx-rate", help=f"Limit of what the guest receives, {_RATE_HELP}")
 WIDE = 1000
 """Width of output that is not a terminal; wide enough to keep each row on one line."""
 SPEC_HELP = "Network: tap[:NAME], packet:LINK, vhost-user:PATH[,server] or null."
+
+
+def target(command: F) -> F:
+    """The options that choose a Xen."""
+    return platform(directory(command))
+
+
+def rates(command: F) -> F:
+    """The options that limit a device."""
+    return _tx_rate(_rx_rate(command))
 
 
 def check_rates(tx: str | None, rx: str | None) -> None:
@@ -59,14 +67,15 @@ def check_rates(tx: str | None, rx: str | None) -> None:
 
 def warn(text: str) -> None:
     """A line that is no part of the output."""
-    typer.echo(f"netback: {printable(text)}", err=True)
+    click.echo(f"netback: {printable(text)}", err=True)
 
 
-def echo_json(value: object) -> None:
-    """A value as indented JSON."""
+def echo_json(value: object, *, indent: int = 2) -> None:
+    """A value as JSON; an indent of 0: on one line."""
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    text = msgspec.json.encode(value)
+    click.echo(msgspec.json.format(text, indent=indent) if indent else text)
 
 
 def interruptible() -> None:

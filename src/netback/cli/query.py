@@ -2,25 +2,31 @@
 """How commands name a device, and how they reach the running backend."""
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
+import click
 
-from netback.cli.options import TypeName
+from netback.cli.options import TYPES
 from netback.cli.target import Target
 
 if TYPE_CHECKING:
     from netback.control import Client
+    from netback.control.schema import DeviceType
 
-Vif = Annotated[
-    str, typer.Argument(metavar="VIF", help="The device, as in vif3.0, or its guest: a domid or a name.")
-]
-Kind = Annotated[TypeName | None, typer.Option("--type", help="Device type.")]
-Index = Annotated[
-    int | None, typer.Option(min=0, help="Device index; required if the guest has several devices.")
-]
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DEVICE = re.compile(r"(?:vif|qnic)[0-9]+\.[0-9]+")
+
+
+def vif(command: F) -> F:
+    """The words that name a device: its own name, or its guest and, if that has several, which of them."""
+    named = click.argument("vif", metavar="VIF")
+    kind = click.option("--type", "kind", type=TYPES, help="Device type.")
+    index = click.option(
+        "--index", type=click.IntRange(min=0), help="Device index; required if the guest has several devices."
+    )
+    return named(kind(index(command)))
 
 
 def connect(target: Target) -> "Client":
@@ -30,8 +36,8 @@ def connect(target: Target) -> "Client":
     return Client(target.directory)
 
 
-def find(client: "Client", vif: str, kind: TypeName | None, index: int | None) -> str:
+def find(client: "Client", vif: str, kind: "DeviceType | None", index: int | None) -> str:
     """The name of the device that the command line means. Refused: there is none, or there are several."""
     if _DEVICE.fullmatch(vif):
         return vif
-    return client.find(vif, type=kind.value if kind else None, index=index)
+    return client.find(vif, type=kind, index=index)

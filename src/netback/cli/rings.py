@@ -2,45 +2,54 @@
 """`netback rings`: every ring of a device, slot by slot, while frames flow."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from netback.cli.options import WIDE, Directory, Json, Platform, echo_json
-from netback.cli.query import Index, Kind, Vif, connect, find
-from netback.cli.target import Target
+from netback.cli import options, query
+from netback.cli.options import WIDE, echo_json
+from netback.cli.target import PlatformName, Target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from netback.observe.rings import Ring, Slot
+    from netback.control.schema import DeviceType
+    from netback.observe.slots import Ring, Slot
 
 _NEAR = 8
 """Slots shown before and after rsp_prod."""
 
 
+@click.command
+@query.vif
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help=f"Show all slots, not only {_NEAR} answered and {_NEAR} pending ones.",
+)
+@options.target
+@options.json
 def rings(
-    vif: Vif,
-    everything: Annotated[
-        bool,
-        typer.Option("--all", help=f"Show all slots, not only {_NEAR} answered and {_NEAR} pending ones."),
-    ] = False,
-    kind: Kind = None,
-    index: Index = None,
-    platform: Platform = None,
-    directory: Directory = None,
-    json: Json = False,
+    vif: str,
+    kind: "DeviceType | None",
+    index: int | None,
+    everything: bool,
+    platform: PlatformName | None,
+    directory: Path | None,
+    json: bool,
 ) -> None:
     """Show the rings of a guest's device: indices, events, and every slot decoded. Frames flow on meanwhile.
 
     Needs the running backend.
     """
-    with connect(Target.choose(platform, directory)) as client:
-        answer = client.rings(find(client, vif, kind, index))
+    with query.connect(Target.choose(platform, directory)) as client:
+        answer = client.rings(query.find(client, vif, kind, index))
     if json:
         echo_json(answer.rings)
     elif not answer.rings:
-        typer.echo(f"{answer.device}: no guest is connected")
+        click.echo(f"{answer.device}: no guest is connected")
     else:
         for ring in answer.rings:
             _show(ring, everything)

@@ -3,42 +3,43 @@
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from netback.cli.options import SPEC_HELP, Directory, Platform
-from netback.cli.target import Target
+from netback.cli import options
+from netback.cli.options import SPEC_HELP
+from netback.cli.target import PlatformName, Target
 
 if TYPE_CHECKING:
     from netback.daemon.config import Config
 
 
+@click.command
+@options.target
+@click.option("--net", help=f"{SPEC_HELP} Used for devices that name no network.  [default: tap]")
+@click.option("--trace", multiple=True, help="Trace points to show: a name or a glob such as 'xen_netdev_*'.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker threads.  [default: one for each core]")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, 256),
+    help="The most queues of a vif.  [default: one for each core, at most 8]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Configuration file; command-line options override it.  [default: /etc/netback/netback.toml]",
+)
+@click.option("--check", is_flag=True, help="Only check the configuration.")
 def run(
-    platform: Platform = None,
-    directory: Directory = None,
-    net: Annotated[
-        str | None, typer.Option(help=f"{SPEC_HELP} Used for devices that name no network.  [default: tap]")
-    ] = None,
-    trace: Annotated[
-        list[str] | None, typer.Option(help="Trace points to show: a name or a glob such as 'xen_netdev_*'.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker threads.  [default: one for each core]")
-    ] = None,
-    queues: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=256, help="The most queues of a vif.  [default: one for each core, at most 8]"
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="Configuration file; command-line options override it.  [default: /etc/netback/netback.toml]"
-        ),
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check the configuration.")] = False,
+    platform: PlatformName | None,
+    directory: Path | None,
+    net: str | None,
+    trace: tuple[str, ...],
+    workers: int | None,
+    queues: int | None,
+    config: Path | None,
+    check: bool,
 ) -> None:
     """Serve the guests' network devices until a signal. The end is invisible to guests: the next run
     continues from there.
@@ -47,9 +48,7 @@ def run(
     from netback.daemon.service import serve
 
     def load() -> "Config":
-        return load_config(config).overruled(
-            net=net, trace=tuple(trace or ()), workers=workers, queues=queues
-        )
+        return load_config(config).overruled(net=net, trace=trace, workers=workers, queues=queues)
 
     if check:
         load()

@@ -1,38 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback set`: change the limits and the carrier of a network device while it works."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from netback.cli.options import Directory, Platform, RxRate, TxRate, check_rates
-from netback.cli.query import Index, Kind, Vif, connect, find
-from netback.cli.target import Target
+from netback.cli import options, query
+from netback.cli.target import PlatformName, Target
 from netback.errors import ConfigError, printable
 
+if TYPE_CHECKING:
+    from netback.control.schema import DeviceType
 
+
+@click.command("set")
+@query.vif
+@options.rates
+@click.option("--carrier/--no-carrier", default=None, help="Show the guest its network's carrier, or none.")
+@options.target
 def set_device(
-    vif: Vif,
-    tx_rate: TxRate = None,
-    rx_rate: RxRate = None,
-    carrier: Annotated[
-        bool | None,
-        typer.Option("--carrier/--no-carrier", help="Show the guest its network's carrier, or none."),
-    ] = None,
-    kind: Kind = None,
-    index: Index = None,
-    platform: Platform = None,
-    directory: Directory = None,
+    vif: str,
+    kind: "DeviceType | None",
+    index: int | None,
+    tx_rate: str | None,
+    rx_rate: str | None,
+    carrier: bool | None,
+    platform: PlatformName | None,
+    directory: Path | None,
 ) -> None:
     """Limit what a guest sends and receives, or turn its carrier off, at once and for the device's life.
 
-    Needs the running backend.
+    VIF: the device's name, as in vif3.0, or its guest. Needs the running backend.
     """
-    check_rates(tx_rate, rx_rate)
+    options.check_rates(tx_rate, rx_rate)
     if tx_rate is None and rx_rate is None and carrier is None:
         raise ConfigError("nothing to set: give --tx-rate, --rx-rate, --carrier or --no-carrier")
-    with connect(Target.choose(platform, directory)) as client:
-        name = find(client, vif, kind, index)
+    with query.connect(Target.choose(platform, directory)) as client:
+        name = query.find(client, vif, kind, index)
         answer = client.set(name, tx_rate=tx_rate, rx_rate=rx_rate, carrier=carrier)
     carrier_text = "carrier" if answer.carrier else "no carrier"
-    typer.echo(printable(f"{answer.device}: tx {answer.tx_rate}, rx {answer.rx_rate}, {carrier_text}"))
+    click.echo(printable(f"{answer.device}: tx {answer.tx_rate}, rx {answer.rx_rate}, {carrier_text}"))

@@ -2,33 +2,39 @@
 """`netback stats`: the counters of a device, in total and by queue."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from netback.cli.options import WIDE, Directory, Json, Platform, echo_json
-from netback.cli.query import Index, Kind, Vif, connect, find
-from netback.cli.target import Target
+from netback.cli import options, query
+from netback.cli.options import WIDE, echo_json
+from netback.cli.target import PlatformName, Target
 
 if TYPE_CHECKING:
-    from netback.control.schema import DeviceStatus
+    from netback.control.schema import DeviceStatus, DeviceType
 
 
+@click.command
+@query.vif
+@click.option("--all", "everything", is_flag=True, help="Show the counters that are 0, too.")
+@options.target
+@options.json
 def stats(
-    vif: Vif,
-    everything: Annotated[bool, typer.Option("--all", help="Show the counters that are 0, too.")] = False,
-    kind: Kind = None,
-    index: Index = None,
-    platform: Platform = None,
-    directory: Directory = None,
-    json: Json = False,
+    vif: str,
+    kind: "DeviceType | None",
+    index: int | None,
+    everything: bool,
+    platform: PlatformName | None,
+    directory: Path | None,
+    json: bool,
 ) -> None:
     """Show what was counted for a guest's device, in total and by queue, and what each counter means.
 
     Needs the running backend, and begins with it; a guest that connects again is counted on.
     """
-    with connect(Target.choose(platform, directory)) as client:
-        (found,) = client.devices(find(client, vif, kind, index))
+    with query.connect(Target.choose(platform, directory)) as client:
+        (found,) = client.devices(query.find(client, vif, kind, index))
     if json:
         counted = {"device": found.device, "total": found.counters, "queues": found.queue_counters}
         network = {"drops": found.drops, "queued": found.queued}

@@ -5,33 +5,31 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 
-def unit(
-    modprobe: Annotated[
-        bool,
-        typer.Option(
-            "--modprobe", help="Print what keeps the kernel's backend out instead: for /etc/modprobe.d/."
-        ),
-    ] = False,
-) -> None:
+@click.command
+@click.option(
+    "--modprobe",
+    is_flag=True,
+    help="Print what keeps the kernel's backend out instead: for /etc/modprobe.d/.",
+)
+def unit(modprobe: bool) -> None:
     """Print a systemd unit that runs this netback: for /etc/systemd/system/netback.service."""
     from netback.daemon.systemd import unit as service
     from netback.errors import printable
 
     if modprobe:
-        typer.echo(service.KEEP_KERNEL_OUT.read_text(), nl=False)
+        click.echo(service.KEEP_KERNEL_OUT.read_text(), nl=False)
         return
     own = Path(sys.argv[0]).absolute()
     program = str(own) if own.name == "netback" else shutil.which("netback") or "/usr/bin/netback"
-    typer.echo(service.unit(program), nl=False)
+    click.echo(service.unit(program), nl=False)
     if not os.access(program, os.X_OK):
-        typer.echo(f"netback: there is no program {printable(program)}: install netback first", err=True)
+        click.echo(f"netback: there is no program {printable(program)}: install netback first", err=True)
     for directory, (path, setting) in service.hidden(service.needed(program)).items():
-        typer.echo(
+        click.echo(
             f"netback: the unit cannot access {printable(str(path))}: its {setting} hides {directory};"
             " install netback and its Python elsewhere, as in /opt",
             err=True,

@@ -230,6 +230,10 @@ class Client:
         request = schema.FindRequest(guest=guest, type=type, index=index)
         return self._call("find", request, schema.DeviceName).device
 
+    def show(self, device: str) -> schema.Details:
+        """Everything of a device but the slots of its rings."""
+        return self._call("show", schema.DeviceRequest(device=device), schema.Details)
+
     def rings(self, device: str) -> schema.Rings:
         """All rings of a device, slot by slot."""
         return self._call("rings", schema.DeviceRequest(device=device), schema.Rings)

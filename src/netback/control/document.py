@@ -12,7 +12,7 @@ import msgspec
 
 from netback.control import feed, rpc, schema, server
 from netback.control.rpc import Code
-from netback.observe import rings
+from netback.observe import slots
 
 _CODES = {
     Code.PARSE: "the line is no JSON; the id is null",
@@ -25,7 +25,7 @@ _CODES = {
     Code.BUSY: "too many clients or subscriptions",
 }
 _PLAIN = {int: "integer", str: "string", float: "number", bool: "boolean", type(None): "null"}
-_PARTS = (schema.DeviceStatus, rings.Ring, rings.Slot)
+_PARTS = (schema.DeviceStatus, schema.Feature, slots.Ring, slots.Slot)
 """Types that are parts of others."""
 
 

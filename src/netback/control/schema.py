@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from netback.observe.rings import Ring
+from netback.observe.slots import Ring
 
 VERSION = "1.0"
 """Major and minor version of the protocol. The minor one grows when methods, topics, optional parameters or fields are
@@ -96,6 +96,10 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """Why the device is not served, or served with a limitation."""
     network: str | None = None
     """The current name of the link, or the kind of network, that the running backend uses."""
+    bridge: str | None = None
+    """The bridge that the link is a port of."""
+    mtu: int | None = None
+    """The link's MTU in bytes; None if the network has no link here."""
     counters: dict[str, int] | None = None
     """Counters by name (docs/statistics.md); None without a running backend."""
     queue_counters: list[dict[str, int]] | None = None
@@ -120,6 +124,42 @@ class Devices(Result, frozen=True, kw_only=True):
     """The devices in the store, each completed by what the backend knows."""
 
     devices: list[DeviceStatus]
+
+
+class Feature(Result, frozen=True, kw_only=True):
+    """One feature of netif, and what came of it."""
+
+    feature: str
+    """In words, as in "TSO of IPv4"."""
+    means: str
+    """What it gives."""
+    offered: str | None
+    """The value of the backend's key; None if there is none."""
+    asked: str | None
+    """The value of the frontend's key."""
+    agreed: bool | None
+    """Whether it is in force; None before the frontend connects."""
+    reason: str | None
+    """Why it is not."""
+
+
+class Details(Result, frozen=True, kw_only=True):
+    """Everything of a device but the slots of its rings."""
+
+    device: DeviceStatus
+    """As `list` has it."""
+    features: list[Feature]
+    """What both ends said of each feature."""
+    fault: str | None
+    """How the frontend's keys are wrong as a whole, so that no feature is agreed."""
+    backend_path: str
+    """The backend's directory."""
+    backend_nodes: dict[str, str]
+    """Its nodes; those that may not be read are left out."""
+    frontend_path: str
+    """The frontend's directory."""
+    frontend_nodes: dict[str, str]
+    """Its nodes."""
 
 
 class FindRequest(Request, frozen=True, kw_only=True):
@@ -331,6 +371,7 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "info": Method("Which backend listens, and the protocol's version.", NoParameters, Info),
     "list": Method("The devices in the store and what the backend knows of them.", ListRequest, Devices),
+    "show": Method("Everything of a device: features, nodes, counters.", DeviceRequest, Details),
     "find": Method("The name of a guest's device.", FindRequest, DeviceName),
     "rings": Method("All rings of a device, slot by slot. Frames flow on meanwhile.", DeviceRequest, Rings),
     "set": Method("Change a device while it works.", SetRequest, Settings),

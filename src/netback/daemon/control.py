@@ -4,16 +4,20 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 
 import netback
+from netback.abi.xenbus import XenbusState as State
 from netback.control.schema import (
     VERSION,
     AttachRequest,
     Detached,
     DetachRequest,
+    Details,
     DeviceName,
     DeviceRequest,
     Devices,
+    Feature,
     FindRequest,
     Info,
     ListRequest,
@@ -24,14 +28,19 @@ from netback.control.schema import (
 )
 from netback.control.server import Calls
 from netback.daemon.serving import Serving
-from netback.daemon.status import describe, merge, read_devices
+from netback.daemon.status import describe, merge, read_devices, read_directory, read_nodes
 from netback.errors import ConfigError, printable
+from netback.vif.features import KEYS, Limits, queue_keys
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
+from netback.vif.terms import explain
 from netback.xenbus import names
 from netback.xenbus.attach import find_device, list_devices
 from netback.xenbus.domains import await_domain, find_domain
 from netback.xenbus.nodes import CARRIER_OFF, RATES, write_nodes
 from netback.xenstore.aio import Store
+
+_CONNECTED = {state.title for state in (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)}
+"""The frontend's states in which its keys are complete."""
 
 
 def calls(backend: Serving) -> Calls:
@@ -40,6 +49,7 @@ def calls(backend: Serving) -> Calls:
     return {
         "info": methods.info,
         "list": methods.list,
+        "show": methods.show,
         "find": methods.find,
         "rings": methods.rings,
         "set": methods.set,
@@ -70,8 +80,32 @@ class Methods:
         wanted = None if request.device is None else await self._named(request.device)
         stored = await read_devices(self._backend.store, self._domid, wanted)
         served = self._backend.devices
-        chosen = served.values() if wanted is None else [served[wanted]] if wanted in served else []
-        return Devices(devices=merge(stored, map(describe, chosen)))
+        chosen = [*served.values()] if wanted is None else [served[wanted]] if wanted in served else []
+        known = []
+        for device in chosen:
+            known.append(describe(device))
+            await asyncio.sleep(0)
+        return Devices(devices=merge(stored, known))
+
+    async def show(self, request: DeviceRequest) -> Details:
+        """From the store as it is now, which is what the frontend sees."""
+        name, store = await self._named(request.device), self._backend.store
+        (status,) = (await self.list(ListRequest(device=request.device))).devices
+        path = (await read_nodes(store, name.backend, ["frontend"]))["frontend"] or name.frontend
+        offered = await read_directory(store, name.backend)
+        keys = await read_nodes(store, path, KEYS)
+        keys |= await read_nodes(store, path, queue_keys(keys, Limits.offered(offered)))
+        connected = status.frontend in _CONNECTED
+        terms, fault = explain(offered, keys, name.kind, connected=connected)
+        return Details(
+            device=status,
+            features=[Feature(**asdict(term)) for term in terms],
+            fault=None if fault is None else printable(fault),
+            backend_path=printable(name.backend),
+            backend_nodes=offered,
+            frontend_path=printable(path),
+            frontend_nodes=await read_directory(store, path),
+        )
 
     async def find(self, request: FindRequest) -> DeviceName:
         store = self._backend.store

@@ -25,11 +25,14 @@ from netback.xenstore.aio import Store, StoreError
 _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
-    "network", "counters", "queue_counters", "queues", "stalled", "drops", "queued", "tx_rate", "rx_rate", "rings"
+    "network", "bridge", "mtu", "counters", "queue_counters", "queues", "stalled", "drops", "queued", "tx_rate",
+    "rx_rate", "rings",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
 _READERS = 64
 """Number of devices read at the same time."""
+MAX_NODES = 256
+MAX_VALUE = 256
 _INDEX = 0xFFFFFFFF
 """Indices of rings are 32 bits wide."""
 
@@ -38,6 +41,7 @@ def describe(device: Device) -> DeviceStatus:
     """A device's status from the backend that serves it."""
     name, vif = device.name, device.vif
     rates = vif.rates if vif else Rates()
+    bridge = vif.network.bridge if vif else None
     return DeviceStatus(
         device=printable(str(name)),
         type=name.kind,
@@ -47,6 +51,8 @@ def describe(device: Device) -> DeviceStatus:
         frontend=device.frontend_state.title,
         error=printable(device.error) or None,
         network=printable(vif.network.name) if vif else None,
+        bridge=printable(bridge.name) if bridge else None,
+        mtu=vif.network.mtu if vif else None,
         counters=vif.counters if vif else {},
         queue_counters=vif.queue_counters if vif else [],
         queues=len(vif.rings) // 2 if vif else 0,
@@ -129,7 +135,7 @@ async def _read_device(
 ) -> DeviceStatus:
     fe = decimal(domid, DOMID_FIRST_RESERVED)
     path = f"{backends(backend_domid, kind)}/{domid}/{number}"
-    ours = await _read_all(store, path, ("state", "frontend", "net", "mac", "online", "hotplug-status"))
+    ours = await read_nodes(store, path, ("state", "frontend", "net", "mac", "online", "hotplug-status"))
     status = DeviceStatus(
         device=printable(f"{kind}/{domid}/{number}"),
         type=kind,
@@ -146,7 +152,7 @@ async def _read_device(
             status, error=f"{printable(domid)!r} is not a domain: no backend serves this"
         )
     name = DeviceName(kind, backend_domid, fe, number)
-    theirs = await _read_all(store, ours["frontend"] or name.frontend, ("state", *OPTIONAL))
+    theirs = await read_nodes(store, ours["frontend"] or name.frontend, ("state", *OPTIONAL))
     return msgspec.structs.replace(
         status,
         device=printable(str(name)),
@@ -157,7 +163,9 @@ async def _read_device(
     )
 
 
-async def _read_all(store: Store, path: str, nodes: tuple[str, ...]) -> dict[str, str | None]:
+async def read_nodes(store: Store, path: str, nodes: Iterable[str]) -> dict[str, str | None]:
+    """Nodes of a directory, printable; None for one that does not exist or may not be read."""
+    nodes = tuple(nodes)
     values = await asyncio.gather(*(_read(store, f"{path}/{node}") for node in nodes))
     return {str(node): value for node, value in zip(nodes, values, strict=True)}
 
@@ -171,6 +179,19 @@ async def _read(store: Store, path: str) -> str | None:
             raise
         return None
     return None if value is None else printable(value)
+
+
+async def read_directory(store: Store, path: str) -> dict[str, str]:
+    """The nodes of a directory with their values, those of queues as `queue-0/tx-ring-ref`, ordered by name.
+
+    At most MAX_NODES, and MAX_VALUE characters of each: a guest may write as many as its quota permits.
+    """
+    names = sorted(await _children(store, path))[:MAX_NODES]
+    queues = [name for name in names if name.startswith("queue-")]
+    for queue in queues:
+        names += [f"{queue}/{name}" for name in sorted(await _children(store, f"{path}/{queue}"))]
+    values = await read_nodes(store, path, names[:MAX_NODES])
+    return {printable(name): value[:MAX_VALUE] for name, value in values.items() if value}
 
 
 async def _children(store: Store, path: str) -> list[str]:

@@ -171,5 +171,12 @@ def render_document() -> str:
     )
 
 
+LOSSES: Mapping[str, tuple[str, ...]] = {
+    "tx": ("tx_errors", "tx_dropped", "tx_refused"),
+    "rx": ("rx_dropped", "rx_too_big", "rx_truncated", "rx_expired", "rx_inbox_full"),
+}
+"""The counters of frames that a backend lost, by direction."""
+
+
 if __name__ == "__main__":
     print(render_document(), end="")

@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
+import click
 from rich.console import Console
 
 from netback.demo.interruption import Interrupted, Interruption
@@ -25,19 +25,27 @@ SECONDS = 20.0
 MIN_SECONDS = 4.0
 
 
-def demo(
-    tier: Annotated[
-        Tier | None, typer.Option(help="The kind of the two stacks.   [default: the best that works here]")
-    ] = None,
-    broken: Annotated[
-        Break | None,
-        typer.Option(
-            "--break", help="Lose the guest's checksum flags, or kill -9 the backend during transfers."
-        ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print only the results, as JSON.")] = False,
-    seconds: Annotated[float, typer.Option(min=MIN_SECONDS, help="Time limit for the whole demo.")] = SECONDS,
-) -> None:
+@click.command
+@click.option(
+    "--tier",
+    type=click.Choice([tier.value for tier in Tier]),
+    help="The kind of the two stacks.   [default: the best that works here]",
+)
+@click.option(
+    "--break",
+    "broken",
+    type=click.Choice([kind.value for kind in Break]),
+    help="Lose the guest's checksum flags, or kill -9 the backend during transfers.",
+)
+@click.option("--json", is_flag=True, help="Print only the results, as JSON.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=MIN_SECONDS),
+    default=SECONDS,
+    show_default=True,
+    help="Time limit for the whole demo.",
+)
+def demo(tier: str | None, broken: str | None, json: bool, seconds: float) -> None:
     """Frames over Xen's rings, end to end, without Xen: a guest and a host, each with its own TCP/IP stack.
 
     Emulated Xen, a backend, a netfront and both stacks are separate processes. The only file left is
@@ -46,7 +54,7 @@ def demo(
     interruption = Interruption()
     terminal = Terminal(Console())
     try:
-        report = run(Options(tier, broken, seconds), Ui() if json else terminal, interruption)
+        report = run(_options(tier, broken, seconds), Ui() if json else terminal, interruption)
     except Interrupted as interrupted:
         fail(json, f"interrupted by {interrupted}: everything is removed", interrupted.code)
     except (NetbackError, OSError) as error:
@@ -59,6 +67,10 @@ def demo(
     if report.capture:
         terminal.show(report.capture)
     terminal.next(commands)
+
+
+def _options(tier: str | None, broken: str | None, seconds: float) -> Options:
+    return Options(Tier(tier) if tier else None, Break(broken) if broken else None, seconds)
 
 
 def run(options: Options, ui: Ui, interruption: Interruption) -> Report:
@@ -119,4 +131,4 @@ def fail(json: bool, reason: str, code: int) -> NoReturn:
     if json:
         print(json_text.dumps({"error": reason}))
     print(f"netback demo: {reason}", file=sys.stderr)
-    raise typer.Exit(code)
+    raise SystemExit(code)

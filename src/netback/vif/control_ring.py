@@ -19,7 +19,8 @@ from netback.abi.netif_keys import Key
 from netback.dataplane.control_ring import ControlRing
 from netback.dataplane.platform.memory import GuestMemory
 from netback.errors import GuestError, NetbackError, PlatformError
-from netback.observe.rings import Ring, decode_control
+from netback.observe.rings import decode_control
+from netback.observe.slots import Ring
 from netback.platforms.base import EventChannels, Platform
 from netback.vif.control_messages import Answer, ControlState, Request, Scope, handle, state_bytes
 from netback.vif.control_ports import ControlPorts

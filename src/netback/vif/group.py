@@ -24,7 +24,8 @@ from netback.dataplane.staged import Staged
 from netback.dataplane.thread import Listener
 from netback.dataplane.toeplitz import Toeplitz
 from netback.dataplane.worker import Worker
-from netback.observe.rings import Ring, decode_queue
+from netback.observe.rings import decode_queue
+from netback.observe.slots import Ring
 from netback.platforms.base import Platform
 from netback.vif.features import LiveConfig, QueueConfig, VifConfig, WaitTimes
 from netback.vif.queue import (

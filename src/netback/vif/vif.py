@@ -19,7 +19,7 @@ from netback.dataplane.thread import Listener
 from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PeerError
 from netback.net.base import Network
-from netback.observe.rings import Ring
+from netback.observe.slots import Ring
 from netback.observe.trace import LogBudget, Tracer
 from netback.platforms.base import Platform
 from netback.vif.control_messages import ControlState

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback show`: everything of one device."""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from netback.cli import options, query
+from netback.cli.device import losses, trouble
+from netback.cli.options import echo_json
+from netback.cli.table import lay_out
+from netback.cli.target import PlatformName, Target
+
+if TYPE_CHECKING:
+    from netback.control.schema import Details, DeviceStatus, DeviceType, Feature
+
+
+@click.command
+@query.vif
+@options.target
+@options.json
+def show(
+    vif: str,
+    kind: "DeviceType | None",
+    index: int | None,
+    platform: PlatformName | None,
+    directory: Path | None,
+    json: bool,
+) -> None:
+    """Show everything of a device: states, network, limits, what was lost, each feature with what both ends say of it
+    and why it is not in force, and the nodes of both ends.
+
+    VIF: the device's name, as in vif3.0, or its guest. Needs the running backend.
+    """
+    with query.connect(Target.choose(platform, directory)) as client:
+        details = client.show(query.find(client, vif, kind, index))
+    if json:
+        echo_json(details)
+    else:
+        for line in _lines(details):
+            click.echo(line)
+
+
+def _lines(details: "Details") -> Iterator[str]:
+    device = details.device
+    yield from (f"{name:<10} {value}" for name, value in _facts(device))
+    yield ""
+    if details.fault:
+        yield from textwrap.wrap(f"no feature is agreed: {details.fault}", 80)
+    rows = [("feature", "backend", "guest", "in force"), *map(_feature, details.features)]
+    yield from lay_out(rows, None)
+    for path, nodes in (
+        (details.backend_path, details.backend_nodes),
+        (details.frontend_path, details.frontend_nodes),
+    ):
+        yield ""
+        yield path
+        yield from lay_out([(f"  {name}", value) for name, value in nodes.items()] or [("  no node",)], None)
+
+
+def _facts(device: "DeviceStatus") -> Iterator[tuple[str, str]]:
+    counters = device.counters or {}
+    yield (
+        "device",
+        f"{device.device} of domain {device.domid}" + (f", {device.guest}" if device.guest else ""),
+    )
+    yield "states", f"backend {device.backend or '-'}, frontend {device.frontend or '-'}"
+    if reason := trouble(device):
+        yield "error", reason
+    network = [device.network or "not open"]
+    network += [f"in bridge {device.bridge}"] if device.bridge else []
+    network += [f"MTU {device.mtu}"] if device.mtu else []
+    yield "network", ", ".join(network)
+    yield "mac", device.mac or "-"
+    yield "queues", str(device.queues or 0)
+    yield "limits", f"tx {device.tx_rate or 'none'}, rx {device.rx_rate or 'none'}"
+    for way in ("tx", "rx"):
+        yield way, f"{counters.get(f'{way}_frames', 0)} frames, {counters.get(f'{way}_bytes', 0)} bytes"
+    yield "lost", ", ".join(f"{name} {count}" for name, count in losses(device).items()) or "nothing"
+
+
+def _feature(feature: "Feature") -> tuple[str, ...]:
+    agreed = {None: "-", True: "yes", False: f"no: {feature.reason}"}[feature.agreed]
+    return feature.feature, feature.offered or "-", feature.asked or "-", agreed
