@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many idle guests in one process: `guests.py DIRECTORY FIRST_DOMID COUNT`.
+"""Many idle guests in one process: `guests.py DIRECTORY FIRST_DOMID COUNT [NET]`.
 
 It prints `connected` once all of them are, and keeps running.
 """
@@ -18,13 +18,13 @@ from netback.xenbus.attach import attach
 from netback.xenstore.aio import Store
 
 
-async def main(directory: Path, first: int, count: int) -> None:
+async def main(directory: Path, first: int, count: int, net: str = "null") -> None:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(await Store.connect(directory / STORE_SOCKET))
         vifs = []
         for domid in range(first, first + count):
             vifs.append(await stack.enter_async_context(Frontend(directory, NullNetwork(), domid=domid)))
-            await attach(store, domid, "null")
+            await attach(store, domid, net)
         for vif in vifs:
             await vif.connected()
         print("connected", flush=True)
@@ -32,4 +32,4 @@ async def main(directory: Path, first: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

@@ -153,7 +153,7 @@ def test_a_table_too_narrow_is_cut() -> None:
         "name       other",
         "aaaaaaaa~  bbbbbbbb~",
     ]
-    assert lay_out([["name", "other"]], 8) == ["name  ot"]
+    assert lay_out([["name", "other"]], 9) == ["name  oth"]
 
 
 async def test_columns_and_watching(xen: Path) -> None:

@@ -27,6 +27,7 @@ _COMMANDS: Mapping[str, str] = {
     "set": "set_device",
     "stats": "stats",
     "rings": "rings",
+    "metrics": "metrics",
     "guest": "guest",
     "demo": "demo",
     "lab": "lab",

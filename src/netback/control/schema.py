@@ -341,9 +341,9 @@ class DeviceStatistics(Result, frozen=True, kw_only=True, omit_defaults=True):
     pending: dict[str, int] = {}
     """Requests without a response in each ring, by the ring's name."""
     drops: dict[str, int] = {}
-    """Frames that the network lost on their way to the guest, by cause."""
+    """Frames that the network lost on their way to the guest, by cause; of all devices, as of 5 seconds ago at most."""
     queued: dict[str, int] = {}
-    """What waits in the network's own queue, and its bound."""
+    """What waits in the network's own queue, and its bound; likewise."""
     stalled: float | None = None
     """For how many seconds the guest has taken no frames."""
 

@@ -20,7 +20,7 @@ from netback.errors import ConfigError
 from netback.lab import initramfs
 from netback.lab.image import Image, Say, cache, move_into_cache, run
 
-DEPENDENCIES = ("msgspec", "click", "rich", "pyroute2")
+DEPENDENCIES = ("msgspec", "click", "rich", "pyroute2", "prometheus-client")
 FOR_TESTS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
 _MIB = 1 << 20
 _WRAPPER = """#!/bin/sh

@@ -102,6 +102,10 @@ class Vif:
         """The counters of all queues, of their steering and of the control ring, summed over every connection of this
         vif's life, by the names in dataplane/counters.py; empty before the first.
         """
+        group = self._group
+        alone = not self._earlier and not self._further and self._control is None
+        if group is not None and alone and len(counted := group.counters) == 1:
+            return counted[0]  # most vifs are so, and adding takes longer than all the rest of a snapshot
         total = self._add_further()
         for queue in self.queue_counters:
             total.update(queue)
