@@ -125,7 +125,7 @@ async def test_a_trace_point_that_does_not_exist(xen: Path, backend: Backend) ->
         talk.call("subscribe", topic="trace", points=["xen_*", "tx"])
         error = (await talk.read())["error"]
         assert error["code"] == Code.REFUSED
-        assert error["message"].startswith("no trace point matches 'tx': known are xen_netdev_realize")
+        assert error["message"].startswith("no trace point matches 'tx': known are xen_device_backend_state")
 
 
 async def test_statistics(xen: Path, name: DeviceName, guest: Guest, network: PythonNetwork) -> None:

@@ -24,7 +24,7 @@ QEMU = ["realize", "unrealize", "create", "destroy", "connect", "disconnect", "f
 
 
 def test_the_trace_points_are_those_that_qemu_users_know() -> None:
-    assert set(TRACE_POINTS) == {f"xen_netdev_{name}" for name in QEMU}
+    assert set(TRACE_POINTS) == {"xen_device_backend_state", *(f"xen_netdev_{name}" for name in QEMU)}
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,9 @@ def test_the_trace_points_are_those_that_qemu_users_know() -> None:
         (["xen_netdev_tx"], {"tx"}),
         (["*connect"], {"connect", "disconnect"}),
         (["xen_netdev_?x"], {"tx", "rx"}),
-        (["*"], set(QEMU)),
-        (["*", "-xen_netdev_[rt]x"], set(QEMU) - {"tx", "rx"}),
+        (["xen_netdev_*"], set(QEMU)),
+        (["xen_device_*"], {"xen_device_backend_state"}),
+        (["*", "-xen_*_[rt]x", "-*_state"], set(QEMU) - {"tx", "rx"}),
         (["xen_netdev_tx", "-*"], set()),
     ],
 )

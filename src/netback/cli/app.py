@@ -27,6 +27,8 @@ _COMMANDS: Mapping[str, str] = {
     "set": "set_device",
     "stats": "stats",
     "rings": "rings",
+    "top": "top",
+    "trace": "trace",
     "metrics": "metrics",
     "guest": "guest",
     "demo": "demo",

@@ -15,7 +15,7 @@ from netback.cli import options
 from netback.cli.device import losses, trouble
 from netback.cli.options import echo_json, warn
 from netback.cli.query import connect
-from netback.cli.table import lay_out, short
+from netback.cli.table import CLEAR, lay_out, short
 from netback.cli.target import PlatformName, Target
 from netback.errors import ConfigError
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from netback.control.schema import DeviceStatus
 
 _NARROW = 80
-_CLEAR = "\x1b[H\x1b[J"
-"""Cursor to the top, then everything below it erased (ECMA-48: CUP, ED)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +175,7 @@ def _watch(target: Target, columns: tuple[str, ...], interval: float, json: bool
                 echo_json(devices, indent=0)
             else:
                 if sys.stdout.isatty():
-                    click.echo(_CLEAR, nl=False)
+                    click.echo(CLEAR, nl=False)
                 show([_Seen(device, before.get(device.device), now - last) for device in devices], columns)
             sys.stdout.flush()
             before, last = {device.device: device for device in devices}, now

@@ -3,6 +3,8 @@
 
 from collections.abc import Sequence
 
+CLEAR = "\x1b[H\x1b[J"
+"""Cursor to the top, then everything below it erased (ECMA-48: CUP, ED)."""
 _GAP = 2
 _MIN = 5
 """Characters of a column that is cut, at least."""

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from netback.errors import ConfigError
 
 TRACE_POINTS: Mapping[str, tuple[str, ...]] = {
+    "xen_device_backend_state": ("dev", "state"),
     "xen_netdev_realize": ("dev", "info", "peer"),
     "xen_netdev_unrealize": ("dev",),
     "xen_netdev_create": ("dev",),
@@ -20,7 +21,7 @@ TRACE_POINTS: Mapping[str, tuple[str, ...]] = {
     "xen_netdev_tx": ("dev", "gref", "offset", "size", "flags"),
     "xen_netdev_rx": ("dev", "index", "status", "flags"),
 }
-"""Each trace point and the names of its values; the names are those of QEMU's Xen NIC."""
+"""Each trace point and the names of its values; the names are those of QEMU's Xen NIC and of its xenbus."""
 
 trace_log = logging.getLogger("netback.trace")
 

@@ -526,6 +526,7 @@ class Device:
         await self._store.transact(body)
         log.debug("%s: %s to %s", self.name, self.state.title, state.title)
         self.state = state
+        self._context.tracer.emit("xen_device_backend_state", self.name, state.title)
         self._announce()
 
 
