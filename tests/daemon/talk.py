@@ -52,7 +52,7 @@ async def wrong(_: object) -> object:
 
 
 async def settle(request: SetRequest) -> Settings:
-    return Settings(device=request.device, tx_rate="none", rx_rate="none", carrier=True)
+    return Settings(device=request.device, tx_rate="none", rx_rate="none", carrier=True, link=True, mtu=None)
 
 
 async def no_rings(request: DeviceRequest) -> Rings:

@@ -162,13 +162,17 @@ async def test_the_control_socket(xen: Path, backend: Backend, guest: Guest, net
     await guest.connect()
     slot = guest.send(FRAME)
     answer = await client(xen, lambda made: made.set(str(name), tx_rate="none", rx_rate="1Mb/s@10ms"))
-    assert answer == Settings(device=str(name), tx_rate="none", rx_rate="1Mb/s", carrier=True)
+    assert answer == Settings(
+        device=str(name), tx_rate="none", rx_rate="1Mb/s", carrier=True, link=True, mtu=None
+    )
     assert rates(backend, name) == Rates(rx=MBIT)
     assert await network.recv() == FRAME
     assert await guest.answer(slot) == 0
     assert await backend.store.read(f"{name.backend}/rx-rate") == "1250,10000"
     answer = await client(xen, lambda made: made.set(str(name), rx_rate="2Mb/s"))
-    assert answer == Settings(device=str(name), tx_rate="none", rx_rate="2Mb/s", carrier=True)
+    assert answer == Settings(
+        device=str(name), tx_rate="none", rx_rate="2Mb/s", carrier=True, link=True, mtu=None
+    )
 
 
 @pytest.mark.parametrize(

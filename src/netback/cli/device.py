@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def trouble(device: "DeviceStatus") -> str | None:
-    """What is wrong: the error; for a guest that takes no frames, since when."""
+    """What is wrong: the error; a link that an operator took down; for a guest that takes no frames, since when."""
+    if device.link is False and not device.error:
+        return "the link is down: netback set --link up"
     if device.error or device.stalled is None:
         return device.error
     return f"stalled for {device.stalled:.0f} s: the guest takes no frames"

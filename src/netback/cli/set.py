@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback set`: change the limits and the carrier of a network device while it works."""
+"""`netback set`: change the limits, the link and the MTU of a network device while it works."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 @query.vif
 @options.rates
 @click.option("--carrier/--no-carrier", default=None, help="Show the guest its network's carrier, or none.")
+@click.option(
+    "--link", type=click.Choice(["up", "down"]), help="down: no frame passes, and the guest sees no carrier."
+)
+@click.option(
+    "--mtu", type=click.IntRange(68, 65535), help="The MTU of the device's tap, if netback made that."
+)
 @options.target
 def set_device(
     vif: str,
@@ -26,18 +32,32 @@ def set_device(
     tx_rate: str | None,
     rx_rate: str | None,
     carrier: bool | None,
+    link: str | None,
+    mtu: int | None,
     platform: PlatformName | None,
     directory: Path | None,
 ) -> None:
-    """Limit what a guest sends and receives, or turn its carrier off, at once and for the device's life.
+    """Limit what a guest sends and receives, turn its carrier or all of its traffic off, or change its MTU: at once and
+    for the device's life.
 
     VIF: the device's name, as in vif3.0, or its guest. Needs the running backend.
     """
     options.check_rates(tx_rate, rx_rate)
-    if tx_rate is None and rx_rate is None and carrier is None:
-        raise ConfigError("nothing to set: give --tx-rate, --rx-rate, --carrier or --no-carrier")
+    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu)):
+        raise ConfigError(
+            "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link or --mtu"
+        )
     with query.connect(Target.choose(platform, directory)) as client:
         name = query.find(client, vif, kind, index)
-        answer = client.set(name, tx_rate=tx_rate, rx_rate=rx_rate, carrier=carrier)
-    carrier_text = "carrier" if answer.carrier else "no carrier"
-    click.echo(printable(f"{answer.device}: tx {answer.tx_rate}, rx {answer.rx_rate}, {carrier_text}"))
+        answer = client.set(
+            name,
+            tx_rate=tx_rate,
+            rx_rate=rx_rate,
+            carrier=carrier,
+            link=None if link is None else link == "up",
+            mtu=mtu,
+        )
+    parts = [f"tx {answer.tx_rate}", f"rx {answer.rx_rate}", "carrier" if answer.carrier else "no carrier"]
+    parts += [] if answer.link else ["link down"]
+    parts += [] if answer.mtu is None else [f"MTU {answer.mtu}"]
+    click.echo(printable(f"{answer.device}: {', '.join(parts)}"))

@@ -245,9 +245,13 @@ class Client:
         tx_rate: str | None = None,
         rx_rate: str | None = None,
         carrier: bool | None = None,
+        link: bool | None = None,
+        mtu: int | None = None,
     ) -> schema.Settings:
         """Change a device; None: no change."""
-        request = schema.SetRequest(device=device, tx_rate=tx_rate, rx_rate=rx_rate, carrier=carrier)
+        request = schema.SetRequest(
+            device=device, tx_rate=tx_rate, rx_rate=rx_rate, carrier=carrier, link=link, mtu=mtu
+        )
         return self._call("set", request, schema.Settings)
 
     def attach(self, request: schema.AttachRequest) -> str:

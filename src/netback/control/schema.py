@@ -26,6 +26,8 @@ Name = Annotated[str, Meta(max_length=256)]
 
 MIN_INTERVAL = 0.1
 """Seconds between two snapshots of statistics, at least."""
+MIN_MTU = 68
+"""Bytes: the least of any Ethernet link (linux/if_ether.h, ETH_MIN_MTU)."""
 MAX_POINTS = 64
 """Patterns of a trace subscription, at most."""
 
@@ -106,6 +108,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """The counters of each queue that the device has had; None without a running backend."""
     queues: int | None = None
     """Queues that the running backend serves; 0 while no guest is connected."""
+    link: bool | None = None
+    """False: an operator took the link down, so that no frame passes; None without a running backend."""
     stalled: float | None = None
     """For how many seconds the guest has taken no frames and its link has had no carrier; None if it takes them."""
     drops: dict[str, int] = {}
@@ -207,6 +211,10 @@ class SetRequest(Request, frozen=True, kw_only=True):
     """The limit of what it receives."""
     carrier: bool | None = None
     """False: the guest sees a link without carrier, whatever its network's state."""
+    link: bool | None = None
+    """False: no frame passes in either direction, and the guest sees no carrier."""
+    mtu: Annotated[int, Meta(ge=MIN_MTU, le=65535)] | None = None
+    """The MTU of the device's tap, which must be one that netback made. The tap keeps it."""
 
 
 class Settings(Result, frozen=True, kw_only=True):
@@ -220,6 +228,10 @@ class Settings(Result, frozen=True, kw_only=True):
     """The limit of what it receives."""
     carrier: bool
     """Whether the guest sees a carrier."""
+    link: bool
+    """Whether frames may pass."""
+    mtu: int | None
+    """The link's MTU; None if the network has no link here."""
 
 
 class AttachRequest(Request, frozen=True, kw_only=True):

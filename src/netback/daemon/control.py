@@ -30,13 +30,15 @@ from netback.control.server import Calls
 from netback.daemon.serving import Serving
 from netback.daemon.status import describe, merge, read_devices, read_directory, read_nodes
 from netback.errors import ConfigError, printable
+from netback.net.base import ETH_DATA_LEN, Network
 from netback.vif.features import KEYS, Limits, queue_keys
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
 from netback.vif.terms import explain
 from netback.xenbus import names
 from netback.xenbus.attach import find_device, list_devices
+from netback.xenbus.device import Device
 from netback.xenbus.domains import await_domain, find_domain
-from netback.xenbus.nodes import CARRIER_OFF, RATES, write_nodes
+from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES, write_nodes
 from netback.xenstore.aio import Store
 
 _CONNECTED = {state.title for state in (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)}
@@ -123,13 +125,17 @@ class Methods:
         return Rings(device=request.device, rings=self._backend.opened(request.device)[1].dump())
 
     async def set(self, request: SetRequest) -> Settings:
-        device, _ = self._backend.opened(request.device)
+        device, vif = self._backend.opened(request.device)
         nodes = {}
         for node, text in zip(RATES, (request.tx_rate, request.rx_rate), strict=True):
             if text is not None:
                 nodes[node] = as_node(_rate(text))
         if request.carrier is not None:
             nodes[CARRIER_OFF] = str(int(not request.carrier))
+        if request.link is not None:
+            nodes[LINK_DOWN] = str(int(not request.link))
+        if request.mtu is not None:
+            _set_mtu(device, vif.network, request.mtu)
         await write_nodes(self._backend.store, device.name.backend, nodes)
         rates = await device.apply_rates()
         return Settings(
@@ -137,6 +143,8 @@ class Methods:
             tx_rate=str(rates.tx or UNLIMITED),
             rx_rate=str(rates.rx or UNLIMITED),
             carrier=await device.carrier(),
+            link=not device.link_down,
+            mtu=vif.network.mtu,
         )
 
     async def attach(self, request: AttachRequest) -> DeviceName:
@@ -174,6 +182,16 @@ async def attach_guest(
             f"domain {domid} is the backend's own: its kernel would take the device; --force attaches it anyway"
         )
     return await attach(domid, request.net, mac=request.mac, kind=request.type, index=request.index, **rates)
+
+
+def _set_mtu(device: Device, network: Network, mtu: int) -> None:
+    """Set the MTU of a tap that netback made. ConfigError: there is another link, or the guest takes no such frames."""
+    if device.config is not None and not device.config.sg and mtu > ETH_DATA_LEN:
+        raise ConfigError(f"{device.name}: its guest takes no frame larger than a page (no feature-sg)")
+    network.set_mtu(mtu)
+    if network.mtu != mtu:
+        stays = "it has no MTU" if network.mtu is None else f"its MTU stays {network.mtu}"
+        raise ConfigError(f"{network.name}: {stays}: only a tap that netback made can be changed")
 
 
 def _rate(text: str) -> Rate | None:

@@ -25,7 +25,7 @@ from netback.xenstore.aio import Store, StoreError
 _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
-    "network", "bridge", "mtu", "counters", "queue_counters", "queues", "stalled", "drops", "queued", "tx_rate",
+    "network", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued", "tx_rate",
     "rx_rate", "rings",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
@@ -56,6 +56,7 @@ def describe(device: Device) -> DeviceStatus:
         counters=vif.counters if vif else {},
         queue_counters=vif.queue_counters if vif else [],
         queues=len(vif.rings) // 2 if vif else 0,
+        link=not device.link_down,
         stalled=round(vif.stalled, 1) if vif and vif.stalled is not None else None,
         drops=_told(vif.network.drops) if vif else {},
         queued=_told(vif.network.queued) if vif else {},

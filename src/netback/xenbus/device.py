@@ -126,6 +126,11 @@ class Device:
             raise GoneError(f"{self.name}: its network is gone")
         return self.vif.rates
 
+    @property
+    def link_down(self) -> bool:
+        """Whether an operator took its link down: no frame passes."""
+        return self._nic.link_down
+
     async def carrier(self) -> bool:
         """Whether the guest sees a carrier: its network is up, and no operator turned it off."""
         return await self._nic.carrier() == "1"

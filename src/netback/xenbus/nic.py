@@ -31,7 +31,7 @@ from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
-from netback.xenbus.nodes import CARRIER_OFF, RATES
+from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
@@ -41,6 +41,8 @@ _ACTION_SECONDS = 1.0
 that the attempt itself changes, must not keep the loop busy."""
 _BLIND_SECONDS = 5.0
 """Seconds between checks for a missing link if no rtnetlink socket reports its return."""
+_CUT = Rates(Rate(0, 1), Rate(0, 1))
+"""The limits of a link that an operator took down: nothing passes."""
 _FAULTS = (NetbackError, OSError)
 
 
@@ -56,6 +58,8 @@ class Nic:
         self, name: DeviceName, context: Context, budget: LogBudget, wake: Callable[[], object]
     ) -> None:
         self.vif: Vif | None = None
+        self.link_down = False
+        """Whether an operator took the link down, when the limits were read last."""
         self._name, self._context, self._budget, self._wake = name, context, budget, wake
         self._loop = asyncio.get_running_loop()
         self._later: asyncio.TimerHandle | None = None
@@ -310,8 +314,13 @@ class Nic:
         self._budget.warn(log, f"{text}: frames longer than the smaller one are lost")
 
     async def carrier(self) -> str:
-        """The value of the backend's `carrier` (netif.h): "1" while the network is up and no operator turned it off."""
-        off = await read_backend(self._context.store, self._name, CARRIER_OFF) == "1"
+        """The value of the backend's `carrier` (netif.h): "1" while the network is up and no operator turned it off or
+        took the link down.
+        """
+        nodes = (CARRIER_OFF, LINK_DOWN)
+        off = "1" in await asyncio.gather(
+            *(read_backend(self._context.store, self._name, node) for node in nodes)
+        )
         return "1" if self.vif is not None and self.vif.network.up and not off else "0"
 
     async def publish_carrier(self) -> None:
@@ -343,6 +352,9 @@ class Nic:
 
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store
+        self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
+        if self.link_down:
+            return _CUT
         texts = await asyncio.gather(*(read_backend(store, name, node) for node in RATES))
         rates = Rates()
         if None in texts:

@@ -12,6 +12,8 @@ MADE_BY: Final = "made-by"
 MAKER: Final = "netback"
 CARRIER_OFF: Final = "carrier-off"
 """The backend node in which "1" keeps the guest's link without carrier, whatever the network's state."""
+LINK_DOWN: Final = "link-down"
+"""The backend node in which "1" lets no frame pass, and keeps the guest's link without carrier."""
 
 TX_RATE: Final = "rate"
 """The backend node with the limit of what the guest sends; libxl writes it for `rate=` in a vif."""
