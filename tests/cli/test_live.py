@@ -96,6 +96,9 @@ async def test_top(xen: Path) -> None:
         assert (code, err) == (0, "")
         assert len(re.findall(rf"^vif{guest.domid}\.0 ", out, re.M)) == 2
         assert "\x1b" not in out
+        _, out, _ = await run("top", "--count", "1", "--json", "--dir", xen)
+        (device,) = json.loads(out)
+        assert device["device"] == f"vif{guest.domid}.0"
 
 
 async def test_trace(xen: Path) -> None:
@@ -104,10 +107,8 @@ async def test_trace(xen: Path) -> None:
         name = f"vif{guest.domid}.0"
         await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
         tracing = [
-            await start(
-                "trace", "xen_device_*", "xen_netdev_tx", "--count", "2", "--format", kind, "--dir", xen
-            )
-            for kind in ("text", "json", "perfetto")
+            await start("trace", "xen_device_*", "xen_netdev_tx", "--count", "2", *kind, "--dir", xen)
+            for kind in ((), ("--json",), ("--perfetto",))
         ]
         assert await line(tracing[2]) == "[\n"
         await guest.connect()
@@ -137,6 +138,7 @@ async def test_trace(xen: Path) -> None:
         (("trace", "nonsense"), 2, "no trace point matches 'nonsense': known are xen_device_backend_state"),
         (("trace", "--vif", "vif9.0"), 2, "there is no device vif9.0"),
         (("trace", "--vif", "nobody"), 2, "no domain is named 'nobody'"),
+        (("trace", "--json", "--perfetto"), 2, "--json and --perfetto: choose one"),
         (("top", "--interval", "0"), 2, "Invalid value for '--interval': "),
     ],
 )

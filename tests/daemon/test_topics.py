@@ -3,6 +3,7 @@
 
 import asyncio
 import selectors
+import sys
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
@@ -21,9 +22,10 @@ from netback.net.python import PythonNetwork
 from netback.observe.trace import TRACE_POINTS
 from netback.xenbus.names import DeviceName
 from tests.daemon.talk import Talk, client, talking
-from tests.vif.guest import FRAME, Guest, exchange, until_state
+from tests.vif.guest import FRAME, SECONDS, Guest, exchange, until_state
 
 Event = dict[str, Any]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "until_connected.py"
 
 
 async def events(talk: Talk, last: Event) -> list[Event]:
@@ -181,6 +183,15 @@ async def test_the_client_is_told_of_the_backends_end(xen: Path, backend: Backen
     await backend.__aexit__(None, None, None)
     with pytest.raises(ControlError, match="the backend ended"):
         await following
+
+
+async def test_the_example_waits_until_a_device_is_connected(
+    xen: Path, backend: Backend, name: DeviceName, guest: Guest
+) -> None:
+    waiting = await asyncio.create_subprocess_exec(sys.executable, EXAMPLE, str(name), xen)
+    await guest.connect()
+    async with asyncio.timeout(SECONDS):
+        assert await waiting.wait() == 0
 
 
 # ---- when statistics are due

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netback.cli import options, query
+from netback.cli.options import echo_json
 from netback.cli.table import CLEAR, lay_out, short
 from netback.cli.target import PlatformName, Target
 from netback.dataplane.counters import LOSSES
@@ -71,20 +72,27 @@ def _counts(statistics: "DeviceStatistics") -> dict[str, int]:
 )
 @click.option("--count", type=click.IntRange(min=1), help="End after so many snapshots.")
 @options.target
-def top(interval: float, count: int | None, platform: PlatformName | None, directory: Path | None) -> None:
+@options.json
+def top(
+    interval: float, count: int | None, platform: PlatformName | None, directory: Path | None, json: bool
+) -> None:
     """Show what each device does, the busiest first.
 
     Bits and frames a second that the guest sends (tx) and receives (rx), requests without a response in its TX and RX
     rings, notifications, and lost frames with their main cause. On a terminal the screen is drawn again and has a
-    sparkline of the last snapshots; elsewhere lines follow each other.
+    sparkline of the last snapshots; elsewhere lines follow each other. --json: the counters, a snapshot a line.
     """
     devices: dict[str, _Device] = {}
     with query.connect(Target.choose(platform, directory)) as client, client.statistics(interval) as source:
         for number, snapshot in enumerate(source.moments(), 1):
-            devices = {each.device: devices.get(each.device, _Device()) for each in snapshot}
-            for each in snapshot:
-                devices[each.device].add(each)
-            _draw(devices)
+            if json:
+                echo_json(snapshot, indent=0)
+                sys.stdout.flush()
+            else:
+                devices = {each.device: devices.get(each.device, _Device()) for each in snapshot}
+                for each in snapshot:
+                    devices[each.device].add(each)
+                _draw(devices)
             if number == count:
                 return
 

@@ -12,6 +12,7 @@ import click
 from netback.cli import options, query
 from netback.cli.options import warn
 from netback.cli.target import PlatformName, Target
+from netback.errors import ConfigError
 
 if TYPE_CHECKING:
     from netback.control.schema import TraceEvent
@@ -43,42 +44,38 @@ def _perfetto(event: "TraceEvent") -> str:
     return msgspec.json.encode(instant).decode() + ","
 
 
-_FORMATS: dict[str, Callable[["TraceEvent"], str]] = {"text": _text, "json": _json, "perfetto": _perfetto}
-
-
 @click.command
 @click.argument("points", metavar="[POINT]...", nargs=-1)
 @click.option("--vif", help="The events of this device alone, as in vif3.0, or of its guest's only one.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice([*_FORMATS]),
-    default="text",
-    show_default=True,
-    help="json: an object a line; perfetto: for ui.perfetto.dev.",
-)
+@click.option("--perfetto", is_flag=True, help="As a file for ui.perfetto.dev.")
+@options.json
 @options.target
 def trace(
     points: tuple[str, ...],
     vif: str | None,
     count: int | None,
-    kind: str,
+    perfetto: bool,
+    json: bool,
     platform: PlatformName | None,
     directory: Path | None,
 ) -> None:
     """Show trace points as they are passed: those whose names are given, as globs such as 'xen_device_*', else all.
 
-    The points of slots (xen_netdev_tx, xen_netdev_rx) make each slot a record, which slows the device down.
+    The points of slots (xen_netdev_tx, xen_netdev_rx) make each slot a record, which slows the device down. --json: an
+    object a line.
     """
+    if json and perfetto:
+        raise ConfigError("--json and --perfetto: choose one")
+    render = _perfetto if perfetto else _json if json else _text
     with query.connect(Target.choose(platform, directory)) as client:
         device = None if vif is None else query.find(client, vif, None, None)
         with client.trace(*points, device=device) as subscription:
-            if kind == "perfetto":
+            if perfetto:
                 click.echo("[")
             lost = 0
             for events in subscription.moments():
-                _show(events[:count], _FORMATS[kind])
+                _show(events[:count], render)
                 if subscription.lost > lost:
                     warn(f"{subscription.lost - lost} events were lost: they came faster than they were read")
                     lost = subscription.lost

@@ -17,6 +17,7 @@ from netback.control.schema import (
     DeviceName,
     DeviceRequest,
     Devices,
+    DeviceStatus,
     Feature,
     FindRequest,
     Info,
@@ -66,6 +67,8 @@ class Methods:
     def __init__(self, backend: Serving) -> None:
         self._backend = backend
         self._domid = backend.platform.domid
+        self._reading = asyncio.Lock()
+        """Held while devices are read from the store: any number of clients costs it no more than one."""
 
     async def info(self, _: NoParameters) -> Info:
         return Info(
@@ -80,7 +83,8 @@ class Methods:
     async def list(self, request: ListRequest) -> Devices:
         """Stray nodes, which no backend serves, are in the store alone."""
         wanted = None if request.device is None else await self._named(request.device)
-        stored = await read_devices(self._backend.store, self._domid, wanted)
+        async with self._reading:
+            stored = await read_devices(self._backend.store, self._domid, wanted)
         served = self._backend.devices
         chosen = [*served.values()] if wanted is None else [served[wanted]] if wanted in served else []
         known = []
@@ -93,6 +97,10 @@ class Methods:
         """From the store as it is now, which is what the frontend sees."""
         name, store = await self._named(request.device), self._backend.store
         (status,) = (await self.list(ListRequest(device=request.device))).devices
+        async with self._reading:
+            return await self._details(store, name, status)
+
+    async def _details(self, store: Store, name: names.DeviceName, status: DeviceStatus) -> Details:
         path = (await read_nodes(store, name.backend, ["frontend"]))["frontend"] or name.frontend
         offered = await read_directory(store, name.backend)
         keys = await read_nodes(store, path, KEYS)

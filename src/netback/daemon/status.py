@@ -29,8 +29,8 @@ _SERVED = (
     "rx_rate", "rings",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
-_READERS = 64
-"""Number of devices read at the same time."""
+_READERS = 8
+"""Number of devices read at the same time: a device that connects waits behind their requests."""
 MAX_NODES = 256
 MAX_VALUE = 256
 _INDEX = 0xFFFFFFFF
