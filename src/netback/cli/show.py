@@ -74,6 +74,8 @@ def _facts(device: "DeviceStatus") -> Iterator[tuple[str, str]]:
     network += [f"in bridge {device.bridge}"] if device.bridge else []
     network += [f"MTU {device.mtu}"] if device.mtu else []
     yield "network", ", ".join(network)
+    if device.path:
+        yield "path", device.path
     yield "mac", device.mac or "-"
     yield "queues", str(device.queues or 0)
     yield "limits", f"tx {device.tx_rate or 'none'}, rx {device.rx_rate or 'none'}"

@@ -98,6 +98,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """Why the device is not served, or served with a limitation."""
     network: str | None = None
     """The current name of the link, or the kind of network, that the running backend uses."""
+    path: str | None = None
+    """How frames pass the network at present, and why not by a faster way; None if it has one way only."""
     bridge: str | None = None
     """The bridge that the link is a port of."""
     mtu: int | None = None

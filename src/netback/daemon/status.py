@@ -25,7 +25,7 @@ from netback.xenstore.aio import Store, StoreError
 _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
-    "network", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued", "tx_rate",
+    "network", "path", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued", "tx_rate",
     "rx_rate", "rings",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
@@ -51,6 +51,7 @@ def describe(device: Device) -> DeviceStatus:
         frontend=device.frontend_state.title,
         error=printable(device.error) or None,
         network=printable(vif.network.name) if vif else None,
+        path=printable(vif.network.path) if vif and vif.network.path else None,
         bridge=printable(bridge.name) if bridge else None,
         mtu=vif.network.mtu if vif else None,
         counters=vif.counters if vif else {},

@@ -50,6 +50,10 @@ class Network(Protocol):
         """
 
     @property
+    def path(self) -> str | None:
+        """How frames pass at present, and why not by a faster way, printable ASCII; None if there is one way only."""
+
+    @property
     def peers(self) -> tuple[Peer, ...]:
         """A peer for each queue that takes frames, at least one; they change only in `set_queues`."""
 
@@ -118,6 +122,7 @@ class Linkless:
     """The answers of every network that is not a link of this host."""
 
     mtu: int | None = None
+    path: str | None = None
     bridge: Bridge | None = None
     follows: frozenset[int | str] = frozenset()
 

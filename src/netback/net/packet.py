@@ -128,6 +128,10 @@ class PacketNetwork:
         return show_link_name(self._name)
 
     @property
+    def path(self) -> str | None:
+        return None
+
+    @property
     def mtu(self) -> int | None:
         link = get_link(self._bound) if self._bound else None
         return link.mtu if link else None
