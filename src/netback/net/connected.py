@@ -185,11 +185,11 @@ class ConnectedNetwork(Linkless):
 
     # ---- the connection, in its own thread
 
-    def _start(self, endpoint: Endpoint | socket.socket, *, server: bool, seconds: float) -> None:
+    def _start(self, where: Endpoint | socket.socket | Meet, *, server: bool = False, seconds: float) -> None:
         """Start the thread. A first attempt to connect gets so many seconds."""
         try:
             try:
-                self._meet, waits = self._way(endpoint, server=server)
+                self._meet, waits = (where, False) if callable(where) else self._way(where, server=server)
             except (ConfigError, PeerError) as error:
                 raise type(error)(f"{self.name}: {error}") from error
             thread = threading.Thread(target=self._run, name=self.name, daemon=True)

@@ -22,6 +22,8 @@ class Option:
     """What its value is, as in "a number from 68 to 65521"; empty for a flag, which has none."""
     read: Callable[[str], Any]
     """The value of a text, which is empty for a flag. ValueError: it is not what `value` says; its text may say why."""
+    many: bool = False
+    """Whether it may be given several times: its value is then a tuple."""
 
 
 Options = Mapping[str, Option]
@@ -64,9 +66,12 @@ def read_options(kind: str, table: Options, given: tuple[tuple[str, str | None],
     """The value of each option that was given, as keyword arguments. ConfigError names the mistake."""
     values: dict[str, Any] = {}
     for name, text in given:
-        if name in values:
+        value = _read(kind, table, name, text)
+        if table[name].many:
+            value = (*values.get(name, ()), value)
+        elif name in values:
             raise ConfigError(f"option {name} is given twice")
-        values[name] = _read(kind, table, name, text)
+        values[name] = value
     return values
 
 

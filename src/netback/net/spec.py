@@ -23,6 +23,9 @@ from netback.net.packet import PacketNetwork
 from netback.net.stream import StreamNetwork
 from netback.net.tap import OPTIONS as TAP_OPTIONS
 from netback.net.tap import TapNetwork
+from netback.net.user import OPTIONS as USER_OPTIONS
+from netback.net.user import UserNetwork
+from netback.net.user import misfit as user_misfit
 from netback.net.vhost_user import VhostUserNetwork
 
 
@@ -69,6 +72,13 @@ KINDS = {
         fault_of(read_endpoint),
         DGRAM_OPTIONS,
         misfit,
+    ),
+    "user": Kind(
+        "never",
+        "user",
+        lambda name, several, **options: UserNetwork(**options),
+        options=USER_OPTIONS,
+        misfit=user_misfit,
     ),
     "null": Kind("never", "null", lambda name, several: NullNetwork()),
 }

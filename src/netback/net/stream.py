@@ -14,22 +14,29 @@ from netback.dataplane.peers.peer import Peer
 from netback.dataplane.peers.stream import StreamPeer
 from netback.errors import PeerError, printable
 from netback.net.buffers import MAX_DRAIN
-from netback.net.connected import CONNECT_SECONDS, ConnectedNetwork, await_event
+from netback.net.connected import CONNECT_SECONDS, ConnectedNetwork, Meet, await_event
 from netback.net.endpoints import read_endpoint
 
 
 class StreamNetwork(ConnectedNetwork):
     """The other end of a stream socket.
 
-    `where`: as in a spec (net/endpoints.py), or a connected socket, which the network owns from here on. `server`:
-    netback listens there.
+    `where`: as in a spec (net/endpoints.py); or a connected socket, which the network owns from here on; or what makes
+    each connection, in the network's thread, within `seconds`. `server`: netback listens there.
     """
 
-    def __init__(self, where: str | socket.socket, *, server: bool = False, name: str = "") -> None:
+    def __init__(
+        self,
+        where: str | socket.socket | Meet,
+        *,
+        server: bool = False,
+        name: str = "",
+        seconds: float = CONNECT_SECONDS,
+    ) -> None:
         super().__init__(name or f"stream:{printable(str(where))}")
         self._peer = StreamPeer()
         endpoint = read_endpoint(where) if isinstance(where, str) else where
-        self._start(endpoint, server=server, seconds=CONNECT_SECONDS + 1)
+        self._start(endpoint, server=server, seconds=seconds + 1)
 
     # ---- the connection, in its own thread
 
