@@ -25,8 +25,8 @@ from netback.xenstore.aio import Store, StoreError
 _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
-    "network", "path", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued", "tx_rate",
-    "rx_rate", "rings",
+    "network", "path", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued",
+    "tx_rate", "rx_rate", "rings",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
 _READERS = 8

@@ -70,8 +70,9 @@ def _python(image: Image) -> str:
 
 
 def _dependencies(image: Image, python: str, say: Say) -> Path:
-    """The directory of the packages that netback and its tests need, fetched once per image."""
-    made = image.directory / "packages"
+    """The directory of the packages that netback and its tests need, fetched once per image and list."""
+    wanted = (*DEPENDENCIES, *FOR_TESTS)
+    made = image.directory / f"packages-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:8]}"
     if made.exists():
         return made
     say(f"Python packages for dom0's Python {python}")
@@ -87,7 +88,7 @@ def _dependencies(image: Image, python: str, say: Say) -> Path:
             "--python-version",
             python,
         ]
-        run([*command, *DEPENDENCIES, *FOR_TESTS], image.directory / "log", "cannot fetch Python packages")
+        run([*command, *wanted], image.directory / "log", "cannot fetch Python packages")
         _precompile(image, packages, python)
         move_into_cache(packages, made)
     return made
