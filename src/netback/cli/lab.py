@@ -210,8 +210,8 @@ def profile(seconds: int, without: tuple[str, ...], json: bool, accel: str, out:
 
 
 @lab.command
-@click.argument("counts", type=_existing, metavar="COUNTS.json")
-@click.argument("prices", type=_existing, required=False, metavar="[PRICES.toml]")
+@click.argument("counts", type=click.Path(path_type=Path), metavar="COUNTS.json")
+@click.argument("prices", type=click.Path(path_type=Path), required=False, metavar="[PRICES.toml]")
 def estimate(counts: Path, prices: Path | None) -> None:
     """Turn counts into a frame's time on other machines, from prices: a table for each machine of the list.
 

@@ -413,7 +413,11 @@ class TapNetwork:
             return "system calls (vhost=off)"
         by_vhost = [peer for peer in self._peers if isinstance(peer, VhostTapPeer)]
         if used := sum(peer.attached for peer in by_vhost):
-            return "vhost-net" if used == 1 == len(by_vhost) else f"vhost-net for {used} of {len(by_vhost)} queues"
+            return (
+                "vhost-net"
+                if used == 1 == len(by_vhost)
+                else f"vhost-net for {used} of {len(by_vhost)} queues"
+            )
         fault = next((peer.fault for peer in by_vhost if peer.fault), None)
         return f"system calls: {fault}" if fault else "system calls; vhost-net for streams"
 
