@@ -140,6 +140,17 @@ async def test_a_new_client_takes_the_place_of_the_most_silent_one(tmp_path: Pat
             await talk.ask("info")
 
 
+async def test_many_new_clients_at_once_take_as_many_places(tmp_path: Path) -> None:
+    """Whoever reads is told why; the places are never exceeded, however fast the clients come."""
+    async with serving(tmp_path), AsyncExitStack() as stack:
+        talks = [await stack.enter_async_context(talking(tmp_path)) for _ in range(3 * MAX_CLIENTS)]
+        for talk in talks:
+            talk.call("info")
+        answers = [await talk.line() for talk in talks]
+        assert sum(b'"result"' in answer for answer in answers) == MAX_CLIENTS
+        assert sum(b"more than 32 clients" in answer for answer in answers) == 2 * MAX_CLIENTS
+
+
 @dataclass
 class Place:
     """A client as `admit` sees it."""

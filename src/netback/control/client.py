@@ -17,7 +17,7 @@ from netback.control.rpc import Code, RpcError
 from netback.directory import check_trusted
 from netback.errors import ConfigError, NetbackError, printable
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
 """Seconds to wait for an answer, beside the time for which a method waits for a guest."""
 DEFAULT_DIRECTORY = Path("/run/netback")
 """The runtime directory of a backend on real Xen."""

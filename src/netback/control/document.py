@@ -151,7 +151,7 @@ def _fields(struct: type[msgspec.Struct]) -> list[tuple[str, str, str, str]]:
     hints, meanings = get_type_hints(struct, include_extras=True), _meanings(struct)
     found = []
     for field in msgspec.structs.fields(struct):
-        meaning = re.sub(r"\bNone\b", "null", " ".join(meanings.get(field.name, "").split()))
+        meaning = _words(meanings.get(field.name, ""))
         found.append((field.encode_name, _type(hints[field.name]), _default(field), meaning))
     return found
 
@@ -177,7 +177,12 @@ def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def _doc(struct: type) -> str:
-    return " ".join((struct.__doc__ or "").split())
+    return _words(struct.__doc__ or "")
+
+
+def _words(text: str) -> str:
+    """A docstring on one line, in the words of JSON."""
+    return re.sub(r"\bNone\b", "null", " ".join(text.split()))
 
 
 def _type(hint: Any) -> str:

@@ -20,7 +20,7 @@ added, the major one when anything else changes."""
 
 DeviceType = Literal["vif", "qnic"]
 Topic = Literal["states", "notices", "statistics", "trace"]
-NoticeName = Literal["ready", "stalled", "gone", "broken"]
+NoticeName = Literal["ready", "stalled", "network-gone", "broken"]
 Index = Annotated[int, Meta(ge=-1, lt=(1 << 31) - 1)]
 Name = Annotated[str, Meta(max_length=256)]
 
@@ -74,6 +74,7 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     device: str
     """The device's name, as in "vif3.0"; for a stray node, its path below `backend/`."""
     type: DeviceType
+    """The device's type."""
     domid: int | None
     """The guest."""
     index: str
@@ -332,15 +333,16 @@ class DeviceNotice(Result, frozen=True, kw_only=True):
     device: str
     """The device's name."""
     notice: NoticeName
-    """"stalled": the guest takes no frames; "gone": the network failed; "broken": the guest broke the protocol;
+    """"stalled": the guest takes no frames; "network-gone": the network failed; "broken": the guest broke the protocol;
     "ready": none of these any more."""
     reason: str | None = None
     """How the guest broke the protocol."""
 
 
 class DeviceStatistics(Result, frozen=True, kw_only=True, omit_defaults=True):
-    """What was counted for a device since the backend started, at one moment. Events with the same time are one
-    snapshot; a notification whose `more` is true is not the last one of its snapshot."""
+    """What was counted for a device since the backend started, at one moment. Fields that are 0, empty or null are left
+    out. Events with the same time are one snapshot; a notification whose `more` is true is not its last one.
+    """
 
     device: str
     """The device's name."""

@@ -118,6 +118,7 @@ class _Shared:
         ((greediest, _),) = Counter(client.uid for client in self.clients).most_common(1)
         candidates = [each for each in self.clients if each.uid == greediest and each is not client]
         victim = min(candidates or [client], key=lambda each: (bool(each.feeds), each.heard))
+        self.clients.remove(victim)  # now: more clients may come before its task runs
         victim.send_away(f"there are more than {MAX_CLIENTS} clients, and this one was silent for longest")
 
 
@@ -167,7 +168,8 @@ class _Client:
         except OSError:
             pass
         finally:
-            self._shared.clients.remove(self)
+            with suppress(ValueError):  # it was sent away
+                self._shared.clients.remove(self)
             self._close()
             for feed in tuple(self.feeds.values()):
                 await feed.end()

@@ -26,7 +26,7 @@ _NETWORK_SECONDS = 5.0
 _NOTICES: Mapping[Notice, NoticeName] = {
     Notice.READY: "ready",
     Notice.STALLED: "stalled",
-    Notice.PEER_GONE: "gone",
+    Notice.PEER_GONE: "network-gone",
     Notice.BROKEN: "broken",
 }
 
