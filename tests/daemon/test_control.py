@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -308,6 +310,46 @@ async def test_the_group(tmp_path: Path) -> None:
     async with serving(path, access=Access(0o660, 65534)):
         assert (path.stat().st_gid, (path / SOCKET).stat().st_gid) == (65534, 65534)
         await works(path)
+
+
+@pytest.fixture
+def within_reach() -> Iterator[Path]:
+    """A directory that every user may pass through; pytest's own are for one."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+def asks(path: Path, user: int) -> str:
+    """What a process of another user and its group gets from the backend, in a child that changes to it."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; the child uses none
+        child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            with Client(path) as made:
+                os.write(write, made.backend.netback.encode())
+        except BaseException as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read, "rb") as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users: needs root")
+async def test_the_group_and_nobody_else_may_connect(within_reach: Path) -> None:
+    path = within_reach / "run"
+    async with serving(path, access=Access(0o660, 65534)):
+        assert await asyncio.to_thread(asks, path, 65534) == "9"
+        assert await asyncio.to_thread(asks, path, 65533) == f"{path}/control.sock: Permission denied"
+    async with serving(path):
+        assert await asyncio.to_thread(asks, path, 65534) == f"{path}/control.sock: Permission denied"
 
 
 @pytest.mark.parametrize(

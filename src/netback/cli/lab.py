@@ -34,7 +34,7 @@ def _machine(command: F) -> F:
     )
     out = click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="Directory for consoles and logs, a new or an empty one.  [default: a new one]",
     )
     return accel(out(command))

@@ -17,7 +17,7 @@ from netback.cli.options import echo_json, warn
 from netback.cli.query import connect
 from netback.cli.table import CLEAR, lay_out, short
 from netback.cli.target import PlatformName, Target
-from netback.errors import ConfigError
+from netback.errors import ConfigError, NetbackError
 
 if TYPE_CHECKING:
     from netback.control.schema import DeviceStatus
@@ -183,14 +183,19 @@ def _watch(target: Target, columns: tuple[str, ...], interval: float, json: bool
 
 
 def read_target(target: Target) -> "list[DeviceStatus]":
-    """Every device in the store, with what the running backend knows of it if one answers."""
+    """Every device in the store, with what the running backend knows of it if one answers. ControlError: none does, and
+    the store cannot be read either.
+    """
     from netback.control import ControlError
 
     try:
         with connect(target) as client:
             return client.devices()
     except ControlError as error:
-        devices = _read_offline(target)
+        try:
+            devices = _read_offline(target)
+        except (NetbackError, OSError):
+            raise error from None
         warn(f"{error}; showing the store's data only")
         return devices
 

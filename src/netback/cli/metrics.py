@@ -32,7 +32,7 @@ _SECONDS = 5.0
 @click.option(
     "--socket",
     "path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help=f"Listen at this UNIX socket.  [default: {_SOCKET} in the runtime directory]",
 )
 @options.target

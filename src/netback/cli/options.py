@@ -24,7 +24,7 @@ def _platform(_context: click.Context, _option: click.Parameter, value: str | No
 directory = click.option(
     "--dir",
     "directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Directory of the emulated Xen, or of netback's runtime files on real Xen; only you may have write access."
     "  [default: XENSTORED_PATH's directory, else netback's own]",
 )

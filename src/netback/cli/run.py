@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Configuration file; command-line options override it.  [default: /etc/netback/netback.toml]",
 )
 @click.option("--check", is_flag=True, help="Only check the configuration.")
