@@ -19,7 +19,7 @@ from netback.control.schema import DeviceStatistics, SubscribeRequest
 from netback.daemon import Backend, topics
 from netback.daemon.topics import Sources
 from netback.net.python import PythonNetwork
-from netback.observe.trace import TRACE_POINTS
+from netback.observe.trace import SLOTS, TRACE_POINTS
 from netback.xenbus.names import DeviceName
 from tests.daemon.talk import Talk, client, talking
 from tests.vif.guest import FRAME, SECONDS, Guest, exchange, until_state
@@ -120,6 +120,17 @@ async def test_slots_are_traced_while_somebody_subscribes(
         assert event["values"] == {"dev": str(name)}
         await talk.ask("unsubscribe", subscription=1)
         assert not any(backend.tracer.on(point) for point in TRACE_POINTS)
+
+
+async def test_without_points_the_data_plane_is_not_slowed_down(
+    xen: Path, backend: Backend, name: DeviceName, guest: Guest
+) -> None:
+    async with talking(xen) as talk:
+        await talk.subscribe("trace", device=str(name))
+        assert {point for point in TRACE_POINTS if not backend.tracer.on(point)} == SLOTS
+        await guest.connect()
+        seen = await events(talk, {"point": "xen_device_backend_state"})
+        assert seen[-1]["values"] == {"dev": str(name), "state": "Connected"}
 
 
 async def test_a_trace_point_that_does_not_exist(xen: Path, backend: Backend) -> None:

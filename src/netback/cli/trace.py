@@ -60,10 +60,9 @@ def trace(
     platform: PlatformName | None,
     directory: Path | None,
 ) -> None:
-    """Show trace points as they are passed: those whose names are given, as globs such as 'xen_device_*', else all.
+    """Show trace points as they are passed: those that are named, as in 'xen_device_*', else all but those of slots.
 
-    The points of slots (xen_netdev_tx, xen_netdev_rx) make each slot a record, which slows the device down. --json: an
-    object a line.
+    Those (xen_netdev_tx, xen_netdev_rx) make each slot a record, which slows the device down. --json: an object a line.
     """
     if json and perfetto:
         raise ConfigError("--json and --perfetto: choose one")

@@ -281,8 +281,8 @@ class Client:
         return self._subscribe(request, schema.DeviceStatistics)
 
     def trace(self, *points: str, device: str | None = None) -> Subscription[schema.TraceEvent]:
-        """The trace points of these names or globs, all without one."""
-        request = schema.SubscribeRequest(topic="trace", device=device, points=points or ("*",))
+        """The trace points of these names or globs; without one all but those of slots, which slow a device down."""
+        request = schema.SubscribeRequest(topic="trace", device=device, points=points)
         return self._subscribe(request, schema.TraceEvent)
 
     def _call(self, method: str, params: schema.Request, wanted: type[R], further: float = 0.0) -> R:

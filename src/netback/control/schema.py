@@ -287,8 +287,8 @@ class SubscribeRequest(Request, frozen=True, kw_only=True):
     """statistics: seconds between two snapshots."""
     queues: bool = False
     """statistics: also the counters of each queue."""
-    points: Annotated[tuple[Name, ...], Meta(max_length=MAX_POINTS)] = ("*",)
-    """trace: names or globs of trace points."""
+    points: Annotated[tuple[Name, ...], Meta(max_length=MAX_POINTS)] = ()
+    """trace: names or globs of trace points; without one all but those of slots, which slow a device down."""
 
 
 class Subscribed(Result, frozen=True, kw_only=True):

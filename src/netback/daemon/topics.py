@@ -14,7 +14,7 @@ from netback.daemon.serving import Serving
 from netback.daemon.status import Told, ask_network, count
 from netback.dataplane.notices import Notice
 from netback.errors import printable
-from netback.observe.trace import matching_points
+from netback.observe.trace import SLOTS, TRACE_POINTS, matching_points
 from netback.vif.queue import queue_owner
 from netback.xenbus.device import Device
 from netback.xenbus.news import ConditionNews, StateNews
@@ -100,6 +100,7 @@ class Sources:
     async def trace(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
         self._chosen(request)
         points = frozenset[str]().union(*map(matching_points, request.points))
+        points = points if request.points else frozenset(TRACE_POINTS) - SLOTS
         feed = Feed()
 
         def hear(name: str, time: float, values: Mapping[str, object]) -> None:

@@ -22,6 +22,8 @@ TRACE_POINTS: Mapping[str, tuple[str, ...]] = {
     "xen_netdev_rx": ("dev", "index", "status", "flags"),
 }
 """Each trace point and the names of its values; the names are those of QEMU's Xen NIC and of its xenbus."""
+SLOTS = frozenset({"xen_netdev_tx", "xen_netdev_rx"})
+"""Those of single slots: while one is on, workers record every slot."""
 
 trace_log = logging.getLogger("netback.trace")
 

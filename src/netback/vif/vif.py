@@ -20,7 +20,7 @@ from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PeerError
 from netback.net.base import Network
 from netback.observe.slots import Ring
-from netback.observe.trace import LogBudget, Tracer
+from netback.observe.trace import SLOTS, LogBudget, Tracer
 from netback.platforms.base import Platform
 from netback.vif.control_messages import ControlState
 from netback.vif.control_ring import Control
@@ -261,7 +261,7 @@ class Vif:
     async def watch(self) -> None:
         """Make the queues record slots if a trace point is on, and frames if there is a capture."""
         if self._group is not None:
-            traced = self._tracer.on("xen_netdev_tx") or self._tracer.on("xen_netdev_rx")
+            traced = any(map(self._tracer.on, SLOTS))
             await self._group.watch(traced=traced, captured=self._capture is not None)
 
     def _make_control(self, group: Group, config: VifConfig) -> Control | None:
