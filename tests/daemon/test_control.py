@@ -203,6 +203,7 @@ async def test_the_client_gives_typed_results(tmp_path: Path) -> None:
     [
         (lambda made: made.detach("vif1.0"), Refused, Code.REFUSED),
         (lambda made: made.find("a" * 300), Refused, Code.INVALID_PARAMS),
+        (lambda made: made.find("\udcff\n"), Refused, Code.INVALID_PARAMS),
         (lambda made: made.devices(), ControlError, Code.FAILED),
         (lambda made: made.attach(AttachRequest(guest="1", net="null")), ControlError, Code.INTERNAL),
     ],

@@ -81,8 +81,12 @@ class _Connection:
         """A method's result; the backend itself may wait for `further` seconds."""
         limit = time.monotonic() + self._seconds + further
         try:
+            line = rpc.encode_call(method, params, 1)
+        except UnicodeEncodeError as error:  # a word of a command line that is no UTF-8
+            raise Refused(f"{method}: {printable(error.object)} is no UTF-8", Code.INVALID_PARAMS) from error
+        try:
             self._sock.settimeout(self._seconds)
-            self._sock.sendall(rpc.encode_call(method, params, 1))
+            self._sock.sendall(line)
         except OSError as error:
             raise self._error(error, self._seconds) from error
         answer = self.read(limit)
