@@ -139,6 +139,13 @@ async def test_trace(xen: Path) -> None:
         (("trace", "--vif", "vif9.0"), 2, "there is no device vif9.0"),
         (("trace", "--vif", "nobody"), 2, "no domain is named 'nobody'"),
         (("trace", "--json", "--perfetto"), 2, "--json and --perfetto: choose one"),
+        (("top", "--interval", "nan"), 2, "Invalid value for '--interval': 'nan' is no number of seconds"),
+        (("detach", "vif9.0", "--seconds", "nan"), 2, "Invalid value for '--seconds': 'nan' is no number"),
+        (
+            ("metrics", "--socket", "/nonexistent/m"),
+            2,
+            "--socket: /nonexistent/m: there is no such directory",
+        ),
         (("top", "--interval", "0"), 2, "Invalid value for '--interval': "),
     ],
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @query.vif
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, max=3600),
+    type=options.Seconds(min=0, max=3600),
     default=10.0,
     show_default=True,
     help="Seconds to wait for the guest before the device is removed by force.",

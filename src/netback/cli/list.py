@@ -135,7 +135,7 @@ def _choose(_context: click.Context, _option: click.Parameter, value: str | None
 @click.option("--watch", is_flag=True, help="Show it again and again, with rates for tx and rx.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1, max=3600),
+    type=options.INTERVAL,
     default=1.0,
     show_default=True,
     help="Seconds between two lists of --watch.",

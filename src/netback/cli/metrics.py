@@ -61,6 +61,8 @@ def metrics(
     from netback.directory import Directory
 
     chosen = path or target.directory / _SOCKET
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"--socket: {path}: there is no such directory")
     with Directory.open(chosen.parent) as within:
         listening = within.listen(chosen.name)
         try:

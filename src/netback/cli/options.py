@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options and arguments shared by several commands, and how commands print."""
 
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TYPES = click.Choice(["vif", "qnic"])
 """Device types. The type decides the backend's directory in the store and where a frame begins in its page."""
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds in a range. click.FloatRange takes "nan", which is in every range."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
+
+INTERVAL = Seconds(min=0.1, max=3600)
+"""Seconds between two looks at a backend (control.schema.MIN_INTERVAL)."""
 
 
 def _platform(_context: click.Context, _option: click.Parameter, value: str | None) -> PlatformName | None:

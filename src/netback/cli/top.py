@@ -65,7 +65,7 @@ def _counts(statistics: "DeviceStatistics") -> dict[str, int]:
 @click.command
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1, max=3600),
+    type=options.INTERVAL,
     default=1.0,
     show_default=True,
     help="Seconds between two snapshots.",

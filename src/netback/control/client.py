@@ -78,8 +78,8 @@ class _Connection:
         self._sock.close()
 
     def call(self, method: str, params: schema.Request, wanted: type[R], further: float = 0.0) -> R:
-        """A method's result; the backend itself may wait for `further` seconds."""
-        limit = time.monotonic() + self._seconds + further
+        """A method's result; the backend itself may wait for `further` seconds, an hour at most."""
+        limit = time.monotonic() + self._seconds + min(max(0.0, further), 3600.0)
         try:
             line = rpc.encode_call(method, params, 1)
         except UnicodeEncodeError as error:  # a word of a command line that is no UTF-8
