@@ -143,7 +143,10 @@ async def test_a_new_client_takes_the_place_of_the_most_silent_one(tmp_path: Pat
 async def test_many_new_clients_at_once_take_as_many_places(tmp_path: Path) -> None:
     """Whoever reads is told why; the places are never exceeded, however fast the clients come."""
     async with serving(tmp_path), AsyncExitStack() as stack:
-        talks = [await stack.enter_async_context(talking(tmp_path)) for _ in range(3 * MAX_CLIENTS)]
+        talks: list[Talk] = []
+        for _ in range(6):
+            some = (stack.enter_async_context(talking(tmp_path)) for _ in range(MAX_CLIENTS // 2))
+            talks += await asyncio.gather(*some)
         for talk in talks:
             talk.call("info")
         answers = [await talk.line() for talk in talks]
@@ -281,6 +284,25 @@ async def test_a_source_that_fails_ends_its_subscription_alone(tmp_path: Path) -
         assert (ended["method"], ended["params"]["subscription"]) == ("ended", 1)
         assert ended["params"]["reason"] == r"unexpected ValueError('a\nbug')"
         assert (await talk.ask("info"))["netback"] == "9"
+
+
+async def test_clients_that_leave_are_no_lines_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio logs each further write to a connection that is gone."""
+    feeds: list[Feed] = []
+    async with serving(tmp_path, topics={"states": source(0, feeds)}):
+        async with talking(tmp_path, limit=1024) as talk:
+            for _ in range(MAX_SUBSCRIPTIONS):
+                talk.call("subscribe", topic="states")
+                assert "result" in await talk.read()
+                assert "params" in await talk.read()
+            for feed in feeds:
+                for _ in range(4 * BATCH):
+                    feed.post(DeviceState(device="x" * 4000, backend="a", frontend="b"))
+            await works(tmp_path)
+        await works(tmp_path)
+    assert caplog.messages == []
 
 
 # ---- a guest beside them

@@ -13,13 +13,13 @@ import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from netback.control import Client, ControlError, Subscription
-from netback.control.feed import Batch
+from netback.control.feed import MAX_EVENTS, Batch
 from netback.control.rpc import Code
 from netback.control.schema import DeviceStatistics, SubscribeRequest
 from netback.daemon import Backend, topics
 from netback.daemon.topics import Sources
 from netback.net.python import PythonNetwork
-from netback.observe.trace import SLOTS, TRACE_POINTS
+from netback.observe.trace import SLOTS, TRACE_POINTS, Tracer
 from netback.xenbus.names import DeviceName
 from tests.daemon.talk import Talk, client, talking
 from tests.vif.guest import FRAME, SECONDS, Guest, exchange, until_state
@@ -153,6 +153,34 @@ async def test_statistics(xen: Path, name: DeviceName, guest: Guest, network: Py
         assert event["pending"] == {"tx": 0, "rx": 0}
 
 
+async def test_each_subscriber_has_its_points_and_its_losses(
+    xen: Path, backend: Backend, name: DeviceName
+) -> None:
+    """Whatever the number of subscribers, the caller of a trace point pays for one event; each is seen or counted."""
+    count = 5 * MAX_EVENTS
+    async with talking(xen) as one, talking(xen) as other:
+        await one.subscribe("trace", points=["xen_netdev_create", "xen_netdev_destroy"])
+        await other.subscribe("trace", points=["xen_netdev_create"], device=str(name))
+
+        def flood() -> None:
+            for number in range(count):
+                backend.tracer.emit("xen_netdev_create", f"vif9.{number}")
+            backend.tracer.emit("xen_netdev_destroy", name)
+
+        await asyncio.to_thread(flood)
+        seen = lost = 0
+        while seen + lost < count + 1:
+            event = (await one.read())["params"]
+            seen += len(event["events"])
+            lost += event["lost"]
+        assert seen + lost == count + 1
+        assert lost > 0
+        backend.tracer.emit("xen_netdev_destroy", name)
+        backend.tracer.emit("xen_netdev_create", name)
+        (event,) = await events(other, {"point": "xen_netdev_create"})
+        assert event["values"] == {"dev": str(name)}
+
+
 # ---- the public client
 
 
@@ -239,6 +267,7 @@ class Thousand:
     """A backend as the source sees it."""
 
     def __init__(self, count: int) -> None:
+        self.tracer = Tracer()
         self.devices = {f"vif{number}.0": Device(f"vif{number}.0") for number in range(count)}
 
 

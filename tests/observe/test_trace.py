@@ -3,7 +3,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -49,6 +49,23 @@ def test_patterns_turn_points_on_and_off(patterns: list[str], on: set[str]) -> N
         tracer.emit(name, *range(len(fields)))
         assert tracer.on(name) == (name.removeprefix("xen_netdev_") in on)
     assert {line.split()[0].removeprefix("xen_netdev_") for line in lines} == on
+
+
+def test_sinks_get_their_points_and_one_that_is_given_twice_is_called_once() -> None:
+    seen: list[tuple[str, object]] = []
+
+    def sink(name: str, _time: float, values: Mapping[str, object]) -> None:
+        seen.append((name, values["dev"]))
+
+    tracer = Tracer(lambda _: None)
+    with tracer.sent_to(sink, frozenset({"xen_netdev_create"})):
+        with tracer.sent_to(sink, frozenset({"xen_netdev_create", "xen_netdev_destroy"})):
+            tracer.emit("xen_netdev_create", 1)
+            tracer.emit("xen_netdev_destroy", 2)
+        tracer.emit("xen_netdev_create", 3)
+        tracer.emit("xen_netdev_destroy", 4)
+    tracer.emit("xen_netdev_create", 5)
+    assert seen == [("xen_netdev_create", 1), ("xen_netdev_destroy", 2), ("xen_netdev_create", 3)]
 
 
 def test_a_line_names_its_values() -> None:

@@ -59,6 +59,7 @@ def test_it_agrees_with_the_agreement(keys: dict[str, str]) -> None:
             {"feature_gso_tcpv4": "1", "feature_sg": "1", "feature_no_csum_offload": "1"},
             "it needs IPv4 checksums",
         ),
+        ("TSO of IPv4", {}, "the guest does not ask for it"),
         ("IPv4 checksums", {"feature_no_csum_offload": "1"}, "the guest refuses it"),
         ("frames of several pages", {"feature_sg": "0"}, "the guest does not ask for it"),
         ("several queues", {}, "the guest asks for one"),

@@ -62,6 +62,11 @@ class Feed:
         with suppress(RuntimeError):  # the loop is closed: nobody takes
             self._loop.call_soon_threadsafe(self._filled.set)  # one such call waits in the loop at a time
 
+    def lose(self, count: int) -> None:
+        """Count events that were lost on their way here. The next batch tells."""
+        with self._lock:
+            self._lost += count
+
     async def take(self) -> Batch:
         """Wait for events; return the oldest ones, and how many were lost since the last call."""
         await self._filled.wait()

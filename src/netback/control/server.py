@@ -293,6 +293,8 @@ class _Client:
     async def _send(self, line: bytes) -> None:
         """Write a line and wait until the client has read most of it. OSError: the connection is gone."""
         async with self._writing:
+            if self._writer.transport.is_closing():  # asyncio logs each further write
+                raise ConnectionResetError
             self._writer.write(line)
             await self._writer.drain()
 

@@ -9,13 +9,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
 from netback.control.feed import Batch, Feed, Topics
-from netback.control.schema import DeviceNotice, DeviceState, NoticeName, SubscribeRequest, TraceEvent
+from netback.control.schema import DeviceNotice, DeviceState, NoticeName, SubscribeRequest
 from netback.daemon.serving import Serving
 from netback.daemon.status import Told, ask_network, count
+from netback.daemon.traces import Owned, Traces
 from netback.dataplane.notices import Notice
 from netback.errors import printable
 from netback.observe.trace import SLOTS, TRACE_POINTS, matching_points
-from netback.vif.queue import queue_owner
 from netback.xenbus.device import Device
 from netback.xenbus.news import ConditionNews, StateNews
 
@@ -47,6 +47,7 @@ class Sources:
 
     def __init__(self, backend: Serving) -> None:
         self._backend = backend
+        self._traces = Traces(backend.tracer)
 
     async def states(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
         feed, chosen = Feed(), self._chosen(request)
@@ -103,12 +104,13 @@ class Sources:
         points = points if request.points else frozenset(TRACE_POINTS) - SLOTS
         feed = Feed()
 
-        def hear(name: str, time: float, values: Mapping[str, object]) -> None:
-            if request.device in (None, queue_owner(str(values["dev"]))):
-                feed.post(TraceEvent(time=time, point=name, values=_plain(values)))
+        def hear(owned: Owned) -> None:
+            device, event = owned
+            if event.point in points and request.device in (None, device):
+                feed.post(event)
 
         try:
-            with self._backend.tracer.sent_to(hear, points):
+            with self._traces.heard_by(points, hear, feed.lose):
                 await self._backend.watch()
                 yield Batch([])
                 while True:
@@ -136,9 +138,3 @@ def _state(news: StateNews) -> DeviceState:
         error=printable(news.error) or None,
         gone=news.gone,
     )
-
-
-def _plain(values: Mapping[str, object]) -> dict[str, int | str]:
-    return {
-        name: value if isinstance(value, int) else printable(str(value)) for name, value in values.items()
-    }

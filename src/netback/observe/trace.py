@@ -41,6 +41,7 @@ class Tracer:
         self._write = write
         self._logged: frozenset[str] = frozenset()
         self._sinks: tuple[tuple[frozenset[str], Sink], ...] = ()
+        self._called: tuple[tuple[frozenset[str], Sink], ...] = ()
         self._on: frozenset[str] = frozenset()
 
     def select(self, pattern: str) -> None:
@@ -65,7 +66,12 @@ class Tracer:
             self._join()
 
     def _join(self) -> None:
-        self._on = self._logged.union(*(points for points, _ in self._sinks))
+        """A sink that was given twice is called once."""
+        joined: dict[Sink, frozenset[str]] = {}
+        for points, sink in self._sinks:
+            joined[sink] = joined.get(sink, frozenset()) | points
+        self._called = tuple((points, sink) for sink, points in joined.items())
+        self._on = self._logged.union(*joined.values())
 
     def on(self, name: str) -> bool:
         """Whether this trace point is on. Callers check it before computing expensive values."""
@@ -81,7 +87,7 @@ class Tracer:
         fields = dict(zip(TRACE_POINTS[name], values, strict=True))
         if name in self._logged:
             self._write(" ".join([name, *(f"{field}={value}" for field, value in fields.items())]))
-        for points, sink in self._sinks:
+        for points, sink in self._called:
             if name in points:
                 sink(name, time.time() if at is None else at, fields)
 
