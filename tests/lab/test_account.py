@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a frame costs: counters, Xen's traces and prices, from texts and bytes to tables. Needs no machine."""
 
+import asyncio
+import json
+import os
 import random
+import socket
 import struct
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +19,7 @@ from netback.errors import ConfigError, NetbackError
 from netback.lab.bench import estimate as prices
 from netback.lab.bench import tables
 from netback.lab.bench.counters import Hits, Span, histogram, interrupts, span
+from netback.lab.bench.document import render_document, with_tables
 from netback.lab.bench.estimate import Machine, Price, estimate, read_prices, read_profile
 from netback.lab.bench.made import Made
 from netback.lab.bench.profile import COUNTS, Account, Profile, account, as_json
@@ -397,3 +404,44 @@ async def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> Non
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "none.toml: No such file" in err
+
+
+def test_the_tables_of_the_document_are_those_of_its_counts_and_prices() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert (docs / "speed.md").read_text() == render_document(docs), "make docs"
+    text = with_tables(
+        "<!-- table: counts -->\nold\n<!-- end of table -->\n", profile_of(account_of("qnic")), []
+    )
+    assert "| UDP | qnic |" in text
+    assert "old" not in text
+
+
+async def test_the_program_in_dom0_counts_the_frames_and_the_threads_of_a_flow(tmp_path: Path) -> None:
+    """Here it counts this process's datagrams to itself; Xen's tracer and the probes need the lab."""
+    ready = tmp_path / "ready"
+    job = {"link": "lo", "seconds": 0.2, "pid": os.getpid(), "main": True, "kthreads": "none", "trace": ""}
+    command = (
+        sys.executable,
+        "-P",
+        "-m",
+        "netback.lab.inside.counting",
+        json.dumps(job | {"ready": str(ready)}),
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
+        ended = asyncio.create_task(process.communicate())
+        sent = 0
+        while not ended.done():
+            if ready.exists():  # what came before is no part of the flow
+                one.sendto(bytes(100), one.getsockname())
+                one.recv(200)
+                sent += 1
+            await asyncio.sleep(0.001)
+        out, _ = await ended
+    assert process.returncode == 0
+    counted = span(json.loads(out), "evtchn:x")
+    assert 0 < counted.to_guest <= sent  # lo counts each datagram in both directions
+    assert counted.bytes_to_guest == 128 * counted.to_guest
+    assert (counted.threads > 0, counted.wakeups > 0, counted.interrupts) == (True, True, 0)
+    assert counted.seconds >= 0.2

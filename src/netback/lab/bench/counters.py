@@ -71,27 +71,27 @@ def interrupts(text: str, name: str) -> int:
     return total
 
 
-def _task(files: Mapping[str, str]) -> tuple[int, float, float]:
-    """A thread's sleeps and its seconds so far: (sleeps, user, system).
+def _task(files: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """What a thread did so far: (sleeps, nanoseconds, ticks of user time, of system time).
 
     schedstat is exact but undivided; stat divides it, in ticks (proc(5)).
     """
     sleeps = _SLEEPS.search(files["status"])
     user, system = (int(word) for word in files["stat"].rpartition(")")[2].split()[11:13])
-    whole = int(files["schedstat"].split()[0]) / 1e9
-    share = user / ((user + system) or 1)
-    return int(sleeps[1]) if sleeps else 0, whole * share, whole * (1 - share)
+    return int(sleeps[1]) if sleeps else 0, int(files["schedstat"].split()[0]), user, system
 
 
 def span(counted: Mapping[str, Any], interrupt: str) -> Span:
     """The difference of two snapshots; `interrupt` matches the names of the backend's event channels."""
     begin, end = counted["begin"], counted["end"]
     link = {name: end["link"][name] - begin["link"][name] for name in end["link"]}
-    tasks = [
-        (_task(begin["tasks"][tid]), _task(files))
+    done = [
+        [after - before for before, after in zip(_task(begin["tasks"][tid]), _task(files), strict=True)]
         for tid, files in end["tasks"].items()
         if tid in begin["tasks"]
     ]
+    wakeups, nanoseconds, user, system = (sum(column) for column in zip([0] * 4, *done, strict=True))
+    share = user / ((user + system) or 1)
     names = [files["comm"].strip() for files in end["tasks"].values()]
     return Span(
         seconds=end["time"] - begin["time"],
@@ -100,9 +100,9 @@ def span(counted: Mapping[str, Any], interrupt: str) -> Span:
         bytes_to_guest=link["tx_bytes"],
         bytes_from_guest=link["rx_bytes"],
         interrupts=interrupts(end["interrupts"], interrupt) - interrupts(begin["interrupts"], interrupt),
-        wakeups=sum(after[0] - before[0] for before, after in tasks),
-        user=sum(after[1] - before[1] for before, after in tasks),
-        system=sum(after[2] - before[2] for before, after in tasks),
-        threads=len(tasks),
+        wakeups=wakeups,
+        user=nanoseconds / 1e9 * share,
+        system=nanoseconds / 1e9 * (1 - share),
+        threads=len(done),
         vhost=any(name.startswith(VHOST) for name in names),
     )

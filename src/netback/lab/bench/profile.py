@@ -25,7 +25,6 @@ from netback.lab.bench.run import make_guest
 from netback.lab.bench.xentrace import TraceError, read_trace
 from netback.lab.host import Guest, Lab, open_lab
 from netback.lab.image import Say
-from netback.lab.inside.counting import READY
 from netback.lab.machine import LabError, Options
 
 COUNTS = {
@@ -49,7 +48,7 @@ HEADER_BYTES = 128
 """What xen-netback copies of a frame from the guest before it maps the rest: XEN_NETBACK_TX_COPY_LEN."""
 MIN_FRAMES = 50
 """With fewer, what dom0 does besides would count as theirs."""
-_TRACE = "counting.trace"
+_TRACE, _READY = "counting.trace", "/run/counting"
 FILE = "profile.json"
 """The results, in the directory of consoles and logs."""
 
@@ -134,13 +133,14 @@ async def _observe_once(
         "pid": pid,
         "main": subject.main,
         "kthreads": subject.kthreads.format(pid=pid),
+        "ready": _READY,
         "trace": f"/tmp/{_TRACE}" if trace else "",
     }
-    await lab.dom0(f"rm -f {READY}")
+    await lab.dom0(f"rm -f {_READY}")
     command = f"python3 -P -m netback.lab.inside.counting '{json.dumps(job)}'"
     counting = asyncio.create_task(lab.dom0(command, seconds=seconds + 120))
     with suppress(LabError):  # a lost summary of iperf3 or ping changes nothing of what was counted
-        await lab.until(lambda: lab.succeeds(f"test -e {READY}"), "the counters are ready")
+        await lab.until(lambda: lab.succeeds(f"test -e {_READY}"), "the counters are ready")
         await row.measure(guest, 3 * seconds + 3)
     found: dict[str, Any] = json.loads(await counting)
     return found
@@ -301,25 +301,32 @@ async def profile(
 
     What is known after each backend is in profile.json, whatever comes then.
     """
-    accounts: list[Account] = []
     async with open_lab(directory, say, options=Options(accel=accel), backend="none") as lab:
-        result = Profile(await made(lab), seconds, await _call_costs(lab), accounts)
-        guest = await make_guest(lab)
-        for subject in subjects:
-            if not await lab.succeeds(f"xl domid {guest.name}"):
-                say("the guest's kernel has crashed: a new guest")
-                guest = await make_guest(lab)
-            try:
-                async with subject.backend.serving(guest):
-                    for row in rows:
-                        done = await _account(guest, row, subject, seconds)
-                        accounts.append(done)
-                        say(f"{row.name}, {done.backend}: {done.fault or f'{done.pace:.0f} frames a second'}")
-            except NetbackError as error:
-                say(f"{subject.backend.name}: {error}")
-            names = [row.name for row in rows]
-            accounts.sort(key=lambda one: names.index(one.row))  # stable: backends in turn
-            (directory / FILE).write_text(as_json(result))
+        return await profile_in(lab, say, seconds, subjects, rows)
+
+
+async def profile_in(
+    lab: Lab, say: Say, seconds: int, subjects: Sequence[Subject], rows: Sequence[Row]
+) -> Profile:
+    """Count everything in a running lab whose vifs no backend serves."""
+    accounts: list[Account] = []
+    result = Profile(await made(lab), seconds, await _call_costs(lab), accounts)
+    guest = await make_guest(lab)
+    for subject in subjects:
+        if not await lab.succeeds(f"xl domid {guest.name}"):
+            say("the guest's kernel has crashed: a new guest")
+            guest = await make_guest(lab)
+        try:
+            async with subject.backend.serving(guest):
+                for row in rows:
+                    done = await _account(guest, row, subject, seconds)
+                    accounts.append(done)
+                    say(f"{row.name}, {done.backend}: {done.fault or f'{done.pace:.0f} frames a second'}")
+        except NetbackError as error:
+            say(f"{subject.backend.name}: {error}")
+        names = [row.name for row in rows]
+        accounts.sort(key=lambda one: names.index(one.row))  # stable: backends in turn
+        (lab.machine.directory / FILE).write_text(as_json(result))
     return result
 
 

@@ -7,6 +7,7 @@ wrote them. Nothing is interpreted here: bench/counters.py does that, on the mac
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -29,7 +30,6 @@ COPIES = "gnttab_batch_copy"
 BEGIN_FRAMES = 30
 BEGIN_SECONDS = 30.0
 SETTLE_SECONDS = 0.7
-READY = Path("/run/counting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,26 @@ class Job:
     """Whether the process's first thread moves frames."""
     kthreads: str
     """The names of kernel threads to count, a regular expression."""
+    ready: str
+    """The file that it makes once it waits for frames."""
     trace: str
     """The file for Xen's trace; "" counts only what costs the frames nothing."""
 
 
-def frames(link: str) -> int:
+def link(name: str) -> dict[str, int]:
+    """What crossed the link so far, from /proc/net/dev, whose columns are received and then sent (proc_net(5))."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        device, colon, counters = line.partition(":")
+        if colon and device.strip() == name:
+            words = [int(word) for word in counters.split()]
+            return {"rx_bytes": words[0], "rx_packets": words[1], "tx_bytes": words[8], "tx_packets": words[9]}
+    raise SystemExit(f"no link is called {name}")
+
+
+def frames(name: str) -> int:
     """Frames of both directions."""
-    place = Path("/sys/class/net", link, "statistics")
-    return sum(int((place / name).read_text()) for name in ("rx_packets", "tx_packets"))
+    found = link(name)
+    return found["rx_packets"] + found["tx_packets"]
 
 
 def threads(job: Job) -> list[int]:
@@ -67,8 +79,6 @@ def threads(job: Job) -> list[int]:
 
 def snapshot(job: Job, tids: list[int]) -> dict[str, Any]:
     """Every text, with the time in seconds."""
-    link = Path("/sys/class/net", job.link, "statistics")
-    names = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes")
     tasks = {}
     for tid in tids:
         place = Path(f"/proc/{tid}")
@@ -78,7 +88,7 @@ def snapshot(job: Job, tids: list[int]) -> dict[str, Any]:
             }
     return {
         "time": time.monotonic(),
-        "link": {name: int((link / name).read_text()) for name in names},
+        "link": link(job.link),
         "interrupts": Path("/proc/interrupts").read_text(),
         "tasks": tasks,
     }
@@ -98,14 +108,20 @@ def trigger(event: Path, text: str) -> Iterator[None]:
 @contextmanager
 def probe(name: str, function: str, argument: str) -> Iterator[Path]:
     """An event at the entry of a kernel function for the length of the context."""
-    place = TRACING / "kprobe_events"
-    with place.open("a") as events:
-        events.write(f"p:{name} {function} {argument}\n")
+    _probe_events(f"p:{name} {function} {argument}")
     try:
         yield TRACING / "events/kprobes" / name
     finally:
-        with place.open("a") as events:
-            events.write(f"-:{name}\n")
+        _probe_events(f"-:{name}")
+
+
+def _probe_events(command: str) -> None:
+    """Write one command: Python's "a" seeks to the end, which tracefs refuses; "w" would remove all other probes."""
+    events = os.open(TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(events, command.encode())
+    finally:
+        os.close(events)
 
 
 def start_trace(path: Path) -> "tuple[subprocess.Popen[str] | None, str]":
@@ -172,10 +188,10 @@ def _histograms(tids: list[int], missing: dict[str, str]) -> Iterator[dict[str, 
 
 def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
-    if not (TRACING / "events").exists():
+    if job.trace and not (TRACING / "events").exists():
         subprocess.run(["mount", "-t", "tracefs", "tracefs", str(TRACING)], check=True)
     before, end = frames(job.link), time.monotonic() + BEGIN_SECONDS
-    READY.touch()
+    Path(job.ready).touch()
     while frames(job.link) < before + BEGIN_FRAMES:
         if time.monotonic() > end:
             raise SystemExit(f"fewer than {BEGIN_FRAMES} frames crossed {job.link} in {BEGIN_SECONDS:.0f} s")
