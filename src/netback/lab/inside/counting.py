@@ -55,7 +55,12 @@ def link(name: str) -> dict[str, int]:
         device, colon, counters = line.partition(":")
         if colon and device.strip() == name:
             words = [int(word) for word in counters.split()]
-            return {"rx_bytes": words[0], "rx_packets": words[1], "tx_bytes": words[8], "tx_packets": words[9]}
+            return {
+                "rx_bytes": words[0],
+                "rx_packets": words[1],
+                "tx_bytes": words[8],
+                "tx_packets": words[9],
+            }
     raise SystemExit(f"no link is called {name}")
 
 
