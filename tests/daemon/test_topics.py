@@ -159,12 +159,12 @@ async def test_each_subscriber_has_its_points_and_its_losses(
     """Whatever the number of subscribers, the caller of a trace point pays for one event; each is seen or counted."""
     count = 5 * MAX_EVENTS
     async with talking(xen) as one, talking(xen) as other:
-        await one.subscribe("trace", points=["xen_netdev_create", "xen_netdev_destroy"])
-        await other.subscribe("trace", points=["xen_netdev_create"], device=str(name))
+        await one.subscribe("trace", points=["xen_netdev_unrealize", "xen_netdev_destroy"])
+        await other.subscribe("trace", points=["xen_netdev_unrealize"], device=str(name))
 
         def flood() -> None:
             for number in range(count):
-                backend.tracer.emit("xen_netdev_create", f"vif9.{number}")
+                backend.tracer.emit("xen_netdev_unrealize", f"vif9.{number}")
             backend.tracer.emit("xen_netdev_destroy", name)
 
         await asyncio.to_thread(flood)
@@ -176,8 +176,8 @@ async def test_each_subscriber_has_its_points_and_its_losses(
         assert seen + lost == count + 1
         assert lost > 0
         backend.tracer.emit("xen_netdev_destroy", name)
-        backend.tracer.emit("xen_netdev_create", name)
-        (event,) = await events(other, {"point": "xen_netdev_create"})
+        backend.tracer.emit("xen_netdev_unrealize", name)
+        (event,) = await events(other, {"point": "xen_netdev_unrealize"})
         assert event["values"] == {"dev": str(name)}
 
 
