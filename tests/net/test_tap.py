@@ -20,6 +20,7 @@ import pytest
 
 from netback.abi.virtio_net import F_NEEDS_CSUM, HEADER
 from netback.dataplane.caps import EVERYTHING, Can
+from netback.dataplane.peers.vhost_tap import VhostTapPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net import tap
 from netback.net.monitor import ANY_LINK
@@ -32,6 +33,7 @@ from .contract import FrameNetwork, LinkNetwork, OffloadNetwork, Site, asks, big
 from .far import PLAIN, FarLink, await_readable
 from .namespace import await_up, bring_back, inside, ip, new_network, other_network, send_to, tc, veth
 
+PLAIN_HEADER = bytes(HEADER.size)
 TUNSETSNDBUF = 0x400454D4
 
 
@@ -42,8 +44,13 @@ def namespace() -> Iterator[None]:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    network = TapNetwork("vif1.0")
+def vhost() -> str:
+    return "off"
+
+
+@pytest.fixture
+def site(vhost: str) -> Iterator[Site]:
+    network = TapNetwork("vif1.0", vhost=vhost)
     ip("link set vif1.0 up")
     network.carrier(True)
     network.offloads(EVERYTHING)
@@ -125,6 +132,46 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
         tc("qdisc del dev slow0 root")
         assert poll.poll(10_000)
         assert site.network.peers[0].send([frame(1)]) == (1, 0)
+
+
+@pytest.mark.parametrize("vhost", ["auto", "on"])
+class TestTapThatMayUseVhostNet(FrameNetwork, OffloadNetwork, LinkNetwork):
+    """With vhost-net where this machine has it; tests/net/real_vhost_net.py needs it."""
+
+
+@pytest.mark.parametrize(
+    ("device", "fault"),
+    [
+        ("/nonexistent/vhost-net", "/dev/vhost-net cannot be opened: No such file or directory"),
+        ("/dev/null", "vhost-net refuses the virtqueues: Inappropriate ioctl for device"),
+    ],
+)
+def test_without_vhost_net_frames_take_the_plain_path(device: str, fault: str) -> None:
+    network = TapNetwork("vif1.0")
+    ip("link set vif1.0 up")
+    network.carrier(True)
+    await_up("vif1.0")
+    far = FarLink("vif1.0")
+    peer = VhostTapPeer(network.peers[0], always=True, device=device)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    far.send(frame(1))
+    assert peer.recv(1)[0][len(PLAIN_HEADER) :] == frame(1)[len(PLAIN_HEADER) :]
+    assert peer.send([frame(2)]) == (1, 0)
+    assert peer.fault == fault
+    assert not peer.attached
+    assert not peer.switch()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2
+    network.remove()
+    far.close()
+
+
+def test_a_path_is_named_only_where_there_are_two() -> None:
+    network = TapNetwork("vif1.0")
+    assert network.path is None
+    network.remove()
+    network = TapNetwork("vif1.0", vhost="auto")
+    assert network.path == "system calls; vhost-net for streams"
+    network.remove()
 
 
 def has_carrier(link: str) -> bool:

@@ -101,7 +101,7 @@ ADDRESS = "fe:ff:ff:ff:ff:ff"
 """The address of a tap that netback creates, as Linux's backend gives it to its vifs: the highest address, so that a
 bridge never takes it for its own. Guests and scripts expect it at the other end."""
 
-OPTIONS: Options = {"mtu": integer(68, 65521), "vhost": choice("auto", "on", "off")}
+OPTIONS: Options = {"mtu": integer(68, 65521), "vhost": choice("off", "auto", "on")}
 """Options of its spec. Linux takes no other MTU for a tap (drivers/net/tun.c)."""
 
 MADE = "netback-{}"
@@ -320,7 +320,7 @@ class TapNetwork:
         *,
         several: bool = False,
         mtu: int | None = None,
-        vhost: str = "auto",
+        vhost: str = "off",
     ) -> None:
         self._fds: list[int] = []
         self._peers: list[TapPeer | VhostTapPeer] = []
@@ -410,7 +410,7 @@ class TapNetwork:
     @property
     def path(self) -> str | None:
         if self._vhost == "off":
-            return "system calls (vhost=off)"
+            return None
         by_vhost = [peer for peer in self._peers if isinstance(peer, VhostTapPeer)]
         if used := sum(peer.attached for peer in by_vhost):
             return (
