@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from netback.abi.vhost_user import Feature
+from netback.dataplane import clock
 from netback.dataplane.notices import Notice
 from netback.dataplane.states import Event, State
 from netback.errors import PeerError
@@ -21,6 +22,8 @@ from tests.net.far import await_readable
 from tests.net.vhost_device import EVERY_FEATURE, Device
 
 NO_EVENT_IDX = EVERY_FEATURE & ~Feature.EVENT_IDX
+BUSY_WAIT = 20_000_000
+"""ns after which a queue gives up a frame that a busy peer refuses (dataplane/link.pxd)."""
 
 
 class Joined(Woken):
@@ -77,6 +80,31 @@ def test_room_wakes_the_worker(tmp_path: Path, features: int) -> None:
         assert b.counters["tx_frames"] == 250
         assert b.queue.states[0] is State.RING_IDLE
         assert set(b.answered()) == {0}
+
+
+def test_a_further_queue_waits_for_room_as_long_as_the_first(tmp_path: Path) -> None:
+    """It is not told of room, so it tries again; a device that is slow, and not stopped, costs no frame."""
+    with joined(tmp_path) as b:
+        further = Limited(peer=b.peer.duplicate(-1))
+        further.post_tx(250, 4000)
+        event = Event.RING
+        while further.worker.apply(further.queue, event):
+            event = Event.POLL
+        sent = further.queue.counters["tx_frames"]
+        assert 100 < sent < 250
+        begun = clock.now()
+        while clock.now() < begun + 3 * BUSY_WAIT:
+            assert further.queue.states[0] is State.PEER_BUSY
+            further.worker.apply(further.queue, Event.TIMER)
+        assert further.queue.counters["tx_frames"] == sent
+        taken = 0
+        while taken < 250:
+            b.device.recv()
+            taken += 1
+            further.worker.apply(further.queue, Event.TIMER)
+        assert further.queue.counters["tx_frames"] == 250
+        assert further.queue.counters["tx_refused"] == 0
+        further.close()
 
 
 def test_frames_wait_in_the_virtqueue_while_the_guest_has_no_slots(tmp_path: Path) -> None:

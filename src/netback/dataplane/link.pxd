@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport allowance_t
-from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_UP, Peer, peer_t
+from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_FULL, PEER_UP, Peer, peer_t
 from netback.dataplane.platform.events cimport events_t
 from netback.dataplane.timers cimport timer_t
 from netback.dataplane.workspace cimport workspace_t
@@ -122,7 +122,7 @@ cdef inline int break_link(link_t *link, int reason) noexcept nogil:
 
 cdef inline int peer_refuses(link_t *link) noexcept nogil:
     """The state of a direction whose peer did not accept everything."""
-    return STATE_PEER_BUSY if link.peer.blocked == PEER_BUSY else STATE_PEER_FULL
+    return STATE_PEER_FULL if link.peer.blocked == PEER_FULL else STATE_PEER_BUSY
 
 
 cdef inline void note_rx_losses(link_t *link, int got) noexcept nogil:

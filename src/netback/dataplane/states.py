@@ -110,7 +110,7 @@ RING_TO_PEER: Mapping[State, Row] = {
         watch=Event.ROOM,
     ),
     State.PEER_BUSY: Row(
-        "ENOBUFS, ENOMEM: a queue behind the peer is full, and its descriptor stays writable",
+        "ENOBUFS, ENOMEM: a queue behind the peer is full, and its descriptor stays writable; or none tells of room",
         polled=Event.TIMER,
         timer=MS,
     ),

@@ -57,6 +57,7 @@ cdef enum:                      # peer_t.blocked: why the last send did not acce
     PEER_TAKES                   # it accepted everything
     PEER_FULL                    # EAGAIN: the descriptor becomes writable when there is room
     PEER_BUSY                    # ENOBUFS, ENOMEM: a queue behind the peer is full; try again in a moment
+    PEER_UNANNOUNCED             # full, but no event tells when it has room: try again in a moment, and lose nothing
 
 
 cdef enum:                      # peer_t.by_bell

@@ -11,6 +11,7 @@ ends is lost.
 
 One pair serves one worker. Where the device has fewer pairs than its vif has queues, duplicates of the first peer send
 through its pair, and a lock is held while frames are copied; they learn by time, not by events, that there is room.
+A device that makes none breaks the pair, so they wait for no longer than the first.
 """
 import os
 
@@ -33,7 +34,7 @@ from netback.dataplane.peers.pair cimport (
 )
 from netback.dataplane.peers.handover cimport exchange_pointer, load_pointer, ring_bell, watch_edges
 from netback.dataplane.peers.peer cimport (
-    BURST_FRAMES, PEER_BUSY, PEER_DOWN, PEER_FULL, PEER_TAKES, PEER_UP, VNET_HDR, Peer, frame_t, peer_t,
+    BURST_FRAMES, PEER_DOWN, PEER_FULL, PEER_TAKES, PEER_UNANNOUNCED, PEER_UP, VNET_HDR, Peer, frame_t, peer_t,
 )
 from netback.dataplane.peers.vring cimport VRING_SLOTS, vring_kick, vring_t
 from netback.dataplane.sockets cimport iovec
@@ -288,7 +289,7 @@ cdef int send_held(
         refused[0] += count - done
         done = count
     elif done < count:
-        peer.blocked = PEER_FULL if peer == &own.peer else PEER_BUSY
+        peer.blocked = PEER_FULL if peer == &own.peer else PEER_UNANNOUNCED
     if pair != NULL and not own.timed and pair.oldest != pair.newest:
         watch_progress(own)
     refused[0] += own.lost
