@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netback.errors import ConfigError, PeerError, printable
+from netback.net.buffers import BURSTS, make_room
 from netback.net.connected import await_event
 from netback.net.link_names import link_name_fault
 from netback.net.options import FLAG, Option, Options, integer
@@ -172,6 +173,8 @@ class UserNetwork(StreamNetwork):
     def _run_passt(self, alarm: int) -> socket.socket:
         """Start passt, and return its stream once it answers. PeerError says why it does not."""
         near, far = socket.socketpair()
+        for end in (near, far):
+            make_room(end, BURSTS, BURSTS)
         with ExitStack() as undo:
             undo.enter_context(near)
             with far:
