@@ -84,6 +84,11 @@ def test_good_ones(text: str, spec: PeerSpec) -> None:
         ("tap:web0,mtu=1500 ", "mtu='1500 ' is not a number"),
         ("tap:web0,mtu=" + 5000 * "9", "is not a number"),
         ("tap:web0,mtu=\u0661\u0662\u0663\u0664", "is not a number"),
+        ("tap:web0,bridge", "option bridge needs a value: the name of a bridge"),
+        (
+            "tap:web0,bridge=a/b",
+            "bridge='a/b' is not the name of a bridge: link name 'a/b' has the character '/'",
+        ),
         ("tap:web0,MTU=1500", "tap has no option 'MTU'"),
         ("tap:web0,mtu=1500,mtu=1500", "option mtu is given twice"),
         ("tap:web0, mtu=1500", "tap has no option ' mtu'"),

@@ -584,6 +584,49 @@ def test_the_mtu_of_its_spec_without_permission() -> None:
     assert get_link("vif1.0") is None
 
 
+@pytest.mark.parametrize("made", [True, False], ids=["made by netback", "adopted"])
+def test_the_bridge_of_its_spec(made: bool) -> None:
+    """The tap joins it, and again when it has come back, but is not taken from another one."""
+    if not made:
+        ip("tuntap add vif1.0 mode tap")
+    for bridge in ("br0", "br1"):
+        ip(f"link add {bridge} type bridge")
+    network = TapNetwork("vif1.0", bridge="br0")
+    assert network.bridge is not None
+    assert network.bridge.name == "br0"
+    assert network.up
+    ip("link set vif1.0 master br1")
+    assert network.check() is False
+    assert network.bridge.name == "br1"
+    ip("link del br1")
+    assert network.check() is False
+    assert network.bridge.name == "br0"
+    ip("link del vif1.0")
+    if not made:
+        ip("tuntap add vif1.0 mode tap")
+    assert network.check()
+    assert network.bridge.name == "br0"
+    ip("link del br0")
+    with pytest.raises(
+        PeerError, match=r"tap:vif1.0: there is no bridge br0; the tap joins it once it exists"
+    ):
+        network.check()
+    ip("link add br0 type bridge")
+    assert network.check() is False
+    assert network.bridge.name == "br0"
+    network.remove()
+
+
+def test_a_bridge_that_is_none() -> None:
+    veth("eth0", "eth1")
+    with pytest.raises(PeerError, match=r"tap:vif1.0: there is no bridge br0"):
+        TapNetwork("vif1.0", bridge="br0")
+    with pytest.raises(ConfigError, match=r"tap:vif1.0: cannot put it into eth0: Operation not supported"):
+        TapNetwork("vif1.0", bridge="eth0")
+    tap.remove_made("vif1.0")
+    assert get_link("vif1.0") is None
+
+
 def test_what_is_no_tap_is_refused() -> None:
     veth("eth1", "far1")
     with pytest.raises(ConfigError, match=r"tap:eth1: a link of that name exists and is not a tap"):

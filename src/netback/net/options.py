@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netback.errors import ConfigError
+from netback.net.link_names import link_name_fault
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 
@@ -41,6 +42,13 @@ def integer(least: int, most: int) -> Option:
         return int(text)
 
     return Option(f"a number from {least} to {most}", read)
+
+
+def link_name(text: str) -> str:
+    """The value of an option that names a link. ValueError: no link can have the name."""
+    if fault := link_name_fault(text):
+        raise ValueError(fault)
+    return text
 
 
 def choice(*words: str) -> Option:

@@ -153,11 +153,11 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[length + -length % 4 :]
 
 
-def request(kind: Message, flags: int, index: int, *parts: bytes) -> bytes:
-    """Send one request about the link `index` (0: the attributes name it) and return the answer's body. OSError:
-    refused.
+def request(kind: Message, flags: int, index: int, *parts: bytes, up: bool = False) -> bytes:
+    """Send one request about the link `index` (0: the attributes name it) and return the answer's body. `up`: set it
+    up. OSError: refused.
     """
-    body = IFINFO.pack(0, 0, index, 0, 0) + b"".join(parts)
+    body = IFINFO.pack(0, 0, index, up * IFF_UP, up * IFF_UP) + b"".join(parts)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, 0, 0) + body)
         answer_kind, answer = next(messages(sock.recv(RECEIVE)))
@@ -191,6 +191,11 @@ def get_bridge(link: Link | None) -> Bridge | None:
 def set_mtu(index: int, mtu: int) -> None:
     """Set a link's MTU, in bytes. OSError: refused."""
     request(Message.SETLINK, ACK, index, attribute(Attribute.MTU, MTU.pack(mtu)))
+
+
+def join_bridge(index: int, bridge: int) -> None:
+    """Make a link a port of a bridge, and set it up. OSError: refused; EOPNOTSUPP or EINVAL from what is no bridge."""
+    request(Message.SETLINK, ACK, index, attribute(Attribute.MASTER, INT.pack(bridge)), up=True)
 
 
 def add_altname(index: int, name: str) -> None:

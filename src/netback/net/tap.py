@@ -35,7 +35,7 @@ from netback.net.base import ETH_DATA_LEN, Bridge
 from netback.net.buffers import HEAD, MAX_DRAIN
 from netback.net.link_names import link_name_fault, pack_link_name, show_link_name, unpack_link_name
 from netback.net.monitor import ANY_LINK
-from netback.net.options import Options, choice, integer
+from netback.net.options import Option, Options, choice, integer, link_name
 from netback.net.rtnetlink import (
     ARPHRD_ETHER,
     IFF_UP,
@@ -43,6 +43,7 @@ from netback.net.rtnetlink import (
     add_altname,
     get_bridge,
     get_link,
+    join_bridge,
     remove_altname,
     set_mtu,
 )
@@ -101,7 +102,11 @@ ADDRESS = "fe:ff:ff:ff:ff:ff"
 """The address of a tap that netback creates, as Linux's backend gives it to its vifs: the highest address, so that a
 bridge never takes it for its own. Guests and scripts expect it at the other end."""
 
-OPTIONS: Options = {"mtu": integer(68, 65521), "vhost": choice("off", "auto", "on")}
+OPTIONS: Options = {
+    "mtu": integer(68, 65521),
+    "vhost": choice("off", "auto", "on"),
+    "bridge": Option("the name of a bridge", link_name),
+}
 """Options of its spec. Linux takes no other MTU for a tap (drivers/net/tun.c)."""
 
 MADE = "netback-{}"
@@ -309,8 +314,9 @@ class TapNetwork:
 
     `held` are the descriptors that an earlier process put into a descriptor store: those that still belong to this tap
     are used, and the tap's carrier and queued frames stay unchanged. `several`: a tap that is made here may have
-    several queues. `mtu`: set on the tap whenever it is joined. ConfigError: a tap cannot be opened under this name.
-    PeerError: another process holds it.
+    several queues. `mtu`: set on the tap whenever it is joined. `bridge`: the tap is set up as a port of this link, now
+    and whenever it is a port of none. ConfigError: a tap cannot be opened under this name. PeerError: another process
+    holds it, or there is no such bridge.
     """
 
     def __init__(
@@ -321,6 +327,7 @@ class TapNetwork:
         several: bool = False,
         mtu: int | None = None,
         vhost: str = "off",
+        bridge: str = "",
     ) -> None:
         self._fds: list[int] = []
         self._peers: list[TapPeer | VhostTapPeer] = []
@@ -337,6 +344,7 @@ class TapNetwork:
         self._address = ADDRESS
         self._mtu = mtu
         self._vhost = vhost
+        self._bridge_name = bridge
         self._dropped = self._dropped_before = 0
         self._several = several
         try:
@@ -347,6 +355,7 @@ class TapNetwork:
                 self._made = find_made(link) is not None
                 self._set_format()
                 self._want_mtu()
+                self._want_bridge()
         except BaseException:
             self.close()
             raise
@@ -457,6 +466,7 @@ class TapNetwork:
             raise GoneError(f"tap:{self._link}: the link is in another network namespace; frames pass there")
         if self._limited:
             self.limit_mtu(True)
+        self._want_bridge()
         return False
 
     def _rejoin(self) -> None:
@@ -488,6 +498,7 @@ class TapNetwork:
             self._made = False
         self._set_format()
         self._want_mtu()
+        self._want_bridge()
         self.offloads(self._caps)
         self._tell(Tun.SETCARRIER, INT.pack(False))  # a new tap has carrier; only a change is an event
         self.carrier(self._carrier)
@@ -508,6 +519,23 @@ class TapNetwork:
             raise ConfigError(
                 f"tap:{self._link}: cannot set its MTU to {self._mtu}: {error.strerror}"
             ) from error
+
+    def _want_bridge(self) -> None:
+        """Put the tap into the spec's bridge, unless it is a port of a link now: hotplug scripts and operators may move
+        it. PeerError: there is no such bridge. ConfigError: the tap cannot be put into it.
+        """
+        link = find_joined(self._fd)
+        if not self._bridge_name or link is None or link.master:
+            return
+        name, found = f"tap:{self._link}", get_link(self._bridge_name)
+        if found is None:
+            raise PeerError(
+                f"{name}: there is no bridge {self._bridge_name}; the tap joins it once it exists"
+            )
+        try:
+            join_bridge(link.index, found.index)
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot put it into {self._bridge_name}: {error.strerror}") from error
 
     def _tell(self, request: Tun, argument: Argument) -> Argument:
         try:

@@ -23,8 +23,7 @@ from typing import Any
 from netback.errors import ConfigError, PeerError, printable
 from netback.net.buffers import BURSTS, make_room
 from netback.net.connected import await_event
-from netback.net.link_names import link_name_fault
-from netback.net.options import FLAG, Option, Options, integer
+from netback.net.options import FLAG, Option, Options, integer, link_name
 from netback.net.stream import StreamNetwork
 
 PROGRAM = "passt"
@@ -93,19 +92,12 @@ def read_dns(text: str) -> str:
     return text if text == DNS_OFF else str(ipaddress.ip_address(text))
 
 
-def read_link(text: str) -> str:
-    """A link's name. ValueError: it cannot be one."""
-    if fault := link_name_fault(text):
-        raise ValueError(fault)
-    return text
-
-
 FORWARD = Option("[ADDRESS/]PORT[:PORT], the host's and the guest's", read_forward, many=True)
 OPTIONS: Options = {
     "ipv4": Option("the guest's ADDRESS/PREFIX, or off", read_ipv4),
     "ipv6": Option("the guest's address, or off", read_ipv6),
     "dns": Option("the address of a name server, or none", read_dns),
-    "link": Option("a link of the host, whose routes are used", read_link),
+    "link": Option("a link of the host, whose routes are used", link_name),
     "mtu": integer(1280, MAX_MTU),
     "tcp": FORWARD,
     "udp": FORWARD,
