@@ -16,6 +16,7 @@ from netback.dataplane.notices import Notice
 from netback.dataplane.states import Event, State
 from netback.errors import PeerError
 from netback.net.vhost_user import VhostUserNetwork
+from tests.dataplane.test_limit import Limited
 from tests.dataplane.woken import Woken
 from tests.net.contract import frame
 from tests.net.far import await_readable

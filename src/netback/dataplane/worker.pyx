@@ -502,7 +502,7 @@ cdef class Worker:
             self.events.unmask(port)
 
     def remove(self, Link link) -> None:
-        """Stop serving a link; one that is not served is a normal state. What its peer holds goes to the guest first."""
+        """Stop serving a link, after what its peer holds was delivered; one that is not served is a normal state."""
         if not self.serves(link):
             return
         with nogil:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tap whose streams the kernel moves: vhost-net is the device of a pair of virtqueues, and its thread reads and writes
-the tap in place of system calls of ours (linux/vhost.h, drivers/vhost/net.c).
+"""A tap whose streams the kernel moves: vhost-net is the device of a pair of virtqueues, and its thread reads and
+writes the tap in place of system calls of ours (linux/vhost.h, drivers/vhost/net.c).
 
     plain     each read and write moves one frame (tap.pyx): least latency, for frames that come alone
     vhost     frames go through the pair, a system call only wakes a thread that sleeps: for streams
@@ -35,7 +35,7 @@ from netback.dataplane.peers.pair cimport (
     pair_init, pair_receive, pair_reclaim, pair_send, pair_t,
 )
 from netback.dataplane.peers.peer cimport (
-    BELL_FRAMES, BELL_ROOM, BURST_FRAMES, FRAME_BYTES, PEER_CLOSED, PEER_FULL, PEER_TAKES, VNET_HDR, Peer, frame_t,
+    BELL_FRAMES, BELL_ROOM, BURST_FRAMES, PEER_CLOSED, PEER_FULL, PEER_TAKES, VNET_HDR, Peer, frame_t,
     peer_t, received_t,
 )
 from netback.dataplane.peers.vring cimport VRING_SLOTS
