@@ -111,8 +111,11 @@ class Talk:
         return json.loads(line)
 
     async def ask(self, method: str, **params: object) -> Any:
+        """A method's result; events that come before it are left out."""
         self.call(method, **params)
-        return (await self.read())["result"]
+        while "id" not in (answer := await self.read()):
+            assert answer["method"] == "event"
+        return answer["result"]
 
     async def subscribe(self, topic: str, **params: object) -> Any:
         """The first event."""

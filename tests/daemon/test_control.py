@@ -84,6 +84,7 @@ async def test_an_id_comes_back_as_it_was(tmp_path: Path, ident: str) -> None:
         (b"nonsense", Code.PARSE, "the line is no JSON"),
         (b"", Code.PARSE, "the line is no JSON"),
         (b"\xff\xfe{}", Code.PARSE, "the line is no JSON"),
+        (b'{"jsonrpc":"2.0","method":"info","id":"\xff"}', Code.PARSE, "the line is no JSON"),
         (b'{"jsonrpc":"2.0","method":"inf', Code.PARSE, "the line is no JSON"),
         (b'{"jsonrpc":"2.0","method":"info","id":1} 2', Code.PARSE, "the line is no JSON"),
         (b"7", Code.INVALID_REQUEST, "not a request"),

@@ -90,6 +90,21 @@ async def test_half_a_message_blocks_nobody(tmp_path: Path, start: bytes) -> Non
             assert await talk.line() == b""
 
 
+async def test_a_message_without_its_newline_is_not_carried_out(tmp_path: Path) -> None:
+    """It may be cut: `"seconds": 10` may have been 100."""
+    called = False
+
+    async def find(_: object) -> None:
+        nonlocal called
+        called = True
+
+    async with serving(tmp_path, {**CALLS, "find": find}), talking(tmp_path) as talk:
+        talk.send(b'{"jsonrpc":"2.0","id":1,"method":"find","params":{"guest":"1"}}')
+        talk.writer.write_eof()
+        assert await talk.line() == b""
+    assert not called
+
+
 async def test_a_line_without_an_end(tmp_path: Path) -> None:
     async with serving(tmp_path), talking(tmp_path) as talk:
         talk.send(b"x" * (4 * rpc.MAX_LINE))
@@ -271,6 +286,35 @@ async def test_a_source_ends_with_its_client(tmp_path: Path, leave: Callable[...
             leave(talk, talk.reader, talk.writer)
         async with asyncio.timeout(SECONDS):
             await ended.wait()
+
+
+async def test_events_follow_the_answer_to_their_batch(tmp_path: Path) -> None:
+    """Even if a later request of it takes long; and a subscription that ends within the batch closes its source."""
+    ended = asyncio.Event()
+
+    async def begin(_: SubscribeRequest) -> AsyncGenerator[Batch, None]:
+        try:
+            while True:
+                yield Batch([])
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    async def slow(_: object) -> Rings:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return Rings(device="d", rings=[])
+
+    subscribe = b'{"jsonrpc":"2.0","id":1,"method":"subscribe","params":{"topic":"states"}}'
+    rings = b'{"jsonrpc":"2.0","id":2,"method":"rings","params":{"device":"d"}}'
+    unsubscribe = b'{"jsonrpc":"2.0","id":2,"method":"unsubscribe","params":{"subscription":%d}}'
+    async with serving(tmp_path, {**CALLS, "rings": slow}, {"states": begin}), talking(tmp_path) as talk:
+        talk.send(b"[" + subscribe + b"," + unsubscribe % 1 + b"]\n")
+        assert ["result" in answer for answer in await talk.read()] == [True, True]
+        assert ended.is_set()
+        talk.send(b"[" + subscribe + b"," + rings + b"]\n")
+        assert [answer["id"] for answer in await talk.read()] == [1, 2]
+        assert (await talk.read())["params"]["subscription"] == 2
 
 
 async def test_a_source_that_fails_ends_its_subscription_alone(tmp_path: Path) -> None:

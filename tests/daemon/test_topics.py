@@ -102,7 +102,12 @@ async def test_a_broken_guest_is_a_notice(xen: Path, name: DeviceName, guest: Gu
 
 
 async def test_slots_are_traced_while_somebody_subscribes(
-    xen: Path, backend: Backend, name: DeviceName, guest: Guest, network: PythonNetwork
+    xen: Path,
+    backend: Backend,
+    name: DeviceName,
+    guest: Guest,
+    network: PythonNetwork,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The log shows none of it; after the last subscriber the data plane records nothing."""
     await guest.connect()
@@ -118,8 +123,15 @@ async def test_slots_are_traced_while_somebody_subscribes(
         await guest.set_state(State.CLOSED)
         (event,) = await events(talk, {"point": "xen_netdev_disconnect"})
         assert event["values"] == {"dev": str(name)}
+        await guest.set_state(State.INITIALISING)
+        await guest.connect()
         await talk.ask("unsubscribe", subscription=1)
         assert not any(backend.tracer.on(point) for point in TRACE_POINTS)
+        recorded: list[str] = []
+        monkeypatch.setattr(backend.tracer, "emit", lambda point, *_, at=None: recorded.append(point))
+        await exchange(guest, network)
+        await backend.respond()
+        assert recorded == []
 
 
 async def test_without_points_the_data_plane_is_not_slowed_down(

@@ -92,10 +92,12 @@ async def serve_control(
     finally:
         server.close()
         directory.unlink(rpc.SOCKET)
-        tasks = [client.task for client in shared.clients]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        clients = tuple(shared.clients)
+        for client in clients:
+            client.task.cancel()
+        await asyncio.gather(*(client.task for client in clients), return_exceptions=True)
+        for client in clients:
+            client.drop()
 
 
 @dataclass(slots=True)
@@ -306,7 +308,11 @@ class _Client:
 
     def _close(self) -> None:
         self._writer.close()
-        self._loop.call_later(_FLUSH_SECONDS, self._writer.transport.abort)
+        self._loop.call_later(_FLUSH_SECONDS, self.drop)
+
+    def drop(self) -> None:
+        """End the connection at once, whatever the client has not read."""
+        self._writer.transport.abort()
 
     def _warn(self, what: str) -> None:
         self._shared.budget.warn(log, f"a client of user {self.uid} {what}")

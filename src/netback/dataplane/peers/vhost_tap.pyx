@@ -135,6 +135,7 @@ cdef enum:
     MAX_WINDOW = 4096            # ... after streams that ended soon
     STEADY = 1000 * MS           # a stream that lasts so long resets the window
     UNITS = 4 * WINDOW           # without an empty read: a stream
+    BURSTS = 2 * WINDOW          # of `bursts`: a stream
 
 cdef enum:                       # vhost_tap.rx
     RX_PLAIN
@@ -184,7 +185,6 @@ cdef struct vhost_tap:           # `peer` is first: a peer_t * of this kind is a
     uint64_t retry_at            # ns: not attached before
     int step
     int code                     # errno
-    int stop                     # control code wants the plain path; changed by its thread
     uint64_t switches            # changes of the path, both directions
 
 
@@ -222,6 +222,7 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     own.device = -1
     own.rx = RX_PLAIN
     own.tx = False
+    own.bursts = 0
     own.peer.by_bell = 0
     own.peer.due = 0
     read_plainly(own)
@@ -267,7 +268,7 @@ cdef bint attach(vhost_tap *own) noexcept nogil:
     cdef uint64_t now
     if own.pair != NULL and not own.tx:
         return False             # it is being left
-    if own.stop or own.peer.condition == PEER_CLOSED:
+    if own.peer.condition == PEER_CLOSED:
         return False
     now = now_ns()
     if now < own.retry_at:
@@ -368,7 +369,7 @@ cdef void tick(vhost_tap *own) noexcept nogil:
         fail(own, STEP_ERROR)
         leave(own)
         return
-    if own.stop or own.peer.condition == PEER_CLOSED:
+    if own.peer.condition == PEER_CLOSED:
         fail(own, STEP_LINK)
         leave(own)
         return
@@ -468,8 +469,8 @@ cdef inline bint goes_through_pair(vhost_tap *own, iovec *vectors, const uint32_
     burst = own.always or is_burst(vectors, first, count)
     if own.pair != NULL:
         return burst and own.tx
-    own.bursts = own.bursts + 2 if burst else own.bursts - (own.bursts != 0)
-    return (own.always or own.bursts >= 2 * WINDOW) and attach(own)
+    own.bursts = min(own.bursts + 2, <uint32_t>BURSTS) if burst else own.bursts - (own.bursts != 0)
+    return (own.always or own.bursts == BURSTS) and attach(own)
 
 
 cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
@@ -575,12 +576,6 @@ cdef class VhostTapPeer(Peer):
         """Why vhost-net was not used when it was last wanted, or was left; None if nothing was wrong."""
         text = STEPS.get(self.own.step)
         return text and (f"{text}: {os.strerror(self.own.code)}" if self.own.code else text)
-
-    def stop(self, bint stopped) -> None:
-        """Leave vhost-net at the next tick, since the link is gone, or allow it again. Callable from any thread."""
-        self.own.stop = stopped
-        if not stopped:
-            self.own.retry_at = 0
 
     def switch(self) -> bool:
         """Have RX take the other path, as at the begin or the end of a stream; returns whether it is vhost-net's now.

@@ -58,7 +58,7 @@ def _udp(options: str) -> Callable[[Guest, int], Awaitable[tuple[float, float]]]
 
 async def _flood(guest: Guest, seconds: int) -> tuple[float, float]:
     count = 300 * seconds
-    seen = await ping(guest, f"-f -c {count} -w {5 * seconds}")
+    seen = await ping(guest, f"-f -c {count} -w {5 * seconds}", seconds=5 * seconds + 30)
     return seen.average, 2 * seen.received / 1e6
 
 
