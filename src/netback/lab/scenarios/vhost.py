@@ -5,7 +5,6 @@ from netback.lab.host import Lab
 from netback.lab.scenarios.contract import run_tests
 
 BACKEND = "none"
-SMOKE = True
 
 
 async def run(lab: Lab) -> str:
