@@ -42,6 +42,8 @@ FLOORS = (
     (5, "netback.lab"),
     (5, "netback.__main__"),
     (5, "netback.cli"),
+    (5, "netback.testing"),
+    (5, "netback.pytest_plugin"),
 )
 IMPURE = {"os", "socket", "select", "time", "threading", "asyncio", "random", "subprocess"}
 PACKAGES = {"netback", "netback.platforms"}
