@@ -116,10 +116,12 @@ def run_scenarios(
     directory, start = _directory(out), time.monotonic()
     chosen = choose([*scenarios], full=full)
     outcomes = asyncio.run(run_all(chosen, directory, _say, options=Options(accel=accel), full=full))
-    failed = [outcome.scenario.name for outcome in outcomes if outcome.fault]
+    failed = [outcome for outcome in outcomes if outcome.fault]
+    for outcome in failed:  # again, since a fault is followed by pages of consoles and later scenarios
+        click.echo(f"FAIL {outcome.scenario.name}: {outcome.fault}")
     click.echo(
         f"{len(outcomes) - len(failed)} of {len(outcomes)} scenarios hold, {time.monotonic() - start:.0f} s"
-        f"{'; not: ' + ', '.join(failed) if failed else ''} (consoles: {directory})"
+        f"{'; not: ' * bool(failed)}{', '.join(outcome.scenario.name for outcome in failed)} (consoles: {directory})"
     )
     sys.exit(1 if failed else 0)
 
