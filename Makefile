@@ -12,7 +12,7 @@ INSTALL ?= yes
 LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh,$(MAKECMDGOALS))),build)
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lab lab-full lint types fuzz bench fresh sanitize docs man clean build need
+.PHONY: help demo test lab lab-full lint types fuzz bench fresh sanitize docs site man clean build need
 
 help:
 	@echo "make demo      frames over Xen's rings, end to end, on this machine (ARGS='--break csum', ...)"
@@ -22,6 +22,7 @@ help:
 	@echo "make fuzz      random and hostile input for SECONDS=$(SECONDS)"
 	@echo "make sanitize  the native tests again under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fresh     make demo and make test in minimal chroots of Debian 12, 13 and testing (ARGS='--suite trixie --only demo')"
+	@echo "make site      the documentation as a site: build/site/docs/index.html"
 	@echo "make lint types docs man build clean"
 	@echo "As root on a Debian each command installs the packages that it lacks; with INSTALL=no it only names them."
 
@@ -68,6 +69,9 @@ docs: build
 	$(BIN)/python -m netback.lab.bench.document
 	$(BIN)/python -m netback.control.document > docs/control.md
 
+site: $(VENV)/.site
+	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -b html . build/site
+
 man: build $(VENV)/.tools
 	$(BIN)/python scripts/manual.py build/share
 
@@ -91,6 +95,11 @@ $(VENV)/.tools: $(VENV)/.venv-made
 $(VENV)/.plots: $(VENV)/.venv-made
 	@$(BIN)/python scripts/requirements.py bench > $(VENV)/requirements-plots.txt
 	@$(PIP) -r $(VENV)/requirements-plots.txt
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.venv-made
+	@$(BIN)/python scripts/requirements.py site > $(VENV)/requirements-site.txt
+	@$(PIP) -r $(VENV)/requirements-site.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.venv-made setup.py $(NATIVE)
