@@ -20,5 +20,5 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"netback {version}"
 html_show_sourcelink = False
-html_copy_source = False
+html_copy_source = html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
