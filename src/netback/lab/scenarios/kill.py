@@ -19,8 +19,8 @@ from netback.lab.transfer import Transfer, from_guest, to_guest
 
 SMOKE = True
 ROUNDS = (10, 100)
-SIZE = 40_000_000
-"""Bytes of one transfer; another one follows while kills remain."""
+SIZE = 10_000_000
+"""Bytes of one transfer, some seconds with busybox's nc under emulation; another one follows while kills remain."""
 ECHOES = "/lab/echoes.log"
 _ECHO = re.compile(r"^\[([\d.]+)\] \d+ bytes", re.MULTILINE)
 

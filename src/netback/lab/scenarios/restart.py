@@ -7,7 +7,7 @@ from netback.lab.host import Lab
 from netback.lab.transfer import from_guest, to_guest
 
 SMOKE = True
-SIZE = 40_000_000
+SIZE = 20_000_000
 
 
 async def run(lab: Lab) -> None:
