@@ -355,8 +355,7 @@ class ServedBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
-        for network in self._networks.values():
-            network.remove()
+        self._forget()
 
     @property
     def client(self) -> Client:
@@ -381,9 +380,14 @@ class ServedBackend:
         return Device(self, self.xen.loop.call(self._attach(str(guest), spec, mac), seconds, what))
 
     def restart(self) -> None:
-        """End the backend in order and start another one: guests notice nothing, frames to them wait."""
+        """End the backend in order and start another one: guests notice nothing. Frames that the test has not received
+        are lost; frames to a guest wait for its slots as before.
+        """
         self._stop()
+        former = {*self._networks}
+        self._forget()
         self._start()
+        self.xen.loop.call(self._reopened(former), what="the new backend opens the networks of its devices")
 
     def network(self, device: str) -> PythonNetwork:
         """The network that the test is for a device. ConfigError: `attach` named another one."""
@@ -395,9 +399,22 @@ class ServedBackend:
         domid = await await_domain(self._backend.store, guest)
         name = await self._backend.attach(domid, net, mac=mac)
         while net in (_FRAMES, _OFFLOADS) and str(name) not in self._networks:
-            self._made.clear()
-            await self._made.wait()
+            await self._next_network()
         return name
+
+    async def _reopened(self, names: set[str]) -> None:
+        """Wait for the networks of these devices, of those that still exist."""
+        while names.intersection(map(str, self._backend.devices)) - self._networks.keys():
+            await self._next_network()
+
+    async def _next_network(self) -> None:
+        self._made.clear()
+        await self._made.wait()
+
+    def _forget(self) -> None:
+        for network in self._networks.values():
+            network.remove()
+        self._networks.clear()
 
     def _start(self) -> None:
         self.xen.loop.call(self._enter())
