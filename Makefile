@@ -12,7 +12,7 @@ INSTALL ?= yes
 LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh,$(MAKECMDGOALS))),build)
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lab lab-full lint types fuzz bench fresh sanitize docs site man clean build need
+.PHONY: help demo test lab lab-full lint types fuzz bench fresh sanitize docs site wheels man clean build need
 
 help:
 	@echo "make demo      frames over Xen's rings, end to end, on this machine (ARGS='--break csum', ...)"
@@ -23,6 +23,7 @@ help:
 	@echo "make sanitize  the native tests again under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fresh     make demo and make test in minimal chroots of Debian 12, 13 and testing (ARGS='--suite trixie --only demo')"
 	@echo "make site      the documentation as a site: build/site/docs/index.html"
+	@echo "make wheels    dist/: source archive and wheel, tried in fresh environments"
 	@echo "make lint types docs man build clean"
 	@echo "As root on a Debian each command installs the packages that it lacks; with INSTALL=no it only names them."
 
@@ -72,6 +73,9 @@ docs: build
 site: $(VENV)/.site
 	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -b html . build/site
 
+wheels: $(VENV)/.wheels
+	$(BIN)/python scripts/wheels.py $(ARGS)
+
 man: build $(VENV)/.tools
 	$(BIN)/python scripts/manual.py build/share
 
@@ -100,6 +104,11 @@ $(VENV)/.plots: $(VENV)/.venv-made
 $(VENV)/.site: $(VENV)/.venv-made
 	@$(BIN)/python scripts/requirements.py site > $(VENV)/requirements-site.txt
 	@$(PIP) -r $(VENV)/requirements-site.txt
+	@touch $@
+
+$(VENV)/.wheels: $(VENV)/.venv-made
+	@$(BIN)/python scripts/requirements.py wheels > $(VENV)/requirements-wheels.txt
+	@$(PIP) -r $(VENV)/requirements-wheels.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.venv-made setup.py $(NATIVE)
