@@ -54,7 +54,7 @@ def build(out: Path, scratch: Path) -> tuple[Path, Path]:
     pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation")
     run(*pip, "--wheel-dir", scratch / "plain", sdist, env=stable)
     (plain,) = (scratch / "plain").glob("*.whl")
-    run(sys.executable, "-m", "auditwheel", "-q", "repair", "--strip", "--wheel-dir", scratch / "wheels", plain)
+    run(sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", scratch / "wheels", plain)
     (wheel,) = (scratch / "wheels").glob("*-abi3-manylinux*.whl")
     out.mkdir(parents=True, exist_ok=True)
     return tuple(Path(shutil.copy2(made, out)) for made in (sdist, wheel))  # type: ignore[return-value]
