@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="[default: dist/]")
     parser.add_argument("--only", choices=("wheel", "sdist"), help="try this one alone")
     options = parser.parse_args()
-    found = [path for path in map(shutil.which, PYTHONS) if path]
+    found = [path for path in map(shutil.which, PYTHONS) if path and works(path)]
     if not found:
         sys.exit(f"wheels: none of {', '.join(PYTHONS)} is on PATH")
     try:
@@ -41,6 +41,11 @@ def main() -> None:
                 attempt(found[-1], sdist, Path(scratch) / "sdist")
     except subprocess.CalledProcessError as error:
         sys.exit(f"wheels: {error}")
+
+
+def works(python: str) -> bool:
+    """A version manager's command may stand for a Python that is not installed."""
+    return subprocess.run([python, "-c", "import venv"], capture_output=True, check=False).returncode == 0
 
 
 def build(out: Path, scratch: Path) -> tuple[Path, Path]:
