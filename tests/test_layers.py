@@ -43,6 +43,7 @@ FLOORS = (
     (5, "netback.__main__"),
     (5, "netback.cli"),
     (5, "netback.testing"),
+    (5, "netback.web"),
     (5, "netback.pytest_plugin"),
 )
 IMPURE = {"os", "socket", "select", "time", "threading", "asyncio", "random", "subprocess"}

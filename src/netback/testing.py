@@ -47,12 +47,13 @@ T = TypeVar("T")
 
 
 class _Loop:
-    """An event loop on a thread of its own, and the contexts that were entered on it."""
+    """An event loop on a thread of its own, until `close`."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="netback", daemon=True)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=asyncio.run, args=(self._main(),), name="netback", daemon=True)
         self._thread.start()
+        self._ready.wait()
 
     def call(self, work: Coroutine[Any, Any, T], seconds: float = SECONDS, what: str = "an answer") -> T:
         """Run a coroutine there and return its result. TimeoutError: not within `seconds`."""
@@ -67,9 +68,13 @@ class _Loop:
             raise TimeoutError(f"not within {seconds:g} s: {what}") from None
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self._loop.close()
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        await self._stop.wait()
 
 
 class Port:

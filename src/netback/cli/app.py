@@ -30,6 +30,7 @@ _COMMANDS: Mapping[str, str] = {
     "top": "top",
     "trace": "trace",
     "metrics": "metrics",
+    "web": "web",
     "guest": "guest",
     "demo": "demo",
     "lab": "lab",

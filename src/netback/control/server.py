@@ -72,6 +72,10 @@ class _Ended(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+ACCEPT_STEPS = 8
+"""Iterations of the loop in which a connection that asyncio has accepted becomes a client, which can then be ended."""
+
+
 @asynccontextmanager
 async def serve_control(
     directory: Directory, calls: Calls, topics: Topics, access: Access = OWNER_ONLY
@@ -92,6 +96,8 @@ async def serve_control(
     finally:
         server.close()
         directory.unlink(rpc.SOCKET)
+        for _ in range(ACCEPT_STEPS):
+            await asyncio.sleep(0)
         clients = tuple(shared.clients)
         for client in clients:
             client.task.cancel()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback demo`: its options, its files and its exit codes."""
 
+import asyncio
 import json as json_text
 import os
 import shutil
@@ -45,12 +46,21 @@ MIN_SECONDS = 4.0
     show_default=True,
     help="Time limit for the whole demo.",
 )
-def demo(tier: str | None, broken: str | None, json: bool, seconds: float) -> None:
+@click.option("--web", is_flag=True, help="A lesson in a browser instead, step by step, until Ctrl-C.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="With --web: on loopback.  [default: a free one]"
+)
+def demo(tier: str | None, broken: str | None, json: bool, seconds: float, web: bool, port: int) -> None:
     """Frames over Xen's rings, end to end, without Xen: a guest and a host, each with its own TCP/IP stack.
 
     Emulated Xen, a backend, a netfront and both stacks are separate processes. The only file left is
     netback-demo.pcapng; after an interruption there is none.
     """
+    if web:
+        if tier or broken or json:
+            raise ConfigError("--web shows a lesson: it goes with --port alone")
+        teach(port)
+        return
     interruption = Interruption()
     terminal = Terminal(Console())
     try:
@@ -67,6 +77,17 @@ def demo(tier: str | None, broken: str | None, json: bool, seconds: float) -> No
     if report.capture:
         terminal.show(report.capture)
     terminal.next(commands)
+
+
+def teach(port: int) -> None:
+    """Serve the lesson until a signal. ConfigError: the packages for it are missing, or the port is taken."""
+    try:
+        from netback.web import lesson
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is missing: pip install 'netback[web]'") from error
+
+    with runtime_directory() as directory:
+        asyncio.run(lesson.teach(directory, port, click.echo))
 
 
 def _options(tier: str | None, broken: str | None, seconds: float) -> Options:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback web`: a page to watch vifs, rates, states and rings."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from netback.cli import options
+from netback.cli.target import PlatformName, Target
+from netback.errors import ConfigError
+
+PORT = 8470
+
+
+@click.command
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="On loopback; 0: a free one.",
+)
+@options.target
+def web(port: int, platform: PlatformName | None, directory: Path | None) -> None:
+    """Serve a page that shows the running backend: vifs and their rates, the timeline of states, rings slot by slot.
+
+    It listens on loopback alone and prints the address to open, with a token without which nobody reads it. Needs
+    `pip install netback[web]`.
+    """
+    try:
+        from netback.web.hub import Hub
+        from netback.web.server import listen, serve
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is missing: pip install 'netback[web]'") from error
+
+    target = Target.choose(platform, directory)
+    asyncio.run(serve(listen(port), Hub(target.directory), click.echo))

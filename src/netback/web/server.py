@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page's server: static files, what the control socket tells, and a stream of its events.
+
+It listens on loopback alone, and answers only requests for the names of loopback: a page elsewhere could otherwise
+reach it by a name of its own (DNS rebinding). They must carry the token of the address that `netback web` printed, so
+that no other user of the machine reads it. It changes nothing but the pace of a vif on an emulated Xen: slow motion.
+"""
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from netback.control import Client, ControlError, NoBackend
+from netback.errors import ConfigError, NetbackError, printable
+from netback.web.hub import Hub
+
+STATIC = Path(__file__).parent / "static"
+FILES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
+MAX_STREAMS = 32
+"""Browsers that may listen at once."""
+MAX_HEADERS = 16 * 1024
+PACES = {"full": "none", "slow": "100kb/s", "slower": "10kb/s"}
+"""Slow motion: the limit of each direction, as of `netback set`."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Lesson(Protocol):
+    """A lesson that the page leads through (`web.lesson`)."""
+
+    def as_data(self) -> dict[str, Any]:
+        """The present step, for the page."""
+
+    async def next(self) -> None:
+        """Do the next step."""
+
+    async def restart(self) -> None:
+        """Begin again."""
+
+
+class Guard:
+    """Answers only requests of a browser that was given the token, for a name of loopback."""
+
+    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], cookie: str, token: str) -> None:
+        self._app, self._hosts, self._cookie, self._token = app, frozenset(hosts), cookie, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        answer = self._refusal(request)
+        if answer is None:
+            await self._app(scope, receive, self._with_headers(send))
+        else:
+            await answer(scope, receive, self._with_headers(send))
+
+    def _refusal(self, request: Request) -> Response | None:
+        headers = request.headers
+        if headers.get("host", "") not in self._hosts:
+            return PlainTextResponse("This server answers for loopback's names alone.\n", 421)
+        if request.method not in ("GET", "HEAD", "POST"):
+            return PlainTextResponse("GET or POST.\n", 405)
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            return PlainTextResponse("No request here has a body.\n", 413)
+        if request.method == "POST" and not self._same_origin(headers):
+            return PlainTextResponse("The request comes from another page.\n", 403)
+        given = request.query_params.get("token")
+        if given is not None and request.url.path == "/":
+            if not secrets.compare_digest(given.encode(), self._token.encode()):
+                return PlainTextResponse("The token is wrong: open the address that netback printed.\n", 403)
+            entry = RedirectResponse("/", 303)
+            entry.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
+            return entry
+        held = request.cookies.get(self._cookie, "")
+        if not secrets.compare_digest(held.encode(), self._token.encode()):
+            return PlainTextResponse("Open the address that netback printed, with its token.\n", 403)
+        return None
+
+    def _same_origin(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        return origin is not None and origin.removeprefix("http://") == headers.get("host")
+
+    def _with_headers(self, send: Send) -> Send:
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        return sending
+
+
+def make_app(
+    hub: Hub, *, hosts: Iterable[str], cookie: str, token: str, lesson: Lesson | None = None
+) -> ASGIApp:
+    """The application. `hosts` are the values of Host that it answers for."""
+
+    async def page(request: Request) -> Response:
+        return FileResponse(STATIC / FILES[request.url.path])
+
+    async def ask(call: Callable[[Client], Any]) -> Response:
+        def asking() -> Any:
+            with Client(hub.directory) as client:
+                return msgspec.to_builtins(call(client))
+
+        try:
+            return JSONResponse(await asyncio.to_thread(asking))
+        except ConfigError as error:
+            return JSONResponse({"error": printable(str(error))}, 404)
+        except NoBackend as error:
+            return JSONResponse({"error": printable(str(error))}, 503)
+        except (ControlError, OSError) as error:
+            return JSONResponse({"error": printable(str(error))}, 502)
+
+    async def devices(_: Request) -> Response:
+        return await ask(lambda client: client.devices())
+
+    async def show(request: Request) -> Response:
+        return await ask(lambda client: client.show(request.path_params["device"]))
+
+    async def rings(request: Request) -> Response:
+        return await ask(lambda client: client.rings(request.path_params["device"]))
+
+    async def pace(request: Request) -> Response:
+        rate = PACES.get(request.path_params["pace"])
+        if rate is None:
+            return JSONResponse({"error": f"the paces are {', '.join(PACES)}"}, 404)
+
+        def change(client: Client) -> Any:
+            if client.backend.platform != "emulated":
+                raise ConfigError("slow motion is for an emulated Xen")
+            return client.set(request.path_params["device"], tx_rate=rate, rx_rate=rate)
+
+        return await ask(change)
+
+    async def events(_: Request) -> Response:
+        if hub.readers >= MAX_STREAMS:
+            return PlainTextResponse(f"{MAX_STREAMS} pages listen already: close one.\n", 503)
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    async def stream() -> AsyncIterator[str]:
+        with hub.reader() as reader:
+            if lesson is not None:
+                yield event_of("lesson", lesson.as_data())
+            async for kind, event in reader:
+                yield event_of(kind, event)
+
+    async def teach(request: Request) -> Response:
+        if lesson is None:
+            return JSONResponse({"error": "no lesson runs here: netback demo --web"}, 404)
+        step = lesson.next if request.path_params["verb"] == "next" else lesson.restart
+        try:
+            await step()
+        except (NetbackError, OSError) as error:
+            return JSONResponse({"error": printable(str(error))}, 500)
+        data = lesson.as_data()
+        hub.tell("lesson", data)
+        return JSONResponse(data)
+
+    @asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        hub.start()
+        try:
+            yield
+        finally:
+            hub.stop()
+
+    routes = [
+        *(Route(path, page) for path in FILES),
+        Route("/api/devices", devices),
+        Route("/api/show/{device}", show),
+        Route("/api/rings/{device}", rings),
+        Route("/api/pace/{device}/{pace}", pace, methods=["POST"]),
+        Route("/api/events", events),
+        Route("/api/lesson/{verb:str}", teach, methods=["POST"]),
+    ]
+    app = Starlette(routes=routes, lifespan=life)
+    return Guard(app, hosts=hosts, cookie=cookie, token=token)
+
+
+def event_of(kind: str, event: Any) -> str:
+    """An event of the stream (HTML, server-sent events)."""
+    return f"event: {kind}\ndata: {json.dumps(event)}\n\n"
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on loopback, at this port or at a free one for 0. ConfigError: the port is taken."""
+    sock = socket.socket()
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        sock.listen(64)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"127.0.0.1:{port}: {error.strerror}; choose another --port") from error
+    return sock
+
+
+async def serve(
+    sock: socket.socket, hub: Hub, ready: Callable[[str], object], lesson: Lesson | None = None
+) -> None:
+    """Serve until cancelled, or SIGINT or SIGTERM. `ready` is called with the address to open, which has the token."""
+    port, token = sock.getsockname()[1], secrets.token_urlsafe(16)
+    hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost")]
+    app = make_app(hub, hosts=hosts, cookie=f"netback-{port}", token=token, lesson=lesson)
+    config = uvicorn.Config(
+        app,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=4 * MAX_STREAMS,
+        h11_max_incomplete_event_size=MAX_HEADERS,
+        http="h11",
+        ws="none",
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=1,
+    )
+    ready(f"http://127.0.0.1:{port}/?token={token}")
+    await uvicorn.Server(config).serve([sock])

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in Chromium: the whole lesson by keyboard, each step's rings, accessibility by axe-core, narrow and dark."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import axe_core_python
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from netback.dataplane.counters import LOSSES
+from netback.testing import Vif
+from netback.web import lesson as lesson_module
+from netback.web.lesson import STEPS
+from tests.web.conftest import Page
+
+SECONDS = 60
+OPTIONS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --disable-dev-shm-usage"
+)
+AXE = Path(axe_core_python.__file__).with_name("axe.min.js")
+RINGS = ([], [0, 0], [1, 0], [0, 0], [0, 4], [0, 3], [0, 0], [0, 3], [], [0, 3], [])
+"""The requests that wait after each step, in TX and RX; empty: no rings are shown."""
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("chromium") is None or shutil.which("chromedriver") is None,
+    reason="needs chromium and chromium-driver",
+)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for option in (*OPTIONS.split(), f"--user-data-dir={tmp_path}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver.set_window_size(1200, 1000)
+    yield driver
+    driver.quit()
+
+
+def until(browser: webdriver.Chrome, script: str) -> Any:
+    """Wait until an expression of the page is true, and return it."""
+    return WebDriverWait(browser, SECONDS, 0.05).until(lambda _: browser.execute_script(f"return {script}"))
+
+
+def violations(browser: webdriver.Chrome) -> list[str]:
+    """What axe-core finds in the page as it is."""
+    browser.execute_script(AXE.read_text())
+    found = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
+    return [
+        f"{rule['id']}: {node['html']}: {node.get('failureSummary', '')}"
+        for rule in found["violations"]
+        for node in rule["nodes"]
+    ]
+
+
+def wide(browser: webdriver.Chrome) -> int:
+    """By how many pixels the page is wider than its window."""
+    return int(
+        browser.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+    )
+
+
+def faults(browser: webdriver.Chrome) -> list[str]:
+    """Errors of the page's own; an answer that says that no backend runs, or that a vif is gone, is none."""
+    return [
+        entry["message"]
+        for entry in browser.get_log("browser")  # type: ignore[no-untyped-call]
+        if entry["level"] == "SEVERE" and "Failed to load resource" not in entry["message"]
+    ]
+
+
+WAITING = "JSON.stringify([...document.querySelectorAll('.ring h3')].map(h => parseInt(h.textContent.split(' ')[1])))"
+"""The numbers of waiting requests that the page shows."""
+
+
+def test_the_whole_lesson_by_keyboard(browser: webdriver.Chrome, lesson: Page) -> None:
+    browser.get(lesson.address)
+    until(browser, "!document.getElementById('lesson').hidden")
+    assert browser.current_url.endswith("/")
+    button = browser.find_element(By.ID, "next")
+    for number, (step, rings) in enumerate(zip(STEPS, RINGS, strict=True), 1):
+        until(browser, "!document.getElementById('next').disabled")
+        button.send_keys(Keys.ENTER)
+        until(browser, f"document.getElementById('lesson-done').textContent === '{number}'")
+        assert browser.find_element(By.ID, "lesson-title").text == step.title
+        assert browser.find_element(By.ID, "lesson-error").text == ""
+        wanted = json.dumps(rings).replace(" ", "")
+        until(browser, f"{WAITING} === '{wanted}'")
+        if number in (2, 7):
+            assert violations(browser) == []
+    assert not button.is_enabled()
+    assert faults(browser) == []
+    browser.find_element(By.ID, "restart").send_keys(Keys.ENTER)
+    until(browser, "document.getElementById('lesson-done').textContent === '0'")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_it_is_accessible(
+    browser: webdriver.Chrome, page: Page, xen_vif: Vif, scheme: str, width: int
+) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.address)
+    until(browser, "document.querySelectorAll('.ring').length > 1")
+    until(browser, "document.querySelectorAll('#events li').length > 1")
+    assert violations(browser) == []
+    assert wide(browser) == 0
+    assert faults(browser) == []
+
+
+def test_rates_appear_and_pause_holds(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
+    browser.get(page.address)
+    until(browser, "document.querySelector('#rows button')?.textContent === 'vif1.0'")
+
+    def frames_counted(_: webdriver.Chrome) -> bool:
+        xen_vif.guest.send(bytes.fromhex("020000000002 020000000001 88b5").ljust(60, b"x"))
+        xen_vif.host.recv()
+        return "frames/s" in browser.find_element(By.ID, "rows").text
+
+    WebDriverWait(browser, SECONDS, 0.05).until(frames_counted)
+    browser.find_element(By.ID, "pause").click()
+    assert browser.find_element(By.ID, "pause").get_attribute("aria-pressed") == "true"
+    xen_vif.device.detach(seconds=5)
+    browser.find_element(By.ID, "pause").click()
+    assert browser.find_element(By.ID, "pause").text == "Pause"
+    assert faults(browser) == []
+
+
+def test_slow_motion(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
+    browser.get(page.address)
+    until(browser, "document.querySelector('#pace') && !document.querySelector('#pace').hidden")
+    until(browser, "document.querySelectorAll('.ring').length > 1")
+    browser.find_element(By.ID, "pace-choice").send_keys("slower")
+    WebDriverWait(browser, SECONDS, 0.05).until(lambda _: xen_vif.device.show().device.tx_rate == "10kb/s")
+
+
+def test_the_page_knows_every_loss() -> None:
+    text = (Path(lesson_module.__file__).parent / "static" / "app.js").read_text()
+    listed = text.partition("const LOSSES = [")[2].partition("]")[0]
+    assert {name for names in LOSSES.values() for name in names} == set(re.findall(r'"(\w+)"', listed))
+
+
+def test_a_hostile_name_stays_text(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
+    """Events are put into the page as text: a name that a guest chose runs nothing."""
+    browser.get(page.address)
+    until(browser, "document.querySelectorAll('#events li').length > 0")
+    browser.execute_script("handlers.notice([{device: '<img src=x onerror=alert(1)>', notice: '<b>x</b>'}])")
+    first = browser.find_element(By.CSS_SELECTOR, "#events li")
+    assert "<img src=x onerror=alert(1)>: <b>x</b>" in first.text
+    assert first.find_elements(By.TAG_NAME, "img") == []

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may read the page, what it tells, and what it does with requests that no browser makes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TextIO
+
+import pytest
+
+from netback.testing import ServedBackend, Vif, Xen
+from netback.web.server import HEADERS, MAX_HEADERS, MAX_STREAMS
+from tests.web.conftest import Page
+
+
+def exchange(page: Page, request: bytes, size: int = 1 << 16) -> bytes:
+    """What the server answers to these bytes before it closes the connection, at most `size`."""
+    with socket.create_connection(("127.0.0.1", page.port), timeout=20) as sock:
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while len(answer) < size and (data := sock.recv(size)):
+            answer += data
+    return answer
+
+
+@contextmanager
+def events(page: Page) -> Iterator[TextIO]:
+    """A stream of events, line by line; its headers were received."""
+    cookie = page.headers["Cookie"]
+    request = f"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nCookie: {cookie}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", page.port), timeout=60) as sock, sock.makefile("r") as lines:
+        sock.sendall(request.encode())
+        assert lines.readline().startswith("HTTP/1.1 200")
+        while lines.readline() != "\n":
+            pass
+        yield lines
+
+
+def until(lines: TextIO, kind: str, data: str) -> None:
+    """Read until an event of this kind, with this text in its data, comes."""
+    while lines.readline() != f"event: {kind}\n" or data not in lines.readline():
+        pass
+
+
+def test_the_address_gives_a_cookie_and_no_more_token(page: Page) -> None:
+    status, headers, _ = page.ask(f"/?token={page.token}", Cookie="")
+    assert (status, headers["location"]) == (303, "/")
+    assert headers["set-cookie"].startswith(f"netback-{page.port}={page.token};")
+    assert "httponly" in headers["set-cookie"].lower()
+    assert "samesite=strict" in headers["set-cookie"].lower()
+
+
+@pytest.mark.parametrize("path", ["/", "/app.js", "/style.css", "/api/devices", "/api/events", "/nothing"])
+def test_nothing_is_told_without_the_token(page: Page, path: str) -> None:
+    assert page.ask(path, Cookie="")[0] == 403
+    assert page.ask(path, Cookie=f"netback-{page.port}=wrong")[0] == 403
+    assert page.ask("/?token=wrong", Cookie="")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["attacker.example", "attacker.example:{port}", "127.0.0.1:1", "127.0.0.1.:{port}", ""]
+)
+def test_other_names_are_refused(page: Page, host: str) -> None:
+    """A page elsewhere can give its own name this address (DNS rebinding); its cookies would not come along either."""
+    status, _, body = page.ask("/", Host=host.format(port=page.port))
+    assert (status, body.count(b"\n")) == (421, 1)
+
+
+def test_every_answer_has_the_headers(page: Page) -> None:
+    for path in ("/", "/api/devices", "/nothing"):
+        _, headers, _ = page.ask(path)
+        assert {name.lower(): headers.get(name.lower()) for name in HEADERS} == {
+            name.lower(): value for name, value in HEADERS.items()
+        }
+
+
+def test_other_pages_cannot_post(page: Page, xen_backend: ServedBackend) -> None:
+    path = "/api/pace/vif1.0/slow"
+    assert page.ask(path, "POST")[0] == 403
+    assert page.ask(path, "POST", Origin="http://attacker.example")[0] == 403
+    assert page.ask(path, "POST", Origin=f"http://127.0.0.1:{page.port}")[0] == 404
+    assert page.ask("/api/devices", "DELETE")[0] == 405
+
+
+def test_huge_requests_are_refused(page: Page) -> None:
+    assert page.ask("/", "POST", b"x" * 1000)[0] == 413
+    assert page.ask("/", Content_Length="1" + "0" * 20)[0] in (400, 413)
+    long = b"GET /" + b"a" * (4 * MAX_HEADERS) + b" HTTP/1.1\r\n"
+    assert exchange(page, long).startswith(b"HTTP/1.1 4")
+    assert exchange(page, b"GET / HTTP/1.1\r\n" + b"X-Filler: " + b"x" * (4 * MAX_HEADERS)).startswith(
+        b"HTTP/1.1 4"
+    )
+    assert exchange(page, bytes(range(256))).startswith(b"HTTP/1.1 400")
+    assert page.ask("/")[0] == 200
+    assert "Traceback" not in page.process.output
+
+
+def test_idle_streams_are_bounded(page: Page, xen_backend: ServedBackend) -> None:
+    with ExitStack() as undo:
+        for _ in range(MAX_STREAMS):
+            undo.enter_context(events(page))
+        for _ in range(100 - MAX_STREAMS):
+            assert page.ask("/api/events")[0] == 503
+        assert page.ask("/api/devices")[0] == 200
+    with events(page):
+        pass
+
+
+def test_what_it_tells(page: Page, xen_vif: Vif) -> None:
+    (device,) = json.loads(page.ask("/api/devices")[2])
+    assert (device["device"], device["backend"]) == ("vif1.0", "Connected")
+    assert json.loads(page.ask("/api/show/vif1.0")[2])["device"]["device"] == "vif1.0"
+    rings = json.loads(page.ask("/api/rings/vif1.0")[2])["rings"]
+    assert [ring["ring"] for ring in rings][:2] == ["tx", "rx"]
+    assert page.ask("/api/rings/vif9.9")[0] == 404
+    origin = {"Origin": f"http://127.0.0.1:{page.port}"}
+    assert page.ask("/api/pace/vif1.0/slow", "POST", **origin)[0] == 200
+    assert xen_vif.device.show().device.tx_rate == "100kb/s"
+    assert page.ask("/api/pace/vif1.0/sideways", "POST", **origin)[0] == 404
+    assert page.ask("/api/lesson/next", "POST", **origin)[0] == 404
+
+
+def test_a_stream_begins_with_what_is_and_goes_on(page: Page, xen_vif: Vif) -> None:
+    for _ in range(2):
+        with events(page) as lines:
+            until(lines, "backend", '"pid"')
+            until(lines, "state", '"backend": "Connected", "frontend": "Connected"')
+            until(lines, "statistics", '"device": "vif1.0"')
+    with events(page) as lines:
+        xen_vif.device.detach(seconds=10)
+        until(lines, "trace", "xen_device_backend_state")
+
+
+def test_the_backend_ends_and_returns(page: Page, xen: Xen) -> None:
+    """The fixture's backend takes its place last."""
+    with events(page) as lines, ServedBackend(xen):
+        until(lines, "backend", '"pid"')
+        assert page.ask("/api/devices")[0] == 200
+    with events(page) as lines:
+        until(lines, "backend", "null")
+        assert page.ask("/api/devices")[0] == 503
+
+
+def test_it_ends_with_a_stream_open(page: Page) -> None:
+    with events(page):
+        page.process.kill(signal.SIGTERM)
+        assert page.process.wait(seconds=30) in (0, -signal.SIGTERM)
+    assert "Traceback" not in page.process.output
+
+
+def test_a_port_that_is_taken(xen: Xen, page: Page) -> None:
+    other = xen.spawn("netback", "web", "--dir", str(xen.directory), "--port", str(page.port))
+    assert other.wait() == 2
+    assert f"127.0.0.1:{page.port}: Address already in use; choose another --port" in other.output
+
+
+def test_options_that_do_not_go_together(xen: Xen) -> None:
+    demo = xen.spawn("netback", "demo", "--web", "--json")
+    assert demo.wait() == 2
+    assert "--web shows a lesson" in demo.output
+    assert "Traceback" not in demo.output
