@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the native part: every .pyx in dataplane/ becomes one extension module.
 
-NETBACK_SANITIZE=1 builds it under AddressSanitizer and UndefinedBehaviorSanitizer instead (`make sanitize`). NETBACK_ABI3=1
-builds it for CPython's stable ABI, so that one wheel serves every Python from 3.11 on (`make wheels`).
+NETBACK_SANITIZE=1 builds it under AddressSanitizer and UndefinedBehaviorSanitizer instead (`make sanitize`).
+NETBACK_ABI3=1 builds it for CPython's stable ABI, so that one wheel serves every Python from 3.11 on (`make wheels`).
 """
 
 import os
@@ -45,5 +45,5 @@ setup(
         nthreads=os.cpu_count() or 1,
         compiler_directives=compiling["DIRECTIVES"],
         build_dir="build/cython",  # the C code is the same for both ABIs
-    )
+    ),
 )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds dist/: the source archive, and a wheel that needs no compiler on any Python from 3.11 on; then tries both.
 
-`make wheels`. The wheel is built for CPython's stable ABI, and auditwheel names the oldest glibc that it runs on. Each Python
-of this machine that netback supports gets it in a fresh virtual environment, where docs/testing.md's example of a restart
-runs as in a user's repository. The source archive is built and tried the same way by one of them.
+`make wheels`. The wheel is built for CPython's stable ABI, and auditwheel names the oldest glibc that it runs on. Each
+Python of this machine that netback supports gets it in a fresh virtual environment, where docs/testing.md's example of
+a restart runs as in a user's repository. The source archive is built and tried the same way by one of them.
 """
 
 from __future__ import annotations
