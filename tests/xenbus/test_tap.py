@@ -67,6 +67,27 @@ async def test_an_hvm_guest_s_other_vif_is_qemu_s(backend: Backend, guest: Guest
     assert set(links()) & {name.link, emulated} == {emulated}
 
 
+async def test_a_tap_in_the_bridge_of_its_spec(xen: Path, network: PythonNetwork, guest: Guest) -> None:
+    """The device waits for a bridge that is missing; a restart leaves the tap where it is."""
+    async with serving(xen, network) as backend:
+        name = await add(backend.store, guest.domid, net="bridge:br0")
+        await until(
+            backend.store, f"{name.errors}/error", lambda text: "there is no bridge br0" in (text or "")
+        )
+        ip("link add br0 type bridge")
+        await until_state(guest.store, name.backend, State.INIT_WAIT)
+        await guest.connect()
+    index = links()[name.link]["ifindex"]
+    async with serving(xen, network) as backend:
+        await passing(backend, lambda: carrier(name.link))
+        assert await guest.answer(guest.send(FRAME)) == 0
+        assert (links()[name.link]["ifindex"], links()[name.link]["master"]) == (index, "br0")
+        await take_away(backend.store, name)
+        await guest.set_state(State.CLOSED)
+        await gone(backend, name)
+        assert set(links()) == {"lo", "br0"}
+
+
 @pytest.mark.parametrize("net", [None, "tap:web0"])
 async def test_a_vif_that_goes_while_nobody_serves(
     xen: Path, network: PythonNetwork, guest: Guest, net: str | None

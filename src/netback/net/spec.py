@@ -22,7 +22,7 @@ from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
 from netback.net.stream import StreamNetwork
 from netback.net.tap import OPTIONS as TAP_OPTIONS
-from netback.net.tap import TapNetwork
+from netback.net.tap import TapNetwork, remove_made
 from netback.net.user import OPTIONS as USER_OPTIONS
 from netback.net.user import UserNetwork
 from netback.net.user import misfit as user_misfit
@@ -43,10 +43,26 @@ class Kind:
     options: Options = field(default_factory=dict)
     misfit: Callable[[str, dict[str, Any]], str | None] = lambda _name, _options: None
     """Why the name and the options do not go together; None if they do."""
+    tap: Callable[[str, str], str] | None = None
+    """The name of its tap, by the spec's name and the device's, which `open` gets as `tap`. None: it has no tap."""
 
 
 KINDS = {
-    "tap": Kind("may", "tap:vif1.0", TapNetwork, options=TAP_OPTIONS),
+    "tap": Kind(
+        "may",
+        "tap:vif1.0",
+        lambda link, tap, **options: TapNetwork(tap, **options),
+        options=TAP_OPTIONS,
+        tap=lambda link, device: link or device,
+    ),
+    "bridge": Kind(
+        "must",
+        "bridge:xenbr0",
+        lambda bridge, tap, **options: TapNetwork(tap, bridge=bridge, **options),
+        "bridge",
+        options={name: option for name, option in TAP_OPTIONS.items() if name != "bridge"},
+        tap=lambda bridge, device: device,
+    ),
     "packet": Kind("must", "packet:eth1", lambda link, several: PacketNetwork(link)),
     "vhost-user": Kind(
         "must",
@@ -127,6 +143,18 @@ def parse_spec(text: str) -> PeerSpec:
     return spec
 
 
+def tap_name(spec: PeerSpec, device: str) -> str:
+    """The name of the spec's tap, which is the device's, as in "vif1.0", unless the spec has another; empty: no tap."""
+    tap = KINDS[spec.kind].tap
+    return tap(spec.link, device) if tap else ""
+
+
+def remove_tap(spec: PeerSpec, device: str) -> None:
+    """Remove the tap that an earlier netback made for this spec and device, if it exists."""
+    if tap := tap_name(spec, device):
+        remove_made(tap)
+
+
 def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several: bool = False) -> Network:
     """Open the network of a spec. `several`: its vif may have several queues.
 
@@ -138,4 +166,6 @@ def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several
     options = read_options(spec.kind, kind.options, spec.options)
     if held:
         options["held"] = held
-    return kind.open(spec.link or name, several=several, **options)
+    if tap := tap_name(spec, name):
+        options["tap"] = tap
+    return kind.open(spec.link, several=several, **options)
