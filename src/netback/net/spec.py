@@ -17,6 +17,8 @@ from netback.net.dgram import OPTIONS as DGRAM_OPTIONS
 from netback.net.dgram import DgramNetwork, misfit
 from netback.net.endpoints import fault_of, path_fault, read_endpoint
 from netback.net.link_names import link_name_fault
+from netback.net.macvtap import OPTIONS as MACVTAP_OPTIONS
+from netback.net.macvtap import MacvtapNetwork
 from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
@@ -44,24 +46,33 @@ class Kind:
     misfit: Callable[[str, dict[str, Any]], str | None] = lambda _name, _options: None
     """Why the name and the options do not go together; None if they do."""
     tap: Callable[[str, str], str] | None = None
-    """The name of its tap, by the spec's name and the device's, which `open` gets as `tap`. None: it has no tap."""
+    """The name of its tap, by the spec's name and the device's; None: it has no tap. `open` gets it as `tap`, and the
+    guest's `address`.
+    """
 
 
 KINDS = {
     "tap": Kind(
         "may",
         "tap:vif1.0",
-        lambda link, tap, **options: TapNetwork(tap, **options),
+        lambda link, tap, address, **options: TapNetwork(tap, **options),
         options=TAP_OPTIONS,
         tap=lambda link, device: link or device,
     ),
     "bridge": Kind(
         "must",
         "bridge:xenbr0",
-        lambda bridge, tap, **options: TapNetwork(tap, bridge=bridge, **options),
+        lambda bridge, tap, address, **options: TapNetwork(tap, bridge=bridge, **options),
         "bridge",
         options={name: option for name, option in TAP_OPTIONS.items() if name != "bridge"},
         tap=lambda bridge, device: device,
+    ),
+    "macvtap": Kind(
+        "must",
+        "macvtap:eth0",
+        MacvtapNetwork,
+        options=MACVTAP_OPTIONS,
+        tap=lambda lower, device: device,
     ),
     "packet": Kind("must", "packet:eth1", lambda link, several: PacketNetwork(link)),
     "vhost-user": Kind(
@@ -155,17 +166,24 @@ def remove_tap(spec: PeerSpec, device: str) -> None:
         remove_made(tap)
 
 
-def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several: bool = False) -> Network:
+def open_network(
+    spec: PeerSpec,
+    *,
+    name: str,
+    held: Sequence[int] = (),
+    several: bool = False,
+    address: str | None = None,
+) -> Network:
     """Open the network of a spec. `several`: its vif may have several queues.
 
     `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
-    descriptor store kept for this device, one for each queue; the network owns them from here on. ConfigError: the spec
-    cannot be opened. PeerError: it cannot be opened now.
+    descriptor store kept for this device, one for each queue; the network owns them from here on. `address`: the
+    guest's, as aa:bb:cc:dd:ee:ff. ConfigError: the spec cannot be opened. PeerError: it cannot be opened now.
     """
     kind = KINDS[spec.kind]
     options = read_options(spec.kind, kind.options, spec.options)
     if held:
         options["held"] = held
     if tap := tap_name(spec, name):
-        options["tap"] = tap
+        options |= {"tap": tap, "address": address}
     return kind.open(spec.link, several=several, **options)

@@ -96,7 +96,7 @@ class Nic:
         mac = await read_mac(store, name)
         spec = await read_backend(store, name, "net") or await self._context.net_for(name, mac)
         try:
-            network = await self._open(spec, await self._link())
+            network = await self._open(spec, await self._link(), mac)
         except _FAULTS as error:
             self._acted_at = self._loop.time()
             self._look_blindly(error)
@@ -130,7 +130,7 @@ class Nic:
         )
         return vifname if vifname and script is None else self._name.link
 
-    async def _open(self, spec: str, link: str) -> Network:
+    async def _open(self, spec: str, link: str, mac: str | None) -> Network:
         """Open the network in a thread, since a tap may be busy for a moment. If cancelled, close it again."""
         if spec in self._context.networks:
             return self._context.networks.open(spec, str(self._name))
@@ -143,7 +143,14 @@ class Nic:
             self._context.fd_store.forget(device)
         held = self._context.fd_store.take(device)
         opening = asyncio.ensure_future(
-            asyncio.to_thread(open_network, peer, name=link, held=held, several=self._context.queues > 1)
+            asyncio.to_thread(
+                open_network,
+                peer,
+                name=link,
+                held=held,
+                several=self._context.queues > 1,
+                address=mac,
+            )
         )
         try:
             await asyncio.wait((opening,))  # a cancelled shield would log an error of the call as unhandled
