@@ -16,6 +16,9 @@ from netback.net.base import Network
 from netback.net.dgram import OPTIONS as DGRAM_OPTIONS
 from netback.net.dgram import DgramNetwork, misfit
 from netback.net.endpoints import fault_of, path_fault, read_endpoint
+from netback.net.l2tpv3 import OPTIONS as L2TPV3_OPTIONS
+from netback.net.l2tpv3 import L2tpv3Network, read_end
+from netback.net.l2tpv3 import misfit as l2tpv3_misfit
 from netback.net.link_names import link_name_fault
 from netback.net.macvtap import OPTIONS as MACVTAP_OPTIONS
 from netback.net.macvtap import MacvtapNetwork
@@ -99,6 +102,15 @@ KINDS = {
         fault_of(read_endpoint),
         DGRAM_OPTIONS,
         misfit,
+    ),
+    "l2tpv3": Kind(
+        "must",
+        "l2tpv3:192.0.2.1:1701,local=192.0.2.2:1701,session=1",
+        lambda where, several, **options: L2tpv3Network(where, **options),
+        "host",
+        fault_of(read_end),
+        L2TPV3_OPTIONS,
+        l2tpv3_misfit,
     ),
     "user": Kind(
         "never",
