@@ -31,6 +31,8 @@ from netback.net.tap import TapNetwork, remove_made
 from netback.net.user import OPTIONS as USER_OPTIONS
 from netback.net.user import UserNetwork
 from netback.net.user import misfit as user_misfit
+from netback.net.vde import OPTIONS as VDE_OPTIONS
+from netback.net.vde import VdeNetwork, vde_fault
 from netback.net.vhost_user import VhostUserNetwork
 
 
@@ -111,6 +113,14 @@ KINDS = {
         fault_of(read_end),
         L2TPV3_OPTIONS,
         l2tpv3_misfit,
+    ),
+    "vde": Kind(
+        "must",
+        "vde:/run/vde.ctl",
+        lambda path, several, **options: VdeNetwork(path, **options),
+        "switch",
+        vde_fault,
+        VDE_OPTIONS,
     ),
     "user": Kind(
         "never",
