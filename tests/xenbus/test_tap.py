@@ -129,6 +129,37 @@ async def test_a_macvtap_on_a_link_that_goes_and_comes_back(
         assert set(links()) == {"lo", "eth1", "far1"}
 
 
+async def test_af_xdp_on_a_link_that_goes_and_comes_back(
+    xen: Path, network: PythonNetwork, guest: Guest
+) -> None:
+    """The next backend attaches its own program; its worker takes new sockets while it serves."""
+    veth("eth1", "far1")
+    async with serving(xen, network) as backend:
+        name = await add(backend.store, guest.domid, net="af_xdp:eth1")
+        await guest.connect()
+    async with serving(xen, network) as backend:
+        for comes_back in (True, True, False):
+            await passing(backend, lambda: "LOWER_UP" in links()["eth1"]["flags"])
+            with closing(FarLink("far1")) as far:
+                for _ in range(3):
+                    assert await guest.answer(guest.send(FRAME)) == 0
+                    async with asyncio.timeout(SECONDS):
+                        await readable(far.socket.fileno())
+                    assert far.recv()[len(PLAIN) :] == FRAME
+                    slot = guest.post()
+                    far.send(PLAIN + FRAME)
+                    assert (await guest.receive(slot))[1] == FRAME
+            if comes_back:
+                ip("link del eth1")
+                await passing(backend, lambda: "no link of that name" in backend.devices[name].error)
+                veth("eth1", "far1")
+                await passing(backend, lambda: not backend.devices[name].error)
+        await take_away(backend.store, name)
+        await guest.set_state(State.CLOSED)
+        await gone(backend, name)
+    assert "xdp" not in ip("link show eth1")
+
+
 @pytest.mark.parametrize("net", [None, "tap:web0"])
 async def test_a_vif_that_goes_while_nobody_serves(
     xen: Path, network: PythonNetwork, guest: Guest, net: str | None

@@ -201,14 +201,19 @@ def get_link(name: str) -> Link | None:
     return None
 
 
+def get_link_at(index: int) -> Link | None:
+    """The link with this index; None if there is none."""
+    with suppress(OSError):
+        return Link.parse(request(Message.GETLINK, 0, index))
+    return None
+
+
 def get_bridge(link: Link | None) -> Bridge | None:
     """The bridge, or another link, that `link` is a port of; None if it is of none."""
     if link is None or not link.master:
         return None
-    with suppress(OSError):
-        found = Link.parse(request(Message.GETLINK, 0, link.master))
-        return Bridge(found.index, found.name, found.mtu)
-    return None
+    found = get_link_at(link.master)
+    return Bridge(found.index, found.name, found.mtu) if found else None
 
 
 def set_mtu(index: int, mtu: int) -> None:

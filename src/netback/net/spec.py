@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from netback.errors import ConfigError
+from netback.net.af_xdp import OPTIONS as AF_XDP_OPTIONS
+from netback.net.af_xdp import AfXdpNetwork
 from netback.net.base import Network
 from netback.net.dgram import OPTIONS as DGRAM_OPTIONS
 from netback.net.dgram import DgramNetwork, misfit
@@ -80,6 +82,12 @@ KINDS = {
         tap=lambda lower, device: device,
     ),
     "packet": Kind("must", "packet:eth1", lambda link, several: PacketNetwork(link)),
+    "af_xdp": Kind(
+        "must",
+        "af_xdp:eth1",
+        lambda link, several, **options: AfXdpNetwork(link, **options),
+        options=AF_XDP_OPTIONS,
+    ),
     "vhost-user": Kind(
         "must",
         "vhost-user:/run/passt.sock",
