@@ -5,7 +5,7 @@
 # outside is touched. As root, with qemu-system-x86 (7.2 or later), ipxe-qemu, dnsmasq-base and iproute2.
 # Usage: unshare -n -m -i sh scripts/qemu.sh NETBACK
 #
-#   guest: dnsmasq 10.0.0.1  --  netback  --  stream or dgram  --  QEMU: iPXE
+#   guest: dnsmasq 10.0.0.1  --  netback  --  stream, dgram or l2tpv3  --  QEMU: iPXE
 set -eu
 netback=$1
 out=$(mktemp -d)
@@ -78,3 +78,7 @@ boot 'dgram, UDP' dgram:127.0.0.1:5002,local=127.0.0.1:5003 \
     dgram,id=n,local.type=inet,local.host=127.0.0.1,local.port=5002,remote.type=inet,remote.host=127.0.0.1,remote.port=5003
 boot 'dgram, multicast' dgram:239.1.2.3:5004,local=127.0.0.1 \
     dgram,id=n,local.type=inet,local.host=127.0.0.1,local.port=0,remote.type=inet,remote.host=239.1.2.3,remote.port=5004
+boot 'l2tpv3, UDP' l2tpv3:127.0.0.1:5005,local=127.0.0.1:5006,session=7,rx_session=8,cookie=1122334455667788,rx_cookie=8877665544332211 \
+    l2tpv3,id=n,src=127.0.0.1,srcport=5005,dst=127.0.0.1,dstport=5006,udp=on,txsession=8,rxsession=7,cookie64=on,txcookie=0x8877665544332211,rxcookie=0x1122334455667788
+boot 'l2tpv3, IP, counter' l2tpv3:127.0.0.2,local=127.0.0.1,session=7,counter=on \
+    l2tpv3,id=n,src=127.0.0.2,dst=127.0.0.1,udp=off,txsession=7,rxsession=7,counter=on

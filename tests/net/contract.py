@@ -170,8 +170,8 @@ class FillableNetwork:
         assert not site.network.peers[0].blocked
 
 
-class LinkNetwork:
-    """A network on a kernel link, which other programs rename, set down and remove."""
+class RefusingNetwork:
+    """A network whose kernel link refuses frames while it is down or gone."""
 
     def test_link_down_refuses_and_comes_back(self, site: Site) -> None:
         ip(f"link set {site.network.name} down")
@@ -182,6 +182,19 @@ class LinkNetwork:
         site.network.peers[0].send([frame(3)])  # a packet socket keeps the error for the next call
         assert site.network.peers[0].send([frame(4)]) == (1, 0)
         assert not site.network.peers[0].closed
+
+    def test_a_removed_link_refuses(self, site: Site) -> None:
+        name = site.network.name
+        ip(f"link del {name}")
+        assert site.network.peers[0].send([frame(1)]) == (1, 1)
+        assert not site.network.peers[0].blocked
+        assert site.network.name == name
+        site.network.carrier(False)
+        site.network.remove()
+
+
+class LinkNetwork:
+    """A network on a kernel link, which other programs rename, set down and remove."""
 
     def test_follows_a_rename(self, site: Site) -> None:
         before = site.network.name
@@ -204,15 +217,6 @@ class LinkNetwork:
         ip(f"link set {site.network.name} up")
         ip(f"link del {site.network.name}")
         assert not site.network.up
-
-    def test_a_removed_link_refuses(self, site: Site) -> None:
-        name = site.network.name
-        ip(f"link del {name}")
-        assert site.network.peers[0].send([frame(1)]) == (1, 1)
-        assert not site.network.peers[0].blocked
-        assert site.network.name == name
-        site.network.carrier(False)
-        site.network.remove()
 
     def test_is_unchanged_while_its_link_is_there(self, site: Site) -> None:
         assert site.network.check() is False

@@ -34,6 +34,17 @@ def new_network() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def own_sysfs(at: Path) -> Iterator[str]:
+    """The sysfs of the present network namespace, mounted at this directory; returns where it shows the links."""
+    at.mkdir()
+    subprocess.run(["mount", "-t", "sysfs", "sysfs", at], check=True)
+    try:
+        yield f"{at}/class/net"
+    finally:
+        subprocess.run(["umount", "--lazy", at], check=True)
+
+
+@contextlib.contextmanager
 def other_network() -> Iterator[int]:
     """Another network namespace, which exists as long as the process with the returned id."""
     with subprocess.Popen(

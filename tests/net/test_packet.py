@@ -15,7 +15,16 @@ from netback.net.packet import PacketNetwork
 
 from ..dataplane.offload_frames import C_TAG, build, with_pseudo
 from ..offload_oracle import TCP
-from .contract import FillableNetwork, FrameNetwork, LinkNetwork, OffloadNetwork, Site, frame, receive
+from .contract import (
+    FillableNetwork,
+    FrameNetwork,
+    LinkNetwork,
+    OffloadNetwork,
+    RefusingNetwork,
+    Site,
+    frame,
+    receive,
+)
 from .far import PLAIN, FarLink, await_readable
 from .namespace import await_up, bring_back, ip, new_network, other_network, send_to, tc, veth
 
@@ -31,7 +40,7 @@ def site() -> Iterator[Site]:
         far.close()
 
 
-class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):
+class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork, RefusingNetwork):
     """On a link of the host."""
 
     def test_does_not_hear_what_leaves_by_its_link(self, site: Site) -> None:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from netback.errors import ConfigError
 from netback.net.packet import PacketNetwork
-from netback.net.spec import KINDS, PeerSpec, open_network, parse_spec
+from netback.net.rtnetlink import get_link
+from netback.net.spec import KINDS, PeerSpec, open_network, parse_spec, remove_tap
 from netback.net.tap import TapNetwork
 
-from .namespace import new_network, veth
+from .namespace import ip, new_network, veth
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ from .namespace import new_network, veth
         ("stream:[fe80::1%eth0]:65535", PeerSpec("stream", "[fe80::1%eth0]:65535")),
         ("stream:fd:3", PeerSpec("stream", "fd:3")),
         ("null", PeerSpec("null")),
+        ("bridge:xenbr0,mtu=9000", PeerSpec("bridge", "xenbr0", (("mtu", "9000"),))),
     ],
 )
 def test_good_ones(text: str, spec: PeerSpec) -> None:
@@ -44,7 +46,10 @@ def test_good_ones(text: str, spec: PeerSpec) -> None:
     [
         ("", "it names no kind"),
         (":eth1", "it names no kind"),
-        ("bridge:br0", "unknown kind 'bridge'"),
+        ("bond:br0", "unknown kind 'bond'"),
+        ("bridge", "it names no bridge: write for example 'bridge:xenbr0'"),
+        ("bridge:a/b", "has the character '/'"),
+        ("bridge:br0,bridge=br1", r"bridge has no option 'bridge' \(options: mtu, vhost\)"),
         ("Tap", "unknown kind 'Tap'"),
         (" tap", "unknown kind ' tap'"),
         ("vif1.0", "unknown kind 'vif1.0'"),
@@ -149,13 +154,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_opening() -> None:
     with new_network():
         veth("eth1", "far1")
+        ip("link add br0 type bridge")
         for text, name, kind in (
             ("tap", "vif3.1", TapNetwork),
             ("tap:own0", "own0", TapNetwork),
             ("tap,mtu=9000", "vif3.1", TapNetwork),
             ("packet:eth1", "eth1", PacketNetwork),
+            ("bridge:br0", "vif3.1", TapNetwork),
+            ("bridge:br0,mtu=9000", "vif3.1", TapNetwork),
         ):
             network = open_network(parse_spec(text), name="vif3.1")
+            assert (network.bridge is not None) == text.startswith("bridge")
             assert isinstance(network, kind)
             assert network.name == name
             assert network.mtu == (9000 if "9000" in text else 1500)
@@ -172,6 +181,18 @@ def test_networks_for_several_queues() -> None:
             network.set_queues(3)
             assert len(network.peers) == peers
             network.remove()
+
+
+def test_a_tap_that_an_earlier_process_made_is_removed() -> None:
+    with new_network():
+        ip("link add br0 type bridge")
+        for text, made in (("tap", "vif3.1"), ("tap:own0", "own0"), ("bridge:br0", "vif3.1")):
+            open_network(parse_spec(text), name="vif3.1").close()
+            assert get_link(made) is not None
+            remove_tap(parse_spec(text), "vif3.1")
+            assert get_link(made) is None
+        remove_tap(parse_spec("packet:br0"), "br0")
+        assert get_link("br0") is not None
 
 
 def test_packet_without_permission() -> None:

@@ -29,7 +29,18 @@ from netback.net.tap import TapNetwork
 
 from ..dataplane.offload_frames import build
 from ..offload_oracle import TCP, UDP
-from .contract import FrameNetwork, LinkNetwork, OffloadNetwork, Site, asks, big_tcp, fill, frame, receive
+from .contract import (
+    FrameNetwork,
+    LinkNetwork,
+    OffloadNetwork,
+    RefusingNetwork,
+    Site,
+    asks,
+    big_tcp,
+    fill,
+    frame,
+    receive,
+)
 from .far import PLAIN, FarLink, await_readable
 from .namespace import await_up, bring_back, inside, ip, new_network, other_network, send_to, tc, veth
 
@@ -61,7 +72,7 @@ def site(vhost: str) -> Iterator[Site]:
     far.close()
 
 
-class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
+class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork, RefusingNetwork):
     """Created by us."""
 
     def test_a_removed_tap_is_closed_and_can_be_let_go(self, site: Site) -> None:
@@ -135,7 +146,7 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):
 
 
 @pytest.mark.parametrize("vhost", ["auto", "on"])
-class TestTapThatMayUseVhostNet(FrameNetwork, OffloadNetwork, LinkNetwork):
+class TestTapThatMayUseVhostNet(FrameNetwork, OffloadNetwork, LinkNetwork, RefusingNetwork):
     """With vhost-net where this machine has it; tests/net/real_vhost_net.py needs it."""
 
 

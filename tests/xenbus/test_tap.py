@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices on taps in the test's network namespace: names, carrier, and what a restart leaves unchanged."""
 
+import asyncio
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
+from netback.net import macvtap
 from netback.net.python import PythonNetwork
 from netback.xenstore.aio import Store
-from tests.net.namespace import ip, veth
-from tests.vif.guest import FRAME, Guest, serving, until, until_state
+from tests.net.far import PLAIN, FarLink
+from tests.net.namespace import ip, own_sysfs, veth
+from tests.vif.guest import FRAME, SECONDS, Guest, readable, serving, until, until_state
 from tests.xenbus.toolstack import add, gone, looked, passing, take_away
 
 pytestmark = pytest.mark.usefixtures("namespace")
@@ -65,6 +69,95 @@ async def test_an_hvm_guest_s_other_vif_is_qemu_s(backend: Backend, guest: Guest
     await guest.set_state(State.CLOSED)
     await gone(backend, name)
     assert set(links()) & {name.link, emulated} == {emulated}
+
+
+async def test_a_tap_in_the_bridge_of_its_spec(xen: Path, network: PythonNetwork, guest: Guest) -> None:
+    """The device waits for a bridge that is missing; a restart leaves the tap where it is."""
+    async with serving(xen, network) as backend:
+        name = await add(backend.store, guest.domid, net="bridge:br0")
+        await until(
+            backend.store, f"{name.errors}/error", lambda text: "there is no bridge br0" in (text or "")
+        )
+        ip("link add br0 type bridge")
+        await until_state(guest.store, name.backend, State.INIT_WAIT)
+        await guest.connect()
+    index = links()[name.link]["ifindex"]
+    async with serving(xen, network) as backend:
+        await passing(backend, lambda: carrier(name.link))
+        assert await guest.answer(guest.send(FRAME)) == 0
+        assert (links()[name.link]["ifindex"], links()[name.link]["master"]) == (index, "br0")
+        await take_away(backend.store, name)
+        await guest.set_state(State.CLOSED)
+        await gone(backend, name)
+        assert set(links()) == {"lo", "br0"}
+
+
+async def test_a_macvtap_on_a_link_that_goes_and_comes_back(
+    xen: Path, network: PythonNetwork, guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the vif's address, is found by the next backend, and the worker reads the next link's descriptor."""
+    with own_sysfs(tmp_path / "sys") as at:
+        monkeypatch.setattr(macvtap, "SYSFS", at)
+        veth("eth1", "far1")
+        async with serving(xen, network) as backend:
+            name = await add(backend.store, guest.domid, net="macvtap:eth1")
+            await guest.connect()
+            mac = await backend.store.read_or(f"{name.backend}/mac")
+        index = links()[name.link]["ifindex"]
+        async with serving(xen, network) as backend:
+            await passing(backend, lambda: "UP" in links()[name.link]["flags"])
+            assert (links()[name.link]["ifindex"], links()[name.link]["address"]) == (index, mac)
+            for comes_back in (True, False):
+                with closing(FarLink("far1")) as far:
+                    assert await guest.answer(guest.send(FRAME)) == 0
+                    async with asyncio.timeout(SECONDS):
+                        await readable(far.socket.fileno())
+                    assert far.recv()[len(PLAIN) :] == FRAME
+                    slot = guest.post()
+                    far.send(PLAIN + b"\xff" * 6 + FRAME[6:])
+                    assert (await guest.receive(slot))[1] == b"\xff" * 6 + FRAME[6:]
+                if comes_back:
+                    ip("link del eth1")
+                    await passing(backend, lambda: "no link of that name" in backend.devices[name].error)
+                    assert await guest.answer(guest.send(FRAME)) == 0
+                    veth("eth1", "far1")
+                    await passing(backend, lambda: not backend.devices[name].error)
+                    await passing(backend, lambda: "LOWER_UP" in links()[name.link]["flags"])
+            await take_away(backend.store, name)
+            await guest.set_state(State.CLOSED)
+            await gone(backend, name)
+        assert set(links()) == {"lo", "eth1", "far1"}
+
+
+async def test_af_xdp_on_a_link_that_goes_and_comes_back(
+    xen: Path, network: PythonNetwork, guest: Guest
+) -> None:
+    """The next backend attaches its own program; its worker takes new sockets while it serves."""
+    veth("eth1", "far1")
+    async with serving(xen, network) as backend:
+        name = await add(backend.store, guest.domid, net="af_xdp:eth1")
+        await guest.connect()
+    async with serving(xen, network) as backend:
+        for comes_back in (True, True, False):
+            await passing(backend, lambda: "LOWER_UP" in links()["eth1"]["flags"])
+            with closing(FarLink("far1")) as far:
+                for _ in range(3):
+                    assert await guest.answer(guest.send(FRAME)) == 0
+                    async with asyncio.timeout(SECONDS):
+                        await readable(far.socket.fileno())
+                    assert far.recv()[len(PLAIN) :] == FRAME
+                    slot = guest.post()
+                    far.send(PLAIN + FRAME)
+                    assert (await guest.receive(slot))[1] == FRAME
+            if comes_back:
+                ip("link del eth1")
+                await passing(backend, lambda: "no link of that name" in backend.devices[name].error)
+                veth("eth1", "far1")
+                await passing(backend, lambda: not backend.devices[name].error)
+        await take_away(backend.store, name)
+        await guest.set_state(State.CLOSED)
+        await gone(backend, name)
+    assert "xdp" not in ip("link show eth1")
 
 
 @pytest.mark.parametrize("net", [None, "tap:web0"])

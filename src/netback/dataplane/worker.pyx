@@ -532,10 +532,12 @@ cdef class Worker:
 
     def refresh(self, Link link) -> None:
         """Poll both directions and try the peer again, whatever its last known condition; no effect if the link is not
-        served. For callers that changed the link, or joined its peer's descriptor to another network.
+        served. For callers that changed the link, or joined its peer's descriptor to another network, or put another
+        file in its place, which epoll does not know.
         """
         if not self.serves(link):
             return
+        watch_nothing(self.worker, link.link)
         link.link.peer.condition = link.link.source.condition = PEER_UP
         if link.link.peer_to_ring.state == STATE_PEER_CLOSED:
             link.link.peer_to_ring.state = STATE_PEER_MORE

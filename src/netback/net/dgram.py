@@ -20,6 +20,7 @@ from netback.errors import ConfigError, GoneError, PeerError, printable
 from netback.net.base import Linkless
 from netback.net.buffers import BURSTS, drain, make_room
 from netback.net.endpoints import (
+    Endpoint,
     HostPort,
     Inherited,
     UnixPath,
@@ -106,10 +107,15 @@ class DgramNetwork(Linkless):
     """
 
     def __init__(self, where: str, *, local: UnixPath | HostPort | str | None = None) -> None:
-        self.name = f"dgram:{printable(where)}"
+        name = f"dgram:{printable(where)}"
         if fault := misfit(where, {"local": local}):
-            raise ConfigError(f"{self.name}: {fault}")
-        self._to, self._local = read_endpoint(where), local
+            raise ConfigError(f"{name}: {fault}")
+        self._local = local
+        self._begin(name, read_endpoint(where))
+
+    def _begin(self, name: str, to: Endpoint) -> None:
+        """Open the socket and make the peer; the last step of a subclass's constructor, too."""
+        self.name, self._to = name, to
         self._lost = 0
         self._undo = ExitStack()
         try:
@@ -175,7 +181,7 @@ class DgramNetwork(Linkless):
         make_room(sender, 0, SEND_ROOM)
         return sender
 
-    def _make_peer(self) -> SocketPeer:
+    def _make_peer(self) -> Peer:
         if isinstance(self._to, UnixPath):
             address = ADDRESS_FAMILY.pack(socket.AF_UNIX) + os.fsencode(self._to.path) + b"\0"
             return SocketPeer(self._socket.fileno(), owner=self._socket, address=address)

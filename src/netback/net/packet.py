@@ -16,7 +16,7 @@ from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import Bridge
 from netback.net.buffers import BURSTS, drain, make_room
 from netback.net.link_names import link_name_fault, show_link_name
-from netback.net.rtnetlink import ARPHRD_ETHER, IFF_LOWER_UP, IFF_UP, get_bridge, get_link
+from netback.net.rtnetlink import ARPHRD_ETHER, PASSING, get_bridge, get_link
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP = 1
@@ -32,8 +32,6 @@ OPTIONS = (PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, PACKET_AUXDATA)
 SEND_ROOM = 256 * 1024
 """Bytes: fewer frames than a link's queue holds by default (1000). A slow link then makes the socket unwritable, and
 poll reports when that ends. A full queue would return ENOBUFS while the socket stays writable."""
-PASSING = IFF_UP | IFF_LOWER_UP
-"""The flags of a link that is set up and has carrier."""
 MEMBERSHIP = struct.Struct("@iHH8s")
 """struct packet_mreq."""
 SO_MEMINFO = 55

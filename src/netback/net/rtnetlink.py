@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few rtnetlink messages that a network needs: find a link, set its MTU, add and remove alternative names.
+"""The few rtnetlink messages that a network needs: find, make and remove a link, change it and its names.
 
 Written here because importing pyroute2 takes a quarter of a second, and a toolstack waits for the first tap. Each
 request opens its own socket, in the network namespace of its thread (rtnetlink(7)).
@@ -33,8 +33,10 @@ class Message(enum.IntEnum):
 class Attribute(enum.IntEnum):
     """linux/if_link.h: IFLA_*."""
 
+    ADDRESS = 1
     IFNAME = 3
     MTU = 4
+    LINK = 5
     MASTER = 10
     LINKINFO = 18
     STATS64 = 23
@@ -44,11 +46,15 @@ class Attribute(enum.IntEnum):
 
 INFO_KIND, INFO_DATA = 1, 2
 """linux/if_link.h: of IFLA_LINKINFO, IFLA_INFO_KIND and IFLA_INFO_DATA."""
+MACVLAN_MODE = 1
+"""linux/if_link.h: of a macvtap's IFLA_INFO_DATA, IFLA_MACVLAN_MODE."""
 TUN_NUM_QUEUES, TUN_NUM_DISABLED_QUEUES = 8, 9
 """linux/if_link.h: of a tap's IFLA_INFO_DATA, IFLA_TUN_NUM_QUEUES and IFLA_TUN_NUM_DISABLED_QUEUES."""
 ARPHRD_ETHER = 1
 """linux/if_arp.h."""
 REQUEST, ACK = 1, 4
+EXCLUSIVE, CREATE = 0x200, 0x400
+"""linux/netlink.h: NLM_F_*."""
 NESTED = 1 << 15
 """NLA_F_NESTED."""
 GROUP_LINK = 1
@@ -58,16 +64,20 @@ HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence number, port."""
 IFF_UP = 1
 """linux/if.h: the link is set up."""
+IFF_ALLMULTI = 1 << 9
+"""linux/if.h: the link receives the frames of every multicast group."""
 IFF_LOWER_UP = 1 << 16
 """linux/if.h: the link has carrier."""
+PASSING = IFF_UP | IFF_LOWER_UP
+"""The flags of a link that is set up and has carrier."""
 IFINFO = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, type, index, flags, mask of changed flags."""
 ATTRIBUTE = struct.Struct("=HH")
 """struct nlattr: length, type."""
 INT = struct.Struct("=i")
 MTU = struct.Struct("=I")
-TX_DROPPED = struct.Struct("=56xQ")
-"""struct rtnl_link_stats64 up to tx_dropped."""
+DROPPED = struct.Struct("=48xQQ")
+"""struct rtnl_link_stats64 up to rx_dropped and tx_dropped."""
 
 RECEIVE = 1 << 16
 """Bytes: larger than any message about one link."""
@@ -89,8 +99,17 @@ class Link:
     """The index of the link that this one is a port of, such as a bridge; 0: of none."""
     tap_queues: int = 0
     """Queues of a multi-queue tap that processes hold, attached or detached; 0 for other links."""
+    rx_dropped: int = 0
     tx_dropped: int = 0
-    """Frames dropped because the link's queue was full, since it was made; 0 in messages without statistics."""
+    """Frames dropped, such as those for which a tap's queue was full, since the link was made; 0 in messages without
+    statistics.
+    """
+    kind: str = ""
+    """IFLA_INFO_KIND, as in "tun", "macvtap", "veth"; empty for other links."""
+    lower: int = 0
+    """The index of the link that this one is on, as a macvtap's; 0: on none."""
+    mode: int = 0
+    """A macvtap's IFLA_MACVLAN_MODE; 0 for other links."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -103,6 +122,11 @@ class Link:
         _, kind, index, flags, _ = IFINFO.unpack_from(body)
         found = dict(attributes(body[IFINFO.size :]))
         alternatives = attributes(found.get(Attribute.PROP_LIST, b""))
+        info = dict(attributes(found.get(Attribute.LINKINFO, b"")))
+        own = info.get(INFO_KIND, b"").partition(b"\0")[0].decode("ascii", "replace")
+        data = dict(attributes(info.get(INFO_DATA, b"")))
+        dropped = found.get(Attribute.STATS64)
+        rx_dropped, tx_dropped = DROPPED.unpack_from(dropped) if dropped is not None else (0, 0)
         return cls(
             index,
             unpack_link_name(found.get(Attribute.IFNAME, b"")),
@@ -110,22 +134,21 @@ class Link:
             tuple(
                 unpack_link_name(value) for number, value in alternatives if number == Attribute.ALT_IFNAME
             ),
-            MTU.unpack(found[Attribute.MTU])[0] if Attribute.MTU in found else 0,
+            _sum(found, Attribute.MTU),
             flags,
-            MTU.unpack(found[Attribute.MASTER])[0] if Attribute.MASTER in found else 0,
-            _tap_queues(found.get(Attribute.LINKINFO, b"")),
-            TX_DROPPED.unpack_from(found[Attribute.STATS64])[0] if Attribute.STATS64 in found else 0,
+            _sum(found, Attribute.MASTER),
+            _sum(data, TUN_NUM_QUEUES, TUN_NUM_DISABLED_QUEUES) if own == "tun" else 0,
+            rx_dropped,
+            tx_dropped,
+            own,
+            _sum(found, Attribute.LINK),
+            _sum(data, MACVLAN_MODE) if own == "macvtap" else 0,
         )
 
 
-def _tap_queues(info: bytes) -> int:
-    """The number in a link's IFLA_LINKINFO; another kind's data has other attributes."""
-    kind = dict(attributes(info))
-    if not kind.get(INFO_KIND, b"").startswith(b"tun\0"):
-        return 0
-    data = dict(attributes(kind.get(INFO_DATA, b"")))
-    counts = (TUN_NUM_QUEUES, TUN_NUM_DISABLED_QUEUES)
-    return sum(MTU.unpack(data[count])[0] for count in counts if count in data)
+def _sum(found: dict[int, bytes], *numbers: int) -> int:
+    """The sum of those of these u32 attributes that are there."""
+    return sum(MTU.unpack(found[number])[0] for number in numbers if number in found)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -153,11 +176,11 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[length + -length % 4 :]
 
 
-def request(kind: Message, flags: int, index: int, *parts: bytes, up: bool = False) -> bytes:
-    """Send one request about the link `index` (0: the attributes name it) and return the answer's body. `up`: set it
-    up. OSError: refused.
+def request(kind: Message, flags: int, index: int, *parts: bytes, turn_on: int = 0) -> bytes:
+    """Send one request about the link `index` (0: the attributes name it) and return the answer's body. `turn_on`: set
+    these IFF_* flags of it. OSError: refused.
     """
-    body = IFINFO.pack(0, 0, index, up * IFF_UP, up * IFF_UP) + b"".join(parts)
+    body = IFINFO.pack(0, 0, index, turn_on, turn_on) + b"".join(parts)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, 0, 0) + body)
         answer_kind, answer = next(messages(sock.recv(RECEIVE)))
@@ -178,14 +201,19 @@ def get_link(name: str) -> Link | None:
     return None
 
 
+def get_link_at(index: int) -> Link | None:
+    """The link with this index; None if there is none."""
+    with suppress(OSError):
+        return Link.parse(request(Message.GETLINK, 0, index))
+    return None
+
+
 def get_bridge(link: Link | None) -> Bridge | None:
     """The bridge, or another link, that `link` is a port of; None if it is of none."""
     if link is None or not link.master:
         return None
-    with suppress(OSError):
-        found = Link.parse(request(Message.GETLINK, 0, link.master))
-        return Bridge(found.index, found.name, found.mtu)
-    return None
+    found = get_link_at(link.master)
+    return Bridge(found.index, found.name, found.mtu) if found else None
 
 
 def set_mtu(index: int, mtu: int) -> None:
@@ -195,7 +223,33 @@ def set_mtu(index: int, mtu: int) -> None:
 
 def join_bridge(index: int, bridge: int) -> None:
     """Make a link a port of a bridge, and set it up. OSError: refused; EOPNOTSUPP or EINVAL from what is no bridge."""
-    request(Message.SETLINK, ACK, index, attribute(Attribute.MASTER, INT.pack(bridge)), up=True)
+    request(Message.SETLINK, ACK, index, attribute(Attribute.MASTER, INT.pack(bridge)), turn_on=IFF_UP)
+
+
+def turn_on(index: int, flags: int) -> None:
+    """Set IFF_* flags of a link. OSError: refused."""
+    request(Message.SETLINK, ACK, index, turn_on=flags)
+
+
+def make_macvtap(name: str, lower: int, mode: int, address: str | None) -> None:
+    """Make a macvtap on the link with the index `lower`; `address`: as aa:bb:cc:dd:ee:ff, None for the kernel's choice.
+    OSError: refused; EEXIST: a link has the name; EBUSY: `lower` takes no macvtap of this mode now.
+    """
+    data = attribute(MACVLAN_MODE, MTU.pack(mode))
+    info = attribute(INFO_KIND, b"macvtap") + attribute(INFO_DATA | NESTED, data)
+    parts = [
+        attribute(Attribute.IFNAME, os.fsencode(name) + b"\0"),
+        attribute(Attribute.LINK, MTU.pack(lower)),
+        attribute(Attribute.LINKINFO | NESTED, info),
+    ]
+    if address is not None:
+        parts.append(attribute(Attribute.ADDRESS, bytes.fromhex(address.replace(":", ""))))
+    request(Message.NEWLINK, ACK | CREATE | EXCLUSIVE, 0, *parts)
+
+
+def delete_link(index: int) -> None:
+    """Remove a link. OSError: refused."""
+    request(Message.DELLINK, ACK, index)
 
 
 def add_altname(index: int, name: str) -> None:

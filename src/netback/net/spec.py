@@ -12,20 +12,29 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from netback.errors import ConfigError
+from netback.net.af_xdp import OPTIONS as AF_XDP_OPTIONS
+from netback.net.af_xdp import AfXdpNetwork
 from netback.net.base import Network
 from netback.net.dgram import OPTIONS as DGRAM_OPTIONS
 from netback.net.dgram import DgramNetwork, misfit
 from netback.net.endpoints import fault_of, path_fault, read_endpoint
+from netback.net.l2tpv3 import OPTIONS as L2TPV3_OPTIONS
+from netback.net.l2tpv3 import L2tpv3Network, read_end
+from netback.net.l2tpv3 import misfit as l2tpv3_misfit
 from netback.net.link_names import link_name_fault
+from netback.net.macvtap import OPTIONS as MACVTAP_OPTIONS
+from netback.net.macvtap import MacvtapNetwork
 from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
 from netback.net.stream import StreamNetwork
 from netback.net.tap import OPTIONS as TAP_OPTIONS
-from netback.net.tap import TapNetwork
+from netback.net.tap import TapNetwork, remove_made
 from netback.net.user import OPTIONS as USER_OPTIONS
 from netback.net.user import UserNetwork
 from netback.net.user import misfit as user_misfit
+from netback.net.vde import OPTIONS as VDE_OPTIONS
+from netback.net.vde import VdeNetwork, vde_fault
 from netback.net.vhost_user import VhostUserNetwork
 
 
@@ -43,11 +52,42 @@ class Kind:
     options: Options = field(default_factory=dict)
     misfit: Callable[[str, dict[str, Any]], str | None] = lambda _name, _options: None
     """Why the name and the options do not go together; None if they do."""
+    tap: Callable[[str, str], str] | None = None
+    """The name of its tap, by the spec's name and the device's; None: it has no tap. `open` gets it as `tap`, and the
+    guest's `address`.
+    """
 
 
 KINDS = {
-    "tap": Kind("may", "tap:vif1.0", TapNetwork, options=TAP_OPTIONS),
+    "tap": Kind(
+        "may",
+        "tap:vif1.0",
+        lambda link, tap, address, **options: TapNetwork(tap, **options),
+        options=TAP_OPTIONS,
+        tap=lambda link, device: link or device,
+    ),
+    "bridge": Kind(
+        "must",
+        "bridge:xenbr0",
+        lambda bridge, tap, address, **options: TapNetwork(tap, bridge=bridge, **options),
+        "bridge",
+        options={name: option for name, option in TAP_OPTIONS.items() if name != "bridge"},
+        tap=lambda bridge, device: device,
+    ),
+    "macvtap": Kind(
+        "must",
+        "macvtap:eth0",
+        MacvtapNetwork,
+        options=MACVTAP_OPTIONS,
+        tap=lambda lower, device: device,
+    ),
     "packet": Kind("must", "packet:eth1", lambda link, several: PacketNetwork(link)),
+    "af_xdp": Kind(
+        "must",
+        "af_xdp:eth1",
+        lambda link, several, **options: AfXdpNetwork(link, **options),
+        options=AF_XDP_OPTIONS,
+    ),
     "vhost-user": Kind(
         "must",
         "vhost-user:/run/passt.sock",
@@ -72,6 +112,23 @@ KINDS = {
         fault_of(read_endpoint),
         DGRAM_OPTIONS,
         misfit,
+    ),
+    "l2tpv3": Kind(
+        "must",
+        "l2tpv3:192.0.2.1:1701,local=192.0.2.2:1701,session=1",
+        lambda where, several, **options: L2tpv3Network(where, **options),
+        "host",
+        fault_of(read_end),
+        L2TPV3_OPTIONS,
+        l2tpv3_misfit,
+    ),
+    "vde": Kind(
+        "must",
+        "vde:/run/vde.ctl",
+        lambda path, several, **options: VdeNetwork(path, **options),
+        "switch",
+        vde_fault,
+        VDE_OPTIONS,
     ),
     "user": Kind(
         "never",
@@ -127,15 +184,36 @@ def parse_spec(text: str) -> PeerSpec:
     return spec
 
 
-def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several: bool = False) -> Network:
+def tap_name(spec: PeerSpec, device: str) -> str:
+    """The name of the spec's tap, which is the device's, as in "vif1.0", unless the spec has another; empty: no tap."""
+    tap = KINDS[spec.kind].tap
+    return tap(spec.link, device) if tap else ""
+
+
+def remove_tap(spec: PeerSpec, device: str) -> None:
+    """Remove the tap that an earlier netback made for this spec and device, if it exists."""
+    if tap := tap_name(spec, device):
+        remove_made(tap)
+
+
+def open_network(
+    spec: PeerSpec,
+    *,
+    name: str,
+    held: Sequence[int] = (),
+    several: bool = False,
+    address: str | None = None,
+) -> Network:
     """Open the network of a spec. `several`: its vif may have several queues.
 
     `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
-    descriptor store kept for this device, one for each queue; the network owns them from here on. ConfigError: the spec
-    cannot be opened. PeerError: it cannot be opened now.
+    descriptor store kept for this device, one for each queue; the network owns them from here on. `address`: the
+    guest's, as aa:bb:cc:dd:ee:ff. ConfigError: the spec cannot be opened. PeerError: it cannot be opened now.
     """
     kind = KINDS[spec.kind]
     options = read_options(spec.kind, kind.options, spec.options)
     if held:
         options["held"] = held
-    return kind.open(spec.link or name, several=several, **options)
+    if tap := tap_name(spec, name):
+        options |= {"tap": tap, "address": address}
+    return kind.open(spec.link, several=several, **options)

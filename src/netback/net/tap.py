@@ -41,6 +41,7 @@ from netback.net.rtnetlink import (
     IFF_UP,
     Link,
     add_altname,
+    delete_link,
     get_bridge,
     get_link,
     join_bridge,
@@ -262,7 +263,7 @@ def discard(fd: int) -> None:
     found = find_joined(fd)
     if found is not None and any(name.startswith(MADE.format("")) for name in found.altnames):
         with suppress(OSError):
-            fcntl.ioctl(fd, Tun.SETPERSIST, 0)
+            delete_link(found.index)
     os.close(fd)
 
 
@@ -310,14 +311,17 @@ def give_back(peer: Peer) -> None:
 
 
 class TapNetwork:
-    """A tap. Its descriptor stays joined to it when it is renamed, set down or moved to another namespace.
+    """A tap; a macvtap is a subclass (net/macvtap.py). Its descriptor stays joined to it when it is renamed, set down
+    or moved to another namespace.
 
     `held` are the descriptors that an earlier process put into a descriptor store: those that still belong to this tap
     are used, and the tap's carrier and queued frames stay unchanged. `several`: a tap that is made here may have
     several queues. `mtu`: set on the tap whenever it is joined. `bridge`: the tap is set up as a port of this link, now
-    and whenever it is a port of none. ConfigError: a tap cannot be opened under this name. PeerError: another process
-    holds it, or there is no such bridge.
+    and whenever it is a port of none. `address`: of a tap that is made here. ConfigError: a tap cannot be opened under
+    this name. PeerError: another process holds it, or there is no such bridge.
     """
+
+    KIND = "tap"
 
     def __init__(
         self,
@@ -328,6 +332,7 @@ class TapNetwork:
         mtu: int | None = None,
         vhost: str = "off",
         bridge: str = "",
+        address: str = ADDRESS,
     ) -> None:
         self._fds: list[int] = []
         self._peers: list[TapPeer | VhostTapPeer] = []
@@ -337,11 +342,11 @@ class TapNetwork:
             else:
                 discard(fd)
         if fault := link_name_fault(link):
-            raise ConfigError(f"tap: {fault}; choose one that Linux takes, as in tap:web0")
+            raise ConfigError(f"{self.KIND}: {fault}; choose one that Linux takes, as in tap:web0")
         self._link = self._name = link
         self._caps = 0
         self._carrier = self._limited = False
-        self._address = ADDRESS
+        self._address = address
         self._mtu = mtu
         self._vhost = vhost
         self._bridge_name = bridge
@@ -349,11 +354,11 @@ class TapNetwork:
         self._several = several
         try:
             if not self._fds:
-                self._fds.append(open_device(link))
+                self._fds.append(self._open())
                 self._join(BUSY_WAITS)
             else:
                 self._made = find_made(link) is not None
-                self._set_format()
+                self._prepare()
                 self._want_mtu()
                 self._want_bridge()
         except BaseException:
@@ -372,6 +377,10 @@ class TapNetwork:
     def peers(self) -> tuple[Peer, ...]:
         return tuple(self._peers)
 
+    def _open(self) -> int:
+        """A descriptor that `_take` or `_join_queue` joins."""
+        return open_device(self._link)
+
     def _make_peer(self, fd: int) -> TapPeer | VhostTapPeer:
         plain = TapPeer(fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
         return plain if self._vhost == "off" else VhostTapPeer(plain, always=self._vhost == "on")
@@ -389,7 +398,7 @@ class TapNetwork:
                 fcntl.ioctl(fd, Tun.SETQUEUE, bytes(16) + IFREQ_FLAGS.pack(Flag.DETACH_QUEUE))
             os.close(fd)
         while len(self._fds) < count:
-            self._fds.append(open_device(self._link))
+            self._fds.append(self._open())
             try:
                 self._join_queue(len(self._fds) - 1)
             except BaseException:
@@ -401,7 +410,7 @@ class TapNetwork:
         """Join the descriptor of a further queue to the tap of the first one."""
         name = joined_to(self._fd)
         if name is None:
-            raise PeerError(f"tap:{self._link}: the link is gone")
+            raise PeerError(f"{self._spec}: the link is gone")
         if not has_queues(self._fd):
             reason = f"it came back with one queue and its vif has {len(self._fds)}: make it with multi_queue"
             raise ConfigError(f"tap:{self._link}: {reason}")
@@ -409,6 +418,15 @@ class TapNetwork:
         self._tell(Tun.SETCARRIER, INT.pack(self._carrier))  # joining turns it on
 
     # ---- the link
+
+    @property
+    def _spec(self) -> str:
+        """The network's name in errors, which stays the same when the link is renamed."""
+        return f"{self.KIND}:{self._link}"
+
+    def _found(self) -> Link | None:
+        """The link that the descriptor is joined to; None if it is gone or in another network namespace."""
+        return find_joined(self._fd)
 
     @property
     def name(self) -> str:
@@ -432,21 +450,21 @@ class TapNetwork:
 
     @property
     def mtu(self) -> int | None:
-        link = find_joined(self._fd)
+        link = self._found()
         return link.mtu if link else None
 
     @property
     def bridge(self) -> Bridge | None:
-        return get_bridge(find_joined(self._fd))
+        return get_bridge(self._found())
 
     @property
     def up(self) -> bool:
-        link = find_joined(self._fd)
+        link = self._found()
         return bool(link.flags & IFF_UP) if link else joined_to(self._fd) is not None  # in another namespace
 
     @property
     def follows(self) -> frozenset[int | str]:
-        if link := find_joined(self._fd):
+        if link := self._found():
             return frozenset({link.index})
         if joined_to(self._fd) is not None:  # in another namespace: it may come back under any name
             return frozenset({ANY_LINK})
@@ -462,8 +480,8 @@ class TapNetwork:
         if any(joined_to(fd) is None for fd in self._fds):
             self._rejoin()
             return True
-        if find_joined(self._fd) is None:
-            raise GoneError(f"tap:{self._link}: the link is in another network namespace; frames pass there")
+        if self._found() is None:
+            raise GoneError(f"{self._spec}: the link is in another network namespace; frames pass there")
         if self._limited:
             self.limit_mtu(True)
         self._want_bridge()
@@ -478,7 +496,7 @@ class TapNetwork:
 
     def _rejoin_first(self) -> None:
         if not self._made and get_link(self._link) is None:
-            raise GoneError(f"tap:{self._link}: the link is gone; it is used again when it is back")
+            raise GoneError(f"{self._spec}: the link is gone; it is used again when it is back")
         self._dropped_before += self._dropped
         self._dropped = 0
         self._join(())
@@ -487,6 +505,17 @@ class TapNetwork:
 
     def _join(self, waits: tuple[float, ...]) -> None:
         """Create or adopt the tap, and apply the network's settings to it."""
+        self._take(waits)
+        self._prepare()
+        self._want_mtu()
+        self._want_bridge()
+        self.offloads(self._caps)
+        wanted = self._carrier
+        self.carrier(False)  # a new tap has carrier; only a change is an event
+        self.carrier(wanted)
+
+    def _take(self, waits: tuple[float, ...]) -> None:
+        """Join the first descriptor to a tap that is there, or that is made."""
         if found := find_made(self._link):
             adopt(self._fd, found.name, waits)
             self._made = True
@@ -496,38 +525,31 @@ class TapNetwork:
         else:
             adopt(self._fd, self._link, waits)
             self._made = False
-        self._set_format()
-        self._want_mtu()
-        self._want_bridge()
-        self.offloads(self._caps)
-        self._tell(Tun.SETCARRIER, INT.pack(False))  # a new tap has carrier; only a change is an event
-        self.carrier(self._carrier)
 
-    def _set_format(self) -> None:
+    def _prepare(self) -> None:
+        """Set what every joined descriptor needs, new or held."""
         self._tell(Tun.SETVNETHDRSZ, INT.pack(virtio_net.HEADER.size))
         if self._made:
             self._tell(Tun.SETPERSIST, 1)
 
     def _want_mtu(self) -> None:
         """Set the MTU of the spec. ConfigError: this process may not."""
-        link = find_joined(self._fd)
+        link = self._found()
         if self._mtu is None or link is None:
             return
         try:
             want_mtu(link, self._mtu, self._link)
         except OSError as error:
-            raise ConfigError(
-                f"tap:{self._link}: cannot set its MTU to {self._mtu}: {error.strerror}"
-            ) from error
+            raise ConfigError(f"{self._spec}: cannot set its MTU to {self._mtu}: {error.strerror}") from error
 
     def _want_bridge(self) -> None:
         """Put the tap into the spec's bridge, unless it is a port of a link now: hotplug scripts and operators may move
         it. PeerError: there is no such bridge. ConfigError: the tap cannot be put into it.
         """
-        link = find_joined(self._fd)
+        link = self._found()
         if not self._bridge_name or link is None or link.master:
             return
-        name, found = f"tap:{self._link}", get_link(self._bridge_name)
+        name, found = self._spec, get_link(self._bridge_name)
         if found is None:
             raise PeerError(
                 f"{name}: there is no bridge {self._bridge_name}; the tap joins it once it exists"
@@ -544,7 +566,7 @@ class TapNetwork:
             OSError,
             ValueError,
         ) as error:  # EBADFD: the tap was removed; ValueError: the descriptor is closed
-            raise PeerError(f"tap:{self._link}: the link is gone ({error})") from error
+            raise PeerError(f"{self._spec}: the link is gone ({error})") from error
 
     # ---- settings; a tap that returns gets them again
 
@@ -566,7 +588,7 @@ class TapNetwork:
     def limit_mtu(self, limited: bool) -> None:
         """Lower the MTU to 1500, or restore the earlier one. A tap that this process may not change stays unchanged."""
         self._limited = limited
-        link = find_joined(self._fd)
+        link = self._found()
         with suppress(OSError):
             if link is not None and limited:
                 lower_mtu(link, self._link)
@@ -582,7 +604,7 @@ class TapNetwork:
 
     def set_mtu(self, mtu: int) -> None:
         """Set the MTU of a tap that netback created, unless its spec gives one."""
-        link = find_joined(self._fd) if self._made and self._mtu is None else None
+        link = self._found() if self._made and self._mtu is None else None
         with suppress(OSError):
             if link is not None:
                 set_mtu(link.index, mtu)
@@ -607,9 +629,13 @@ class TapNetwork:
         """Frames dropped because the tap's queue was full, the guest being slow or absent; counted since the link was
         made.
         """
-        if link := find_joined(self._fd):
-            self._dropped = link.tx_dropped
+        if link := self._found():
+            self._dropped = self._lost(link)
         return {"rx_overflow": self._dropped_before + self._dropped}
+
+    def _lost(self, link: Link) -> int:
+        """The link's count of frames for which its queue was full."""
+        return link.tx_dropped
 
     def queued(self) -> dict[str, int]:
         """The kernel does not tell how many frames a tap holds."""
@@ -626,15 +652,24 @@ class TapNetwork:
 
     def remove(self) -> None:
         """Close the descriptor and remove the tap if netback created it; another tap gets its earlier MTU back."""
-        with suppress(PeerError):
-            if self._made:
-                self._tell(Tun.SETPERSIST, 0)
-            else:
-                self.limit_mtu(False)
+        if not self._made:
+            self.limit_mtu(False)
+        elif self._fds:
+            self._unmake()
         self.close()
+
+    def _unmake(self) -> None:
+        """Have the tap that netback created go with its descriptors, wherever it is now."""
+        with suppress(PeerError):
+            self._tell(Tun.SETPERSIST, 0)
 
 
 def remove_made(link: str) -> None:
-    """Remove the tap that an earlier netback created as `link`, if it exists."""
-    if find_made(link):
+    """Remove the tap that an earlier netback created as `link`, if it exists and no process holds it; a macvtap in any
+    case. PeerError, ConfigError: it cannot be opened. OSError: it cannot be removed.
+    """
+    found = find_made(link)
+    if found is not None and found.kind == "macvtap":
+        delete_link(found.index)
+    elif found is not None:
         TapNetwork(link).remove()

@@ -21,8 +21,8 @@ from netback.dataplane.notices import Notice
 from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
 from netback.net.rtnetlink import get_link
-from netback.net.spec import open_network, parse_spec
-from netback.net.tap import find_made, remove_made
+from netback.net.spec import open_network, parse_spec, remove_tap, tap_name
+from netback.net.tap import find_made
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
 from netback.vif.rate import Rate, Rates, parse_node
@@ -74,7 +74,7 @@ class Nic:
         self._mtus: tuple[object, ...] = ()
         """The MTUs that were last compared."""
         self._tap = ""
-        """The tap's name in its spec; empty for other networks."""
+        """The tap's name; empty for other networks."""
         self._reading_rates = asyncio.Lock()
         self._odd_rates: dict[str, str] = {}
         """The values of rate nodes that were reported: no rate, or a rate of 0."""
@@ -96,7 +96,7 @@ class Nic:
         mac = await read_mac(store, name)
         spec = await read_backend(store, name, "net") or await self._context.net_for(name, mac)
         try:
-            network = await self._open(spec, await self._link())
+            network = await self._open(spec, await self._link(), mac)
         except _FAULTS as error:
             self._acted_at = self._loop.time()
             self._look_blindly(error)
@@ -130,21 +130,27 @@ class Nic:
         )
         return vifname if vifname and script is None else self._name.link
 
-    async def _open(self, spec: str, link: str) -> Network:
+    async def _open(self, spec: str, link: str, mac: str | None) -> Network:
         """Open the network in a thread, since a tap may be busy for a moment. If cancelled, close it again."""
         if spec in self._context.networks:
             return self._context.networks.open(spec, str(self._name))
         peer, device = parse_spec(spec), str(self._name)
-        link = peer.link or link
-        self._context.links.follow(self._on_link, {link})
-        self._tap = link if peer.kind == "tap" else ""
+        self._context.links.follow(self._on_link, {peer.link or link})
+        self._tap = tap_name(peer, link)
         if self._tap:
-            self._claim_tap(link)
+            self._claim_tap(self._tap)
         else:
             self._context.fd_store.forget(device)
         held = self._context.fd_store.take(device)
         opening = asyncio.ensure_future(
-            asyncio.to_thread(open_network, peer, name=link, held=held, several=self._context.queues > 1)
+            asyncio.to_thread(
+                open_network,
+                peer,
+                name=link,
+                held=held,
+                several=self._context.queues > 1,
+                address=mac,
+            )
         )
         try:
             await asyncio.wait((opening,))  # a cancelled shield would log an error of the call as unhandled
@@ -250,7 +256,8 @@ class Nic:
         self._seen = _seen(network)
         if joined:
             self._acted_at = self._loop.time()
-            self._keep(network)
+            if self._tap:
+                self._keep(network)
             await self.vif.refresh()
             text = (
                 f"{self._name}: link {network.name} was removed and is joined again, the rings as they were"
@@ -426,8 +433,7 @@ class Nic:
                 await read_backend(self._context.store, self._name, "net")
                 or await self._context.net_for(self._name, mac)
             )
-            if spec.kind == "tap":
-                await asyncio.to_thread(remove_made, spec.link or await self._link())
+            await asyncio.to_thread(remove_tap, spec, await self._link())
 
     def _end_network(self, network: Network, *, gone: bool) -> None:
         try:

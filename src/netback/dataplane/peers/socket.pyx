@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A socket with one frame per message: AF_PACKET, UNIX sockets of kind SEQPACKET and DGRAM, and UDP.
+"""A socket with one frame per message: AF_PACKET, UNIX sockets of kind SEQPACKET and DGRAM, UDP, and raw IP.
 
 One system call moves many messages. AF_PACKET returns the VLAN tag separately; an empty message on a SEQPACKET socket
 is its end, anywhere else it is no frame. A socket may send to an address to which it is not connected, or through
 another socket: then poll does not tell when there is room.
 """
 from libc.errno cimport (
-    EACCES, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENODEV, ENOENT, ENXIO, EPERM, EPIPE,
-    errno,
+    EACCES, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENODEV, ENOENT, ENOPROTOOPT, ENXIO, EPERM,
+    EPIPE, EPROTO, errno,
 )
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -22,6 +22,7 @@ from netback.dataplane.sockets cimport (
 )
 
 cdef enum:
+    IPPROTO_L2TP = 115           # linux/l2tp.h
     MAX_ADDRESS = 128            # sockaddr_storage
     LARGE_READS = 256            # reads that follow a frame longer than FRAME_BYTES: BIG TCP comes in flows
 
@@ -30,7 +31,7 @@ cdef struct socket_peer:         # `peer` is first: a peer_t * of a socket is a 
     peer_t peer
     bint auxdata                 # AF_PACKET: VLAN tags come separately
     bint ends                    # SEQPACKET: an empty message is the end
-    bint reports                 # UDP: an error is that of an earlier frame, which the network lost
+    bint reports                 # UDP, L2TP: an error is that of an earlier frame, which the network lost
     int send_fd
     uint8_t address[MAX_ADDRESS]     # where it sends to; empty: where the socket is connected to
     unsigned int address_bytes
@@ -45,8 +46,12 @@ cdef inline bint is_down(socket_peer *own, int error) noexcept nogil:
 
 
 cdef inline bint is_report(socket_peer *own, int error) noexcept nogil:
-    """Whether an ICMP message about an earlier frame came: udp(7) returns it once, from whatever call is next."""
-    return own.reports and (error == ECONNREFUSED or error == EHOSTUNREACH or error == ENETUNREACH)
+    """Whether an ICMP message about an earlier frame came: udp(7) and raw(7) return it once, from whatever call is
+    next.
+    """
+    if not own.reports:
+        return False
+    return error in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ENOPROTOOPT, EPROTO)
 
 
 cdef inline void note_error(peer_t *peer, int error) noexcept nogil:
@@ -161,7 +166,7 @@ cdef class SocketPeer(Peer):
         self.owner = owner
         self.own.auxdata = auxdata
         self.own.ends = socket_option(fd, SO_TYPE) == SOCK_SEQPACKET
-        self.own.reports = socket_option(fd, SO_PROTOCOL) == IPPROTO_UDP
+        self.own.reports = socket_option(fd, SO_PROTOCOL) in (IPPROTO_UDP, IPPROTO_L2TP)
         self.own.send_fd = send_fd if send_fd >= 0 else fd
         if len(address) > MAX_ADDRESS:
             raise ValueError("an address is too long")
