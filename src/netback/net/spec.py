@@ -21,6 +21,9 @@ from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
 from netback.net.stream import StreamNetwork
+from netback.net.switch import HUB_OPTIONS, SwitchNetwork
+from netback.net.switch import OPTIONS as SWITCH_OPTIONS
+from netback.net.switch import name_fault as switch_name_fault
 from netback.net.tap import OPTIONS as TAP_OPTIONS
 from netback.net.tap import TapNetwork
 from netback.net.user import OPTIONS as USER_OPTIONS
@@ -79,6 +82,22 @@ KINDS = {
         lambda name, several, **options: UserNetwork(**options),
         options=USER_OPTIONS,
         misfit=user_misfit,
+    ),
+    "switch": Kind(
+        "must",
+        "switch:lan",
+        lambda name, several, **options: SwitchNetwork(name, **options),
+        "switch",
+        switch_name_fault,
+        SWITCH_OPTIONS,
+    ),
+    "hub": Kind(
+        "must",
+        "hub:lan",
+        lambda name, several, **options: SwitchNetwork(name, kind="hub", **options),
+        "hub",
+        switch_name_fault,
+        HUB_OPTIONS,
     ),
     "null": Kind("never", "null", lambda name, several: NullNetwork()),
 }
