@@ -20,6 +20,8 @@ from netback.net.link_names import link_name_fault
 from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
+from netback.net.sandbox.network import OPTIONS as SANDBOX_OPTIONS
+from netback.net.sandbox.network import SandboxNetwork
 from netback.net.stream import StreamNetwork
 from netback.net.switch import HUB_OPTIONS, SwitchNetwork
 from netback.net.switch import OPTIONS as SWITCH_OPTIONS
@@ -98,6 +100,13 @@ KINDS = {
         "hub",
         switch_name_fault,
         HUB_OPTIONS,
+    ),
+    "sandbox": Kind(
+        "never",
+        "sandbox",
+        lambda name, several, **options: SandboxNetwork(**options),
+        options=SANDBOX_OPTIONS,
+        misfit=user_misfit,
     ),
     "null": Kind("never", "null", lambda name, several: NullNetwork()),
 }
