@@ -8,12 +8,9 @@ RESEND_SECONDS is sent again.
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from netback.net.sandbox.packets import MTU, TCP, Flag, ip_size
-
-if TYPE_CHECKING:
-    from netback.net.sandbox.tcpip import Host
 
 SEGMENTS = 44
 """MSS times this plus the headers stays below 64 KiB."""
@@ -54,6 +51,17 @@ def read_options(options: bytes) -> dict[int, bytes]:
     return found
 
 
+class Sender(Protocol):
+    """What a connection needs of its host (tcpip.py)."""
+
+    segmentation: bool
+    in_flight: int
+    patience: float | None
+
+    def send_tcp(self, source: bytes, to: bytes, head: bytes, payload: bytes, mss: int) -> None:
+        """Send a segment, whose checksum is blank in `head`."""
+
+
 class Connection:
     """Data both ways: what comes goes to `on_data`, which takes up to `room()` bytes; what is sent comes from
     `on_room`.
@@ -62,7 +70,7 @@ class Connection:
     modulo 2**32, as on the wire.
     """
 
-    def __init__(self, host: "Host", port: int) -> None:
+    def __init__(self, host: Sender, port: int) -> None:
         self.port = port
         self.near = b""
         self.far = (b"", 0)
