@@ -231,6 +231,7 @@ GOOD = (
     vouched(THERE, HERE, 6, tcp(5000, 7, 24, 1, 1, b"data")),
     vouched(THERE, HERE, 6, tcp(5000, 7, 17, 5, 1)),
     vouched(THERE, HERE, 6, tcp(5000, 19, 2)),
+    vouched(THERE, HERE, 6, tcp(5000, 53, 2)),
     vouched(THERE, HERE, 6, tcp(5000, 80, 2)),
     vouched(THERE6, HERE6, 6, tcp(5000, 9, 2)),
     vouched(THERE6, HERE6, 17, udp(7, b"echo")),
@@ -375,3 +376,17 @@ def test_dns(asked: bytes, code: int, answers: int) -> None:
     assert answer is not None
     number, flags, _, count, _, _ = struct.unpack_from("!HHHHHH", answer)
     assert (number, flags & 0x800F, count) == (7, 0x8000 | code, answers)
+
+
+def test_dns_over_tcp() -> None:
+    """Two queries, in pieces that end anywhere; the answers are those over UDP."""
+    asked = b"".join(len(one).to_bytes(2, "big") + one for one in (query("sandbox"), query("example.org")))
+    for at in range(len(asked) + 1):
+        host, sent = sandbox()
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 53, 2)))
+        isn = struct.unpack_from("!I", sent[-1], 10 + 14 + 20 + 4)[0]
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 53, 24, 1, isn + 1, asked[:at])))
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 53, 24, 1 + at, isn + 1, asked[at:])))
+        got = b"".join(one[10 + 14 + 20 + 20 :] for one in sent[1:])
+        wanted = [host.udp[53](one) or b"" for one in (query("sandbox"), query("example.org"))]
+        assert got == b"".join(len(one).to_bytes(2, "big") + one for one in wanted)

@@ -105,8 +105,14 @@ def furnish(host: Host, ipv4: ipaddress.IPv4Interface | None, ipv6: ipaddress.IP
     if ipv4 is not None:
         names[f"guest.{DOMAIN}"] = (ipv4.ip,)
     host.patience, host.in_flight = PATIENCE, IN_FLIGHT
-    host.tcp = {ECHO_PORT: serve_echo, DISCARD_PORT: serve_discard, CHARGEN_PORT: serve_chargen}
-    host.udp = {ECHO_PORT: echo_datagram, DNS_PORT: Dns(names).answer}
+    dns = Dns(names)
+    host.tcp = {
+        ECHO_PORT: serve_echo,
+        DISCARD_PORT: serve_discard,
+        CHARGEN_PORT: serve_chargen,
+        DNS_PORT: dns.serve,
+    }
+    host.udp = {ECHO_PORT: echo_datagram, DNS_PORT: dns.answer}
     if ipv4 is not None:
         host.udp[DHCP_PORT] = Dhcp(ipv4, gateway(ipv4), DOMAIN).answer
     if ipv6 is not None:

@@ -5,7 +5,7 @@ RFC 862 to 864. Functions of bytes; whatever comes, they return an answer or Non
 
 import ipaddress
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from netback.net.sandbox.tcp import Connection
 
@@ -172,6 +172,21 @@ class Dns:
         )
         return DNS.pack(number, said | code, 1, len(found), 0, 0) + question + records
 
+    def serve(self, connection: Connection) -> None:
+        """Answer queries over TCP, each after its length (RFC 7766, 8)."""
+        asked = bytearray()
+
+        def answers(data: bytes) -> bytes:
+            asked.extend(data)
+            made = b""
+            while len(asked) >= 2 and len(asked) >= (end := 2 + int.from_bytes(asked[:2], "big")):
+                answer = self.answer(bytes(asked[2:end]))
+                del asked[:end]
+                made += len(answer).to_bytes(2, "big") + answer if answer is not None else b""
+            return made
+
+        serve_answers(connection, answers)
+
 
 # ---- echo, discard, chargen
 
@@ -180,8 +195,10 @@ def echo_datagram(payload: bytes) -> bytes:
     return payload
 
 
-def serve_echo(connection: Connection) -> None:
-    """Send back what comes, and end when the far end does. What it does not read fills the buffer, then its window."""
+def serve_answers(connection: Connection, answer: Callable[[bytes], bytes]) -> None:
+    """Send what answers the bytes that come, and end when the far end does. What it does not read fills the buffer, and
+    then its window closes.
+    """
     waiting = bytearray()
 
     def take() -> bytes | None:
@@ -191,9 +208,14 @@ def serve_echo(connection: Connection) -> None:
         waiting.clear()
         return piece
 
-    connection.on_data = waiting.extend
+    connection.on_data = lambda data: waiting.extend(answer(data))
     connection.on_room = take
     connection.room = lambda: max(0, BUFFER - len(waiting) - connection.unsent)
+
+
+def serve_echo(connection: Connection) -> None:
+    """Send back what comes."""
+    serve_answers(connection, bytes)
 
 
 def serve_discard(connection: Connection) -> None:
