@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.peers.switch import Carrier, Port, Switch
-from netback.errors import ConfigError, NetbackError, PeerError
+from netback.errors import ConfigError, GoneError, NetbackError, PeerError
 from netback.net.base import Linkless
 from netback.net.link_names import link_name_fault
 from netback.net.options import Option, Options, integer
@@ -110,13 +110,37 @@ class Uplink:
 
 
 class Segment:
-    """A switch or hub with its ports. `options` were given by its first vif, and hold for all."""
+    """A switch or hub with its ports. An option holds for all of its vifs, whichever gave it: after a restart they come
+    in any order.
+    """
 
-    def __init__(self, kind: Kind, options: dict[str, Any]) -> None:
-        self.options = options
+    def __init__(self, name: str, kind: Kind) -> None:
         self.users = 0
-        self.native = Switch(learns=kind == "switch", ageing=options.get("ageing", AGEING))
-        self.uplink = Uplink(self.native, options["uplink"]) if "uplink" in options else None
+        self.native = Switch(learns=kind == "switch", ageing=AGEING)
+        self.uplink: Uplink | None = None
+        self._name = name
+        self._options: dict[str, object] = {}
+
+    def join(self, options: Mapping[str, Any]) -> None:
+        """One vif more, with these options. ConfigError: others are in force. PeerError, ConfigError: its uplink cannot
+        be opened; no link that returns is waited for then.
+        """
+        for option, value in options.items():
+            if (has := self._options.get(option, value)) != value:
+                raise ConfigError(
+                    f"{self._name}: {option}={has} is in force for another vif, and not {option}={value}"
+                )
+        if "uplink" in options and self.uplink is None:
+            try:
+                self.uplink = Uplink(self.native, options["uplink"])
+            except GoneError as error:
+                raise PeerError(f"{self._name}: uplink: {error}") from error
+            except NetbackError as error:
+                raise type(error)(f"{self._name}: uplink: {error}") from error
+        self._options |= options
+        if "ageing" in options:
+            self.native.set_ageing(options["ageing"])
+        self.users += 1
 
     def leave(self, *, remove: bool) -> None:
         """One vif fewer: with the last one the uplink ends."""
@@ -137,25 +161,19 @@ class _Segments:
 _segments = _Segments(threading.Lock(), WeakValueDictionary())
 
 
-def _join(name: str, kind: Kind, options: dict[str, Any]) -> Segment:
-    """The segment of this name, made now if need be; `_segments.lock` is held. ConfigError: it has other options."""
+def _join(name: str, kind: Kind, options: Mapping[str, Any]) -> Segment:
+    """The segment of this name, made now if need be, with one vif more; `_segments.lock` is held."""
     segment = _segments.by_name.get(name)
     if segment is None or not segment.users:
-        segment = _segments.by_name[name] = Segment(kind, options)
-    for option, value in options.items():
-        if segment.options.get(option, AGEING if option == "ageing" else None) != value:
-            has = segment.options.get(option, AGEING if option == "ageing" else "none")
-            raise ConfigError(
-                f"{name}: its {option} is {has}, as its first vif has it; {option}={value} is another one"
-            )
-    segment.users += 1
+        segment = _segments.by_name[name] = Segment(name, kind)
+    segment.join(options)
     return segment
 
 
 class SwitchNetwork(Linkless):
     """One vif's port. It passes frames while its carrier is on.
 
-    `options`: `ageing` in seconds (a switch only), `uplink` as KIND:LINK. ConfigError: the segment has others.
+    `options`: `ageing` in seconds (a switch only), `uplink` as KIND:LINK. ConfigError: other ones are in force.
     PeerError: it has no more ports, or its uplink cannot be opened.
     """
 
@@ -164,10 +182,6 @@ class SwitchNetwork(Linkless):
         with _segments.lock:
             try:
                 self._segment = _join(self._segment_name, kind, options)
-            except NetbackError as error:
-                text = str(error)
-                known = text.startswith(self._segment_name)
-                raise type(error)(text if known else f"{self._segment_name}: uplink: {text}") from error
             except OSError as error:
                 raise PeerError(f"{self._segment_name}: {error.strerror}") from error
             self._left = False
@@ -193,8 +207,7 @@ class SwitchNetwork(Linkless):
         words = f"one of {ports} ports"
         if uplink is not None:
             words += f", the uplink {uplink.spec} is port {uplink.number}"
-        known = self._segment.native.addresses()
-        own = sorted(address for address, port in known.items() if port == self._port.number)
+        own = sorted(self._segment.native.addresses(self._port.number))
         shown = " ".join(address.hex(":") for address in own[:SHOWN_ADDRESSES])
         more = f" and {len(own) - SHOWN_ADDRESSES} more" if len(own) > SHOWN_ADDRESSES else ""
         return f"{words}; {shown}{more}" if own else words

@@ -22,6 +22,7 @@ under its lock.
 """
 import os
 
+cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -154,9 +155,10 @@ cdef lane_t *lane_new() except NULL:
         raise OSError(errno, os.strerror(errno))
     memory = mmap(NULL, LANE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if memory == MAP_FAILED:
+        failed = errno
         close(lane.event)
         free(lane)
-        raise MemoryError
+        raise OSError(failed, os.strerror(failed))
     lane.memory = <uint8_t *>memory
     lane.armed = 1
     return lane
@@ -434,6 +436,8 @@ cdef class Switch:
     """
 
     cdef switch_t *switch
+    cdef readonly int ports
+    """How many are in use."""
 
     def __cinit__(self, *, bint learns=True, uint32_t ageing=300, secret: int | None = None):
         self.switch = <switch_t *>calloc(1, sizeof(switch_t))
@@ -461,6 +465,7 @@ cdef class Switch:
         for number in range(self.switch.ports_end):
             if not self.switch.ports[number].used:
                 self.switch.ports[number].used = True
+                self.ports += 1
                 return self.switch.ports[number]
         number = self.switch.ports_end
         if number == MAX_PORTS:
@@ -470,31 +475,36 @@ cdef class Switch:
             raise MemoryError
         port.number = number
         port.used = True
+        self.ports += 1
         self.switch.ports[number] = port
         store_release(&self.switch.ports_end, number + 1)
         return port
 
-    @property
-    def ports(self) -> int:
-        """How many ports are in use."""
-        cdef uint32_t number
-        return sum([self.switch.ports[number].used for number in range(self.switch.ports_end)])
+    def set_ageing(self, uint32_t seconds) -> None:
+        """Have an address known for so long after its last frame, from now on."""
+        self.switch.addresses.ageing = seconds
 
-    def addresses(self) -> dict[bytes, int]:
-        """The port of each address that is known now."""
+    def addresses(self, port: int | None = None) -> dict[bytes, int]:
+        """The port of each address that is known now; of one port alone if it is given."""
         cdef addresses_t *table = &self.switch.addresses
         cdef uint32_t now = seconds()
-        cdef int i, way
+        cdef int i, way, found, wanted = NOWHERE if port is None else port
         cdef uint64_t entry
         known = {}
+        if wanted != NOWHERE and table.counts[wanted] == 0:
+            return known
         for i in range(SETS):
             for way in range(WAYS):
                 entry = table.sets[i].entries[way]
-                if entry and now - table.sets[i].seen[way] < table.ageing:
-                    known[int(entry >> 16).to_bytes(6, "big")] = <int>(entry & 0xFFFF) - 1
+                found = <int>(entry & 0xFFFF) - 1
+                if entry == 0 or (wanted != NOWHERE and found != wanted):
+                    continue
+                if now - table.sets[i].seen[way] < table.ageing:
+                    known[int(entry >> 16).to_bytes(6, "big")] = found
         return known
 
 
+@cython.no_gc_clear              # its end needs the switch
 cdef class Port:
     """One port of a switch, closed at first: its frames are sent, and it gets none. Control code alone uses it, one
     thread at a time. `limit`: most addresses that are learned there. OSError: too many descriptors. ValueError: too
@@ -570,6 +580,7 @@ cdef class Port:
                 self.port.lanes[lane].touched = self.port.lanes[lane].touched_before = 0
         self.closed = True
         self.port.used = False
+        self.switch.ports -= 1
 
     def __dealloc__(self):
         if self.port != NULL:

@@ -11,8 +11,9 @@ import ipaddress
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 from netback.dataplane.peers.peer import Peer
 from netback.errors import ConfigError
@@ -32,8 +33,6 @@ from netback.net.sandbox.services import (
 from netback.net.sandbox.stack import Stack
 from netback.net.sandbox.tcpip import Host
 from netback.net.user import IPV4, gateway, misfit, read_ipv4
-
-T = TypeVar("T")
 
 IPV6 = ipaddress.IPv6Interface("fd00:10:0:2::2/64")
 DOMAIN = "sandbox"
@@ -70,9 +69,9 @@ class _Thread:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="sandbox", daemon=True).start()
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run it there, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> Future[None]:
+        """Run it there."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
 
 class _Threads:
@@ -138,7 +137,7 @@ class SandboxNetwork(Linkless):
         self._undo = AsyncExitStack()
         self._closed = False
         self._thread = _threads.get()
-        self._thread.call(self._start(ipv4, ipv6))
+        self._thread.start(self._start(ipv4, ipv6)).result()
 
     async def _start(
         self, ipv4: ipaddress.IPv4Interface | None, ipv6: ipaddress.IPv6Interface | None
@@ -163,11 +162,11 @@ class SandboxNetwork(Linkless):
         return {}
 
     def close(self) -> None:
-        """End the host."""
+        """End the host, in its thread; nothing waits for that."""
         if not self._closed:
             self._closed = True
-            self._thread.call(self._undo.aclose())
             self._pair.remove()
+            self._thread.start(self._undo.aclose())
 
     def remove(self) -> None:
         self.close()

@@ -14,7 +14,7 @@ from netback.net.sandbox.tcpip import Host
 
 MAX_FRAME = 1 << 17
 BUFFER = 1 << 22
-BURST = 64
+BURST, GENTLE_BURST = 64, 16
 TICK_SECONDS = 0.05
 PING_SECONDS = 1.0
 MAX_WAITING = 1024
@@ -85,7 +85,7 @@ class Stack:
 
     def _receive(self) -> None:
         begin = self._loop.time()
-        for _ in range(BURST):
+        for _ in range(GENTLE_BURST if self._gentle else BURST):
             try:
                 frame = self._socket.recv(MAX_FRAME)
             except BlockingIOError:
