@@ -575,6 +575,10 @@ def test_a_tap_as_uplink(lan: str) -> None:
         b.peers[0].send([message(mac(3), mac(2))])
         assert far.recv() == message(mac(3), mac(2))
         assert names(a) == []
+        ip("link set up0 down")
+        a.peers[0].send([message(ALL, mac(1))])
+        while "1 frames lost" not in str(b.path):
+            a.check()
         a.remove()
         assert get_link("up0") is not None
     assert get_link("up0") is None

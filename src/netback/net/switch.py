@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -95,7 +94,13 @@ class Uplink:
 
     @property
     def number(self) -> int:
+        """Of its port."""
         return self._port.number
+
+    @property
+    def lost(self) -> int:
+        """Frames for the link that it did not take, or that found its port full."""
+        return self._carrier.lost + self._port.lost
 
     def end(self, *, remove: bool) -> None:
         """Leave the link; `remove`: and remove it, if netback made it."""
@@ -149,23 +154,17 @@ class Segment:
             self.uplink.end(remove=remove)
 
 
-@dataclass(frozen=True, slots=True)
-class _Segments:
-    """Those of this process, each for as long as it has ports."""
-
-    lock: threading.Lock
-    """Networks are opened in threads."""
-    by_name: WeakValueDictionary[str, Segment]
-
-
-_segments = _Segments(threading.Lock(), WeakValueDictionary())
+_lock = threading.Lock()
+"""Networks are opened in threads."""
+_by_name: WeakValueDictionary[str, Segment] = WeakValueDictionary()
+"""The segments of this process, each for as long as it has ports."""
 
 
 def _join(name: str, kind: Kind, options: Mapping[str, Any]) -> Segment:
-    """The segment of this name, made now if need be, with one vif more; `_segments.lock` is held."""
-    segment = _segments.by_name.get(name)
+    """The segment of this name, made now if need be, with one vif more; `_lock` is held."""
+    segment = _by_name.get(name)
     if segment is None or not segment.users:
-        segment = _segments.by_name[name] = Segment(name, kind)
+        segment = _by_name[name] = Segment(name, kind)
     segment.join(options)
     return segment
 
@@ -179,7 +178,7 @@ class SwitchNetwork(Linkless):
 
     def __init__(self, name: str, *, kind: Kind = "switch", **options: Any) -> None:
         self._segment_name = f"{kind}:{name}"
-        with _segments.lock:
+        with _lock:
             try:
                 self._segment = _join(self._segment_name, kind, options)
             except OSError as error:
@@ -207,6 +206,7 @@ class SwitchNetwork(Linkless):
         words = f"one of {ports} ports"
         if uplink is not None:
             words += f", the uplink {uplink.spec} is port {uplink.number}"
+            words += f" ({uplink.lost} frames lost)" if uplink.lost else ""
         own = sorted(self._segment.native.addresses(self._port.number))
         shown = " ".join(address.hex(":") for address in own[:SHOWN_ADDRESSES])
         more = f" and {len(own) - SHOWN_ADDRESSES} more" if len(own) > SHOWN_ADDRESSES else ""
@@ -241,7 +241,7 @@ class SwitchNetwork(Linkless):
 
     def check(self) -> bool:
         """The uplink's errors; its thread reads its descriptor again by itself."""
-        with _segments.lock:
+        with _lock:
             if self._left or self._segment.uplink is None:
                 return False
             try:
@@ -276,7 +276,7 @@ class SwitchNetwork(Linkless):
         self._leave(remove=True)
 
     def _leave(self, *, remove: bool) -> None:
-        with _segments.lock:
+        with _lock:
             if not self._left:
                 self._left = True
                 self._port.close()

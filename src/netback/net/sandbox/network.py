@@ -13,10 +13,11 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
+from functools import cache
 from typing import Any
 
 from netback.dataplane.peers.peer import Peer
-from netback.errors import ConfigError
+from netback.errors import ConfigError, PeerError
 from netback.net.base import Linkless
 from netback.net.options import Option, Options
 from netback.net.python import PythonNetwork
@@ -74,21 +75,10 @@ class _Thread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
 
-class _Threads:
-    """Makes the thread when it is first needed, again in a forked child."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made: tuple[int, _Thread] | None = None
-
-    def get(self) -> _Thread:
-        with self._lock:
-            if self._made is None or self._made[0] != os.getpid():
-                self._made = os.getpid(), _Thread()
-            return self._made[1]
-
-
-_threads = _Threads()
+@cache
+def _thread() -> _Thread:
+    """Made when it is first needed."""
+    return _Thread()
 
 
 def addresses(ipv4: ipaddress.IPv4Interface | None, ipv6: ipaddress.IPv6Interface | None) -> tuple[str, ...]:
@@ -120,7 +110,7 @@ def furnish(host: Host, ipv4: ipaddress.IPv4Interface | None, ipv6: ipaddress.IP
 
 class SandboxNetwork(Linkless):
     """One guest's. `ipv4`: what the guest gets by DHCP; `ipv6`: the sandbox's own address, in whose network the guest
-    chooses one. ConfigError: both are None.
+    chooses one. ConfigError: both are None. PeerError: there are too many descriptors.
     """
 
     name = "sandbox"
@@ -136,8 +126,11 @@ class SandboxNetwork(Linkless):
         self._pair = PythonNetwork("sandbox", vnet_hdr=True)
         self._undo = AsyncExitStack()
         self._closed = False
-        self._thread = _threads.get()
-        self._thread.start(self._start(ipv4, ipv6)).result()
+        try:
+            _thread().start(self._start(ipv4, ipv6)).result()
+        except OSError as error:
+            self._pair.remove()
+            raise PeerError(f"sandbox: {error.strerror}") from error
 
     async def _start(
         self, ipv4: ipaddress.IPv4Interface | None, ipv6: ipaddress.IPv6Interface | None
@@ -166,7 +159,7 @@ class SandboxNetwork(Linkless):
         if not self._closed:
             self._closed = True
             self._pair.remove()
-            self._thread.start(self._undo.aclose())
+            _thread().start(self._undo.aclose())
 
     def remove(self) -> None:
         self.close()
