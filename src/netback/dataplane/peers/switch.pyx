@@ -43,7 +43,7 @@ from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, PEER_CLOSED, PEER_TAKES, PEER_UP, VNET_HDR, Peer,
     frame_t, frame_vectors, peer_t,
 )
-from netback.dataplane.ring cimport load_acquire, load_relaxed, store_release
+from netback.dataplane.ring cimport full_fence, load_acquire, load_relaxed, store_release
 from netback.dataplane.sockets cimport iovec
 
 cdef extern from *:
@@ -172,8 +172,11 @@ cdef void lane_free(lane_t *lane) noexcept:
 
 
 cdef inline void ring(lane_t *lane) noexcept nogil:
-    """Wake the receiver if it has armed the eventfd."""
+    """Wake the receiver if it has armed the eventfd. The fence orders the frame's store before this load, as the
+    exchange in `arm` orders its store before its last look: one of the two sees the other's.
+    """
     cdef uint64_t one = 1
+    full_fence()
     if lane.armed and exchange(&lane.armed, 0):
         write(lane.event, &one, sizeof(one))
 
@@ -187,17 +190,18 @@ cdef inline place_t *reserve(lane_t *lane, uint32_t length, uint32_t share) noex
     cdef uint32_t oldest = lane.places[released % LANE_FRAMES].offset
     cdef uint32_t at = 0 if empty else lane.at
     cdef place_t *place = &lane.places[lane.reserved % LANE_FRAMES]
+    cdef uint32_t end
     if lane.reserved - released >= LANE_FRAMES // share:
         return NULL
     if share > 1 and not empty and (at - oldest if at > oldest else LANE_BYTES - oldest + at) >= LANE_BYTES // share:
         return NULL
     while True:
         place.offset = begin_at(at, length)
-        lane.at = (place.offset + FRAME_HEADROOM + length + 63) & ~<uint32_t>63
-        if lane.at <= <uint32_t>LANE_BYTES and (empty or at > oldest or lane.at < oldest):
+        end = (place.offset + FRAME_HEADROOM + length + 63) & ~<uint32_t>63
+        if end <= <uint32_t>LANE_BYTES and (empty or at > oldest or end < oldest):
+            lane.at = end
             lane.reserved += 1
             return place
-        lane.at = at
         if empty or at <= oldest:
             return NULL
         at = 0                   # the end of the memory is too short: go on at its begin
