@@ -70,6 +70,8 @@ FRAGMENT = 0x3FFF
 CHECKED = virtio_net.F_NEEDS_CSUM | virtio_net.F_DATA_VALID
 """The sender vouches for the checksum."""
 
+Key = tuple[bytes, bytes, int, int]
+"""Of a connection: its own address, the far one and its port, the own port."""
 Answer = Callable[[bytes], bytes | None]
 """What a UDP port answers to a datagram's payload; None: nothing."""
 Serve = Callable[[Connection], object]
@@ -109,7 +111,7 @@ class Host:
         self._neighbours: dict[bytes, bytes] = {}
         self._unsent: list[tuple[bytes, bytes, int, bytes, bytes]] = []
         self._echoes: dict[int, Callable[[], object]] = {}
-        self._connections: dict[tuple[bytes, int, int], Connection] = {}
+        self._connections: dict[Key, Connection] = {}
         self._numbers, self._ports = count(1), count(40000)
 
     # ---- requests
@@ -129,7 +131,7 @@ class Host:
         def join(made: Connection) -> None:
             del self.tcp[port]
             connection.near, connection.far = made.near, made.far
-            self._connections[*made.far, port] = connection
+            self._connections[made.near, *made.far, port] = connection
 
         self.tcp[port] = join
         return port, connection
@@ -139,7 +141,7 @@ class Host:
         connection = Connection(self, next(self._ports))
         connection.far = pack_address(address), port
         connection.near = self._own(6 if ":" in address else 4)
-        self._connections[*connection.far, connection.port] = connection
+        self._connections[connection.near, *connection.far, connection.port] = connection
         connection.open()
         return connection
 
@@ -322,10 +324,10 @@ class Host:
         flags, head = Flag(bits & 0x1F), (offset >> 4) * 4
         if not TCP.size <= head <= len(segment):
             return
-        key = (source, far, port)
+        key = (to, source, far, port)
         connection = self._connections.get(key)
         if connection is None and flags & (Flag.SYN | Flag.ACK | Flag.RST) == Flag.SYN and port in self.tcp:
-            connection = self._accept(to, key)
+            connection = self._accept(key)
         if connection is None:
             if not flags & Flag.RST:
                 self._reset(to, source, segment)
@@ -335,9 +337,9 @@ class Host:
         if connection.dropped:
             del self._connections[key]
 
-    def _accept(self, near: bytes, key: tuple[bytes, int, int]) -> Connection | None:
+    def _accept(self, key: Key) -> Connection | None:
         """A new connection; None if there are too many."""
-        source, far, port = key
+        near, source, far, port = key
         if len(self._connections) >= MAX_CONNECTIONS:
             return None
         made = Connection(self, port)
