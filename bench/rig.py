@@ -19,10 +19,12 @@ from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.credit import Credit
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.null import NullPeer
+from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
 from netback.dataplane.staged import Staged
 from netback.dataplane.worker import Worker
+from netback.net.sandbox.packets import checksum
 
 PAGE = 4096
 SLOTS = 256
@@ -78,6 +80,7 @@ class Shape:
         ip = struct.pack(
             ">BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, b"\x0a\x63\0\1", b"\x0a\x63\0\2"
         )
+        ip = ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:]
         tcp = struct.pack(">HHIIBBHHH", 5001, 5002, 1, 1, 0x50, 0x10, 512, 0, 0)
         return (ethernet + ip + tcp).ljust(self.length, b"x")
 
@@ -137,10 +140,16 @@ def guest_memory() -> tuple[mmap.mmap, EmulatedMemory]:
 
 
 class Ring:
-    """One ring of a queue, filled by `fill` and emptied by `worker.step(queue)`; the queue's other ring stays empty."""
+    """One ring of a queue, filled by `fill` and emptied by `worker.step(queue)`; the queue's other ring stays empty.
 
-    def __init__(self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None) -> None:
+    Without `peer` the network is a null peer.
+    """
+
+    def __init__(
+        self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None, peer: Peer | None = None
+    ) -> None:
         self.shape = shape
+        self._peer = peer or NullPeer(caps=ALL_CAPS, template=b"" if tx else shape.template())
         self.tx = tx
         self.own, self.memory = guest_memory()
         self._requests = ctypes.create_string_buffer(tx_requests(shape) if tx else rx_requests(shape))
@@ -161,9 +170,8 @@ class Ring:
     def _queue(self, events: EmulatedEvents) -> BackQueue:
         busy = self.memory.page_address(RING_PAGE)
         idle = ctypes.addressof(ctypes.c_char.from_buffer(self._idle))
-        peer = NullPeer(caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())
         return BackQueue(
-            events, self.memory, peer, Journal(),
+            events, self.memory, self._peer, Journal(),
             tx_page=busy if self.tx else idle, rx_page=idle if self.tx else busy, tx_name=1, rx_name=2,
             tx_port=1, rx_port=1, caps=ALL_CAPS, sg=True, keep=self._idle,
         )  # fmt: skip

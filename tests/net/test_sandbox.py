@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two hosts of net/sandbox on a link that loses, repeats, completes and segments frames as a real one does."""
+"""Two hosts of net/sandbox on a link that loses, repeats, completes and segments frames as a real one does; the network
+`sandbox` and whatever a guest sends to it.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +17,14 @@ from hypothesis import strategies as st
 
 from netback.abi import virtio_net
 from netback.dataplane import offload
-from netback.net.sandbox.tcpip import RESEND_SECONDS, Connection, Host
+from netback.net.sandbox.network import IN_FLIGHT, IPV6, MAC, SandboxNetwork, addresses, furnish
+from netback.net.sandbox.packets import Flag, echo, icmpv6, packet
+from netback.net.sandbox.services import BUFFER
+from netback.net.sandbox.tcp import RESEND_SECONDS, Connection
+from netback.net.sandbox.tcpip import Host
+from netback.net.user import IPV4
+
+from .contract import AnyNetwork, Site
 
 A, B = "10.0.0.1", "10.0.0.2"
 Change = Callable[[bytes], list[bytes]]
@@ -60,7 +70,7 @@ class Wire:
 def feed(connection: Connection, data: bytes, piece: int = 100_000) -> None:
     """Have a connection send the data, and end."""
     pieces = deque(data[at : at + piece] for at in range(0, len(data), piece))
-    connection.on_room = lambda: pieces.popleft() if pieces else b""
+    connection.on_room = lambda: pieces.popleft() if pieces else None
     connection.pump()
 
 
@@ -145,3 +155,238 @@ def test_malformed_frames_are_ignored(tail: bytes, seed: int) -> None:
     ends = bytes((10, 0, 0, 2)) + bytes((10, 0, 0, 1))
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 0xFFFF, 0, 0, 64, protocol, 0) + ends
     wire.a.receive(bytes([1]) + head[1:] + b"\x08\x00" + ip + struct.pack("!HH", 5, port) + tail)
+
+
+# ---- the network
+
+
+class TestSandbox(AnyNetwork):
+    """It answers by itself: there is no far side."""
+
+    @pytest.fixture
+    def site(self) -> Iterator[Site]:
+        network = SandboxNetwork()
+        yield Site(network, None)
+        network.remove()
+
+
+GUEST = bytes.fromhex("02000000000a")
+OWN = bytes.fromhex(MAC.replace(":", ""))
+HERE, THERE = bytes((10, 0, 2, 2)), bytes((10, 0, 2, 15))
+HERE6, THERE6 = (ipaddress.IPv6Address(text).packed for text in ("fd00:10:0:2::2", "fd00:10:0:2::15"))
+NODES = ipaddress.IPv6Address("ff02::1").packed
+
+
+def sandbox() -> tuple[Host, list[bytes]]:
+    """A furnished host, and the frames that it sends."""
+    sent: list[bytes] = []
+    host = Host(addresses(IPV4, IPV6), MAC, sent.append)
+    furnish(host, IPV4, IPV6)
+    return host, sent
+
+
+def vouched(source: bytes, to: bytes, protocol: int, segment: bytes, mac: bytes = OWN) -> bytes:
+    """A frame whose checksum the link vouches for."""
+    kind = 0x0800 if len(to) == 4 else 0x86DD
+    header = virtio_net.HEADER.pack(virtio_net.F_DATA_VALID, 0, 0, 0, 0, 0)
+    return header + mac + GUEST + kind.to_bytes(2, "big") + packet(source, to, protocol, segment)
+
+
+def tcp(
+    port: int, to: int, flags: int, sequence: int = 0, acknowledged: int = 0, payload: bytes = b""
+) -> bytes:
+    return struct.pack("!HHIIBBHHH", port, to, sequence, acknowledged, 5 << 4, flags, 0xFFFF, 0, 0) + payload
+
+
+def udp(to: int, payload: bytes) -> bytes:
+    return struct.pack("!HHHH", 5000, to, 8 + len(payload), 0) + payload
+
+
+def dhcp(kind: int, **options: bytes) -> bytes:
+    head = struct.pack("!BBBBIHH16x16s192x4s", 1, 1, 6, 0, 99, 0, 0, GUEST, bytes((99, 130, 83, 99)))
+    more = b"".join(
+        bytes((int(code.removeprefix("o")), len(value))) + value for code, value in options.items()
+    )
+    return head + bytes((53, 1, kind)) + more + b"\xff"
+
+
+def query(name: str, kind: int = 1) -> bytes:
+    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split("."))
+    return struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+
+
+GOOD = (
+    bytes(10)
+    + b"\xff" * 6
+    + GUEST
+    + b"\x08\x06"
+    + struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, GUEST, THERE, bytes(6), HERE),
+    vouched(THERE, HERE, 1, echo(8, 1, 1, b"ping")),
+    vouched(bytes(4), b"\xff" * 4, 17, udp(67, dhcp(1)), b"\xff" * 6),
+    vouched(bytes(4), b"\xff" * 4, 17, udp(67, dhcp(3, o50=THERE, o54=HERE)), b"\xff" * 6),
+    vouched(THERE, HERE, 17, udp(53, query("guest.sandbox"))),
+    vouched(THERE, HERE, 17, udp(53, query("2.2.0.10.in-addr.arpa", 12))),
+    vouched(THERE, HERE, 17, udp(7, b"echo")),
+    vouched(THERE, HERE, 6, tcp(5000, 7, 2)),
+    vouched(THERE, HERE, 6, tcp(5000, 7, 24, 1, 1, b"data")),
+    vouched(THERE, HERE, 6, tcp(5000, 7, 17, 5, 1)),
+    vouched(THERE, HERE, 6, tcp(5000, 19, 2)),
+    vouched(THERE, HERE, 6, tcp(5000, 53, 2)),
+    vouched(THERE, HERE, 6, tcp(5000, 80, 2)),
+    vouched(THERE6, HERE6, 6, tcp(5000, 9, 2)),
+    vouched(THERE6, HERE6, 17, udp(7, b"echo")),
+    vouched(THERE6, HERE6, 58, icmpv6(THERE6, HERE6, 128, bytes(12))),
+    vouched(THERE6, NODES, 58, icmpv6(THERE6, NODES, 133, bytes(4)), b"\x33\x33\0\0\0\2"),
+    vouched(THERE6, NODES, 58, icmpv6(THERE6, NODES, 135, bytes(4) + HERE6), b"\x33\x33\xff\0\0\2"),
+)
+"""One of each kind that is answered, or could be."""
+
+
+@pytest.mark.parametrize("message", GOOD)
+def test_each_is_answered_alone(message: bytes) -> None:
+    """With a frame to the guest's own address, to all, or to all nodes."""
+    host, sent = sandbox()
+    host.receive(message)
+    host.flush()
+    assert len(sent) == 1
+    assert sent[0][10:16] in (GUEST, b"\xff" * 6, b"\x33\x33\0\0\0\1")
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_whatever_a_guest_sends(data: st.DataObject) -> None:
+    """No frame raises an error, none is answered by many, and what is kept is bounded."""
+    host, sent = sandbox()
+    for now in range(data.draw(st.integers(1, 20))):
+        message = bytearray(data.draw(st.sampled_from(GOOD)))
+        for _ in range(data.draw(st.integers(0, 6))):
+            message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
+        cut = data.draw(st.integers(0, len(message)))
+        whole = bytes(message[:cut]) if data.draw(st.booleans()) else bytes(message) + data.draw(st.binary())
+        before = len(sent)
+        host.receive(whole)
+        host.flush()
+        assert len(sent) - before <= 200
+        host.tick(float(now))
+        sent.clear()
+    for now in range(100, 400, 10):
+        host.tick(float(now))
+    assert not host.busy
+
+
+@given(st.binary(max_size=1600))
+def test_any_bytes(data: bytes) -> None:
+    host, _ = sandbox()
+    host.receive(data)
+    host.receive(GOOD[0][:24] + data)
+    for answer in host.udp.values():
+        answer(data)
+
+
+def test_connections_are_few_and_end() -> None:
+    """Of a flood of SYN the first 64 are accepted, the others refused; those that say no more are forgotten."""
+    host, sent = sandbox()
+    for port in range(1000, 3000):
+        host.receive(vouched(THERE, HERE, 6, tcp(port, 7, 2)))
+    flags = [Flag(one[10 + 14 + 20 + 13]) for one in sent]
+    assert flags == [Flag.SYN | Flag.ACK] * 64 + [Flag.RST | Flag.ACK] * 1936
+    sent.clear()
+    for now in range(120):
+        host.tick(float(now))
+        sent.clear()
+    assert not host.busy
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 2)))
+    assert len(sent) == 1
+
+
+def test_a_guest_that_reads_nothing() -> None:
+    """Echo keeps what the guest's window and its own buffer hold, offers no more room, and goes on when it reads."""
+    host, sent = sandbox()
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 2)))
+    isn = struct.unpack_from("!I", sent[-1], 10 + 14 + 20 + 4)[0]
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 16, 1, isn + 1)))
+    at, pieces = 1, 0
+    while True:
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 24, at, isn + 1, bytes(1000))))
+        host.flush()
+        taken = struct.unpack_from("!I", sent[-1], 10 + 14 + 20 + 8)[0]
+        if taken == at:
+            break
+        at = taken
+        pieces += 1
+        assert pieces < 300
+    assert at - 1 <= IN_FLIGHT + BUFFER + 65535
+    assert struct.unpack_from("!H", sent[-1], 10 + 14 + 20 + 14)[0] == 0
+
+
+def test_neighbours_are_bounded() -> None:
+    host, sent = sandbox()
+    for number in range(3000):
+        host.receive(vouched(bytes((10, 0, 2 + number // 256, number % 256)), HERE, 1, echo(8, 1, 1, b"")))
+    assert len(host._neighbours) == 256
+    assert len(sent) == 3000
+
+
+def test_a_reset_ends_a_connection() -> None:
+    host, _ = sandbox()
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 2)))
+    assert host.busy
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 4, 1)))
+    assert not host.busy
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "address"),
+    [
+        (dhcp(1), 2, THERE),
+        (dhcp(3, o50=THERE, o54=HERE), 5, THERE),
+        (dhcp(3, o50=bytes((10, 0, 2, 99))), 6, bytes(4)),
+        (dhcp(8), 5, bytes(4)),
+        (dhcp(3, o50=THERE, o54=bytes((10, 0, 2, 99))), None, None),
+        (dhcp(7), None, None),
+        (dhcp(1)[:200], None, None),
+    ],
+)
+def test_dhcp(request_: bytes, kind: int | None, address: bytes | None) -> None:
+    """RFC 2131: an offer, an acknowledgement, a refusal, an answer without an address; another server's, a release."""
+    host, _ = sandbox()
+    answer = host.udp[67](request_)
+    if kind is None:
+        assert answer is None
+        return
+    assert answer is not None
+    assert answer[240:243] == bytes((53, 1, kind))
+    assert answer[16:20] == address
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "answers"),
+    [
+        (query("sandbox"), 0, 1),
+        (query("SANDBOX", 28), 0, 1),
+        (query("sandbox", 255), 0, 2),
+        (query("guest.sandbox", 28), 0, 0),
+        (query("example.org"), 3, 0),
+        (query("sandbox")[:2] + b"\x28\x00" + query("sandbox")[4:], 4, 0),
+    ],
+)
+def test_dns(asked: bytes, code: int, answers: int) -> None:
+    host, _ = sandbox()
+    answer = host.udp[53](asked)
+    assert answer is not None
+    number, flags, _, count, _, _ = struct.unpack_from("!HHHHHH", answer)
+    assert (number, flags & 0x800F, count) == (7, 0x8000 | code, answers)
+
+
+def test_dns_over_tcp() -> None:
+    """Two queries, in pieces that end anywhere; the answers are those over UDP."""
+    asked = b"".join(len(one).to_bytes(2, "big") + one for one in (query("sandbox"), query("example.org")))
+    for at in range(len(asked) + 1):
+        host, sent = sandbox()
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 53, 2)))
+        isn = struct.unpack_from("!I", sent[-1], 10 + 14 + 20 + 4)[0]
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 53, 24, 1, isn + 1, asked[:at])))
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 53, 24, 1 + at, isn + 1, asked[at:])))
+        got = b"".join(one[10 + 14 + 20 + 20 :] for one in sent[1:])
+        wanted = [host.udp[53](one) or b"" for one in (query("sandbox"), query("example.org"))]
+        assert got == b"".join(len(one).to_bytes(2, "big") + one for one in wanted)

@@ -25,8 +25,8 @@ from typing import Any
 
 from netback.errors import NetbackError, PlatformError
 from netback.net.link_names import pack_link_name
+from netback.net.sandbox.packets import ECHO, ECHO_REPLY, ECHO_REQUEST, echo
 from netback.net.sandbox.stack import Stack
-from netback.net.sandbox.tcpip import ECHO, ECHO_REPLY, ECHO_REQUEST, echo
 from netback.net.tap import DEVICE
 from netback.process import die_with
 
@@ -138,7 +138,7 @@ class PythonStack:
         """Connect within `connect_seconds` seconds and send a Payload: its report."""
         connection = await self._stack.connect(address, port, connect_seconds)
         payload = Payload(seconds, most, checked)
-        connection.on_room = payload.next
+        connection.on_room = lambda: payload.next() or None
         connection.pump()
         await self._stack.wait(connection, lambda: connection.sent_all, seconds + SILENCE_SECONDS)
         return payload.report()

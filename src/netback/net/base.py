@@ -121,10 +121,25 @@ class Network(Protocol):
 class Linkless:
     """The answers of every network that is not a link of this host."""
 
-    mtu: int | None = None
-    path: str | None = None
-    bridge: Bridge | None = None
-    follows: frozenset[int | str] = frozenset()
+    @property
+    def mtu(self) -> int | None:
+        """No link has an MTU."""
+        return None
+
+    @property
+    def path(self) -> str | None:
+        """There is one way."""
+        return None
+
+    @property
+    def bridge(self) -> Bridge | None:
+        """No link is a port."""
+        return None
+
+    @property
+    def follows(self) -> frozenset[int | str]:
+        """No link's changes concern it."""
+        return frozenset()
 
     @property
     def up(self) -> bool:

@@ -27,7 +27,12 @@ from netback.net.macvtap import MacvtapNetwork
 from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.packet import PacketNetwork
+from netback.net.sandbox.network import OPTIONS as SANDBOX_OPTIONS
+from netback.net.sandbox.network import SandboxNetwork
 from netback.net.stream import StreamNetwork
+from netback.net.switch import HUB_OPTIONS, SwitchNetwork
+from netback.net.switch import OPTIONS as SWITCH_OPTIONS
+from netback.net.switch import name_fault as switch_name_fault
 from netback.net.tap import OPTIONS as TAP_OPTIONS
 from netback.net.tap import TapNetwork, remove_made
 from netback.net.user import OPTIONS as USER_OPTIONS
@@ -135,6 +140,29 @@ KINDS = {
         "user",
         lambda name, several, **options: UserNetwork(**options),
         options=USER_OPTIONS,
+        misfit=user_misfit,
+    ),
+    "switch": Kind(
+        "must",
+        "switch:lan",
+        lambda name, several, **options: SwitchNetwork(name, **options),
+        "switch",
+        switch_name_fault,
+        SWITCH_OPTIONS,
+    ),
+    "hub": Kind(
+        "must",
+        "hub:lan",
+        lambda name, several, **options: SwitchNetwork(name, kind="hub", **options),
+        "hub",
+        switch_name_fault,
+        HUB_OPTIONS,
+    ),
+    "sandbox": Kind(
+        "never",
+        "sandbox",
+        lambda name, several, **options: SandboxNetwork(**options),
+        options=SANDBOX_OPTIONS,
         misfit=user_misfit,
     ),
     "null": Kind("never", "null", lambda name, several: NullNetwork()),

@@ -9,40 +9,47 @@ from types import TracebackType
 from typing import Self
 
 from netback.errors import PeerError
-from netback.net.sandbox.tcpip import Connection, Host
+from netback.net.sandbox.tcp import Connection
+from netback.net.sandbox.tcpip import Host
 
 MAX_FRAME = 1 << 17
 BUFFER = 1 << 22
-BURST = 64
+BURST, GENTLE_BURST = 64, 16
 TICK_SECONDS = 0.05
 PING_SECONDS = 1.0
+MAX_WAITING = 1024
+"""Frames that wait for room in the socket; further ones are lost, as on a wire."""
 
 
 class Stack:
-    """A host with one IPv4 address, on a SOCK_SEQPACKET socket whose messages are frames led by their virtio_net_hdr.
+    """A host with these addresses, on a SOCK_SEQPACKET socket whose messages are frames led by their virtio_net_hdr.
 
     `fd` is that socket's descriptor, which this object owns. Use it as an asynchronous context manager; every method
-    belongs to the loop that entered it.
+    belongs to the loop that entered it. `gentle`: after each burst it rests as long as it worked.
     """
 
-    def __init__(self, fd: int, address: str, mac: str) -> None:
+    def __init__(self, fd: int, addresses: str | tuple[str, ...], mac: str, *, gentle: bool = False) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             self._socket.setsockopt(socket.SOL_SOCKET, option, BUFFER)
-        self.host = Host(address, mac, self._send)
+        self.host = Host(addresses, mac, self._send)
+        self._gentle = gentle
         self._waiting: deque[bytes] = deque()
+        self._ticking: asyncio.TimerHandle | None = None
+        self._resting: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self._receive)
-        self._ticking = asyncio.create_task(self._tick())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ticking.cancel()
+        for timer in (self._ticking, self._resting):
+            if timer is not None:
+                timer.cancel()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -60,6 +67,7 @@ class Stack:
     async def connect(self, address: str, port: int, seconds: float) -> Connection:
         """Open a connection; PeerError without an answer within so many seconds."""
         connection = self.host.connect(address, port)
+        self._tick()
         await self.wait(connection, lambda: connection.established, seconds)
         return connection
 
@@ -76,19 +84,29 @@ class Stack:
     # ---- frames
 
     def _receive(self) -> None:
-        for _ in range(BURST):
+        begin = self._loop.time()
+        for _ in range(GENTLE_BURST if self._gentle else BURST):
             try:
                 frame = self._socket.recv(MAX_FRAME)
             except BlockingIOError:
                 break
             if not frame:  # the other end is closed
                 self._loop.remove_reader(self._socket)
-                break
+                return
             self.host.receive(frame)
         self.host.flush()
+        self._tick()
+        if self._gentle:
+            self._loop.remove_reader(self._socket)
+            self._resting = self._loop.call_later(self._loop.time() - begin, self._resume)
+
+    def _resume(self) -> None:
+        self._loop.add_reader(self._socket, self._receive)
 
     def _send(self, frame: bytes) -> None:
         """Queue a frame after those that still wait for room."""
+        if len(self._waiting) >= MAX_WAITING:
+            return
         self._waiting.append(frame)
         if len(self._waiting) == 1:
             self._drain()
@@ -105,7 +123,12 @@ class Stack:
         if not self._waiting:
             self._loop.remove_writer(self._socket)
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            self.host.tick(self._loop.time())
+    def _tick(self) -> None:
+        """Let the host send again what was lost, at intervals while it has connections."""
+        if self._ticking is None and self.host.busy:
+            self._ticking = self._loop.call_later(TICK_SECONDS, self._ticked)
+
+    def _ticked(self) -> None:
+        self._ticking = None
+        self.host.tick(self._loop.time())
+        self._tick()
