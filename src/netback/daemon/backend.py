@@ -42,6 +42,7 @@ from netback.xenbus.device import Device
 from netback.xenbus.devices import Devices
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import News
+from netback.xenbus.scripts import HotplugConfig
 from netback.xenstore.aio import Store
 
 log = logging.getLogger("netback")
@@ -80,6 +81,8 @@ class BackendConfig:
     """How long frames may wait for a guest; a connection keeps those with which it began."""
     access: Access = OWNER_ONLY
     """Who may use the control socket."""
+    hotplug: HotplugConfig | None = None
+    """How netback runs hotplug scripts; None: a toolstack does. A device keeps what it began with."""
     rules: tuple[DeviceRule, ...] = ()
     """Rules for networks and for guests that get a device when they appear. The first rule that fits
     applies."""
@@ -270,6 +273,7 @@ class Backend:
             net_for=self._auto_attach.net_for,
             rates_for=self._auto_attach.rates_for,
             times=lambda: self.config.times,
+            hotplug=lambda: self.config.hotplug,
             fd_store=self._fd_store,
             networks=ObjectNetworks(self.config.networks),
             links=links,

@@ -12,7 +12,7 @@ import textwrap
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,7 @@ from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.vif.features import MAX_QUEUES, DeviceType, WaitTimes, parse_mac
 from netback.vif.rate import Rates, parse_rate
+from netback.xenbus.scripts import DIRECTORIES, SECONDS, HotplugConfig
 
 DEFAULT = Path("/etc/netback/netback.toml")
 _MAX_SIZE = 1 << 20
@@ -92,6 +93,10 @@ class DeviceRule(msgspec.Struct, frozen=True):
         )
 
 
+HotplugBy = Literal["toolstack", "netback"]
+"""What runs the hotplug scripts."""
+
+
 class Config(msgspec.Struct, frozen=True):
     """The configuration file's contents."""
 
@@ -101,6 +106,9 @@ class Config(msgspec.Struct, frozen=True):
     trace: tuple[str, ...] = ()
     rx_drain_seconds: Annotated[float, Meta(ge=0.03, le=3600)] = WaitTimes().drain
     rx_stall_seconds: Annotated[float, Meta(ge=0, le=86400)] = WaitTimes().stall
+    hotplug: HotplugBy = "toolstack"
+    hotplug_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = SECONDS
+    hotplug_directories: tuple[str, ...] = DIRECTORIES
     control_mode: str = "0600"
     control_group: str | None = None
     device: tuple[DeviceRule, ...] = ()
@@ -112,6 +120,9 @@ class Config(msgspec.Struct, frozen=True):
             check_trace(self.trace)
         except ConfigError as error:
             raise ValueError(f"trace: {error}") from error
+        for directory in self.hotplug_directories:
+            if not Path(directory).is_absolute():
+                raise ValueError(f"hotplug_directories: {directory!r} is no absolute path")
         if not _CONTROL_MODE.fullmatch(self.control_mode):
             raise ValueError(
                 f'control_mode: {self.control_mode!r} is no mode of a socket that its owner may use: as in "0660"'
@@ -119,7 +130,13 @@ class Config(msgspec.Struct, frozen=True):
         _ = self.access
 
     def overruled(
-        self, *, net: str | None, trace: tuple[str, ...], workers: int | None, queues: int | None = None
+        self,
+        *,
+        net: str | None,
+        trace: tuple[str, ...],
+        workers: int | None,
+        queues: int | None = None,
+        hotplug: HotplugBy | None = None,
     ) -> Self:
         """This configuration, overridden by the command line's values; trace points are added.
 
@@ -133,8 +150,16 @@ class Config(msgspec.Struct, frozen=True):
             net=self.net if net is None else net,
             workers=self.workers if workers is None else workers,
             queues=self.queues if queues is None else queues,
+            hotplug=self.hotplug if hotplug is None else hotplug,
             trace=self.trace + trace,
         )
+
+    @property
+    def scripts(self) -> HotplugConfig | None:
+        """How netback runs hotplug scripts; None: a toolstack does."""
+        if self.hotplug == "toolstack":
+            return None
+        return HotplugConfig(self.hotplug_seconds, self.hotplug_directories)
 
     @property
     def access(self) -> Access:

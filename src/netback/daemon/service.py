@@ -133,6 +133,7 @@ def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
         queues=config.queues,
         rules=config.device,
         times=config.times,
+        hotplug=config.scripts,
         access=config.access,
     )
 

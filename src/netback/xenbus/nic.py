@@ -84,6 +84,12 @@ class Nic:
         """The file of its queue's journal. It outlives this process."""
         return self._context.journals / f"{self._name.kind}-{self._name.domid}-{self._name.number}"
 
+    @property
+    def link(self) -> str:
+        """The present name of the device's link; the one that it would have, if it has none."""
+        network = self.vif.network if self.vif is not None else None
+        return network.name if network is not None and network.follows else self._name.link
+
     # ---- open
 
     async def open(self, *, running: bool) -> None:

@@ -60,6 +60,11 @@ class EmulatedPlatform:
     ) -> None:
         self.close()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The store's socket, whose users have domain 0's privilege."""
+        return {"XENSTORED_PATH": str((self.directory / STORE_SOCKET).absolute())}
+
     async def open_store(self) -> Store:
         if self.domid == 0:
             return await Store.connect(self.directory / STORE_SOCKET)

@@ -101,6 +101,10 @@ class XenPlatform:
     ) -> None:
         self.close()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {} if self._store is None else {"XENSTORED_PATH": str(self._store)}
+
     async def open_store(self) -> Store:
         return await open_store(self._store)
 
