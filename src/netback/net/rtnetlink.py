@@ -153,11 +153,11 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[length + -length % 4 :]
 
 
-def request(kind: Message, flags: int, index: int, *parts: bytes, up: bool = False) -> bytes:
+def request(kind: Message, flags: int, index: int, *parts: bytes, up: bool | None = None) -> bytes:
     """Send one request about the link `index` (0: the attributes name it) and return the answer's body. `up`: set it
-    up. OSError: refused.
+    up, or down. OSError: refused.
     """
-    body = IFINFO.pack(0, 0, index, up * IFF_UP, up * IFF_UP) + b"".join(parts)
+    body = IFINFO.pack(0, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP) + b"".join(parts)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, 0, 0) + body)
         answer_kind, answer = next(messages(sock.recv(RECEIVE)))
@@ -191,6 +191,12 @@ def get_bridge(link: Link | None) -> Bridge | None:
 def set_mtu(index: int, mtu: int) -> None:
     """Set a link's MTU, in bytes. OSError: refused."""
     request(Message.SETLINK, ACK, index, attribute(Attribute.MTU, MTU.pack(mtu)))
+
+
+def rename(index: int, name: str) -> None:
+    """Give a link another name, and set it down: before Linux 6.2 one that is up cannot be renamed. OSError: refused."""
+    request(Message.SETLINK, ACK, index, up=False)
+    request(Message.SETLINK, ACK, index, attribute(Attribute.IFNAME, os.fsencode(name) + b"\0"))
 
 
 def join_bridge(index: int, bridge: int) -> None:

@@ -85,7 +85,7 @@ class Device:
         self._backoff = Backoff(self._try_again)
         self._reader = FactReader(name, context)
         self._nic = Nic(name, context, self._budget, self.news.set)
-        self._hotplug = Hotplug(name, context, self._budget, lambda: self._nic.link, self.news.set)
+        self._hotplug = Hotplug(name, context, self._budget, self._nic, self.news.set)
         self._followed = ""
         self._unfollow: Callable[[], None] = _nothing
         self._fault = ""  # why the frontend's rings cannot be used, until the table has acted on it

@@ -17,6 +17,7 @@ from netback.observe.trace import LogBudget
 from netback.xenbus.context import Context
 from netback.xenbus.facts import Snapshot, read_backend
 from netback.xenbus.names import DeviceName, remove_empty
+from netback.xenbus.nic import Nic
 from netback.xenbus.nodes import write_nodes
 from netback.xenbus.scripts import ExitError, HotplugConfig, ScriptError, check_script
 from netback.xenstore.aio import StoreError
@@ -36,7 +37,7 @@ _OFFERED = (
 
 
 class Hotplug:
-    """Runs a device's script. `link` gives the present name of its link; `wake` makes the device call `follow` again.
+    """Runs the script of a device and its `nic`. `wake` makes the device call `follow` again.
 
     Whether netback runs it is decided when the device appears: a script that a toolstack has begun is not run twice.
     """
@@ -46,11 +47,11 @@ class Hotplug:
         name: DeviceName,
         context: Context,
         budget: LogBudget,
-        link: Callable[[], str],
+        nic: Nic,
         wake: Callable[[], object],
     ) -> None:
         self._name, self._context, self._budget = name, context, budget
-        self._link, self._wake = link, wake
+        self._nic, self._wake = nic, wake
         self._config = context.hotplug()
         self._task: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
@@ -82,6 +83,7 @@ class Hotplug:
         elif self._task is None and facts.online and facts.open and facts.ours in _OFFERED:
             environment = await self._environment(script)
             await self._context.store.rm(f"{self._name.backend}/hotplug-error", missing_ok=True)
+            self._nic.name_back()
             self._connected.clear()
             self._due = script
             self._task = asyncio.create_task(self._go_online(self._config, script, environment))
@@ -156,7 +158,7 @@ class Hotplug:
     ) -> None:
         what = f"{self._name}: {printable(script)} {action}"
         command = (script, action, "type_if=vif")
-        environment = {**environment, "ACTION": action, "vif": self._link()}
+        environment = {**environment, "ACTION": action, "vif": self._nic.link}
         try:
             await self._context.scripts.run(
                 command, environment, config.seconds, lambda line: log.info("%s: %s", what, line)
