@@ -12,7 +12,8 @@ from netback.cli.options import SPEC_HELP
 from netback.cli.target import PlatformName, Target
 
 if TYPE_CHECKING:
-    from netback.daemon.config import Config, HotplugBy
+    from netback.control.schema import HotplugBy
+    from netback.daemon.config import Config
 
 
 @click.command

@@ -14,13 +14,14 @@ from msgspec import Meta
 
 from netback.observe.slots import Ring
 
-VERSION = "1.0"
+VERSION = "1.1"
 """Major and minor version of the protocol. The minor one grows when methods, topics, optional parameters or fields are
 added, the major one when anything else changes."""
 
 DeviceType = Literal["vif", "qnic"]
 Topic = Literal["states", "notices", "statistics", "trace"]
 NoticeName = Literal["ready", "stalled", "network-gone", "broken"]
+HotplugBy = Literal["toolstack", "netback"]
 Index = Annotated[int, Meta(ge=-1, lt=(1 << 31) - 1)]
 Name = Annotated[str, Meta(max_length=256)]
 
@@ -59,6 +60,8 @@ class Info(Result, frozen=True, kw_only=True):
     """Its process."""
     devices: int
     """How many devices it serves."""
+    hotplug: HotplugBy = "toolstack"
+    """What runs the devices' hotplug scripts."""
 
 
 class ListRequest(Request, frozen=True, kw_only=True):

@@ -182,6 +182,11 @@ class Backend:
         """The devices known now, by name."""
         return self._devices.devices
 
+    @property
+    def runs_scripts(self) -> bool:
+        """Whether it runs the hotplug scripts of new devices."""
+        return self.config.hotplug is not None
+
     async def attach(
         self,
         domid: int,

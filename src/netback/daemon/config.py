@@ -12,12 +12,13 @@ import textwrap
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 from msgspec import Meta
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.control.schema import HotplugBy
 from netback.directory import Access
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
@@ -91,10 +92,6 @@ class DeviceRule(msgspec.Struct, frozen=True):
             and self.index in (None, index)
             and (self.mac is None or parse_mac(self.mac) == mac)
         )
-
-
-HotplugBy = Literal["toolstack", "netback"]
-"""What runs the hotplug scripts."""
 
 
 class Config(msgspec.Struct, frozen=True):

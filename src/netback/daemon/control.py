@@ -78,6 +78,7 @@ class Methods:
             platform=self._backend.platform.name,
             pid=os.getpid(),
             devices=len(self._backend.devices),
+            hotplug="netback" if self._backend.runs_scripts else "toolstack",
         )
 
     async def list(self, request: ListRequest) -> Devices:

@@ -33,6 +33,10 @@ class Serving(Protocol):
     def opened(self, name: str) -> tuple[Device, Vif]:
         """A device whose network is open, and its data path. ConfigError: there is none."""
 
+    @property
+    def runs_scripts(self) -> bool:
+        """Whether it runs the hotplug scripts of new devices."""
+
     async def attach(
         self,
         domid: int,
