@@ -55,7 +55,10 @@ def made_up(root: Path, files: dict[str, str], domid: int = 0) -> Machine:
         (doctor.bridges, {"sys/class/net/xenbr0/bridge/bridge_id": ""}, Verdict.OK, "xenbr0"),
         (doctor.scripts, {}, Verdict.WARN, "there is no"),
         (doctor.descriptors, {"proc/self/limits": "Max open files 1024 1024 files\n"}, Verdict.WARN, "1024"),
+        (doctor.config, {}, Verdict.OK, "the defaults apply"),
         (doctor.config, {"etc/netback/netback.toml": "nett = 1"}, Verdict.FAIL, "nett"),
+        (doctor.config, {"etc/netback/conf.d/x.toml": "nett = 1"}, Verdict.FAIL, r"x\.toml: nett"),
+        (doctor.config, {"etc/netback/conf.d/x.toml": "workers = 1"}, Verdict.OK, "1 files in /etc/netback"),
     ],
 )
 def test_a_check(tmp_path: Path, check: Check, files: dict[str, str], verdict: Verdict, found: str) -> None:

@@ -288,15 +288,14 @@ def offloads(machine: Machine) -> Finding:
 
 
 def config(machine: Machine) -> Finding:
-    """The configuration file."""
-    path = machine.path(str(DEFAULT))
-    if not path.exists():
-        return ok(f"no {DEFAULT}: the defaults apply")
+    """The configuration file and its drop-ins."""
     try:
-        rules = len(load_config(path).device)
+        found = load_config(machine.path(str(DEFAULT)), optional=True)
     except ConfigError as error:
-        return fail(str(error), "netback run --check")
-    return ok(f"{DEFAULT}, with {rules} devices")
+        return fail(str(error), "mend it; netback config check reads it again")
+    if not found.files:
+        return ok(f"no {DEFAULT}: the defaults apply")
+    return ok(f"{len(found.files)} files in {DEFAULT.parent}, with {len(found.device)} rules")
 
 
 def bridges(machine: Machine) -> Finding:
@@ -326,7 +325,7 @@ def _runs_scripts(machine: Machine) -> bool:
     with suppress(ControlError, ConfigError), Client(machine.runtime) as client:
         return client.info().hotplug == "netback"
     with suppress(ConfigError):
-        return load_config(machine.path(str(DEFAULT))).hotplug == "netback"
+        return load_config(machine.path(str(DEFAULT)), optional=True).hotplug == "netback"
     return False
 
 

@@ -194,7 +194,7 @@ def set_mtu(index: int, mtu: int) -> None:
 
 
 def rename(index: int, name: str) -> None:
-    """Give a link another name, and set it down: before Linux 6.2 one that is up cannot be renamed. OSError: refused."""
+    """Give a link another name, and set it down: before 6.2 Linux renames none that is up. OSError: refused."""
     request(Message.SETLINK, ACK, index, up=False)
     request(Message.SETLINK, ACK, index, attribute(Attribute.IFNAME, os.fsencode(name) + b"\0"))
 
