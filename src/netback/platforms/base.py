@@ -67,6 +67,12 @@ class Platform(Protocol):
     def environment(self) -> Mapping[str, str]:
         """The variables by which the store's tools (xenstore-read, ...) find this store."""
 
+    @property
+    def prefix(self) -> str:
+        """What such a tool needs before a path that is relative to this domain's own directory; empty if the tool runs
+        as this domain.
+        """
+
     async def open_store(self) -> Store:
         """Open a store connection with this domain's privilege. StoreError: the store cannot be reached."""
 

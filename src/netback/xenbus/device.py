@@ -207,14 +207,16 @@ class Device:
             if snapshot.script_failed and snapshot.facts.online and not self.error:
                 reason = await read_backend(self._store, self.name, "hotplug-error")
                 await self._report(f"the hotplug script failed: {reason or 'no reason given'}")
-            await self._hotplug.follow(snapshot)
             if snapshot.facts.hotplug_done:
                 await self._nic.publish_mtu(self._reader.frontend)
             await self._read_rates()
             if action is not Action.NOTHING:
                 with suppress(StateConflict):
                     await self._actions[action](snapshot)
-            if self._done or action in (Action.NOTHING, Action.REFUSE_RX):
+            if self._done:
+                return
+            await self._hotplug.follow(snapshot)
+            if action in (Action.NOTHING, Action.REFUSE_RX):
                 return
         self.news.set()  # the nodes keep changing: let the other devices run first
 

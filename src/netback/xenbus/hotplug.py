@@ -16,7 +16,7 @@ from netback.errors import printable
 from netback.observe.trace import LogBudget
 from netback.xenbus.context import Context
 from netback.xenbus.facts import Snapshot, read_backend
-from netback.xenbus.names import DeviceName, remove_empty
+from netback.xenbus.names import DeviceName, remove_if_empty
 from netback.xenbus.nic import Nic
 from netback.xenbus.nodes import write_nodes
 from netback.xenbus.scripts import ExitError, HotplugConfig, ScriptError, check_script
@@ -34,6 +34,10 @@ _OFFERED = (
     State.RECONFIGURED,
 )
 """Our states in which `online` may run: libxl starts it at InitWait."""
+
+
+_MAX_FAILURE = 1000
+"""Characters of a reason in the store, whose values are bounded."""
 
 
 class Hotplug:
@@ -78,9 +82,11 @@ class Hotplug:
                 if self._failure:
                     self._warn(f"{self._failure}; hotplug-status is {DONE!r} all the same")
             self._failure = ""
+        elif not (facts.online and facts.open and facts.ours in _OFFERED):
+            return
         elif self._failure:
             await self._write_failure()
-        elif self._task is None and facts.online and facts.open and facts.ours in _OFFERED:
+        elif self._task is None:
             environment = await self._environment(script)
             await self._context.store.rm(f"{self._name.backend}/hotplug-error", missing_ok=True)
             self._nic.name_back()
@@ -137,7 +143,7 @@ class Hotplug:
             try:
                 task.result()
             except ScriptError as error:
-                self._failure = printable(str(error))
+                self._failure = printable(str(error))[:_MAX_FAILURE]
 
     async def _write_failure(self) -> None:
         """Write `hotplug-error`, unless the script did, and `hotplug-status`. The device then reports it."""
@@ -149,9 +155,14 @@ class Hotplug:
     async def _forget(self) -> None:
         """Record that nothing is due. A directory that the toolstack removed first, and a script made again, goes."""
         store, directory = self._context.store, self._name.backend
-        await store.rm(f"{directory}/hotplug-status", missing_ok=True)
-        if await read_backend(store, self._name, "state") is None:
-            await remove_empty(store, directory, 2)
+
+        async def body(tx: int) -> bool:
+            gone = await store.read_or(f"{directory}/state", tx=tx) is None
+            await store.rm(directory if gone else f"{directory}/hotplug-status", tx, missing_ok=True)
+            return gone
+
+        if await store.transact(body):
+            await remove_if_empty(store, directory.rpartition("/")[0])
 
     async def _run(
         self, config: HotplugConfig, script: str, action: str, environment: Mapping[str, str]
@@ -181,7 +192,7 @@ class Hotplug:
             **self._context.platform.environment,
             "SUBSYSTEM": "xen-backend",
             "XENBUS_TYPE": name.kind,
-            "XENBUS_PATH": f"backend/{name.kind}/{name.domid}/{name.number}",
+            "XENBUS_PATH": f"{self._context.platform.prefix}backend/{name.kind}/{name.domid}/{name.number}",
             "XENBUS_BASE_PATH": "backend",
             "script": script,
             "netdev": gateway or "",

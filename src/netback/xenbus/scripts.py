@@ -66,7 +66,7 @@ class HotplugConfig:
 
 def check_script(path: str, directories: Iterable[str]) -> None:
     """ScriptError: `path` is not an absolute path of an executable file in or below one of the directories, or a user
-    other than root and this one may have changed the file or its directory.
+    other than root and this one may have changed the file or a directory on the way to it.
 
     A last part that is a symbolic link is followed, since such a link is in a directory that only root writes.
     """
@@ -74,18 +74,20 @@ def check_script(path: str, directories: Iterable[str]) -> None:
     if not file.is_absolute() or ".." in file.parts or "\0" in path:
         raise ScriptError("is no absolute path")
     known = tuple(directories)
-    parent = os.path.realpath(file.parent)
-    if not any(Path(parent).is_relative_to(os.path.realpath(directory)) for directory in known):
+    parent = Path(os.path.realpath(file.parent))
+    tops = (Path(os.path.realpath(directory)) for directory in known)
+    top = next((top for top in tops if parent.is_relative_to(top)), None)
+    if top is None:
         raise ScriptError(f"is not below {' or '.join(known) or 'any directory'}: see hotplug_directories")
     try:
-        status, around = file.stat(), Path(parent).stat()
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ScriptError("is no regular file")
+        for place in (file, parent, *(above for above in parent.parents if above.is_relative_to(top))):
+            status = place.stat()
+            if status.st_mode & _OTHERS_WRITE or status.st_uid not in (0, os.geteuid()):
+                raise ScriptError(f"is not run: other users may change {place}")
     except OSError as error:
         raise ScriptError(f"cannot be found: {_why(error)}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ScriptError("is no regular file")
-    for what, found in (("it", status), ("its directory", around)):
-        if found.st_mode & _OTHERS_WRITE or found.st_uid not in (0, os.geteuid()):
-            raise ScriptError(f"is not run: other users may change {what}")
     if not os.access(file, os.X_OK):
         raise ScriptError("is not executable: chmod +x it")
 

@@ -87,6 +87,7 @@ class XenPlatform:
     """
 
     name = "xen"
+    prefix = ""
 
     def __init__(self) -> None:
         self._store = find_store()
