@@ -235,6 +235,15 @@ async def test_a_script_that_goes_wrong(
         await until_state(guest.store, name.backend, State.CONNECTED)
 
 
+async def test_a_value_that_no_environment_can_have(
+    backend: Backend, guest: Guest, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = await add(backend.store, guest.domid, script=files.write("vif-test", CONNECT), gatewaydev="a\0b")
+    error = await until(backend.store, f"{name.errors}/error", bool)
+    assert (error or "").endswith("add cannot be started: embedded null byte")
+    assert len(warnings(caplog)) == 1
+
+
 async def test_a_reason_that_the_script_gave(backend: Backend, guest: Guest, files: Files) -> None:
     """Xen's scripts write both nodes, xapi's the error alone."""
     for number, status in enumerate(("", '"$XENBUS_PATH/hotplug-status" error')):

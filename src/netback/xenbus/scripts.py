@@ -117,6 +117,8 @@ class Scripts:
                 child = _Child(command, {"PATH": PATH, **environment})
             except OSError as error:
                 raise ScriptError(f"cannot be started: {_why(error)}") from error
+            except ValueError as error:  # a NUL in a value, which may come from the store
+                raise ScriptError(f"cannot be started: {error}") from error
             try:
                 code = await child.end(seconds)
             finally:
