@@ -176,13 +176,18 @@ async def test_a_removed_rule_leaves_devices_that_it_did_not_attach(xen: Path, m
 
 
 async def test_an_operator_s_detach_lasts(xen: Path, main: Path) -> None:
-    """Another rule does not attach again what was detached by hand."""
+    """Neither another rule nor another guest makes netback attach again what was detached by hand."""
     with EmulatedDomain.join(xen, domid=1, name="web"):
         async with configured(xen, main) as backend:
             await backend.add_rule(make_rule(WEB))
             await backend.detach(DeviceName("vif", 0, 1, "0"))
             _, attached, _ = await backend.add_rule(make_rule(WEB | {"index": 1}))
             assert [str(name) for name in attached] == ["vif1.1"]
+            await backend.add_rule(make_rule(WEB | {"guest": "db"}))
+            with EmulatedDomain.join(xen, domid=2, name="db"):
+                await until(
+                    backend.store, "/local/domain/0/backend/vif/2/0/state", lambda state: state == "2"
+                )
             assert await backend.store.read_or("/local/domain/0/backend/vif/1/0/state") is None
 
 

@@ -59,6 +59,10 @@ class AutoAttach:
         async with self._busy:
             try:
                 guests = await self._guests_of(rule)
+                if rule.attach and not any(other.attach for other in self.rules if other != rule):
+                    self._examined |= (
+                        await self._domains()
+                    )  # until now no rule attached, so none was examined
             except StoreError as error:
                 self._try_again(error)
                 return [], [str(error)]
