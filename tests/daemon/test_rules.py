@@ -179,6 +179,8 @@ async def test_an_operator_s_detach_lasts(xen: Path, main: Path) -> None:
     """Neither another rule nor another guest makes netback attach again what was detached by hand."""
     with EmulatedDomain.join(xen, domid=1, name="web"):
         async with configured(xen, main) as backend:
+            for _ in range(20):  # until it has looked for guests, when no rule attached any
+                await backend.store.read("/local/domain/0/name")
             await backend.add_rule(make_rule(WEB))
             await backend.detach(DeviceName("vif", 0, 1, "0"))
             _, attached, _ = await backend.add_rule(make_rule(WEB | {"index": 1}))

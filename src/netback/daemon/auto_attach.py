@@ -60,9 +60,8 @@ class AutoAttach:
             try:
                 guests = await self._guests_of(rule)
                 if rule.attach and not any(other.attach for other in self.rules if other != rule):
-                    self._examined |= (
-                        await self._domains()
-                    )  # until now no rule attached, so none was examined
+                    # until now no rule attached anything, so no guest was examined
+                    self._examined |= await self._domains()
             except StoreError as error:
                 self._try_again(error)
                 return [], [str(error)]
