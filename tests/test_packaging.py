@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.daemon.systemd.unit import UNIT, hidden, lookup, needed, quote, unit
+from netback.daemon.systemd.unit import HOTPLUG, UNIT, hidden, lookup, needed, quote, unit
 
 NAMES = (
     "plain",
@@ -43,6 +43,16 @@ def verify(directory: Path, text: str) -> tuple[int, str]:
 
 
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    assert verify(tmp_path, unit("/bin/true")) == (0, "")
+
+
+def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
+    """It is read with the unit, as a wrong line in it shows."""
+    drop_in = tmp_path / "netback.service.d" / "hotplug.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"{HOTPLUG.read_text()}Nonsense=1\n")
+    assert "hotplug.conf" in verify(tmp_path, unit("/bin/true"))[1]
+    drop_in.write_text(HOTPLUG.read_text())
     assert verify(tmp_path, unit("/bin/true")) == (0, "")
 
 

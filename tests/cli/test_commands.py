@@ -38,6 +38,8 @@ def test_the_files_for_a_system_are_printed() -> None:
     assert f"ExecStart={program} run" in unit.stdout
     code, modprobe, _ = asyncio.run(run("unit", "--modprobe"))
     assert (code, modprobe.splitlines()[-1]) == (0, "install xen-netback /bin/false")
+    code, drop_in, _ = asyncio.run(run("unit", "--hotplug"))
+    assert (code, "[Service]" in drop_in, "ExecStart" in drop_in) == (0, True, False)
 
 
 def test_version_is_the_package_s() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netback.control.schema import Devices, DeviceStatus
+from netback.control.schema import VERSION, Devices, DeviceStatus, Info
 from netback.daemon import doctor
 from netback.daemon.doctor import Finding, Machine, Verdict
 from netback.errors import PlatformError
@@ -55,7 +55,10 @@ def made_up(root: Path, files: dict[str, str], domid: int = 0) -> Machine:
         (doctor.bridges, {"sys/class/net/xenbr0/bridge/bridge_id": ""}, Verdict.OK, "xenbr0"),
         (doctor.scripts, {}, Verdict.WARN, "there is no"),
         (doctor.descriptors, {"proc/self/limits": "Max open files 1024 1024 files\n"}, Verdict.WARN, "1024"),
+        (doctor.config, {}, Verdict.OK, "the defaults apply"),
         (doctor.config, {"etc/netback/netback.toml": "nett = 1"}, Verdict.FAIL, "nett"),
+        (doctor.config, {"etc/netback/conf.d/x.toml": "nett = 1"}, Verdict.FAIL, r"x\.toml: nett"),
+        (doctor.config, {"etc/netback/conf.d/x.toml": "workers = 1"}, Verdict.OK, "1 files in /etc/netback"),
     ],
 )
 def test_a_check(tmp_path: Path, check: Check, files: dict[str, str], verdict: Verdict, found: str) -> None:
@@ -70,6 +73,31 @@ def test_a_driver_domain_needs_xl_devd_for_scripts(tmp_path: Path) -> None:
     assert doctor.toolstack(made_up(tmp_path / "b", {}, domid=3)).verdict is Verdict.WARN
     devd = made_up(tmp_path / "c", {"proc/9/cmdline": "/usr/sbin/xl\0devd\0"}, domid=3)
     assert doctor.toolstack(devd).verdict is Verdict.OK
+
+
+NETBACK = {"etc/netback/netback.toml": 'hotplug = "netback"'}
+
+
+async def test_what_runs_the_scripts(tmp_path: Path) -> None:
+    """The running backend knows; the file says it otherwise. Two that run them are a mistake."""
+    devd = {"proc/9/cmdline": "/usr/sbin/xl\0devd\0"}
+    for name, files, domid, verdict in (
+        ("a", NETBACK, 3, Verdict.OK),
+        ("b", NETBACK | devd, 3, Verdict.FAIL),
+        ("c", NETBACK | {"usr/sbin/xl": ""}, 0, Verdict.WARN),
+    ):
+        found = doctor.toolstack(made_up(tmp_path / name, files, domid))
+        assert (found.verdict, "netback runs the scripts" in found.found) == (verdict, True)
+
+    async def info(_: object) -> Info:
+        return Info(
+            protocol=VERSION, netback="9", domid=3, platform="xen", pid=1, devices=0, hotplug="netback"
+        )
+
+    machine = made_up(tmp_path / "d", devd, domid=3)
+    async with serving(machine.runtime, {**CALLS, "info": info}):
+        assert (await asyncio.to_thread(doctor.toolstack, machine)).verdict is Verdict.FAIL
+    assert doctor.toolstack(machine).verdict is Verdict.OK
 
 
 async def test_errors_and_quotas_of_the_running_backend(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ They use the seams of platforms/base only. On real Xen both ends may be the same
 event channels and grants loop back there. What a platform cannot promise is an attribute of its class, with the reason.
 """
 
+import asyncio
 import ctypes
+import os
 import select
+import subprocess
 from dataclasses import dataclass
 
 import pytest
@@ -166,6 +169,19 @@ class PlatformContract:
             await one.write(path, "held")
             assert await two.read(path) == "held"
             await one.rm(path)
+
+    async def test_the_store_s_tools_find_the_store(self, pair: Pair) -> None:
+        """By the platform's environment, and with its prefix a relative path is this domain's own."""
+        found = os.environ | pair.platform.environment
+        path = f"/local/domain/{pair.platform.domid}/contract"
+        async with await pair.platform.open_store() as store:
+            await store.write(path, "held")
+            command = ("xenstore-read", f"{pair.platform.prefix}contract")
+            seen = await asyncio.to_thread(
+                subprocess.run, command, env=found, capture_output=True, text=True, timeout=30, check=False
+            )
+            assert (seen.returncode, seen.stdout) == (0, "held\n"), seen.stderr
+            await store.rm(path)
 
     # ---- grants
 

@@ -12,6 +12,7 @@ from netback.cli.options import SPEC_HELP
 from netback.cli.target import PlatformName, Target
 
 if TYPE_CHECKING:
+    from netback.control.schema import HotplugBy
     from netback.daemon.config import Config
 
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     help="The most queues of a vif.  [default: one for each core, at most 8]",
 )
 @click.option(
+    "--hotplug",
+    type=click.Choice(["toolstack", "netback"]),
+    help="What runs the devices' hotplug scripts.  [default: toolstack]",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=Path, readable=False),
     help="Configuration file; command-line options override it.  [default: /etc/netback/netback.toml]",
@@ -38,6 +44,7 @@ def run(
     trace: tuple[str, ...],
     workers: int | None,
     queues: int | None,
+    hotplug: "HotplugBy | None",
     config: Path | None,
     check: bool,
 ) -> None:
@@ -48,7 +55,9 @@ def run(
     from netback.daemon.service import serve
 
     def load() -> "Config":
-        return load_config(config).overruled(net=net, trace=trace, workers=workers, queues=queues)
+        return load_config(config).overruled(
+            net=net, trace=trace, workers=workers, queues=queues, hotplug=hotplug
+        )
 
     if check:
         load()

@@ -15,14 +15,20 @@ import click
     is_flag=True,
     help="Print what keeps the kernel's backend out instead: for /etc/modprobe.d/.",
 )
-def unit(modprobe: bool) -> None:
+@click.option(
+    "--hotplug",
+    is_flag=True,
+    help='Print what scripts need if hotplug = "netback" instead: for /etc/systemd/system/netback.service.d/.',
+)
+def unit(modprobe: bool, hotplug: bool) -> None:
     """Print a systemd unit that runs this netback: for /etc/systemd/system/netback.service."""
     from netback.daemon.systemd import unit as service
     from netback.errors import printable
 
-    if modprobe:
-        click.echo(service.KEEP_KERNEL_OUT.read_text(), nl=False)
-        return
+    for wanted, file in ((modprobe, service.KEEP_KERNEL_OUT), (hotplug, service.HOTPLUG)):
+        if wanted:
+            click.echo(file.read_text(), nl=False)
+            return
     own = Path(sys.argv[0]).absolute()
     program = str(own) if own.name == "netback" else shutil.which("netback") or "/usr/bin/netback"
     click.echo(service.unit(program), nl=False)

@@ -267,6 +267,19 @@ class Client:
         request = schema.DetachRequest(device=device, seconds=seconds)
         return self._call("detach", request, schema.Detached, seconds).answered
 
+    def rules(self) -> list[schema.Rule]:
+        """The configuration's rules in force, in their order."""
+        return self._call("rules", schema.NoParameters(), schema.Rules).rules
+
+    def add(self, request: schema.AddRequest) -> schema.Added:
+        """Add a rule, apply it at once and keep it over restarts."""
+        return self._call("add", request, schema.Added)
+
+    def remove(self, name: str, *, detach: bool = False, seconds: float = 10.0) -> list[schema.Detached]:
+        """Remove a rule that was added; `detach`: also the devices that it attached, which are returned."""
+        request = schema.RemoveRequest(name=name, detach=detach, seconds=seconds)
+        return self._call("remove", request, schema.Removed, seconds if detach else 0.0).detached
+
     # ---- subscriptions, each on a connection of its own
 
     def states(self, device: str | None = None) -> Subscription[schema.DeviceState]:

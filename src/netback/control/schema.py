@@ -12,15 +12,17 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.observe.slots import Ring
 
-VERSION = "1.0"
+VERSION = "1.1"
 """Major and minor version of the protocol. The minor one grows when methods, topics, optional parameters or fields are
 added, the major one when anything else changes."""
 
 DeviceType = Literal["vif", "qnic"]
 Topic = Literal["states", "notices", "statistics", "trace"]
 NoticeName = Literal["ready", "stalled", "network-gone", "broken"]
+HotplugBy = Literal["toolstack", "netback"]
 Index = Annotated[int, Meta(ge=-1, lt=(1 << 31) - 1)]
 Name = Annotated[str, Meta(max_length=256)]
 
@@ -59,6 +61,8 @@ class Info(Result, frozen=True, kw_only=True):
     """Its process."""
     devices: int
     """How many devices it serves."""
+    hotplug: HotplugBy = "toolstack"
+    """What runs the devices' hotplug scripts."""
 
 
 class ListRequest(Request, frozen=True, kw_only=True):
@@ -276,6 +280,96 @@ class Detached(Result, frozen=True, kw_only=True):
     """False: the guest did not answer, so the device was removed by force."""
 
 
+class Rule(Result, frozen=True, kw_only=True):
+    """A `[[device]]` of the configuration (docs/running.md). It applies to the devices that match every key it has."""
+
+    name: str | None
+    """Its name; null for none."""
+    file: str | None
+    """The file that it is in."""
+    net: str
+    """Their network."""
+    guest: str | None
+    """The guest's name or UUID."""
+    domid: int | None
+    """The guest's domid."""
+    type: DeviceType | None
+    """The device's type."""
+    index: int | None
+    """The device's index."""
+    mac: str | None
+    """The device's MAC address."""
+    attach: bool
+    """Whether the device is attached whenever the guest appears."""
+    tx_rate: str | None
+    """The limit of what the guest sends."""
+    rx_rate: str | None
+    """The limit of what it receives."""
+
+
+class Rules(Result, frozen=True, kw_only=True):
+    """The rules in force, in their order: the first that fits a device applies to it."""
+
+    rules: list[Rule]
+    """Each rule."""
+
+
+class AddRequest(Request, frozen=True, kw_only=True):
+    """The rule to add; a key that is null matches any device."""
+
+    net: Name
+    """The network of the devices that match."""
+    name: Name | None = None
+    """The rule's name, which `remove` takes; null: the first free one of "added-1", "added-2", ..."""
+    guest: Name | None = None
+    """The guest's name or UUID."""
+    domid: Annotated[int, Meta(ge=0, lt=DOMID_FIRST_RESERVED)] | None = None
+    """The guest's domid."""
+    type: DeviceType | None = None
+    """The device's type."""
+    index: Annotated[int, Meta(ge=0, lt=(1 << 31) - 1)] | None = None
+    """The device's index."""
+    mac: Name | None = None
+    """The device's MAC address."""
+    attach: bool = False
+    """Attach the device whenever the guest appears, and now if it runs; needs `guest` and `index`."""
+    tx_rate: Name | None = None
+    """The limit of what the guest sends, as in "10Mb/s"."""
+    rx_rate: Name | None = None
+    """The limit of what it receives."""
+
+
+class Added(Result, frozen=True, kw_only=True):
+    """The rule as it is kept, and what came of it at once."""
+
+    rule: Rule
+    """With its name and file."""
+    attached: list[str]
+    """The devices that were attached to guests that run."""
+    failed: list[str]
+    """Why others were not."""
+
+
+class RemoveRequest(Request, frozen=True, kw_only=True):
+    """The rule to remove."""
+
+    name: Name
+    """Its name. A rule of a file that an operator wrote is refused."""
+    detach: bool = False
+    """Detach the devices that it attached, too."""
+    seconds: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    """Seconds to wait for each guest before its device is removed by force."""
+
+
+class Removed(Result, frozen=True, kw_only=True):
+    """What was removed."""
+
+    name: str
+    """The rule's name."""
+    detached: list[Detached]
+    """Each device that was detached."""
+
+
 class SubscribeRequest(Request, frozen=True, kw_only=True):
     """What to be told."""
 
@@ -393,6 +487,9 @@ METHODS: Mapping[str, Method] = {
     "set": Method("Change a device while it works.", SetRequest, Settings),
     "attach": Method("Give a guest a device. Needs domain 0's rights in the store.", AttachRequest, DeviceName),
     "detach": Method("Take a device from its guest, which is asked first.", DetachRequest, Detached),
+    "rules": Method("The configuration's rules in force.", NoParameters, Rules),
+    "add": Method("Add a rule, apply it at once and keep it in the drop-in of added rules.", AddRequest, Added),
+    "remove": Method("Remove a rule that was added.", RemoveRequest, Removed),
     "subscribe": Method("Be told of events from now on, until the connection's end.", SubscribeRequest, Subscribed),
     "unsubscribe": Method("End a subscription.", UnsubscribeRequest, Unsubscribed),
 }  # fmt: skip

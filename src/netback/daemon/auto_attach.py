@@ -14,7 +14,7 @@ from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.daemon.config import DeviceRule
 from netback.errors import NetbackError, printable
 from netback.observe.trace import LogBudget
-from netback.vif.features import make_mac
+from netback.vif.features import make_mac, parse_mac
 from netback.vif.rate import Rates
 from netback.xenbus.attach import attach
 from netback.xenbus.devices import AGAIN_SECONDS, patient_watch
@@ -37,7 +37,9 @@ class AutoAttach:
 
     def __init__(self, store: Store, domid: int, net: str | None, rules: Sequence[DeviceRule]) -> None:
         self._store, self._domid = store, domid
-        self._net, self._rules = net, rules
+        self.rules = rules
+        """The rules, in order."""
+        self._net = net
         self._examined: set[int] = set()
         self._busy = asyncio.Lock()
         self._budget = LogBudget()
@@ -45,9 +47,49 @@ class AutoAttach:
 
     async def change(self, net: str | None, rules: Sequence[DeviceRule]) -> None:
         """Replace the rules and examine every running guest again."""
-        self._net, self._rules = net, rules
+        self._net, self.rules = net, rules
         self._examined.clear()
         await self._attach()
+
+    async def attach_by(self, rule: DeviceRule) -> tuple[list[DeviceName], list[str]]:
+        """Give each guest that runs what one rule attaches: the devices that were made, and why others were not. What
+        the store refused is tried again later.
+        """
+        attached, failed = [], []
+        async with self._busy:
+            try:
+                guests = await self._guests_of(rule)
+                if rule.attach and not any(other.attach for other in self.rules if other != rule):
+                    # until now no rule attached anything, so no guest was examined
+                    self._examined |= await self._domains()
+            except StoreError as error:
+                self._try_again(error)
+                return [], [str(error)]
+            for domid in guests:
+                try:
+                    if (name := await self._give(domid, rule)) is not None:
+                        attached.append(name)
+                except StoreError as error:
+                    self._examined.discard(domid)
+                    self._try_again(error)
+                    failed.append(str(error))
+                except NetbackError as error:
+                    failed.append(str(error))
+        return attached, failed
+
+    async def attached_by(self, rule: DeviceRule) -> list[DeviceName]:
+        """The devices that a rule attached and that exist: their address shows it."""
+        found = []
+        for domid in await self._guests_of(rule):
+            name = self._name(domid, rule)
+            if await self._store.read_or(f"{name.backend}/mac") == _address(rule):
+                found.append(name)
+        return found
+
+    async def _guests_of(self, rule: DeviceRule) -> list[int]:
+        """The guests that run and that an attaching rule names."""
+        here = sorted(await self._domains()) if rule.attach else []
+        return [domid for domid in here if rule.guest in await self._guest(domid)]
 
     async def net_for(self, name: DeviceName, mac: str | None) -> str:
         """The network of a device whose nodes do not name one."""
@@ -61,8 +103,8 @@ class AutoAttach:
 
     async def _rule_for(self, name: DeviceName, mac: str | None) -> DeviceRule | None:
         """The first rule that fits."""
-        guest = await self._guest(name.domid) if any(rule.guest for rule in self._rules) else set()
-        for rule in self._rules:
+        guest = await self._guest(name.domid) if any(rule.guest for rule in self.rules) else set()
+        for rule in self.rules:
             if rule.fits(guest=guest, domid=name.domid, type=name.kind, index=name.index, mac=mac):
                 return rule
         return None
@@ -76,7 +118,7 @@ class AutoAttach:
     async def _attach(self) -> None:
         """Examine the guests that are new, and later again those for which the store refused something."""
         async with self._busy:
-            if not any(rule.attach for rule in self._rules):
+            if not any(rule.attach for rule in self.rules):
                 return
             try:
                 here = await self._domains()
@@ -107,9 +149,14 @@ class AutoAttach:
 
     async def _look(self, domid: int) -> None:
         guest = await self._guest(domid)
-        for rule in self._rules:
+        for rule in self.rules:
             if rule.attach and rule.guest in guest:
-                await self._give(domid, rule)
+                try:
+                    await self._give(domid, rule)
+                except StoreError:
+                    raise
+                except NetbackError as error:
+                    self._budget.warn(log, printable(str(error)))
 
     async def _guest(self, domid: int) -> set[str]:
         """A guest's name and UUID; empty in a driver domain, which may not read them. A guest that arrives by migration
@@ -125,28 +172,35 @@ class AutoAttach:
         names = (name and name.removesuffix(_INCOMING), machine and machine.rpartition("/")[2])
         return {text for text in names if text}
 
-    async def _give(self, domid: int, rule: DeviceRule) -> None:
-        """Attach the rule's device unless it exists. Its MAC address is derived from guest, type and index."""
+    def _name(self, domid: int, rule: DeviceRule) -> DeviceName:
+        return DeviceName(rule.type or "vif", self._domid, domid, str(rule.index))
+
+    async def _give(self, domid: int, rule: DeviceRule) -> DeviceName | None:
+        """Attach the rule's device; None: it exists. NetbackError names device and guest."""
         assert rule.index is not None
-        kind = rule.type or "vif"
-        name = DeviceName(kind, self._domid, domid, str(rule.index))
-        digest = hashlib.sha256(f"{rule.guest}/{kind}/{rule.index}".encode()).digest()
+        name = self._name(domid, rule)
+        if await self._store.read_or(f"{name.backend}/state") is not None:
+            return None
         try:
-            if await self._store.read_or(f"{name.backend}/state") is not None:
-                return
             await attach(
                 self._store,
                 domid,
                 rule.net,
-                kind=kind,
-                mac=rule.mac or make_mac(digest),
+                kind=name.kind,
+                mac=_address(rule),
                 index=rule.index,
                 backend_domid=self._domid,
             )
         except StoreError:
             raise
         except NetbackError as error:
-            text = f"{name}: cannot attach it to guest {rule.guest}: {error}"
-            self._budget.warn(log, printable(text))
-        else:
-            log.info("%s: attached to guest %s", name, rule.guest)
+            raise NetbackError(f"{name}: cannot attach it to guest {rule.guest}: {error}") from error
+        log.info("%s: attached to guest %s", name, rule.guest)
+        return name
+
+
+def _address(rule: DeviceRule) -> str:
+    """The MAC address of the device that a rule attaches: its own, or one derived from guest, type and index."""
+    if rule.mac is not None:
+        return parse_mac(rule.mac)
+    return make_mac(hashlib.sha256(f"{rule.guest}/{rule.type or 'vif'}/{rule.index}".encode()).digest())

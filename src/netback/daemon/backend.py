@@ -8,18 +8,21 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from netback.control.schema import DeviceStatus
 from netback.control.server import serve_control
 from netback.daemon.auto_attach import AutoAttach
-from netback.daemon.config import DeviceRule, check_trace
+from netback.daemon.config import DeviceRule, check_names, check_trace, load_rules
 from netback.daemon.control import calls
+from netback.daemon.rules import check_new, free_name, place_rules, save_rules
 from netback.daemon.status import describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.daemon.topics import topics
@@ -42,6 +45,7 @@ from netback.xenbus.device import Device
 from netback.xenbus.devices import Devices
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import News
+from netback.xenbus.scripts import HotplugConfig
 from netback.xenstore.aio import Store
 
 log = logging.getLogger("netback")
@@ -80,9 +84,13 @@ class BackendConfig:
     """How long frames may wait for a guest; a connection keeps those with which it began."""
     access: Access = OWNER_ONLY
     """Who may use the control socket."""
+    hotplug: HotplugConfig | None = None
+    """How netback runs hotplug scripts; None: a toolstack does. A device keeps what it began with."""
     rules: tuple[DeviceRule, ...] = ()
     """Rules for networks and for guests that get a device when they appear. The first rule that fits
     applies."""
+    rules_file: Path | None = None
+    """Where added rules are kept; None: nowhere, so none can be added."""
 
 
 class Backend:
@@ -108,6 +116,7 @@ class Backend:
         self._auto_attach: AutoAttach
         self._running: asyncio.Task[None]
         self._undo = AsyncExitStack()
+        self._changing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as undo:
@@ -164,11 +173,73 @@ class Backend:
             )
         for pattern in ("-*", *config.trace):
             await self.trace(pattern)
-        self.config = replace(config, **{name: getattr(self.config, name) for name in names})
-        await self._auto_attach.change(config.net, config.rules)
+        async with self._changing:
+            self.config = replace(config, **{name: getattr(self.config, name) for name in names})
+            await self._auto_attach.change(config.net, config.rules)
+            self._wake_devices()
+
+    def _wake_devices(self) -> None:
+        """Have each device look at the rules again."""
         for device in self.devices.values():
             device.rates_changed = True
             device.news.set()
+
+    @property
+    def rules(self) -> Sequence[DeviceRule]:
+        """The configuration's rules, in their order."""
+        return self.config.rules
+
+    async def add_rule(self, rule: DeviceRule) -> tuple[DeviceRule, list[DeviceName], list[str]]:
+        """Add a rule, keep it in the configuration's drop-in, and attach what it attaches to the guests that run.
+
+        Returns the rule with its name and file, the devices that were attached, and why others were not. ConfigError:
+        the file cannot be written, a rule of that name exists, or an earlier rule leaves this one no device.
+        """
+        async with self._changing:
+            path, known = self._added_rules()
+            rules = place_rules(self.config.rules, path, known)
+            rule = msgspec.structs.replace(rule, name=rule.name or free_name(rules), file=str(path))
+            rules = place_rules(rules, path, (*known, rule))
+            check_names(rules)
+            check_new(rule, rules[: rules.index(rule)])
+            await self._keep_rules(path, (*known, rule), rules)
+            attached, failed = await self._auto_attach.attach_by(rule)
+            return rule, attached, failed
+
+    async def remove_rule(
+        self, name: str, *, detach: bool = False, seconds: float = 10.0
+    ) -> list[tuple[DeviceName, bool]]:
+        """Remove an added rule; `detach`: also the devices that it attached, each within `seconds`.
+
+        Returns those with whether their guests answered. ConfigError: there is no such rule, it is in another file, or
+        the file cannot be written.
+        """
+        async with self._changing:
+            path, known = self._added_rules()
+            rule = next((rule for rule in (*known, *self.config.rules) if rule.name == name), None)
+            if rule is None:
+                raise ConfigError(f"there is no rule {printable(name)}: netback rules")
+            if rule not in known:
+                raise ConfigError(f"rule {name} is in {rule.file}: remove it there, and reload netback")
+            rest = tuple(other for other in known if other != rule)
+            await self._keep_rules(path, rest, place_rules(self.config.rules, path, rest))
+        devices = await self._auto_attach.attached_by(rule) if detach else []
+        answered = await asyncio.gather(*(self.detach(device, seconds=seconds) for device in devices))
+        return list(zip(devices, answered, strict=True))
+
+    def _added_rules(self) -> tuple[Path, tuple[DeviceRule, ...]]:
+        """The file of added rules and what it has now. ConfigError: there is none, or it has a mistake."""
+        if self.config.rules_file is None:
+            raise ConfigError("this netback has no configuration file beside which a rule could be kept")
+        return self.config.rules_file, load_rules(self.config.rules_file)
+
+    async def _keep_rules(
+        self, path: Path, added: tuple[DeviceRule, ...], rules: tuple[DeviceRule, ...]
+    ) -> None:
+        await asyncio.to_thread(save_rules, path, added)
+        self.config = replace(self.config, rules=rules)
+        self._auto_attach.rules = rules
+        self._wake_devices()
 
     async def respond(self) -> None:
         """Return once every worker's thread has responded. The watchdog uses this."""
@@ -178,6 +249,11 @@ class Backend:
     def devices(self) -> Mapping[DeviceName, Device]:
         """The devices known now, by name."""
         return self._devices.devices
+
+    @property
+    def runs_scripts(self) -> bool:
+        """Whether it runs the hotplug scripts of new devices."""
+        return self.config.hotplug is not None
 
     async def attach(
         self,
@@ -270,6 +346,7 @@ class Backend:
             net_for=self._auto_attach.net_for,
             rates_for=self._auto_attach.rates_for,
             times=lambda: self.config.times,
+            hotplug=lambda: self.config.hotplug,
             fd_store=self._fd_store,
             networks=ObjectNetworks(self.config.networks),
             links=links,

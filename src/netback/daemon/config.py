@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file: parses TOML into frozen structs. Each mistake gives one line with file, key and
-reason.
+"""The configuration: a file and its drop-ins, TOML parsed into frozen structs. Each mistake gives one line with file,
+key and reason.
+
+Drop-ins are the files *.toml in the directory conf.d beside the file, in the order of their names. A later one's key
+replaces an earlier one's and the file's. Rules of drop-ins come before the file's, and the first that fits applies.
 """
 
 import difflib
@@ -10,7 +13,7 @@ import re
 import stat
 import textwrap
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,14 +21,20 @@ import msgspec
 from msgspec import Meta
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.control.schema import HotplugBy
 from netback.directory import Access
 from netback.errors import ConfigError
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.vif.features import MAX_QUEUES, DeviceType, WaitTimes, parse_mac
 from netback.vif.rate import Rates, parse_rate
+from netback.xenbus.scripts import DIRECTORIES, SECONDS, HotplugConfig
 
 DEFAULT = Path("/etc/netback/netback.toml")
+DROP_INS = "conf.d"
+"""The directory of drop-ins, beside the file."""
+ADDED = "50-added.toml"
+"""The drop-in with the rules that `netback add` made."""
 _MAX_SIZE = 1 << 20
 """Maximum bytes of a configuration file. A rule takes about a hundred."""
 _MAX_REASON = 300
@@ -41,6 +50,7 @@ _OPAQUE = re.compile(
 )
 """TOML's strings and comments, in which dots separate no keys. An unterminated one extends to the end of its
 line or of the file."""
+_RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CONTROL_MODE = re.compile(r"0?6[046][046]")
 _DEEP_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){4}")
 
@@ -51,6 +61,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
     """One `[[device]]` rule. It applies to devices that match every key it has."""
 
     net: str
+    name: str | None = None
     guest: str | None = None
     domid: Annotated[int, Meta(ge=0, lt=DOMID_FIRST_RESERVED)] | None = None
     type: DeviceType | None = None
@@ -59,9 +70,15 @@ class DeviceRule(msgspec.Struct, frozen=True):
     attach: bool = False
     tx_rate: str | None = None
     rx_rate: str | None = None
+    file: str = ""
+    """The file that it is in; no key."""
 
     def __post_init__(self) -> None:
         _check_net(self.net)
+        if self.name is not None and not _RULE_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name: {self.name!r}: at most 64 letters, digits and ._- that begin with no sign"
+            )
         for key, rate in (("tx_rate", self.tx_rate), ("rx_rate", self.rx_rate)):
             _check_rate(key, rate)
         if self.mac is not None:
@@ -79,6 +96,11 @@ class DeviceRule(msgspec.Struct, frozen=True):
         tx, rx = (None if rate is None else parse_rate(rate) for rate in (self.tx_rate, self.rx_rate))
         return Rates(tx, rx)
 
+    def decides_for(self, other: Self) -> bool:
+        """Whether it fits every device that `other` fits, so that `other` never applies after it."""
+        keys = ("guest", "domid", "type", "index", "mac")
+        return all(getattr(self, key) in (None, getattr(other, key)) for key in keys)
+
     def fits(
         self, *, guest: Collection[str], domid: int, type: DeviceType, index: int, mac: str | None
     ) -> bool:
@@ -93,7 +115,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The configuration file's contents."""
+    """The configuration's contents."""
 
     net: str | None = None
     workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
@@ -101,9 +123,16 @@ class Config(msgspec.Struct, frozen=True):
     trace: tuple[str, ...] = ()
     rx_drain_seconds: Annotated[float, Meta(ge=0.03, le=3600)] = WaitTimes().drain
     rx_stall_seconds: Annotated[float, Meta(ge=0, le=86400)] = WaitTimes().stall
+    hotplug: HotplugBy = "toolstack"
+    hotplug_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = SECONDS
+    hotplug_directories: tuple[str, ...] = DIRECTORIES
     control_mode: str = "0600"
     control_group: str | None = None
     device: tuple[DeviceRule, ...] = ()
+    files: tuple[str, ...] = ()
+    """The files that it was read from; no key."""
+    rules_file: str | None = None
+    """The drop-in for rules that are added; no key."""
 
     def __post_init__(self) -> None:
         if self.net is not None:
@@ -112,6 +141,9 @@ class Config(msgspec.Struct, frozen=True):
             check_trace(self.trace)
         except ConfigError as error:
             raise ValueError(f"trace: {error}") from error
+        for directory in self.hotplug_directories:
+            if not Path(directory).is_absolute():
+                raise ValueError(f"hotplug_directories: {directory!r} is no absolute path")
         if not _CONTROL_MODE.fullmatch(self.control_mode):
             raise ValueError(
                 f'control_mode: {self.control_mode!r} is no mode of a socket that its owner may use: as in "0660"'
@@ -119,7 +151,13 @@ class Config(msgspec.Struct, frozen=True):
         _ = self.access
 
     def overruled(
-        self, *, net: str | None, trace: tuple[str, ...], workers: int | None, queues: int | None = None
+        self,
+        *,
+        net: str | None,
+        trace: tuple[str, ...],
+        workers: int | None,
+        queues: int | None = None,
+        hotplug: HotplugBy | None = None,
     ) -> Self:
         """This configuration, overridden by the command line's values; trace points are added.
 
@@ -133,8 +171,16 @@ class Config(msgspec.Struct, frozen=True):
             net=self.net if net is None else net,
             workers=self.workers if workers is None else workers,
             queues=self.queues if queues is None else queues,
+            hotplug=self.hotplug if hotplug is None else hotplug,
             trace=self.trace + trace,
         )
+
+    @property
+    def scripts(self) -> HotplugConfig | None:
+        """How netback runs hotplug scripts; None: a toolstack does."""
+        if self.hotplug == "toolstack":
+            return None
+        return HotplugConfig(self.hotplug_seconds, self.hotplug_directories)
 
     @property
     def access(self) -> Access:
@@ -151,24 +197,82 @@ class Config(msgspec.Struct, frozen=True):
         return WaitTimes(self.rx_drain_seconds, self.rx_stall_seconds)
 
 
-def load_config(path: Path | None = None) -> Config:
-    """Read a file, or netback's default file if it exists. ConfigError names the mistake."""
-    chosen = path or DEFAULT
+def load_config(path: Path | None = None, *, optional: bool = False) -> Config:
+    """Read a file, netback's default one for None, and the drop-ins. The default one may be missing, another if it is
+    `optional`. ConfigError names file and mistake.
+    """
+    main = path or DEFAULT
+    base: dict[Path, dict[str, Any]] = {}
     try:
-        text = _read(chosen)
+        base[main] = _load(main)
     except FileNotFoundError as error:
-        if path is None:
-            return Config()
-        raise ConfigError(f"{chosen}: there is no such file") from error
+        if path is not None and not optional:
+            raise ConfigError(f"{main}: there is no such file") from error
+    dropped = {file: _load(file) for file in drop_ins(main.parent / DROP_INS)}
+    found = dropped | base
+    tables = (*base.values(), *dropped.values())
+    merged = {key: value for table in tables for key, value in table.items() if key != "device"}
+    rules = tuple(
+        msgspec.structs.replace(rule, file=str(file))
+        for file, table in found.items()
+        for rule in _config(table).device
+    )
+    check_names(rules)
+    return msgspec.structs.replace(
+        _config(merged),
+        device=rules,
+        files=tuple(map(str, found)),
+        rules_file=str(main.parent / DROP_INS / ADDED),
+    )
+
+
+def load_rules(path: Path) -> tuple[DeviceRule, ...]:
+    """The rules of one drop-in; none if it does not exist. ConfigError names file and mistake."""
+    try:
+        rules = _config(_load(path)).device
+    except FileNotFoundError:
+        return ()
+    return tuple(msgspec.structs.replace(rule, file=str(path)) for rule in rules)
+
+
+def drop_ins(directory: Path) -> list[Path]:
+    """The drop-ins of a directory, in order; none if it does not exist. ConfigError: it cannot be read."""
+    try:
+        names = [entry for entry in directory.iterdir() if entry.suffix == ".toml" and entry.name[0] != "."]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be read: {error.strerror}") from error
+    return sorted(names)
+
+
+def check_names(rules: Iterable[DeviceRule]) -> None:
+    """ConfigError: two rules have the same name."""
+    seen: dict[str, str] = {}
+    for rule in rules:
+        if rule.name is not None and rule.name in seen:
+            raise ConfigError(f"{rule.file}: device.name: {seen[rule.name]} has a rule {rule.name!r}, too")
+        if rule.name is not None:
+            seen[rule.name] = rule.file
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A file's table, without a mistake. FileNotFoundError: there is no file; ConfigError names it and the mistake."""
+    try:
+        text = _read(path)
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError(f"{chosen}: cannot be read: {reason}") from error
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error
     try:
-        return parse_config(text)
+        table = _parse(text)
+        _config(table)
     except ValueError as error:
         raise ConfigError(
-            f"{chosen}: {textwrap.shorten(str(error), _MAX_REASON, placeholder='...')}"
+            f"{path}: {textwrap.shorten(str(error), _MAX_REASON, placeholder='...')}"
         ) from error
+    return table
 
 
 def _read(path: Path) -> str:
@@ -186,22 +290,42 @@ def _read(path: Path) -> str:
 
 
 def parse_config(text: str) -> Config:
-    """Parse TOML. ValueError names key and reason."""
+    """Parse one file's TOML. ValueError names key and reason."""
+    return _config(_parse(text))
+
+
+def _parse(text: str) -> dict[str, Any]:
     try:
         _check_depth(text)
-        data = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
-    _check_keys(data, Config, "")
-    for number, table in enumerate(_tables(data.get("device"))):
-        _check_keys(table, DeviceRule, f"device[{number}].")
+
+
+def _config(table: Mapping[str, Any]) -> Config:
+    """A table as a configuration. ValueError names key and reason."""
+    _check_keys(table, Config, "")
+    for number, rule in enumerate(_tables(table.get("device"))):
+        _check_keys(rule, DeviceRule, f"device[{number}].")
     try:
-        return msgspec.convert(data, Config)
+        return msgspec.convert(table, Config)
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
     except msgspec.ValidationError as error:
-        reason, place = match.groups() if (match := _PLACE.fullmatch(str(error))) else (str(error), "")
-        raise ValueError(f"{place}: {_plain(reason)}" if place else _plain(reason)) from error
+        raise ValueError(_reason(error)) from error
+
+
+def make_rule(keys: Mapping[str, Any]) -> DeviceRule:
+    """A rule from its keys. ConfigError names key and reason."""
+    try:
+        return msgspec.convert(keys, DeviceRule)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_reason(error)) from error
+
+
+def _reason(error: msgspec.ValidationError) -> str:
+    reason, place = match.groups() if (match := _PLACE.fullmatch(str(error))) else (str(error), "")
+    return f"{place}: {_plain(reason)}" if place else _plain(reason)
 
 
 def _check_depth(text: str) -> None:
@@ -217,7 +341,7 @@ def _tables(value: object) -> list[Mapping[str, Any]]:
 
 
 def _check_keys(table: Mapping[str, Any], struct: type[msgspec.Struct], where: str) -> None:
-    known = struct.__struct_fields__
+    known = [field for field in struct.__struct_fields__ if field not in _NO_KEYS]
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -254,6 +378,8 @@ def check_trace(patterns: tuple[str, ...]) -> None:
         tracer.select(pattern)
 
 
+_NO_KEYS = {"file", "files", "rules_file"}
+"""Fields that no file sets."""
 _WORDS = {"array": "list", "object": "table", "int": "whole number", "str": "string", "bool": "boolean"}
 
 

@@ -5,11 +5,16 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from typing import Any
+
+import msgspec
 
 import netback
 from netback.abi.xenbus import XenbusState as State
 from netback.control.schema import (
     VERSION,
+    Added,
+    AddRequest,
     AttachRequest,
     Detached,
     DetachRequest,
@@ -23,11 +28,16 @@ from netback.control.schema import (
     Info,
     ListRequest,
     NoParameters,
+    Removed,
+    RemoveRequest,
     Rings,
+    Rule,
+    Rules,
     SetRequest,
     Settings,
 )
 from netback.control.server import Calls
+from netback.daemon.config import DeviceRule, make_rule
 from netback.daemon.serving import Serving
 from netback.daemon.status import describe, merge, read_devices, read_directory, read_nodes
 from netback.errors import ConfigError, printable
@@ -58,6 +68,9 @@ def calls(backend: Serving) -> Calls:
         "set": methods.set,
         "attach": methods.attach,
         "detach": methods.detach,
+        "rules": methods.rules,
+        "add": methods.add,
+        "remove": methods.remove,
     }
 
 
@@ -78,6 +91,7 @@ class Methods:
             platform=self._backend.platform.name,
             pid=os.getpid(),
             devices=len(self._backend.devices),
+            hotplug="netback" if self._backend.runs_scripts else "toolstack",
         )
 
     async def list(self, request: ListRequest) -> Devices:
@@ -164,6 +178,26 @@ class Methods:
         answered = await self._backend.detach(name, seconds=request.seconds)
         return Detached(device=request.device, answered=answered)
 
+    async def rules(self, _: NoParameters) -> Rules:
+        return Rules(rules=[_rule(rule) for rule in self._backend.rules])
+
+    async def add(self, request: AddRequest) -> Added:
+        rule, attached, failed = await self._backend.add_rule(make_rule(msgspec.structs.asdict(request)))
+        return Added(
+            rule=_rule(rule),
+            attached=[str(name) for name in attached],
+            failed=[printable(reason) for reason in failed],
+        )
+
+    async def remove(self, request: RemoveRequest) -> Removed:
+        detached = await self._backend.remove_rule(
+            request.name, detach=request.detach, seconds=request.seconds
+        )
+        return Removed(
+            name=request.name,
+            detached=[Detached(device=str(name), answered=answered) for name, answered in detached],
+        )
+
     async def _named(self, wanted: str) -> names.DeviceName:
         """A device of the store by its name, whether it is served or not. ConfigError: there is none."""
         served = next((name for name in self._backend.devices if str(name) == wanted), None)
@@ -190,6 +224,15 @@ async def attach_guest(
             f"domain {domid} is the backend's own: its kernel would take the device; --force attaches it anyway"
         )
     return await attach(domid, request.net, mac=request.mac, kind=request.type, index=request.index, **rates)
+
+
+def _rule(rule: DeviceRule) -> Rule:
+    """A rule of the configuration as a client gets it."""
+    keys = msgspec.structs.asdict(rule) | {"file": rule.file or None}
+    shown: dict[str, Any] = {
+        key: printable(value) if isinstance(value, str) else value for key, value in keys.items()
+    }
+    return Rule(**shown)
 
 
 def _set_mtu(device: Device, network: Network, mtu: int) -> None:

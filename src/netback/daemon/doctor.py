@@ -288,15 +288,14 @@ def offloads(machine: Machine) -> Finding:
 
 
 def config(machine: Machine) -> Finding:
-    """The configuration file."""
-    path = machine.path(str(DEFAULT))
-    if not path.exists():
-        return ok(f"no {DEFAULT}: the defaults apply")
+    """The configuration file and its drop-ins."""
     try:
-        rules = len(load_config(path).device)
+        found = load_config(machine.path(str(DEFAULT)), optional=True)
     except ConfigError as error:
-        return fail(str(error), "netback run --check")
-    return ok(f"{DEFAULT}, with {rules} devices")
+        return fail(str(error), "mend it; netback config check reads it again")
+    if not found.files:
+        return ok(f"no {DEFAULT}: the defaults apply")
+    return ok(f"{len(found.files)} files in {DEFAULT.parent}, with {len(found.device)} rules")
 
 
 def bridges(machine: Machine) -> Finding:
@@ -321,16 +320,43 @@ def scripts(machine: Machine) -> Finding:
     return ok("/etc/xen/scripts/vif-bridge")
 
 
+def _runs_scripts(machine: Machine) -> bool:
+    """Whether netback runs the hotplug scripts: the running backend says it, else the configuration file."""
+    with suppress(ControlError, ConfigError), Client(machine.runtime) as client:
+        return client.info().hotplug == "netback"
+    with suppress(ConfigError):
+        return load_config(machine.path(str(DEFAULT)), optional=True).hotplug == "netback"
+    return False
+
+
 def toolstack(machine: Machine) -> Finding:
-    """In a driver domain, whether xl devd runs the hotplug scripts."""
+    """What runs the hotplug scripts, and whether something else does so, too."""
+    dom0 = False
     with suppress(NetbackError, OSError):
-        if machine.own_domid() == 0:
-            return ok("domain 0: xl runs the scripts")
-    for pid, words in machine.processes():
-        if Path(words[0]).name == "xl" and "devd" in words[1:]:
-            return ok(f"xl devd runs (process {pid})")
+        dom0 = machine.own_domid() == 0
+    devd = next(
+        (pid for pid, words in machine.processes() if Path(words[0]).name == "xl" and "devd" in words[1:]),
+        None,
+    )
+    if _runs_scripts(machine):
+        runs = 'netback runs the scripts (hotplug = "netback")'
+        if devd is not None:
+            return fail(
+                f"{runs}, and so does xl devd (process {devd})",
+                'stop one: systemctl disable --now xendriverdomain, or hotplug = "toolstack"',
+            )
+        if dom0 and machine.path("usr/sbin/xl").exists():
+            return warn(
+                f"{runs}, and so does xl for the guests that it starts", 'with xl: hotplug = "toolstack"'
+            )
+        return ok(runs)
+    if dom0:
+        return ok("domain 0: xl runs the scripts")
+    if devd is not None:
+        return ok(f"xl devd runs (process {devd})")
     return warn(
-        "xl devd does not run", "a driver domain needs it for scripts: systemctl start xendriverdomain"
+        "xl devd does not run",
+        'a driver domain needs it for scripts: systemctl start xendriverdomain, or hotplug = "netback"',
     )
 
 

@@ -132,7 +132,9 @@ def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
         workers=config.workers,
         queues=config.queues,
         rules=config.device,
+        rules_file=None if config.rules_file is None else Path(config.rules_file),
         times=config.times,
+        hotplug=config.scripts,
         access=config.access,
     )
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the control socket's methods and topics need of a backend (`daemon.backend.Backend`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from netback.daemon.config import DeviceRule
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType
@@ -33,6 +34,10 @@ class Serving(Protocol):
     def opened(self, name: str) -> tuple[Device, Vif]:
         """A device whose network is open, and its data path. ConfigError: there is none."""
 
+    @property
+    def runs_scripts(self) -> bool:
+        """Whether it runs the hotplug scripts of new devices."""
+
     async def attach(
         self,
         domid: int,
@@ -48,6 +53,18 @@ class Serving(Protocol):
 
     async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
         """Take a device from its guest. Returns False if the guest did not answer in time."""
+
+    @property
+    def rules(self) -> Sequence[DeviceRule]:
+        """The configuration's rules, in their order."""
+
+    async def add_rule(self, rule: DeviceRule) -> tuple[DeviceRule, list[DeviceName], list[str]]:
+        """Add a rule: as it is kept, the devices that were attached, and why others were not."""
+
+    async def remove_rule(
+        self, name: str, *, detach: bool = False, seconds: float = 10.0
+    ) -> list[tuple[DeviceName, bool]]:
+        """Remove an added rule: the devices that were detached, with whether their guests answered."""
 
     async def watch(self) -> None:
         """Have the workers record what the tracer wants."""

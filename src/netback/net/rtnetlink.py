@@ -176,11 +176,13 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[length + -length % 4 :]
 
 
-def request(kind: Message, flags: int, index: int, *parts: bytes, turn_on: int = 0) -> bytes:
-    """Send one request about the link `index` (0: the attributes name it) and return the answer's body. `turn_on`: set
-    these IFF_* flags of it. OSError: refused.
+def request(
+    kind: Message, flags: int, index: int, *parts: bytes, turn_on: int = 0, turn_off: int = 0
+) -> bytes:
+    """Send one request about the link `index` (0: the attributes name it) and return the answer's body. `turn_on` and
+    `turn_off`: set and clear these IFF_* flags of it. OSError: refused.
     """
-    body = IFINFO.pack(0, 0, index, turn_on, turn_on) + b"".join(parts)
+    body = IFINFO.pack(0, 0, index, turn_on, turn_on | turn_off) + b"".join(parts)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, 0, 0) + body)
         answer_kind, answer = next(messages(sock.recv(RECEIVE)))
@@ -219,6 +221,12 @@ def get_bridge(link: Link | None) -> Bridge | None:
 def set_mtu(index: int, mtu: int) -> None:
     """Set a link's MTU, in bytes. OSError: refused."""
     request(Message.SETLINK, ACK, index, attribute(Attribute.MTU, MTU.pack(mtu)))
+
+
+def rename(index: int, name: str) -> None:
+    """Give a link another name, and set it down: before 6.2 Linux renames none that is up. OSError: refused."""
+    request(Message.SETLINK, ACK, index, turn_off=IFF_UP)
+    request(Message.SETLINK, ACK, index, attribute(Attribute.IFNAME, os.fsencode(name) + b"\0"))
 
 
 def join_bridge(index: int, bridge: int) -> None:

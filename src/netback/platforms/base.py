@@ -6,7 +6,7 @@ copy) are native and reached through `.native` and `GuestMemory`. The methods he
 blocking call. tests/platforms/contract.py checks both platforms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,16 @@ class Platform(Protocol):
     @property
     def domid(self) -> int:
         """The backend's own domain."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables by which the store's tools (xenstore-read, ...) find this store."""
+
+    @property
+    def prefix(self) -> str:
+        """What such a tool needs before a path that is relative to this domain's own directory; empty if the tool runs
+        as this domain.
+        """
 
     async def open_store(self) -> Store:
         """Open a store connection with this domain's privilege. StoreError: the store cannot be reached."""

@@ -15,6 +15,7 @@ from netback.vif.rate import Rates
 from netback.vif.workers import Workers
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import News
+from netback.xenbus.scripts import HotplugConfig, Scripts
 from netback.xenstore.aio import Store
 
 
@@ -38,6 +39,8 @@ class Context:
     """The limits of a device whose nodes name none, likewise."""
     times: Callable[[], WaitTimes]
     """How long frames may wait for a guest, by the present configuration."""
+    hotplug: Callable[[], HotplugConfig | None]
+    """How netback runs hotplug scripts, by the present configuration; None: a toolstack does."""
     fd_store: FdStore
     """Holds the descriptors of taps while no backend runs."""
     networks: ObjectNetworks
@@ -46,6 +49,8 @@ class Context:
     """Reports changes of links."""
     news: News = field(default_factory=News)
     """What the devices announce."""
+    scripts: Scripts = field(default_factory=Scripts)
+    """Runs hotplug scripts."""
     taps: dict[int | str, str] = field(default_factory=dict)
     """The device that uses each tap, keyed by the tap's index and by the name in the spec."""
     waiting: set[Callable[[], object]] = field(default_factory=set)

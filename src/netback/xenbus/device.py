@@ -35,6 +35,7 @@ from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import FactReader, Snapshot, read_backend, read_frontend
 from netback.xenbus.frontends import Frontends
+from netback.xenbus.hotplug import Hotplug
 from netback.xenbus.names import DeviceName, remove_device, remove_empty
 from netback.xenbus.news import StateNews
 from netback.xenbus.nic import Nic
@@ -84,6 +85,7 @@ class Device:
         self._backoff = Backoff(self._try_again)
         self._reader = FactReader(name, context)
         self._nic = Nic(name, context, self._budget, self.news.set)
+        self._hotplug = Hotplug(name, context, self._budget, self._nic, self.news.set)
         self._followed = ""
         self._unfollow: Callable[[], None] = _nothing
         self._fault = ""  # why the frontend's rings cannot be used, until the table has acted on it
@@ -152,6 +154,7 @@ class Device:
         finally:
             self._backoff.stop()
             self._unfollow()
+            await self._hotplug.stop()
             await self._nic.close()
             if self._done:
                 self._announce(gone=True)
@@ -210,7 +213,10 @@ class Device:
             if action is not Action.NOTHING:
                 with suppress(StateConflict):
                     await self._actions[action](snapshot)
-            if self._done or action in (Action.NOTHING, Action.REFUSE_RX):
+            if self._done:
+                return
+            await self._hotplug.follow(snapshot)
+            if action in (Action.NOTHING, Action.REFUSE_RX):
                 return
         self.news.set()  # the nodes keep changing: let the other devices run first
 
@@ -451,10 +457,15 @@ class Device:
         await self._move(State.CLOSED)
 
     async def _destroy(self, snapshot: Snapshot) -> None:
-        """Remove what netback made; a toolstack removes its own directories."""
+        """Remove what netback made; a toolstack removes its own directories. In a driver domain it waits for `xl devd`,
+        which runs scripts, to remove the backend's: without it netback does.
+        """
         await self._end()
         if snapshot.made_here:
             await remove_device(self._store, self.name, self._reader.frontend)
+            return
+        if self._hotplug.runs and self.name.backend_domid:
+            await remove_empty(self._store, self.name.backend, 2)
             return
         for node in (*self._context.offer, Key.CARRIER):
             await self._store.rm(f"{self.name.backend}/{node}", missing_ok=True)
@@ -467,6 +478,7 @@ class Device:
         try:
             if self.vif is not None:
                 await self._disconnect()
+            await self._hotplug.end()
             await self._nic.remove()
             await self._nic.remove_unopened_tap()
         except (NetbackError, OSError) as error:

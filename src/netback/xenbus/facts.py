@@ -54,8 +54,15 @@ class Snapshot:
     facts: Facts
     made_here: bool
     """`netback attach` wrote the device's nodes."""
-    script_failed: bool
-    """`hotplug-status` is "error"."""
+    script: str | None
+    """The hotplug script, if the device has one."""
+    hotplug_status: str | None
+    """What it wrote."""
+
+    @property
+    def script_failed(self) -> bool:
+        """`hotplug-status` is "error"."""
+        return self.hotplug_status == "error"
 
 
 _NODES = (MADE_BY, "frontend", "script", "hotplug-status", "online", "state")
@@ -108,7 +115,7 @@ class FactReader:
             refused=self._refused,
             moved=moved,
         )
-        return Snapshot(facts, made_by == MAKER, hotplug == "error")
+        return Snapshot(facts, made_by == MAKER, script, hotplug)
 
     async def _read_ours(self) -> list[str | None]:
         return await asyncio.gather(*(read_backend(self._store, self._name, node) for node in _NODES))

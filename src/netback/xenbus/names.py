@@ -112,6 +112,11 @@ async def remove_device(store: Store, name: DeviceName, frontend: str) -> None:
                 await store.rm(path, tx)
 
     await store.transact(body)
+    await remove_if_empty(store, name.backend.rpartition("/")[0])
+
+
+async def remove_if_empty(store: Store, path: str) -> None:
+    """Remove a directory that has no child; one that cannot be read or removed stays."""
     with suppress(StoreError):
-        if not await store.directory(parent := name.backend.rpartition("/")[0]):
-            await store.rm(parent, missing_ok=True)
+        if not await store.directory(path):
+            await store.rm(path, missing_ok=True)

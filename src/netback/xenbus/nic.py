@@ -20,7 +20,7 @@ from netback.abi.netif_keys import Key
 from netback.dataplane.notices import Notice
 from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
-from netback.net.rtnetlink import get_link
+from netback.net.rtnetlink import get_link, rename
 from netback.net.spec import open_network, parse_spec, remove_tap, tap_name
 from netback.net.tap import find_made
 from netback.observe.trace import LogBudget
@@ -83,6 +83,21 @@ class Nic:
     def journal(self) -> Path:
         """The file of its queue's journal. It outlives this process."""
         return self._context.journals / f"{self._name.kind}-{self._name.domid}-{self._name.number}"
+
+    @property
+    def link(self) -> str:
+        """The present name of the device's link; the one that it would have, if it has none."""
+        network = self.vif.network if self.vif is not None else None
+        return network.name if network is not None and network.follows else self._name.link
+
+    def name_back(self) -> None:
+        """Give the tap the name with which it was made: a script that was killed may have renamed it, and stock ones
+        fail if the new name exists. OSError: it cannot be renamed.
+        """
+        if self.vif is not None and self._tap and self.vif.network.name != self._tap:
+            for index in self.vif.network.follows:
+                if isinstance(index, int):
+                    rename(index, self._tap)
 
     # ---- open
 

@@ -10,6 +10,8 @@ from pathlib import Path
 UNIT = Path(__file__).parent / "netback.service"
 KEEP_KERNEL_OUT = Path(__file__).parent / "netback-no-kernel-backend.conf"
 """A file for /etc/modprobe.d, opt-in."""
+HOTPLUG = Path(__file__).parent / "netback-hotplug.conf"
+"""A drop-in of the unit, for `hotplug = "netback"`: what hotplug scripts need, and netback itself does not."""
 
 _PROGRAM = "/usr/bin/netback"
 """The program's path as the unit file contains it."""

@@ -31,19 +31,20 @@ mount -t xenfs xenfs /proc/xen
 ip link add {BRIDGE} type bridge
 ip link set {BRIDGE} up
 ip addr add {ADDRESS}/24 dev {BRIDGE}
-xl devd
 """
-START = "setsid /opt/netback/bin/netback run >>/tmp/netback.log 2>&1 </dev/null & echo $! >/run/nb.pid"
+START = "setsid /opt/netback/bin/netback run {} >>/tmp/netback.log 2>&1 </dev/null & echo $! >/run/nb.pid"
+KILL = "kill -9 $(cat /run/nb.pid); rm /run/netback/*.sock"
 
 
 async def run(lab: Lab) -> None:
     other = await lab.create("g1")
     driver = await start_driver(lab)
+    await driver("xl devd")
     await start_netback(driver)
     guest = await lab.create("g2", vif=(f"bridge={BRIDGE},backend=driver",), up=False)
     await guest.up(address="10.1.0.2")
     await guest(f"ping -c 3 {ADDRESS}")
-    await driver("kill -9 $(cat /run/nb.pid); rm /run/netback/*.sock")
+    await driver(KILL)
     await start_netback(driver)
     await guest(f"ping -c 3 {ADDRESS}")
     await lab.dom0(f"xl network-attach g2 mac={MAC} bridge={BRIDGE} backend=driver", seconds=90)
@@ -59,6 +60,7 @@ async def run(lab: Lab) -> None:
 
 
 async def start_driver(lab: Lab) -> Guest:
+    """The guest "driver" with a bridge, without netback and without `xl devd`."""
     await lab.dom0("modprobe xen-blkback")
     (lab.machine.directory / "driver.cfg").write_text(CONFIG)
     await lab.dom0("xl create /lab/driver.cfg", seconds=120)
@@ -67,8 +69,8 @@ async def start_driver(lab: Lab) -> Guest:
     return driver
 
 
-async def start_netback(driver: Guest) -> None:
-    await driver(START)
+async def start_netback(driver: Guest, options: str = "") -> None:
+    await driver(START.format(options))
     await driver("until test -S /run/netback/control.sock; do sleep 0.1; done", seconds=90)
 
 

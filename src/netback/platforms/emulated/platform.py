@@ -60,6 +60,15 @@ class EmulatedPlatform:
     ) -> None:
         self.close()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The store's socket, whose users have domain 0's privilege."""
+        return {"XENSTORED_PATH": str((self.directory / STORE_SOCKET).absolute())}
+
+    @property
+    def prefix(self) -> str:
+        return f"/local/domain/{self.domid}/" if self.domid else ""
+
     async def open_store(self) -> Store:
         if self.domid == 0:
             return await Store.connect(self.directory / STORE_SOCKET)

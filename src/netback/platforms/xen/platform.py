@@ -87,6 +87,7 @@ class XenPlatform:
     """
 
     name = "xen"
+    prefix = ""
 
     def __init__(self) -> None:
         self._store = find_store()
@@ -100,6 +101,10 @@ class XenPlatform:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {} if self._store is None else {"XENSTORED_PATH": str(self._store)}
 
     async def open_store(self) -> Store:
         return await open_store(self._store)
