@@ -19,10 +19,10 @@ import msgspec
 
 from netback.control.schema import DeviceStatus
 from netback.control.server import serve_control
+from netback.daemon.added_rules import check_new, free_name, place_rules, save_rules
 from netback.daemon.auto_attach import AutoAttach
 from netback.daemon.config import DeviceRule, check_names, check_trace, load_rules
 from netback.daemon.control import calls
-from netback.daemon.rules import check_new, free_name, place_rules, save_rules
 from netback.daemon.status import describe
 from netback.daemon.systemd.fd_store import SystemdFdStore
 from netback.daemon.topics import topics

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from netback.daemon import Backend, BackendConfig
+from netback.daemon.added_rules import place_rules, save_rules
 from netback.daemon.config import ADDED, DROP_INS, DeviceRule, load_config, load_rules, make_rule
-from netback.daemon.rules import place_rules, save_rules
 from netback.errors import ConfigError
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform
