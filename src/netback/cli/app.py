@@ -24,6 +24,7 @@ _COMMANDS: Mapping[str, str] = {
     "detach": "detach",
     "list": "list_devices",
     "show": "show",
+    "explain": "explain",
     "set": "set_device",
     "stats": "stats",
     "rings": "rings",

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plain table for a terminal. Rich makes better ones, but loading it alone takes half of the time that `list` has."""
 
+import sys
 from collections.abc import Sequence
 
 CLEAR = "\x1b[H\x1b[J"
 """Cursor to the top, then everything below it erased (ECMA-48: CUP, ED)."""
+NARROW = 80
+"""Columns of a terminal that says nothing, and of text that is not for one."""
 _GAP = 2
 _MIN = 5
 """Characters of a column that is cut, at least."""
@@ -25,6 +28,13 @@ def lay_out(rows: Sequence[Sequence[str]], width: int | None, cut: Sequence[int]
 def _narrow(widths: list[int], room: int, cut: Sequence[int]) -> None:
     while sum(widths) > room and (wide := [column for column in cut if widths[column] > _MIN]):
         widths[max(wide, key=widths.__getitem__)] -= 1
+
+
+def terminal_width() -> int:
+    """The columns of the terminal; NARROW where the output is none."""
+    import shutil  # for a terminal alone: it imports every archive format
+
+    return shutil.get_terminal_size((NARROW, 24)).columns if sys.stdout.isatty() else NARROW
 
 
 def short(number: float) -> str:

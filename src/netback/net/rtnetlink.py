@@ -178,14 +178,19 @@ def get_link(name: str) -> Link | None:
     return None
 
 
-def get_bridge(link: Link | None) -> Bridge | None:
+def get_master(link: Link | None) -> Link | None:
     """The bridge, or another link, that `link` is a port of; None if it is of none."""
     if link is None or not link.master:
         return None
     with suppress(OSError):
-        found = Link.parse(request(Message.GETLINK, 0, link.master))
-        return Bridge(found.index, found.name, found.mtu)
+        return Link.parse(request(Message.GETLINK, 0, link.master))
     return None
+
+
+def get_bridge(link: Link | None) -> Bridge | None:
+    """The same as networks show it."""
+    found = get_master(link)
+    return None if found is None else Bridge(found.index, found.name, found.mtu)
 
 
 def set_mtu(index: int, mtu: int) -> None:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes the picture of a device that the rules judge, from the backend that serves it or from the store alone."""
+
+import asyncio
+
+from netback.control.schema import Details, DeviceStatus, Explanation
+from netback.daemon.facts import Facts, Host, LinkFacts
+from netback.daemon.machine import Machine
+from netback.daemon.rules import HOST_RULES, RULES, judge
+from netback.errors import ConfigError
+from netback.net.rtnetlink import IFF_LOWER_UP, IFF_UP, Link, get_link, get_master
+from netback.net.spec import parse_spec
+from netback.net.tap import TapNetwork, find_made
+from netback.xenbus.device import Device
+from netback.xenbus.names import DeviceName, decimal
+from netback.xenstore.aio import Store, StoreError, StoreGone
+
+_WITH_LINK = ("tap", "packet")
+"""Kinds of networks whose link is one of this host."""
+
+
+def explain(facts: Facts, seconds: float) -> Explanation:
+    """Every rule's verdict; `seconds` lie between the two readings."""
+    return Explanation(
+        device=facts.now.device, seconds=seconds, rules=len(HOST_RULES) + len(RULES), findings=judge(facts)
+    )
+
+
+async def look(
+    store: Store,
+    name: DeviceName,
+    details: Details,
+    device: Device | None,
+    machine: Machine | None,
+    *,
+    earlier: DeviceStatus | None = None,
+    served: bool = True,
+) -> Facts:
+    """The picture of a device as it is now; `details` are what was just read of it, `earlier` its status before.
+
+    `device`: as the backend of this process serves it. `machine`: this one, None if its other backends are none of the
+    device's. `served`: a backend answers.
+    """
+    host = Host(served) if machine is None else await asyncio.to_thread(machine.host, served=served)
+    vif = device.vif if device is not None else None
+    return Facts(
+        details=details,
+        host=host,
+        earlier=earlier,
+        rings=tuple(vif.dump()) if vif is not None else (),
+        link=_look_at_link(name, details, device),
+        owner=await _read_owner(store, details.frontend_path),
+    )
+
+
+async def _read_owner(store: Store, path: str) -> int | None:
+    """The domain that owns a directory: the first entry of its permissions (xenstore.txt, GET_PERMS)."""
+    try:
+        return decimal((await store.get_perms(path))[0][1:], 1 << 16)
+    except StoreGone:
+        raise
+    except StoreError:
+        return None
+
+
+def _look_at_link(name: DeviceName, details: Details, device: Device | None) -> LinkFacts | None:
+    """The link of an open network, else that which the device's own nodes name."""
+    if device is not None and device.vif is not None:
+        network = device.vif.network
+        if not network.follows:
+            return None
+        found, tap = get_link(network.name), isinstance(network, TapNetwork)
+        return LinkFacts(network.name, tap, exists=False) if found is None else _describe(found, tap)
+    try:
+        spec = parse_spec(details.device.net or "")
+    except ConfigError:  # the configuration names the network, or the error says what is wrong
+        return None
+    if spec.kind not in _WITH_LINK:
+        return None
+    tap, link = spec.kind == "tap", spec.link or name.link
+    found = get_link(link) or (find_made(link) if tap else None)
+    return LinkFacts(link, tap, exists=False) if found is None else _describe(found, tap)
+
+
+def _describe(link: Link, tap: bool) -> LinkFacts:
+    bridge = get_master(link)
+    return LinkFacts(
+        name=link.name,
+        tap=tap,
+        exists=True,
+        up=bool(link.flags & IFF_UP),
+        carrier=bool(link.flags & IFF_LOWER_UP),
+        mtu=link.mtu,
+        bridge=bridge.name if bridge else "",
+        bridge_up=bool(bridge and bridge.flags & IFF_UP),
+        bridge_mtu=bridge.mtu if bridge else 0,
+    )

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every rule is provoked by a scenario, none fires while a known frontend works, and both clients show the findings."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from netback.control import Refused
+from netback.daemon.control import Methods
+from netback.daemon.document import render_document
+from netback.daemon.rules import HOST_RULES, RULES, judge
+from netback.frontend import Frontend, Guest
+from netback.frontend.profiles import PROFILES, Profile
+from netback.net.python import PythonNetwork
+from tests.daemon.scenarios import SCENARIOS, Stage, played
+from tests.daemon.talk import client
+from tests.frontend.matrix import Far, exchange, plug
+from tests.vif.guest import SECONDS, serving
+
+PAGE = Path(__file__).parents[2] / "docs" / "explain.md"
+UNLESS = {rule.id: rule.unless for rule in HOST_RULES} | {rule.id: rule.unless for rule in RULES}
+EVERY = [*UNLESS]
+
+
+def test_each_rule_has_one_scenario() -> None:
+    assert len(EVERY) == len(HOST_RULES) + len(RULES)
+    assert set(SCENARIOS) == set(EVERY)
+
+
+def test_a_rule_gives_way_to_earlier_ones_alone() -> None:
+    for number, earlier in enumerate(UNLESS.values()):
+        assert set(earlier) <= set(EVERY[:number])
+
+
+def test_the_page_is_the_table_s() -> None:
+    assert PAGE.read_text() == render_document()
+
+
+@pytest.mark.parametrize("rule", EVERY)
+async def test_a_rule_is_provoked(xen: Path, rule: str) -> None:
+    async with asyncio.timeout(SECONDS):
+        findings = {finding.rule: finding for finding in judge(await played(rule, xen))}
+    assert rule in findings
+    finding = findings[rule]
+    assert finding.evidence
+    for sentence in (finding.finding, finding.fix):
+        assert re.fullmatch(r"[^{}\x00-\x1f]+[.)]", sentence)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=[profile.word for profile in PROFILES])
+async def test_no_rule_fires_while_a_frontend_works(xen: Path, profile: Profile) -> None:
+    """Frames of one slot pass both ways between the two readings, of sizes that every link takes."""
+    network = PythonNetwork(vnet_hdr=True)
+    async with asyncio.timeout(SECONDS), serving(xen, network) as backend, Guest(xen, domid=1) as guest:
+        name = await plug(backend, 1)
+        async with Frontend(guest, config=profile.config, handshake=profile.handshake) as vif:
+            await vif.connected()
+
+            async def act() -> None:
+                for _ in range(40):
+                    await exchange(Far(vif, network), (60, 590, 1514))
+
+            assert judge(await Methods(backend).picture(str(name), act)) == []
+    network.remove()
+
+
+async def test_a_client_is_told(xen: Path) -> None:
+    async with AsyncExitStack() as undo:
+        stage = Stage(xen, undo)
+        await stage.offer()
+        answer = await client(xen, lambda made: made.explain("vif1.0", seconds=0))
+        (finding,) = answer.findings
+        assert (answer.device, answer.seconds, answer.rules) == ("vif1.0", 0, len(EVERY))
+        assert (finding.rule, finding.severity) == ("frontend-never-came", "error")
+        assert finding.evidence == {"backend": "InitWait", "frontend": "Initialising"}
+        await stage.guest.connect()
+        assert (await client(xen, lambda made: made.explain("vif1.0", seconds=0.01))).findings == []
+        with pytest.raises(Refused, match=r"there is no device vif9\.0"):
+            await client(xen, lambda made: made.explain("vif9.0"))
+        with pytest.raises(Refused, match="explain: Expected `float` <= 8"):
+            await client(xen, lambda made: made.explain("vif1.0", seconds=9))
+
+
+async def test_what_a_guest_writes_is_bounded_and_printable(xen: Path) -> None:
+    async with AsyncExitStack() as undo:
+        stage = Stage(xen, undo)
+        await stage.offer()
+        await stage.guest.store.write(f"{stage.guest.path}/mac", "{owner}\x1b[2J\n" + "x" * 1000)
+        (finding,) = [each for each in judge(await stage.see()) if each.rule == "mac-differs"]
+        value = finding.evidence["frontend's mac"]
+        assert value.startswith(r"{owner}\x1b[2J\nxx")
+        assert len(value) <= 160
