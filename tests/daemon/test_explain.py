@@ -69,6 +69,24 @@ async def test_no_rule_fires_while_a_frontend_works(xen: Path, profile: Profile)
     network.remove()
 
 
+@pytest.mark.parametrize(
+    "net",
+    [
+        "stream:{}/s.sock",
+        "stream:{}/s.sock,server",
+        "vhost-user:{}/s.sock",
+        "dgram:{0}/s.sock,local={0}/n.sock",
+    ],
+)
+async def test_a_program_that_is_not_there(xen: Path, net: str) -> None:
+    async with AsyncExitStack() as undo, asyncio.timeout(SECONDS):
+        stage = Stage(xen, undo)
+        await stage.fails(net=net.format(xen))
+        found = {finding.rule: finding for finding in judge(await stage.see())}
+        assert found.keys() <= {"far-end-gone", "frontend-never-came"}
+        assert found["far-end-gone"].evidence["network"].startswith(net.partition(":")[0])
+
+
 async def test_a_client_is_told(xen: Path) -> None:
     async with AsyncExitStack() as undo:
         stage = Stage(xen, undo)

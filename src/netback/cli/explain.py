@@ -11,7 +11,7 @@ import click
 
 from netback.cli import options, query
 from netback.cli.options import echo_json, warn
-from netback.cli.table import terminal_width
+from netback.cli.table import NARROW, terminal_width
 from netback.cli.target import PlatformName, Target
 from netback.errors import PlatformError
 
@@ -80,7 +80,7 @@ def _lines(answer: "Explanation") -> Iterator[str]:
     if not answer.findings:
         yield f"{answer.device}: none of {answer.rules} rules finds anything wrong"
     for finding in answer.findings:
-        yield from _finding(finding, terminal_width())
+        yield from _finding(finding, terminal_width() or NARROW)
 
 
 def _finding(finding: "RuleFinding", width: int) -> Iterator[str]:

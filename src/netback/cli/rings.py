@@ -4,6 +4,7 @@
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 
 from netback.cli import options, query, ring_text
 from netback.cli.options import echo_json
-from netback.cli.table import CLEAR, NARROW, lay_out
+from netback.cli.table import CLEAR, NARROW, lay_out_wrapped, terminal_width
 from netback.cli.target import PlatformName, Target
 from netback.errors import ConfigError
 from netback.observe.owners import Ages
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _NEAR = 8
 """Slots shown before and after rsp_prod."""
-_HEAD = ("index", "kind", "id", "gref", "offset", "size", "status", "flags", "says")
+_HEAD = ("index", "kind", "id", "gref", "offset", "size", "status", "flags, and what it says")
 
 
 @click.command
@@ -131,24 +132,19 @@ def _write(image: Path, answer: "Rings", ages: Ages) -> None:
 
 
 def _table(ring: "Ring", everything: bool) -> Iterator[str]:
-    """The indices, and slots decoded: wider than 80 columns only where a slot says more."""
+    """The indices, and slots decoded."""
+    width = terminal_width()
     indices = ", ".join(f"{name} {value}" for name, value in ring.indices.items())
-    yield f"{ring.ring}: {indices}; {ring_text.summary(ring)}"
+    yield from textwrap.wrap(f"{ring.ring}: {indices}; {ring_text.summary(ring)}", width or 10**6)
     shown = ring.slots if everything else _near(ring)
     if not shown:
         return
     rows: list[tuple[str, ...]] = [_HEAD]
     for slot in shown:
-        words = [slot.type or "", slot.value or "", " ".join(map(str, slot.data))]
         cells = (slot.index, slot.kind, slot.id, slot.gref, slot.offset, slot.size, slot.status)
-        rows.append(
-            (
-                *("" if cell is None else str(cell) for cell in cells),
-                " ".join(slot.flags),
-                " ".join(filter(None, words)),
-            )
-        )
-    yield from lay_out(rows, None)
+        words = (*slot.flags, slot.type, slot.value, *map(str, slot.data))
+        rows.append((*("" if cell is None else str(cell) for cell in cells), " ".join(filter(None, words))))
+    yield from lay_out_wrapped(rows, width)
 
 
 def _near(ring: "Ring") -> "Sequence[Slot]":

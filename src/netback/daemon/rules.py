@@ -346,16 +346,15 @@ def _mac(facts: Facts) -> Evidence | None:
 
 
 def _far_end_gone(facts: Facts) -> Evidence | None:
-    kept = "1" in (facts.node(CARRIER_OFF), facts.node(LINK_DOWN))
-    if (
-        facts.link is not None
-        or not facts.host.served
-        or kept
-        or facts.node(Key.CARRIER) != "0"
-        or not facts.now.network
-    ):
+    """A network without a link is down, or could not be opened since no program listens."""
+    network, kept = (
+        facts.now.network or facts.now.net,
+        "1" in (facts.node(CARRIER_OFF), facts.node(LINK_DOWN)),
+    )
+    down = bool(facts.now.network) and facts.node(Key.CARRIER) == "0" and not kept
+    if facts.link is not None or not network or not (down or "cannot connect" in facts.error):
         return None
-    return {"network": facts.now.network, "carrier": "0", "error": facts.error or "none"}
+    return {"network": network, "carrier": facts.node(Key.CARRIER) or "none", "error": facts.error or "none"}
 
 
 def _owner(facts: Facts) -> Evidence | None:
