@@ -3,7 +3,12 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from tests.cli.commands import run, running
@@ -50,3 +55,38 @@ async def test_explain_without_xen(tmp_path: Path) -> None:
     code, out, err = await run("explain", "vif1.0", "--dir", tmp_path)
     reason = f"netback: no backend listens at {tmp_path}/control.sock: start netback run\n"
     assert (code, out, err) == (os.EX_TEMPFAIL, "", reason)
+
+
+HERE = Path(__file__).parent
+ASIDE = 'mount -t tmpfs names /run/netns && exec bash "$0" "$@"'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("ip", "ping", "unshare", "bash"))), reason="needs iproute2, ping"
+)
+def test_tcp_hangs_while_ping_works(tmp_path: Path) -> None:
+    """Linux's TCP at both ends hangs, explain names the cause, and doing what it says ends that."""
+    Path("/run/netns").mkdir(exist_ok=True)
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+    }
+    with (tmp_path / "out").open("w+") as out:
+        words = [ASIDE, HERE / "tcp_hangs.sh", tmp_path / "xen", HERE / "tcp_talk.py"]
+        seen = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", *map(str, words)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+            timeout=120,
+        )
+        out.seek(0)
+        output = out.read()
+    assert seen.returncode == 0, output
+    assert "Traceback" not in output
+    assert output.count(" 0% packet loss") == 2
+    assert "ping passes, and TCP with" in output
+    assert "[jumbo-without-sg]" in output
+    assert "\nTCP goes on\n" in output
