@@ -524,7 +524,7 @@ async def _(stage: Stage) -> Facts:
 async def _(stage: Stage) -> Facts:
     await stage.connect()
     await stage.network.send(FRAME)
-    await passing(stage.backend, lambda: stage.vif.dump()[1].waiting > 0)
+    await passing(stage.backend, lambda: stage.vif.dump()[1].state == "NO_SLOTS_LONG")
     return await stage.see()
 
 

@@ -19,6 +19,7 @@ from netback.frontend.profiles import PROFILES, Profile
 from netback.net.python import PythonNetwork
 from tests.daemon.scenarios import SCENARIOS, Stage, played
 from tests.daemon.talk import client
+from tests.frontend.frames import ethernet
 from tests.frontend.matrix import Far, exchange, plug
 from tests.vif.guest import SECONDS, serving
 
@@ -85,6 +86,21 @@ async def test_a_program_that_is_not_there(xen: Path, net: str) -> None:
         found = {finding.rule: finding for finding in judge(await stage.see())}
         assert found.keys() <= {"far-end-gone", "frontend-never-came"}
         assert found["far-end-gone"].evidence["network"].startswith(net.partition(":")[0])
+
+
+async def test_a_kernel_that_segments_for_a_guest_without_gso(xen: Path) -> None:
+    """Then netback's counter stays 0, and the sizes of frames tell."""
+    async with AsyncExitStack() as undo, asyncio.timeout(SECONDS):
+        stage = Stage(xen, undo)
+        await stage.connect()
+
+        async def act() -> None:
+            for number in range(1, 11):
+                await stage.receive(100, ethernet(1, 1514))
+                await stage.counted("rx_frames", 100 * number)
+
+        findings = {finding.rule: finding for finding in judge(await stage.see(act))}
+        assert findings["guest-gso"].evidence["bytes a frame"] == "1514"
 
 
 async def test_a_client_is_told(xen: Path) -> None:

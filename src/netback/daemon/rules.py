@@ -28,7 +28,7 @@ FEW = 100
 """Frames between two readings from which on shares of them mean something."""
 MANY = 1000
 """Frames between two readings from which on a guest is busy."""
-LONG_BURST = 16
+LONG_BURST = 24
 """Slots that a busy queue finds at each look, at least."""
 _VALUE = 160
 """Characters of a value that is shown, at most."""
@@ -111,11 +111,11 @@ def _failed(*words: str) -> Callable[[Facts], Evidence | None]:
 
 
 def _ever(counter: str, *beside: str) -> Callable[[Facts], Evidence | None]:
-    """A counter that stays 0 on a healthy device."""
+    """A counter that stays 0 on a healthy device: what it counts may be rare while it does harm."""
 
     def judge(facts: Facts) -> Evidence | None:
         evidence = {name: facts.total(name) for name in (counter, *beside)}
-        return evidence if evidence[counter] else None
+        return {**evidence, f"{counter} now": facts.growth(counter)} if evidence[counter] else None
 
     return judge
 
@@ -157,6 +157,11 @@ def _and(
     return judge
 
 
+def _either(*judges: Callable[[Facts], Evidence | None]) -> Callable[[Facts], Evidence | None]:
+    """The first that applies."""
+    return lambda facts: next(filter(None, (judge(facts) for judge in judges)), None)
+
+
 def _lacks(feature: str) -> Callable[[Facts], Evidence | None]:
     """A feature is not in force."""
     return lambda facts: (
@@ -175,7 +180,7 @@ def _in_state(direction: str, *states: Poll) -> Callable[[Facts], Ring | None]:
     return find
 
 
-_starved = _in_state("rx", Poll.NO_SLOTS, Poll.NO_SLOTS_LONG)
+_starved = _in_state("rx", Poll.NO_SLOTS_LONG)
 _blocked = _in_state("tx", Poll.PEER_FULL, Poll.PEER_BUSY)
 _asleep = _in_state("tx", Poll.RING_IDLE)
 
@@ -303,16 +308,16 @@ def _one_way(sent: str, got: str) -> Callable[[Facts], Evidence | None]:
     return judge
 
 
-def _no_guest_gso(facts: Facts) -> Evidence | None:
-    """Slots of full size, one a frame, is what TCP without segmentation offload sends."""
-    frames, size = facts.growth("tx_frames"), facts.growth("tx_bytes")
-    if frames < MANY or facts.growth("tx_slots") != frames or not 1400 <= size / frames <= 1514:
-        return None
-    return {
-        "tx_frames now": frames,
-        "bytes a frame": size // frames,
-        "backend's feature-gso-tcpv4": facts.node(Key.GSO_TCPV4),
-    }
+def _single_segments(way: str) -> Callable[[Facts], Evidence | None]:
+    """Slots of full size, one a frame: what TCP without segmentation offload sends."""
+
+    def judge(facts: Facts) -> Evidence | None:
+        frames, size = facts.growth(f"{way}_frames"), facts.growth(f"{way}_bytes")
+        if frames < MANY or facts.growth(f"{way}_slots") != frames or not 1400 <= size / frames <= 1514:
+            return None
+        return {f"{way}_frames now": frames, "bytes a frame": size // frames}
+
+    return judge
 
 
 def _one_queue(facts: Facts) -> Evidence | None:
@@ -320,11 +325,8 @@ def _one_queue(facts: Facts) -> Evidence | None:
     offered, busy = facts.node(Key.MAX_QUEUES), []
     for way in ("tx", "rx"):
         slots, bursts = facts.growth(f"{way}_slots"), facts.growth(f"{way}_bursts")
-        busy += (
-            [f"{slots // bursts} slots a burst of {way}"]
-            if bursts and slots >= MANY and slots >= LONG_BURST * bursts
-            else []
-        )
+        if slots >= MANY and slots >= LONG_BURST * bursts:
+            busy.append(f"{slots // bursts} slots a burst of {way}")
     if not busy or facts.agreed(QUEUES) is not False or not offered.isdecimal() or int(offered) < 2:
         return None
     return {"queues": 1, "offered": offered, "load": ", ".join(busy), "reason": facts.reason(QUEUES)}
@@ -784,9 +786,9 @@ RULES: tuple[Rule[Facts], ...] = (
         "Use a driver that takes checksum offload: without feature-no-csum-offload.",
     ),
     Rule(
-        "guest-gso", "note", "`rx_segmented` and feature-gso-tcpv4",
-        _and(_lacks(TSO4), _share("rx_segmented", "rx_frames", 1, 20)),
-        "netback segments frames for the guest, which takes no GSO.",
+        "guest-gso", "note", "`rx_segmented`, sizes of frames, and feature-gso-tcpv4",
+        _and(_lacks(TSO4), _either(_share("rx_segmented", "rx_frames", 1, 20), _single_segments("rx"))),
+        "The guest takes no GSO and gets single segments, each of which costs as much as a frame of 64 KiB.",
         "Use a driver with feature-sg and feature-gso-tcpv4, or switch LRO on in the guest.",
     ),
     Rule(
@@ -795,7 +797,7 @@ RULES: tuple[Rule[Facts], ...] = (
         "Use a network with offloads, as tap or packet; stream and dgram have none.",
     ),
     Rule(
-        "no-gso-from-guest", "note", "sizes of the guest's frames", _no_guest_gso,
+        "no-gso-from-guest", "note", "sizes of the guest's frames", _single_segments("tx"),
         "The guest sends single segments of full size, so each costs as much as a frame of 64 KiB.",
         "In the guest: ethtool -K eth0 tx on sg on tso on.",
     ),

@@ -42,14 +42,15 @@ def owners(ring: Ring) -> list[Cell]:
     Requests from rsp_prod on have no response. The backend takes a request when it answers it, so of the TX ring all of
     them are held while its direction waits for anything but events; of the RX ring as many as frames wait for more.
     A response counts as taken once rsp_event is behind it: a frontend asks for the next event when it has taken all
-    (RING_FINAL_CHECK_FOR_RESPONSES of ring.h). Its own index is not shared, and one that polls leaves rsp_event behind.
+    (RING_FINAL_CHECK_FOR_RESPONSES of ring.h). One that is further behind than the ring is long asks for no events, as
+    a frontend that polls; its own index is not shared, so nothing then tells a response that it has not taken.
     """
     if ring.pending is None:
         return []
     cells = [Cell(Owner.FREE)] * ring.slots_total
     rsp_prod, rsp_event = ring.indices["rsp_prod"], ring.indices["rsp_event"]
     untaken = (rsp_prod - rsp_event + 1) % _WORD
-    untaken = 0 if untaken > _WORD // 2 else untaken
+    untaken = untaken if untaken <= ring.slots_total - ring.pending else 0
     held = _held(ring)
     for slot in ring.slots:
         place = (slot.index - rsp_prod) % _WORD
