@@ -343,6 +343,20 @@ async def _(stage: Stage) -> Facts:
     return await stage.see()
 
 
+@provokes("mac-twice")
+@linked
+async def _(stage: Stage) -> Facts:
+    """Both devices of a guest, which has been given one address; another has the address in another network."""
+    ip("link add br0 type bridge")
+    await stage.offer(net="tap:t0,bridge=br0")
+    for number, net in enumerate(("tap:t1,bridge=br0", "tap:t2"), 1):
+        other = await add(stage.backend.store, 1, number=str(number), net=net)
+        await until_state(stage.guest.store, other.backend, State.INIT_WAIT)
+    facts = await stage.see()
+    assert facts.twins == ("vif1.1",)
+    return facts
+
+
 # ---- the network
 
 

@@ -6,17 +6,27 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from netback.abi.netif_keys import Key
+from netback.abi.xenbus import XenbusState as State
 from netback.control import Refused
+from netback.control.schema import Details, DeviceStatus, Feature
 from netback.daemon.control import Methods
 from netback.daemon.document import render_document
+from netback.daemon.facts import Facts, Host, LinkFacts
 from netback.daemon.rules import HOST_RULES, RULES, judge
+from netback.dataplane.counters import BACKEND
 from netback.frontend import Frontend, Guest
 from netback.frontend.profiles import PROFILES, Profile
 from netback.net.python import PythonNetwork
+from netback.vif.terms import explain
 from tests.daemon.scenarios import SCENARIOS, Stage, played
 from tests.daemon.talk import client
 from tests.frontend.frames import ethernet
@@ -129,3 +139,57 @@ async def test_what_a_guest_writes_is_bounded_and_printable(xen: Path) -> None:
         value = finding.evidence["frontend's mac"]
         assert value.startswith(r"{owner}\x1b[2J\nxx")
         assert len(value) <= 160
+
+
+NAMES = [
+    *map(str, Key),
+    "state",
+    "online",
+    "script",
+    "hotplug-status",
+    "bridge",
+    "rate",
+    "rx-rate",
+    "mac",
+    "link-down",
+]
+NODES = st.dictionaries(st.sampled_from(NAMES), st.text(max_size=40), max_size=8)
+TEXT = st.none() | st.text(max_size=40) | st.sampled_from([state.title for state in State])
+
+
+@given(
+    NODES,
+    NODES,
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.dictionaries(st.sampled_from([*BACKEND]), st.integers(0, 2**64)),
+)
+def test_whatever_the_store_has(
+    ours: dict[str, str],
+    theirs: dict[str, str],
+    backend: str | None,
+    frontend: str | None,
+    error: str | None,
+    online: str | None,
+    mac: str | None,
+    counters: dict[str, int],
+) -> None:
+    """No picture makes a rule fail, and each finding is a printable line."""
+    status = DeviceStatus(
+        device="vif1.0", type="vif", domid=1, index="0", backend=backend, frontend=frontend, error=error, online=online,
+        mac=mac, counters=counters, network=error, path=error,
+    )  # fmt: skip
+    terms, fault = explain(ours, theirs, "vif", connected=frontend == "Connected")
+    details = Details(
+        device=status, features=[Feature(**asdict(term)) for term in terms], fault=fault,
+        backend_path="/local/domain/0/backend/vif/1/0", backend_nodes=ours,
+        frontend_path="/local/domain/1/device/vif/0", frontend_nodes=theirs,
+    )  # fmt: skip
+    link = LinkFacts("t0", tap=True, exists=True, mtu=9000, bridge="br0")
+    facts = Facts(details, Host(served=True), earlier=replace(status, counters={}), link=link, owner=7)
+    for finding in judge(facts):
+        assert (finding.finding + finding.fix).isprintable()
+        assert all(value.isprintable() for value in finding.evidence.values())

@@ -113,8 +113,16 @@ class Methods:
             earlier = describe(devices[name]) if name in devices else None
             await wait()
         details = await self.show(DeviceRequest(device=device))
-        served = devices.get(name)
-        return await look(self._backend.store, name, details, served, self._machine, earlier=earlier)
+        others = () if wait is None else devices.values()
+        return await look(
+            self._backend.store,
+            name,
+            details,
+            devices.get(name),
+            self._machine,
+            earlier=earlier,
+            others=others,
+        )
 
     async def find(self, request: FindRequest) -> DeviceName:
         store = self._backend.store

@@ -26,7 +26,7 @@ def render_document() -> str:
             "",
             "An *error*: frames do not pass, or some never will. A *warning*: frames are lost, or may be. A *note*:",
             "they pass, more slowly or fewer than could be. Counters count since the backend started, so what ended",
-            "stays a finding; `NAME now` is what one grew by between the two readings, 0 if nothing happened meanwhile.",
+            "stays a finding; `NAME now` is what one grew by between the two readings, 0 if nothing happened.",
             "",
             "## The backend's domain",
             "",

@@ -2,16 +2,18 @@
 """Takes the picture of a device that the rules judge, from the backend that serves it or from the store alone."""
 
 import asyncio
+from collections.abc import Iterable
 
 from netback.control.schema import Details, DeviceStatus, Explanation
 from netback.daemon.facts import Facts, Host, LinkFacts
 from netback.daemon.machine import Machine
 from netback.daemon.rules import HOST_RULES, RULES, judge
-from netback.errors import ConfigError
+from netback.errors import ConfigError, printable
 from netback.net.rtnetlink import IFF_LOWER_UP, IFF_UP, Link, get_link, get_master
 from netback.net.spec import parse_spec
 from netback.net.tap import TapNetwork, find_made
 from netback.xenbus.device import Device
+from netback.xenbus.facts import read_backend
 from netback.xenbus.names import DeviceName, decimal
 from netback.xenstore.aio import Store, StoreError, StoreGone
 
@@ -34,23 +36,42 @@ async def look(
     machine: Machine | None,
     *,
     earlier: DeviceStatus | None = None,
+    others: Iterable[Device] = (),
     served: bool = True,
 ) -> Facts:
     """The picture of a device as it is now; `details` are what was just read of it, `earlier` its status before.
 
     `device`: as the backend of this process serves it. `machine`: this one, None if its other backends are none of the
-    device's. `served`: a backend answers.
+    device's. `others`: the devices among which to look for its twins. `served`: a backend answers.
     """
     host = Host(served) if machine is None else await asyncio.to_thread(machine.host, served=served)
     vif = device.vif if device is not None else None
+    link = _look_at_link(name, details, device)
     return Facts(
         details=details,
         host=host,
         earlier=earlier,
         rings=tuple(vif.dump()) if vif is not None else (),
-        link=_look_at_link(name, details, device),
+        link=link,
+        twins=await _find_twins(store, details.device, link, others),
         owner=await _read_owner(store, details.frontend_path),
     )
+
+
+async def _find_twins(
+    store: Store, status: DeviceStatus, link: LinkFacts | None, others: Iterable[Device]
+) -> tuple[str, ...]:
+    """Devices that have the same address in the same bridge. In different networks that is usual, as with Qubes."""
+    if link is None or not link.bridge or not status.mac:
+        return ()
+    found = []
+    for other in tuple(others):
+        if str(other.name) == status.device or await read_backend(store, other.name, "mac") != status.mac:
+            continue
+        bridge = other.vif.network.bridge if other.vif is not None else None
+        if bridge is not None and bridge.name == link.bridge:
+            found.append(printable(str(other.name)))
+    return tuple(found)
 
 
 async def _read_owner(store: Store, path: str) -> int | None:

@@ -61,6 +61,8 @@ class Facts:
     """As `netback rings`."""
     link: LinkFacts | None = None
     """None: the network has no link here, or it is not known."""
+    twins: tuple[str, ...] = ()
+    """Other devices in the same bridge with the same MAC address; not looked for if one reading was taken."""
     owner: int | None = None
     """The domain that owns the frontend's directory; None if that does not exist or may not be asked."""
 

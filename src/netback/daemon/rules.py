@@ -325,7 +325,7 @@ def _one_queue(facts: Facts) -> Evidence | None:
     offered, busy = facts.node(Key.MAX_QUEUES), []
     for way in ("tx", "rx"):
         slots, bursts = facts.growth(f"{way}_slots"), facts.growth(f"{way}_bursts")
-        if slots >= MANY and slots >= LONG_BURST * bursts:
+        if slots >= MANY and slots >= LONG_BURST * bursts > 0:
             busy.append(f"{slots // bursts} slots a burst of {way}")
     if not busy or facts.agreed(QUEUES) is not False or not offered.isdecimal() or int(offered) < 2:
         return None
@@ -557,6 +557,12 @@ RULES: tuple[Rule[Facts], ...] = (
         "mac-differs", "warning", "`mac` of both directories", _mac,
         "The guest was given another MAC address than the backend's directory has.",
         "Make both `mac` nodes the same, and let the guest connect again.",
+    ),
+    Rule(
+        "mac-twice", "error", "`mac` of all devices in the same bridge",
+        lambda facts: {"mac": facts.now.mac, "also": ", ".join(facts.twins)} if facts.twins else None,
+        "Other devices in the same bridge have this MAC address: {also}.",
+        "Give each its own: mac= of xl's vif, or netback attach --mac.",
     ),
     # ---- the network
     Rule(
