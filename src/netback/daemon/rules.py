@@ -1,41 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a device is not connected, or slow, or loses frames: rules over what was seen of it, as a table.
 
-A rule looks at one frozen picture (daemon/facts.py) and returns the values from which its finding follows, or None. It
-reads nothing else, so the same picture gives the same findings.
-`netback explain` applies all of them, `netback doctor` those of the host, and counts the findings of each device.
-docs/explain.md is made from the table, and tests/daemon/test_explain.py provokes each rule.
+A rule looks at one frozen picture (daemon/facts.py) and returns the values from which its finding follows, or None
+(daemon/evidence.py). It reads nothing else, so the same picture gives the same findings. `netback explain` applies all
+of them, `netback doctor` those of the host, and counts the findings of each device. docs/explain.md is made from the
+table, and tests/daemon/test_explain.py provokes each rule.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState as State
 from netback.control.schema import DeviceType, RuleFinding, Severity
-from netback.daemon.facts import USING, Facts, Host, LinkFacts
-from netback.dataplane.states import State as Poll
+from netback.daemon import evidence as see
+from netback.daemon.evidence import Evidence
+from netback.daemon.facts import Facts, Host
 from netback.errors import printable
 from netback.net.base import ETH_DATA_LEN
-from netback.observe.slots import Ring
-from netback.vif.rate import parse_node
-from netback.vif.terms import CSUM4, QUEUES, RX_EVENTS, SG, TSO4
-from netback.xenbus.names import home
-from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES
+from netback.vif.terms import CSUM4, RX_EVENTS, TSO4
+from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN
 
-FEW = 100
-"""Frames between two readings from which on shares of them mean something."""
-MANY = 1000
-"""Frames between two readings from which on a guest is busy."""
-LONG_BURST = 24
-"""Slots that a busy queue finds at each look, at least."""
 _VALUE = 160
 """Characters of a value that is shown, at most."""
 
 F = TypeVar("F")
-Evidence = Mapping[str, object]
-"""Values by what they are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,342 +88,6 @@ def _show(value: object) -> str:
     return text if len(text) <= _VALUE else f"{text[: _VALUE - 3]}..."
 
 
-# ---- what rules look at
-
-
-_LEFT = {State.CLOSING.title, State.CLOSED.title}
-
-
-def _failed(*words: str) -> Callable[[Facts], Evidence | None]:
-    """The device's error has one of these words, which are netback's own."""
-    return lambda facts: {"error": facts.error} if any(word in facts.error for word in words) else None
-
-
-def _ever(counter: str, *beside: str) -> Callable[[Facts], Evidence | None]:
-    """A counter that stays 0 on a healthy device: what it counts may be rare while it does harm."""
-
-    def judge(facts: Facts) -> Evidence | None:
-        evidence = {name: facts.total(name) for name in (counter, *beside)}
-        return {**evidence, f"{counter} now": facts.growth(counter)} if evidence[counter] else None
-
-    return judge
-
-
-def _lossy(counter: str, of: str) -> Callable[[Facts], Evidence | None]:
-    """A counter of losses that load may cause: they go on, or are a hundredth of all frames."""
-
-    def judge(facts: Facts) -> Evidence | None:
-        lost, grown = facts.total(counter), facts.growth(counter)
-        if not grown and lost * 100 <= facts.total(of):
-            return None
-        return {counter: lost, f"{counter} now": grown, of: facts.total(of)}
-
-    return judge
-
-
-def _share(counter: str, of: str, percent: int, least: int = FEW) -> Callable[[Facts], Evidence | None]:
-    """Between the readings so many percent of at least so many frames."""
-
-    def judge(facts: Facts) -> Evidence | None:
-        part, whole = facts.growth(counter), facts.growth(of)
-        if not part or whole < least or part * 100 < whole * percent:
-            return None
-        return {f"{counter} now": part, f"{of} now": whole}
-
-    return judge
-
-
-def _and(
-    first: Callable[[Facts], Evidence | None], second: Callable[[Facts], Evidence | None]
-) -> Callable[[Facts], Evidence | None]:
-    """Both; the evidence of both."""
-
-    def judge(facts: Facts) -> Evidence | None:
-        if (one := first(facts)) is None or (other := second(facts)) is None:
-            return None
-        return {**one, **other}
-
-    return judge
-
-
-def _either(*judges: Callable[[Facts], Evidence | None]) -> Callable[[Facts], Evidence | None]:
-    """The first that applies."""
-    return lambda facts: next(filter(None, (judge(facts) for judge in judges)), None)
-
-
-def _lacks(feature: str) -> Callable[[Facts], Evidence | None]:
-    """A feature is not in force."""
-    return lambda facts: (
-        {feature: f"not used: {facts.reason(feature)}"} if facts.agreed(feature) is False else None
-    )
-
-
-def _in_state(direction: str, *states: Poll) -> Callable[[Facts], Ring | None]:
-    """The first ring of a direction that waits in one of these states."""
-    names = {state.name for state in states}
-
-    def find(facts: Facts) -> Ring | None:
-        rings = (ring for ring in facts.rings if ring.ring.partition("-")[0] == direction)
-        return next((ring for ring in rings if ring.state in names), None)
-
-    return find
-
-
-_starved = _in_state("rx", Poll.NO_SLOTS_LONG)
-_blocked = _in_state("tx", Poll.PEER_FULL, Poll.PEER_BUSY)
-_asleep = _in_state("tx", Poll.RING_IDLE)
-
-
-def _ring(ring: Ring) -> dict[str, object]:
-    return {"ring": ring.ring, "state": ring.state, "pending": f"{ring.pending} of {ring.slots_total}"}
-
-
-def _no_rx_slots(facts: Facts) -> Evidence | None:
-    ring = _starved(facts)
-    if ring is None or not ring.waiting:
-        return None
-    return {**_ring(ring), "waiting": ring.waiting, "for": f"{ring.waiting_for:.1f} s"}
-
-
-def _network_full(facts: Facts) -> Evidence | None:
-    ring = _blocked(facts)
-    return None if ring is None or not facts.stuck(ring) else {**_ring(ring), "network": facts.now.network}
-
-
-def _network_drops(facts: Facts) -> Evidence | None:
-    lost = facts.drops_growth
-    if not any(lost.values()):
-        return None
-    return {
-        **{f"{name} now": count for name, count in lost.items()},
-        "rx_frames now": facts.growth("rx_frames"),
-    }
-
-
-def _lost_event(facts: Facts) -> Evidence | None:
-    """The ring is armed for one request, so the guest owes an event for the first one (ring.h)."""
-    ring = _asleep(facts)
-    if ring is None or not facts.stuck(ring):
-        return None
-    return {**_ring(ring), "events now": facts.growth("events")}
-
-
-def _stalled(facts: Facts) -> Evidence | None:
-    return None if facts.now.stalled is None else {"stalled": f"{facts.now.stalled:.0f} s"}
-
-
-def _wanted_bridge(facts: Facts) -> str:
-    """The bridge that vif-bridge puts the link into; other scripts read the node in another way, or not at all."""
-    return facts.node("bridge") if facts.node("script").endswith("/vif-bridge") else ""
-
-
-def _no_bridge(facts: Facts) -> Evidence | None:
-    wanted, link = _wanted_bridge(facts), facts.link
-    if (
-        not wanted
-        or link is None
-        or not link.exists
-        or link.bridge
-        or facts.node("hotplug-status") != "connected"
-    ):
-        return None
-    return {"bridge": wanted, "link": link.name, "port of": "nothing"}
-
-
-def _other_bridge(facts: Facts) -> Evidence | None:
-    wanted, link = _wanted_bridge(facts), facts.link
-    if not wanted or link is None or link.bridge in ("", wanted):
-        return None
-    return {"bridge": wanted, "link": link.name, "port of": link.bridge}
-
-
-def _bridge_mtu(facts: Facts) -> Evidence | None:
-    link = facts.link
-    if link is None or not link.bridge or link.bridge_mtu == link.mtu:
-        return None
-    return {"link": link.name, "MTU": link.mtu, "bridge": link.bridge, "bridge MTU": link.bridge_mtu}
-
-
-def _guest_mtu(facts: Facts) -> Evidence | None:
-    """netif.h: without the node it is 1500."""
-    link, text = facts.link, facts.details.frontend_nodes.get(Key.MTU, str(ETH_DATA_LEN))
-    if link is None or not link.exists or not facts.connected or text == str(link.mtu):
-        return None
-    return {"link": link.name, "MTU": link.mtu, "frontend's mtu": text}
-
-
-def _jumbo(facts: Facts) -> Evidence | None:
-    link = facts.link
-    if link is None or link.mtu <= ETH_DATA_LEN or facts.agreed(SG) is not False:
-        return None
-    return {"link": link.name, "MTU": link.mtu, "feature-sg": facts.reason(SG)}
-
-
-def _rate(facts: Facts, wrong: Callable[[str], bool]) -> Evidence | None:
-    return next(
-        ({"node": node, "value": facts.node(node)} for node in RATES if wrong(facts.node(node))), None
-    )
-
-
-def _is_no_rate(text: str) -> bool:
-    try:
-        parse_node(text)
-    except ValueError:
-        return bool(text)
-    return False
-
-
-def _passes_nothing(text: str) -> bool:
-    try:
-        rate = parse_node(text)
-    except ValueError:
-        return False
-    return rate is not None and not rate.size
-
-
-def _throttled(facts: Facts) -> Evidence | None:
-    for way, limit in (("tx", facts.now.tx_rate), ("rx", facts.now.rx_rate)):
-        if (waits := facts.growth(f"{way}_throttled")) and facts.now.link is not False:
-            return {"direction": way, "limit": limit or "none", f"{way}_throttled now": waits}
-    return None
-
-
-def _one_way(sent: str, got: str) -> Callable[[Facts], Evidence | None]:
-    def judge(facts: Facts) -> Evidence | None:
-        if not facts.connected or facts.total(sent) < FEW or facts.total(got):
-            return None
-        return {sent: facts.total(sent), got: 0}
-
-    return judge
-
-
-def _single_segments(way: str) -> Callable[[Facts], Evidence | None]:
-    """Slots of full size, one a frame: what TCP without segmentation offload sends."""
-
-    def judge(facts: Facts) -> Evidence | None:
-        frames, size = facts.growth(f"{way}_frames"), facts.growth(f"{way}_bytes")
-        if frames < MANY or facts.growth(f"{way}_slots") != frames or not 1400 <= size / frames <= 1514:
-            return None
-        return {f"{way}_frames now": frames, "bytes a frame": size // frames}
-
-    return judge
-
-
-def _one_queue(facts: Facts) -> Evidence | None:
-    """Long bursts: the worker finds more work at each look than it finished meanwhile."""
-    offered, busy = facts.node(Key.MAX_QUEUES), []
-    for way in ("tx", "rx"):
-        slots, bursts = facts.growth(f"{way}_slots"), facts.growth(f"{way}_bursts")
-        if slots >= MANY and slots >= LONG_BURST * bursts > 0:
-            busy.append(f"{slots // bursts} slots a burst of {way}")
-    if not busy or facts.agreed(QUEUES) is not False or not offered.isdecimal() or int(offered) < 2:
-        return None
-    return {"queues": 1, "offered": offered, "load": ", ".join(busy), "reason": facts.reason(QUEUES)}
-
-
-def _skewed(facts: Facts) -> Evidence | None:
-    """All of the frames for a guest by one of its queues."""
-    frames = facts.queue_growth("rx_frames")
-    if len(frames) < 2 or facts.now.queues in (None, 0, 1) or sum(frames) < MANY or max(frames) < sum(frames):
-        return None
-    return {"queues": facts.now.queues, "queue": frames.index(max(frames)), "rx_frames now": sum(frames)}
-
-
-def _mac(facts: Facts) -> Evidence | None:
-    ours, theirs = facts.now.mac, facts.details.frontend_nodes.get("mac")
-    if not ours or not theirs or ours.lower() == theirs.lower():
-        return None
-    return {"backend's mac": ours, "frontend's mac": theirs}
-
-
-def _far_end_gone(facts: Facts) -> Evidence | None:
-    """A network without a link is down, or could not be opened since no program listens."""
-    network, kept = (
-        facts.now.network or facts.now.net,
-        "1" in (facts.node(CARRIER_OFF), facts.node(LINK_DOWN)),
-    )
-    down = bool(facts.now.network) and facts.node(Key.CARRIER) == "0" and not kept
-    if facts.link is not None or not network or not (down or "cannot connect" in facts.error):
-        return None
-    return {"network": network, "carrier": facts.node(Key.CARRIER) or "none", "error": facts.error or "none"}
-
-
-def _owner(facts: Facts) -> Evidence | None:
-    if facts.owner is None or facts.owner == facts.now.domid:
-        return None
-    backend = facts.details.backend_path.split("/")[3]
-    return {
-        "path": facts.details.frontend_path,
-        "owner": facts.owner,
-        "guest": facts.now.domid,
-        "backend": backend,
-    }
-
-
-def _hotplug_failed(facts: Facts) -> Evidence | None:
-    if facts.node("hotplug-status") != "error":
-        return None
-    return {"script": facts.node("script"), "hotplug-error": facts.node("hotplug-error") or "no reason given"}
-
-
-def _hotplug_waits(facts: Facts) -> Evidence | None:
-    script, status = facts.node("script"), facts.node("hotplug-status")
-    if not script or status in ("connected", "error") or facts.going:
-        return None
-    evidence: dict[str, object] = {"script": script, "hotplug-status": status or "none"}
-    if not facts.details.backend_path.startswith(f"{home(0)}/"):
-        evidence["xl devd"] = f"process {facts.host.devd}" if facts.host.devd else "does not run"
-    return evidence
-
-
-def _half_way(facts: Facts) -> Evidence | None:
-    theirs = facts.now.frontend in (State.INIT_WAIT.title, State.INITIALISED.title)
-    return facts.states if theirs and not facts.going else None
-
-
-def _never_came(facts: Facts) -> Evidence | None:
-    waits = facts.now.backend == State.INIT_WAIT.title and facts.now.frontend == State.INITIALISING.title
-    return facts.states if waits and not facts.going else None
-
-
-def _left(facts: Facts) -> Evidence | None:
-    return facts.states if facts.now.frontend in _LEFT and not facts.going else None
-
-
-def _vanished(facts: Facts) -> Evidence | None:
-    return facts.states if facts.now.frontend is None and not facts.going else None
-
-
-def _broken(facts: Facts) -> Evidence | None:
-    if (
-        facts.now.backend != State.CLOSING.title
-        or facts.now.frontend not in USING
-        or facts.going
-        or not facts.error
-    ):
-        return None
-    return {**facts.states, "error": facts.error}
-
-
-def _unanswered(facts: Facts) -> Evidence | None:
-    closing = facts.going and facts.now.backend == State.CLOSING.title and facts.now.frontend in USING
-    return {**facts.states, "online": "0"} if closing else None
-
-
-def _plain_path(facts: Facts) -> Evidence | None:
-    words, _, reason = (facts.now.path or "").partition(": ")
-    return {"path": words, "reason": reason} if words == "system calls" and reason else None
-
-
-def _link(
-    facts: Facts, wrong: Callable[[LinkFacts], bool], **evidence: Callable[[LinkFacts], object]
-) -> Evidence | None:
-    link = facts.link
-    if link is None or not wrong(link):
-        return None
-    return {"link": link.name, **{name: show(link) for name, show in evidence.items()}}
-
-
 # ---- the rules
 
 _KEEP_OUT = (
@@ -476,7 +129,7 @@ HOST_RULES: tuple[Rule[Host], ...] = (
 RULES: tuple[Rule[Facts], ...] = (
     # ---- who has the device
     Rule(
-        "detach-unanswered", "error", "`online` and both states", _unanswered,
+        "detach-unanswered", "error", "`online` and both states", see.detach_unanswered,
         "The toolstack takes the device away, and the guest does not answer Closing.",
         "Take it by force: netback detach {DEVICE} --seconds 0.",
     ),
@@ -488,29 +141,29 @@ RULES: tuple[Rule[Facts], ...] = (
         unless=("detach-unanswered",),
     ),
     Rule(
-        "other-backend", "error", "the device's error", _failed("another process serves this device"),
+        "other-backend", "error", "the device's error", see.error_says("another process serves this device"),
         "Another process serves this device's rings.",
         "Stop the other backend (netback, QEMU, or a kernel's): one domain needs one.",
     ),
     Rule(
-        "store-quota", "error", "the device's error", _failed("the quota of"),
+        "store-quota", "error", "the device's error", see.error_says("the quota of"),
         "The store refuses what the device needs, since this domain's quota is used up.",
         "Raise it in domain 0: xenstored --entry-nb (nodes), --watch-nb, --transaction; or oxenstored.conf's quota-*.",
     ),
     Rule(
-        "journal", "error", "the device's error", _failed("cannot open the journal", "cannot open the settings"),
+        "journal", "error", "the device's error", see.error_says("cannot open the journal", "cannot open the settings"),
         "netback cannot write the device's journal, without which it may not answer requests.",
         "Make room and the right to write in the runtime directory, as the error says.",
     ),
     # ---- states
     Rule(
-        "frontend-vanished", "error", "the frontend's directory", _vanished,
+        "frontend-vanished", "error", "the frontend's directory", see.frontend_is(None),
         "The frontend's directory has no state: the guest ended, or removed it.",
         "Detach the device and attach it again while the guest runs.",
     ),
     Rule(
         "frontend-owner", "error", "the owner of the frontend's directory",
-        _owner,
+        see.foreign_owner,
         "The frontend's directory belongs to domain {owner}, so the guest {guest} cannot write its keys.",
         "Give the directory to the guest, as the toolstack should: xenstore-chmod -r {path} n{guest} b{backend}.",
     ),
@@ -521,40 +174,41 @@ RULES: tuple[Rule[Facts], ...] = (
         "Mend the frontend; it is tried again when it closes and connects anew.",
     ),
     Rule(
-        "protocol-broken", "error", "both states and the device's error", _broken,
+        "protocol-broken", "error", "both states and the device's error", see.protocol_broken,
         "netback closed the device, since the frontend broke the protocol or gave unusable rings: {error}.",
         "Mend the frontend; reload its driver or reboot the guest to connect again.",
         unless=("keys-refused",),
     ),
     Rule(
         "hotplug-failed", "error", "`hotplug-status` and `hotplug-error`",
-        _hotplug_failed,
+        see.hotplug_failed,
         "The hotplug script failed: {hotplug-error}.",
         "See /var/log/xen/xen-hotplug.log, mend the cause, and detach and attach the device.",
     ),
     Rule(
-        "hotplug-waits", "error", "`script` and `hotplug-status`", _hotplug_waits,
+        "hotplug-waits", "error", "`script` and `hotplug-status`", see.hotplug_waits,
         "The backend waits for the hotplug script {script}, which has not written hotplug-status=connected.",
         "See /var/log/xen/xen-hotplug.log; in a driver domain xl devd must run, since it runs the scripts.",
     ),
     Rule(
-        "frontend-never-came", "error", "the frontend's state", _never_came,
+        "frontend-never-came", "error", "the frontend's state",
+        see.frontend_is(State.INITIALISING, ours=State.INIT_WAIT),
         "The guest's frontend has not started: it is Initialising.",
         "In the guest, load the driver (modprobe xen-netfront) and see its log; a guest that boots may need a moment.",
         unless=("hotplug-waits", "hotplug-failed", "no-backend"),
     ),
     Rule(
-        "frontend-half-way", "error", "the frontend's state", _half_way,
+        "frontend-half-way", "error", "the frontend's state", see.frontend_is(State.INIT_WAIT, State.INITIALISED),
         "The guest's frontend has begun and stays {frontend}: it has not written its rings and Connected.",
         "See the guest's log of its driver; if it does not go on, reload the driver.",
     ),
     Rule(
-        "frontend-left", "error", "the frontend's state", _left,
+        "frontend-left", "error", "the frontend's state", see.frontend_is(State.CLOSING, State.CLOSED),
         "The guest closed the device: its frontend is {frontend}, while the toolstack wants it online.",
         "In the guest, bind the driver again or reload it; or detach and attach the device.",
     ),
     Rule(
-        "mac-differs", "warning", "`mac` of both directories", _mac,
+        "mac-differs", "warning", "`mac` of both directories", see.mac_differs,
         "The guest was given another MAC address than the backend's directory has.",
         "Make both `mac` nodes the same, and let the guest connect again.",
     ),
@@ -566,24 +220,24 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     # ---- the network
     Rule(
-        "tap-busy", "error", "the device's error", _failed("(EBUSY)"),
+        "tap-busy", "error", "the device's error", see.error_says("(EBUSY)"),
         "Another process or device holds the tap.",
         "Stop that process, or give the device another tap: net=tap:NAME.",
     ),
     Rule(
-        "no-such-bridge", "error", "the device's error", _failed("there is no bridge"),
+        "no-such-bridge", "error", "the device's error", see.error_says("there is no bridge"),
         "The bridge of the device's spec does not exist.",
         "Make it: ip link add NAME type bridge && ip link set NAME up.",
     ),
     Rule(
         "link-gone", "error", "the link",
-        lambda facts: _link(facts, lambda link: not link.exists, exists=lambda _: "no"),
+        lambda facts: see.wrong_link(facts, lambda link: not link.exists, exists=lambda _: "no"),
         "The link {link} does not exist in this network namespace.",
         "Make it again, or move it back; netback joins it by itself.",
         unless=("tap-busy", "no-such-bridge", "no-backend"),
     ),
     Rule(
-        "far-end-gone", "error", "`carrier` and the device's error", _far_end_gone,
+        "far-end-gone", "error", "`carrier` and the device's error", see.far_end_gone,
         "The other end of the network {network} is not connected.",
         "Start the program behind it; netback connects by itself.",
     ),
@@ -601,32 +255,32 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         "link-down", "error", "the link",
-        lambda facts: _link(facts, lambda link: link.exists and not link.up, flags=lambda _: "not UP"),
+        lambda facts: see.wrong_link(facts, lambda link: link.exists and not link.up, flags=lambda _: "not UP"),
         "The link {link} is set down, so frames in either direction are lost.",
         "ip link set {link} up.",
         unless=("tap-busy", "no-such-bridge"),
     ),
     Rule(
         "no-carrier", "error", "the link",
-        lambda facts: _link(
+        lambda facts: see.wrong_link(
             facts, lambda link: link.up and not link.tap and not link.carrier, flags=lambda _: "NO-CARRIER"
         ),
         "The link {link} has no carrier: its cable or its far end is down.",
         "Plug it in, or set its far end up.",
     ),
     Rule(
-        "not-in-bridge", "error", "`bridge` and the link", _no_bridge,
+        "not-in-bridge", "error", "`bridge` and the link", see.not_in_bridge,
         "The link {link} is in no bridge, though the toolstack names {bridge}.",
         "ip link set {link} master {bridge}.",
     ),
     Rule(
-        "other-bridge", "warning", "`bridge` and the link", _other_bridge,
+        "other-bridge", "warning", "`bridge` and the link", see.other_bridge,
         "The link {link} is a port of {port of}, though the toolstack names {bridge}.",
         "ip link set {link} master {bridge}, unless that was done on purpose.",
     ),
     Rule(
         "bridge-down", "error", "the bridge",
-        lambda facts: _link(
+        lambda facts: see.wrong_link(
             facts, lambda link: bool(link.bridge) and not link.bridge_up, bridge=lambda link: link.bridge
         ),
         "The bridge {bridge} is set down.",
@@ -634,196 +288,196 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     # ---- sizes
     Rule(
-        "bridge-mtu", "warning", "the MTUs of the link and its bridge", _bridge_mtu,
+        "bridge-mtu", "warning", "the MTUs of the link and its bridge", see.bridge_mtu,
         "The link {link} and its bridge {bridge} have different MTUs, and longer frames than the smaller one are lost.",
         "Give both the same: netback set {DEVICE} --mtu {bridge MTU}, or ip link set {bridge} mtu {MTU}.",
     ),
     Rule(
-        "guest-mtu", "warning", "the MTU of the link and `mtu` of the frontend's directory", _guest_mtu,
+        "guest-mtu", "warning", "the MTU of the link and `mtu` of the frontend's directory", see.guest_mtu,
         "The guest was told an MTU of {frontend's mtu}, and its link here has {MTU}.",
         "Make them the same: ip link set {link} mtu {frontend's mtu}, or let the toolstack write `mtu`.",
     ),
     Rule(
-        "jumbo-without-sg", "warning", "the MTU of the link and feature-sg", _jumbo,
+        "jumbo-without-sg", "warning", "the MTU of the link and feature-sg", see.jumbo_without_sg,
         "The link's MTU is {MTU}, but this guest takes no frame larger than a page (no feature-sg).",
         f"ip link set {{link}} mtu {ETH_DATA_LEN}, or give the guest a driver with feature-sg.",
     ),
     Rule(
-        "too-big", "warning", "`rx_too_big`", _ever("rx_too_big", "rx_frames"),
+        "too-big", "warning", "`rx_too_big`", see.ever("rx_too_big", "rx_frames"),
         "Frames were larger than this guest takes ({rx_too_big}): ping passes, and TCP with large segments hangs.",
         f"Set the MTU of its network to {ETH_DATA_LEN} and switch off GRO and TSO of what sends to it.",
     ),
     # ---- limits
     Rule(
-        "rate-zero", "error", "`rate` and `rx-rate`", lambda facts: _rate(facts, _passes_nothing),
+        "rate-zero", "error", "`rate` and `rx-rate`", lambda facts: see.wrong_rate(facts, see.passes_nothing),
         "The node {node} is {value}, which lets nothing pass; xl writes it for less than a byte in an interval.",
         "netback set {DEVICE} --tx-rate (for `rate`) or --rx-rate, as in 10Mb/s or none.",
         unless=("link-cut",),
     ),
     Rule(
-        "rate-unknown", "warning", "`rate` and `rx-rate`", lambda facts: _rate(facts, _is_no_rate),
+        "rate-unknown", "warning", "`rate` and `rx-rate`", lambda facts: see.wrong_rate(facts, see.is_no_rate),
         "The node {node} is {value}, which is no rate, so it limits nothing.",
         "Write bytes and microseconds, as in 62500,50000, or use netback set {DEVICE} --tx-rate.",
     ),
     Rule(
-        "rate-limited", "note", "`tx_throttled`, `rx_throttled` and the limits", _throttled,
+        "rate-limited", "note", "`tx_throttled`, `rx_throttled` and the limits", see.throttled,
         "Frames wait for the limit of {direction}, {limit}: the device is as slow as it was told to be.",
         "Raise it if that is too slow: netback set {DEVICE} --{direction}-rate RATE.",
         unless=("link-cut", "rate-zero"),
     ),
     # ---- the guest's slots and events
     Rule(
-        "stalled", "error", "`stalled`", _stalled,
+        "stalled", "error", "`stalled`", see.stalled,
         "The guest takes no frames, and its link has had no carrier for {stalled}.",
         "See whether the guest runs and its interface is up; it is served again once it posts slots.",
     ),
     Rule(
         "no-rx-notify", "warning", "feature-rx-notify and `rx_expired`",
-        _and(_lacks(RX_EVENTS), _lossy("rx_expired", "rx_frames")),
+        see.both(see.lacks(RX_EVENTS), see.lossy("rx_expired", "rx_frames")),
         "Frames were dropped after 30 ms, the most that a guest without feature-rx-notify is waited for.",
         "Have the guest post more slots sooner, or give it a driver with feature-rx-notify.",
     ),
     Rule(
-        "no-rx-slots", "warning", "the RX rings", _no_rx_slots,
+        "no-rx-slots", "warning", "the RX rings", see.no_rx_slots,
         "Frames wait for RX slots that the guest has not posted ({ring}: {pending}).",
         "See whether the guest is overloaded or paused; a driver that posts more buffers helps.",
         unless=("stalled",),
     ),
     Rule(
-        "rx-expired", "warning", "`rx_expired`", _lossy("rx_expired", "rx_frames"),
+        "rx-expired", "warning", "`rx_expired`", see.lossy("rx_expired", "rx_frames"),
         "Frames were dropped since the guest took none for rx_drain_seconds.",
         "See whether the guest is overloaded, paused or has its interface down.",
         unless=("no-rx-notify", "stalled"),
     ),
     Rule(
-        "few-rx-slots", "note", "`rx_stalls`", _share("rx_stalls", "rx_frames", 20, 20),
+        "few-rx-slots", "note", "`rx_stalls`", see.share("rx_stalls", "rx_frames", 20, 20),
         "The guest posts so few RX slots that frames often wait for them.",
         "Use a driver that posts more buffers, or give the guest more processor time.",
     ),
     Rule(
-        "lost-event", "error", "the TX rings and `events`", _lost_event,
+        "lost-event", "error", "the TX rings and `events`", see.lost_event,
         "Requests lie in {ring}, and the guest has sent no event for them, which its ring asks for.",
         "The frontend must notify when req_event lies among its new requests (ring.h); any later event ends the wait.",
     ),
     Rule(
-        "empty-events", "note", "`events` and `events_empty`", _share("events_empty", "events", 50, 20),
+        "empty-events", "note", "`events` and `events_empty`", see.share("events_empty", "events", 50, 20),
         "Most of the guest's events bring no work, and are delayed by 1 to 16 ms each.",
         "The frontend should notify only when req_event asks for it (ring.h).",
     ),
     # ---- losses
     Rule(
-        "network-full", "warning", "the TX rings", _network_full,
+        "network-full", "warning", "the TX rings", see.network_full,
         "The network {network} takes no frames, so the guest's requests wait in {ring}.",
         "See why its far end does not read: a program that hangs, or a full queue behind the link.",
     ),
     Rule(
-        "network-refuses", "warning", "`tx_refused`", _lossy("tx_refused", "tx_frames"),
+        "network-refuses", "warning", "`tx_refused`", see.lossy("tx_refused", "tx_frames"),
         "The network refused frames of the guest: its link was down, or a queue behind it full.",
         "Set the link up; for a packet link see tc -s qdisc and ip -s link.",
     ),
     Rule(
         "network-drops", "warning", "`drops` of the network",
-        _network_drops,
+        see.network_drops,
         "The network's own queue overflows: the guest takes frames more slowly than they come.",
         "Give the guest more queues or processor time, or limit the senders.",
     ),
     Rule(
-        "tx-errors", "warning", "`tx_errors`", _ever("tx_errors", "tx_frames"),
+        "tx-errors", "warning", "`tx_errors`", see.ever("tx_errors", "tx_frames"),
         "Frames of the guest were answered ERROR ({tx_errors}): malformed, or in pages that it did not grant.",
         "Mend the frontend: sizes, offsets and grants of its requests (netif.h); see trace xen_netdev_tx.",
     ),
     Rule(
-        "rx-copy-errors", "error", "`rx_errors`", _ever("rx_errors", "rx_frames"),
+        "rx-copy-errors", "error", "`rx_errors`", see.ever("rx_errors", "rx_frames"),
         "RX slots could not be filled ({rx_errors}): their grant copy failed.",
         "Mend the frontend: the grants of its RX buffers must be writable and kept until the response.",
     ),
     Rule(
-        "tx-checksum", "error", "`tx_dropped`", _ever("tx_dropped", "tx_frames"),
+        "tx-checksum", "error", "`tx_dropped`", see.ever("tx_dropped", "tx_frames"),
         "Frames of the guest with a blank checksum or GSO behind headers that netback cannot parse were dropped"
         " ({tx_dropped}): ping passes, and TCP hangs.",
         "In the guest switch the offloads off: ethtool -K eth0 tx off tso off.",
     ),
     Rule(
-        "rx-checksum", "error", "`rx_dropped`", _ever("rx_dropped", "rx_frames"),
+        "rx-checksum", "error", "`rx_dropped`", see.ever("rx_dropped", "rx_frames"),
         "Frames for the guest with a blank checksum or GSO behind headers that netback cannot parse were dropped"
         " ({rx_dropped}): ping passes, and TCP hangs.",
         "Where they come from: ethtool -K LINK gro off lro off, or at a veth's far end tx off tso off gso off.",
     ),
     Rule(
-        "rx-truncated", "warning", "`rx_truncated`", _ever("rx_truncated", "rx_frames"),
+        "rx-truncated", "warning", "`rx_truncated`", see.ever("rx_truncated", "rx_frames"),
         "The network sent more bytes than any frame has ({rx_truncated} times), and they are lost.",
         "Mend what sends them: a frame has 66048 bytes at most.",
     ),
     Rule(
-        "inbox-full", "warning", "`rx_inbox_full`", _lossy("rx_inbox_full", "rx_frames"),
+        "inbox-full", "warning", "`rx_inbox_full`", see.lossy("rx_inbox_full", "rx_frames"),
         "Steered frames were dropped, since the guest does not empty the queue that its hash names.",
         "See whether one of the guest's processors is overloaded; netback stats shows its queues.",
     ),
     Rule(
-        "multicast-full", "warning", "`tx_multicast_full`", _ever("tx_multicast_full", "tx_multicast"),
+        "multicast-full", "warning", "`tx_multicast_full`", see.ever("tx_multicast_full", "tx_multicast"),
         "The guest's multicast list is full (64 addresses), and further ones were refused ({tx_multicast_full}).",
         "Have the guest leave groups, or ask for all multicast frames (request-multicast-control 0).",
     ),
     Rule(
-        "multicast-filtered", "note", "`rx_filtered`", _share("rx_filtered", "rx_frames", 50, 0),
+        "multicast-filtered", "note", "`rx_filtered`", see.share("rx_filtered", "rx_frames", 50, 0),
         "Multicast frames are dropped, since the guest's list does not have their addresses.",
         "If the guest misses them, it must join their groups.",
     ),
     Rule(
-        "control-refused", "warning", "`ctrl_refused`", _ever("ctrl_refused", "ctrl_requests"),
+        "control-refused", "warning", "`ctrl_refused`", see.ever("ctrl_refused", "ctrl_requests"),
         "Control messages of the guest were refused ({ctrl_refused}), so its hash or staging is not as it wants.",
         "See netback rings {DEVICE} for their types and statuses.",
     ),
     Rule(
-        "nothing-received", "warning", "`tx_frames` and `rx_frames`", _one_way("tx_frames", "rx_frames"),
+        "nothing-received", "warning", "`tx_frames` and `rx_frames`", see.one_way("tx_frames", "rx_frames"),
         "The guest sends, and nothing was ever given to it.",
         "See its network: bridge and its ports, VLAN, firewall (bridge-nf-call-iptables), and the far end.",
     ),
     Rule(
-        "nothing-sent", "warning", "`rx_frames` and `tx_frames`", _one_way("rx_frames", "tx_frames"),
+        "nothing-sent", "warning", "`rx_frames` and `tx_frames`", see.one_way("rx_frames", "tx_frames"),
         "The guest receives frames, and has never sent one.",
         "In the guest, set the interface up and give it an address.",
     ),
     # ---- speed
     Rule(
         "guest-checksums", "note", "`rx_completed` and feature-no-csum-offload",
-        _and(_lacks(CSUM4), _share("rx_completed", "rx_frames", 50)),
+        see.both(see.lacks(CSUM4), see.share("rx_completed", "rx_frames", 50)),
         "netback computes the checksums of frames for the guest, which takes none without.",
         "Use a driver that takes checksum offload: without feature-no-csum-offload.",
     ),
     Rule(
         "guest-gso", "note", "`rx_segmented`, sizes of frames, and feature-gso-tcpv4",
-        _and(_lacks(TSO4), _either(_share("rx_segmented", "rx_frames", 1, 20), _single_segments("rx"))),
+        see.both(see.lacks(TSO4), see.either(see.share("rx_segmented", "rx_frames", 1, 20), see.single_segments("rx"))),
         "The guest takes no GSO and gets single segments, each of which costs as much as a frame of 64 KiB.",
         "Use a driver with feature-sg and feature-gso-tcpv4, or switch LRO on in the guest.",
     ),
     Rule(
-        "network-gso", "note", "`tx_segmented`", _share("tx_segmented", "tx_frames", 20, 20),
+        "network-gso", "note", "`tx_segmented`", see.share("tx_segmented", "tx_frames", 20, 20),
         "netback segments the guest's frames, since the network takes no GSO.",
         "Use a network with offloads, as tap or packet; stream and dgram have none.",
     ),
     Rule(
-        "no-gso-from-guest", "note", "sizes of the guest's frames", _single_segments("tx"),
+        "no-gso-from-guest", "note", "sizes of the guest's frames", see.single_segments("tx"),
         "The guest sends single segments of full size, so each costs as much as a frame of 64 KiB.",
         "In the guest: ethtool -K eth0 tx on sg on tso on.",
     ),
     Rule(
-        "gso-fixed-up", "note", "`tx_fixed_up`", _share("tx_fixed_up", "tx_frames", 10, 20),
+        "gso-fixed-up", "note", "`tx_fixed_up`", see.share("tx_fixed_up", "tx_frames", 10, 20),
         "The guest sends GSO frames without csum_blank, whose checksums netback fixes up.",
         "Update the frontend: GSO needs NETTXF_csum_blank (netif.h).",
     ),
     Rule(
-        "one-queue", "note", "slots of a burst and multi-queue-num-queues", _one_queue,
+        "one-queue", "note", "slots of a burst and multi-queue-num-queues", see.one_queue,
         "The device is busy and has one queue, though {offered} were offered ({reason}).",
         "Give the guest more processors or queues (Linux: xen_netfront.max_queues), and connect again.",
     ),
     Rule(
-        "one-busy-queue", "note", "`rx_frames` of each queue", _skewed,
+        "one-busy-queue", "note", "`rx_frames` of each queue", see.one_busy_queue,
         "All frames for the guest come by queue {queue} of {queues}: of one flow, or by its hash mapping.",
         "Use several flows; if the guest selected a hash, see its types and mapping.",
     ),
     Rule(
-        "no-vhost-net", "note", "`path`", _plain_path,
+        "no-vhost-net", "note", "`path`", see.no_vhost_net,
         "The spec asks for vhost-net, and frames go by {path}: {reason}.",
         "modprobe vhost_net, and give netback the right to open /dev/vhost-net.",
     ),
