@@ -13,7 +13,7 @@ import click
 import pytest
 
 from netback.cli.app import netback
-from netback.cli.table import lay_out_wrapped
+from netback.cli.table import CLEAR, lay_out_wrapped
 from tests.cli.commands import COMMAND, run, running
 from tests.vif.guest import FRAME, SECONDS, join
 
@@ -22,8 +22,8 @@ READS = ("doctor", "explain", "list", "rings", "show", "stats", "top", "trace")
 """`metrics` has Prometheus' text."""
 
 
-async def in_terminal(*words: str | Path, **environment: str) -> str:
-    """What a command writes to a terminal of 80 columns and 60 lines."""
+async def in_terminal(*words: str | Path, looks: int = 0, **environment: str) -> str:
+    """What a command writes to a terminal of 80 columns and 60 lines. `looks`: it is ended after so many pictures."""
     ours, theirs = pty.openpty()
     known = {"TERM": "xterm", "COLUMNS": "80", "LINES": "60", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
     kept = {key: value for key, value in os.environ.items() if key not in ("XENSTORED_PATH", "NO_COLOR")}
@@ -42,6 +42,8 @@ async def in_terminal(*words: str | Path, **environment: str) -> str:
                 text += os.read(ours, 65536)
             except OSError:  # EIO: the command has ended (pty(7))
                 return
+            if looks and text.count(CLEAR.encode()) >= looks and process.returncode is None:
+                process.terminate()
 
     async with asyncio.timeout(SECONDS):
         await asyncio.to_thread(read)
@@ -88,6 +90,20 @@ async def test_colours(xen: Path) -> None:
         plain = await in_terminal("rings", "1", "--dir", xen, NO_COLOR="1")
         assert "\x1b" not in plain
         assert re.search(r"^  0 r\.{15} ", plain, re.M)
+
+
+async def test_watching_fills_the_terminal_and_no_more(xen: Path) -> None:
+    """Requests that nobody answers grow old."""
+    async with running("serving domain 0", "run", "--dir", xen), join(xen, domid=1) as guest:
+        await run("attach", "1", "--net", "null", "--dir", xen)
+        await guest.connect()
+        guest.post()
+        watch = ("rings", "1", "--watch", "--interval", "0.6", "--dir", xen)
+        text = await in_terminal(*watch, looks=4, NO_COLOR="1", LINES="20")
+        pictures = text.split(CLEAR)[1:4]
+        assert {len(picture.splitlines()) for picture in pictures} == {19}
+        assert re.search(r"^  0 r\.{15}", pictures[0], re.M)
+        assert re.search(r"^  0 R\.{15}", pictures[2], re.M)
 
 
 def test_a_long_last_column_goes_on_below_itself() -> None:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,17 @@ async def test_a_rule_is_provoked(xen: Path, rule: str) -> None:
     assert finding.evidence
     for sentence in (finding.finding, finding.fix):
         assert re.fullmatch(r"[^{}\x00-\x1f]+[.)]", sentence)
+
+
+async def test_scripts_of_a_driver_domain_need_xl_devd(xen: Path) -> None:
+    """Whether it runs is among the values, there alone."""
+    facts = await played("hotplug-waits", xen)
+    (here,) = judge(facts)
+    assert "xl devd" not in here.evidence
+    there = replace(facts.details, backend_path="/local/domain/5/backend/vif/1/0")
+    for host, value in ((Host(served=True), "does not run"), (Host(served=True, devd=7), "process 7")):
+        (finding,) = judge(dataclasses.replace(facts, details=there, host=host))
+        assert finding.evidence["xl devd"] == value
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=[profile.word for profile in PROFILES])
@@ -184,7 +195,7 @@ def test_whatever_the_store_has(
     )  # fmt: skip
     terms, fault = explain(ours, theirs, "vif", connected=frontend == "Connected")
     details = Details(
-        device=status, features=[Feature(**asdict(term)) for term in terms], fault=fault,
+        device=status, features=[Feature(**dataclasses.asdict(term)) for term in terms], fault=fault,
         backend_path="/local/domain/0/backend/vif/1/0", backend_nodes=ours,
         frontend_path="/local/domain/1/device/vif/0", frontend_nodes=theirs,
     )  # fmt: skip
