@@ -165,6 +165,8 @@ async def test_rings(xen: Path, tmp_path: Path) -> None:
         image = tmp_path / "ring.svg"
         assert (await run("rings", "1", "--svg", image, "--dir", xen))[:2] == (0, "")
         assert ElementTree.parse(image).getroot().tag == f"{SVG}svg"
+        out = (await run("rings", "1", "--svg", "-", "--dir", xen))[1]
+        assert ElementTree.fromstring(out).tag == f"{SVG}svg"
         out = (await run("rings", "1", "--all", "--dir", xen))[1]
         assert re.search(r"^tx: req_prod 1, .*0 of 256 pending; .*RING_IDLE", out)
         assert re.search(r"^0 +response +0 +OKAY$", out, re.M)

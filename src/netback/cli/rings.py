@@ -49,8 +49,8 @@ _HEAD = ("index", "kind", "id", "gref", "offset", "size", "status", "flags, and 
 @click.option(
     "--svg",
     "image",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the picture to a file, as SVG.",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Write the picture to a file, as SVG; -: to standard output.",
 )
 @options.target
 @options.json
@@ -118,15 +118,14 @@ def _lines(answer: "Rings", ages: Ages, slots: bool, everything: bool) -> Iterat
 
 
 def _write(image: Path, answer: "Rings", ages: Ages) -> None:
-    """Replace the file, so that a viewer never sees half of it. ConfigError: it cannot be written."""
+    """Write the picture as an image. ConfigError: the file cannot be written."""
     from netback.cli.ring_svg import render_svg
 
     cells = ages.look(answer.rings, time.monotonic())
     text = render_svg(answer.device, [*zip(answer.rings, cells, strict=True)])
-    beside = image.with_name(f".{image.name}.new")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(image)
+        with click.open_file(os.fspath(image), "w", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise ConfigError(f"--svg: {image}: {error.strerror}") from error
 
