@@ -63,6 +63,16 @@ async def test_a_rule_is_provoked(xen: Path, rule: str) -> None:
         assert re.fullmatch(r"[^{}\x00-\x1f]+[.)]", sentence)
 
 
+async def test_what_is_no_bridge_of_linux_is_not_judged_as_one(xen: Path) -> None:
+    """Open vSwitch's ovs-system is down and has an MTU of its own; frames pass all the same."""
+    facts = await played("bridge-mtu", xen)
+    assert {"bridge-mtu", "bridge-down"} <= {finding.rule for finding in judge(facts)}
+    assert facts.link is not None
+    link = dataclasses.replace(facts.link, bridge="ovs-system", bridge_up=None, bridge_mtu=0)
+    found = {finding.rule for finding in judge(dataclasses.replace(facts, link=link))}
+    assert found == {"frontend-never-came", "other-bridge"}
+
+
 async def test_scripts_of_a_driver_domain_need_xl_devd(xen: Path) -> None:
     """Whether it runs is among the values, there alone."""
     facts = await played("hotplug-waits", xen)

@@ -143,6 +143,14 @@ def lost_event(facts: Facts) -> Evidence | None:
     return {**_show(ring), "events now": facts.growth("events")}
 
 
+def multicast_filtered(facts: Facts) -> Evidence | None:
+    """Most of what came between the readings; a few are usual, since a network has groups that a guest is not in."""
+    filtered, passed = facts.growth("rx_filtered"), facts.growth("rx_frames")
+    if filtered < FEW or filtered < passed:
+        return None
+    return {"rx_filtered now": filtered, "rx_frames now": passed}
+
+
 def stalled(facts: Facts) -> Evidence | None:
     """The guest takes no frames (docs/decisions.md, Frames that the guest does not take)."""
     return None if facts.now.stalled is None else {"stalled": f"{facts.now.stalled:.0f} s"}
@@ -178,7 +186,7 @@ def other_bridge(facts: Facts) -> Evidence | None:
 def bridge_mtu(facts: Facts) -> Evidence | None:
     """A bridge drops frames that are longer than a port's MTU."""
     link = facts.link
-    if link is None or not link.bridge or link.bridge_mtu == link.mtu:
+    if link is None or link.bridge_mtu in (0, link.mtu):
         return None
     return {"link": link.name, "MTU": link.mtu, "bridge": link.bridge, "bridge MTU": link.bridge_mtu}
 

@@ -104,7 +104,8 @@ def _look_at_link(name: DeviceName, details: Details, device: Device | None) -> 
 
 
 def _describe(link: Link, tap: bool) -> LinkFacts:
-    bridge = get_master(link)
+    master = get_master(link)
+    bridge = master if master is not None and master.kind == "bridge" else None
     return LinkFacts(
         name=link.name,
         tap=tap,
@@ -112,7 +113,7 @@ def _describe(link: Link, tap: bool) -> LinkFacts:
         up=bool(link.flags & IFF_UP),
         carrier=bool(link.flags & IFF_LOWER_UP),
         mtu=link.mtu,
-        bridge=bridge.name if bridge else "",
-        bridge_up=bool(bridge and bridge.flags & IFF_UP),
+        bridge=master.name if master else "",
+        bridge_up=bool(bridge.flags & IFF_UP) if bridge else None,
         bridge_mtu=bridge.mtu if bridge else 0,
     )

@@ -44,8 +44,10 @@ class LinkFacts:
     mtu: int = 0
     bridge: str = ""
     """The link that it is a port of; empty for none."""
-    bridge_up: bool = False
+    bridge_up: bool | None = None
+    """None: it is no bridge of Linux. Open vSwitch's ovs-system is never up, and its MTU means nothing."""
     bridge_mtu: int = 0
+    """0: likewise."""
 
 
 @dataclass(frozen=True, slots=True)

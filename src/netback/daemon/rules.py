@@ -281,7 +281,7 @@ RULES: tuple[Rule[Facts], ...] = (
     Rule(
         "bridge-down", "error", "the bridge",
         lambda facts: see.wrong_link(
-            facts, lambda link: bool(link.bridge) and not link.bridge_up, bridge=lambda link: link.bridge
+            facts, lambda link: link.bridge_up is False, bridge=lambda link: link.bridge
         ),
         "The bridge {bridge} is set down.",
         "ip link set {bridge} up.",
@@ -419,7 +419,7 @@ RULES: tuple[Rule[Facts], ...] = (
         "Have the guest leave groups, or ask for all multicast frames (request-multicast-control 0).",
     ),
     Rule(
-        "multicast-filtered", "note", "`rx_filtered`", see.share("rx_filtered", "rx_frames", 50, 0),
+        "multicast-filtered", "note", "`rx_filtered`", see.multicast_filtered,
         "Multicast frames are dropped, since the guest's list does not have their addresses.",
         "If the guest misses them, it must join their groups.",
     ),

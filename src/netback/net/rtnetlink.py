@@ -87,6 +87,8 @@ class Link:
     """linux/if.h: IFF_*."""
     master: int = 0
     """The index of the link that this one is a port of, such as a bridge; 0: of none."""
+    kind: str = ""
+    """Its driver's name (IFLA_INFO_KIND), as in "bridge"; empty for a physical one."""
     tap_queues: int = 0
     """Queues of a multi-queue tap that processes hold, attached or detached; 0 for other links."""
     tx_dropped: int = 0
@@ -113,17 +115,22 @@ class Link:
             MTU.unpack(found[Attribute.MTU])[0] if Attribute.MTU in found else 0,
             flags,
             MTU.unpack(found[Attribute.MASTER])[0] if Attribute.MASTER in found else 0,
+            _kind(found.get(Attribute.LINKINFO, b"")),
             _tap_queues(found.get(Attribute.LINKINFO, b"")),
             TX_DROPPED.unpack_from(found[Attribute.STATS64])[0] if Attribute.STATS64 in found else 0,
         )
 
 
+def _kind(info: bytes) -> str:
+    """The name in a link's IFLA_LINKINFO."""
+    return dict(attributes(info)).get(INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+
+
 def _tap_queues(info: bytes) -> int:
     """The number in a link's IFLA_LINKINFO; another kind's data has other attributes."""
-    kind = dict(attributes(info))
-    if not kind.get(INFO_KIND, b"").startswith(b"tun\0"):
+    if _kind(info) != "tun":
         return 0
-    data = dict(attributes(kind.get(INFO_DATA, b"")))
+    data = dict(attributes(dict(attributes(info)).get(INFO_DATA, b"")))
     counts = (TUN_NUM_QUEUES, TUN_NUM_DISABLED_QUEUES)
     return sum(MTU.unpack(data[count])[0] for count in counts if count in data)
 
