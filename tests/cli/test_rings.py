@@ -66,9 +66,9 @@ rx: 200 of 256 pending; no response for 0.0 s; PEER_IDLE: the peer is drained
 
 def grown() -> tuple[list[Ring], list[list[Cell]]]:
     ages = Ages()
-    ages.look(seeded(), 100.0)
+    ages.measure(seeded(), 100.0)
     rings = seeded(60)
-    return rings, ages.look(rings, 112.0)
+    return rings, ages.measure(rings, 112.0)
 
 
 def test_the_picture_of_a_ring() -> None:
@@ -114,11 +114,11 @@ def test_whose_a_slot_is() -> None:
 
 def test_an_age_ends_when_a_slot_changes_hands() -> None:
     ages = Ages()
-    ages.look(seeded(), 0.0)
-    first, _ = ages.look(seeded(), 5.0)
+    ages.measure(seeded(), 0.0)
+    first, _ = ages.measure(seeded(), 5.0)
     assert first[400 % 256].age == 5.0
     assert first[389 % 256].age == 0.0  # free
-    later, _ = ages.look(seeded(50), 6.0)
+    later, _ = ages.measure(seeded(50), 6.0)
     assert (later[400 % 256].age, later[449 % 256].age) == (6.0, 0.0)
 
 

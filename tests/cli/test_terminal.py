@@ -93,7 +93,7 @@ async def test_colours(xen: Path) -> None:
 
 
 async def test_watching_fills_the_terminal_and_no_more(xen: Path) -> None:
-    """Requests that nobody answers grow old."""
+    """A request without a response grows old."""
     async with running("serving domain 0", "run", "--dir", xen), join(xen, domid=1) as guest:
         await run("attach", "1", "--net", "null", "--dir", xen)
         await guest.connect()

@@ -16,7 +16,7 @@ from netback.abi.xenbus import XenbusState as State
 from netback.abi.xs_wire import Op
 from netback.daemon import Backend, BackendConfig
 from netback.daemon.control import Methods
-from netback.daemon.explain import look
+from netback.daemon.explain import observe
 from netback.daemon.facts import Facts
 from netback.daemon.machine import Machine
 from netback.daemon.status import read_details, read_devices
@@ -187,7 +187,7 @@ async def _(stage: Stage) -> Facts:
     await stage.join()
     name = await add(store, 1)
     (found,) = await read_devices(store, 0, name)
-    return await look(store, name, await read_details(store, name, found), None, None, served=False)
+    return await observe(store, name, await read_details(store, name, found), None, None, served=False)
 
 
 async def on_a_machine(stage: Stage, file: str, text: str = "", **nodes: str | None) -> Facts:

@@ -36,7 +36,7 @@ async def explain(target: Target, vif: str, kind: DeviceType | None, index: int 
         (found,) = await status.read_devices(store, backend, name)
         details = await status.read_details(store, name, found)
         here = machine.Machine(target.directory) if target.platform is PlatformName.XEN else None
-        facts = await explain.look(store, name, details, None, here, served=False)
+        facts = await explain.observe(store, name, details, None, here, served=False)
     return explain.explain(facts, 0)
 
 

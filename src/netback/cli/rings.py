@@ -111,7 +111,7 @@ def _lines(answer: "Rings", ages: Ages, slots: bool, everything: bool) -> Iterat
         return
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     blocks = colour and ring_text.shows_blocks()
-    for ring, cells in zip(answer.rings, ages.look(answer.rings, time.monotonic()), strict=True):
+    for ring, cells in zip(answer.rings, ages.measure(answer.rings, time.monotonic()), strict=True):
         yield from ring_text.draw(ring, cells, colour=colour, blocks=blocks)
         yield ""
     yield from ring_text.legend(colour=colour, blocks=blocks)
@@ -121,7 +121,7 @@ def _write(image: Path, answer: "Rings", ages: Ages) -> None:
     """Write the picture as an image. ConfigError: the file cannot be written."""
     from netback.cli.ring_svg import render_svg
 
-    cells = ages.look(answer.rings, time.monotonic())
+    cells = ages.measure(answer.rings, time.monotonic())
     text = render_svg(answer.device, [*zip(answer.rings, cells, strict=True)])
     try:
         with click.open_file(os.fspath(image), "w", encoding="utf-8") as file:

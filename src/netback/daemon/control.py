@@ -27,7 +27,7 @@ from netback.control.schema import (
     Settings,
 )
 from netback.control.server import Calls
-from netback.daemon.explain import explain, look
+from netback.daemon.explain import explain, observe
 from netback.daemon.facts import Facts
 from netback.daemon.machine import Machine
 from netback.daemon.serving import Serving
@@ -114,7 +114,7 @@ class Methods:
             await wait()
         details = await self.show(DeviceRequest(device=device))
         others = () if wait is None else devices.values()
-        return await look(
+        return await observe(
             self._backend.store,
             name,
             details,

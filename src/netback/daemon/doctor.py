@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a backend needs from a Xen domain, as a table of checks. Each check returns a finding and advice.
 
-The checks change nothing. What also concerns each device is a rule of daemon/rules.py, which `explain` applies, too.
+The checks change nothing. What also concerns each device is a rule of daemon/rules.py, as `explain` applies it.
 """
 
 import os

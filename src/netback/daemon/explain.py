@@ -28,7 +28,7 @@ def explain(facts: Facts, seconds: float) -> Explanation:
     )
 
 
-async def look(
+async def observe(
     store: Store,
     name: DeviceName,
     details: Details,

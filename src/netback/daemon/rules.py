@@ -127,7 +127,7 @@ HOST_RULES: tuple[Rule[Host], ...] = (
 """What concerns every device of the domain."""
 
 RULES: tuple[Rule[Facts], ...] = (
-    # ---- who has the device
+    # ---- the device and its backend
     Rule(
         "detach-unanswered", "error", "`online` and both states", see.detach_unanswered,
         "The toolstack takes the device away, and the guest does not answer Closing.",
@@ -171,7 +171,7 @@ RULES: tuple[Rule[Facts], ...] = (
         "keys-refused", "error", "the frontend's keys",
         lambda facts: {**facts.states, "keys": facts.details.fault} if facts.details.fault else None,
         "The frontend's keys are wrong: {keys}.",
-        "Mend the frontend; it is tried again when it closes and connects anew.",
+        "Mend the frontend; netback tries again when it closes and connects again.",
     ),
     Rule(
         "protocol-broken", "error", "both states and the device's error", see.protocol_broken,
@@ -209,7 +209,7 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         "mac-differs", "warning", "`mac` of both directories", see.mac_differs,
-        "The guest was given another MAC address than the backend's directory has.",
+        "The frontend's directory has another MAC address than the backend's.",
         "Make both `mac` nodes the same, and let the guest connect again.",
     ),
     Rule(
@@ -294,7 +294,7 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         "guest-mtu", "warning", "the MTU of the link and `mtu` of the frontend's directory", see.guest_mtu,
-        "The guest was told an MTU of {frontend's mtu}, and its link here has {MTU}.",
+        "The frontend's `mtu` is {frontend's mtu}, and the link here has an MTU of {MTU}.",
         "Make them the same: ip link set {link} mtu {frontend's mtu}, or let the toolstack write `mtu`.",
     ),
     Rule(
@@ -321,7 +321,7 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         "rate-limited", "note", "`tx_throttled`, `rx_throttled` and the limits", see.throttled,
-        "Frames wait for the limit of {direction}, {limit}: the device is as slow as it was told to be.",
+        "Frames wait for the limit of {direction}, {limit}, which makes the device as slow as it is.",
         "Raise it if that is too slow: netback set {DEVICE} --{direction}-rate RATE.",
         unless=("link-cut", "rate-zero"),
     ),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose each slot of a ring is, and for how long, from what a dump of the ring shows.
+"""The owner of each slot of a ring, and for how long, from what a dump of the ring shows.
 
 The rings carry no times of slots. A client that dumps a ring again and again sees the same index again, so it knows for
-how long at least a slot has been whose it is (`Ages`).
+how long at least a slot has had its owner (`Ages`).
 """
 
 import enum
@@ -15,7 +15,7 @@ _WORD = 1 << 32
 
 
 class Owner(enum.Enum):
-    """Who has a slot; the value describes it."""
+    """The owner of a slot; the value describes it."""
 
     FREE = "free: the guest's to use"
     REQUEST = "the guest's request, which the backend has not begun"
@@ -73,12 +73,12 @@ def _held(ring: Ring) -> int:
 
 
 class Ages:
-    """For how long slots have been whose they are, since this began to look."""
+    """For how long slots have had their owners, as far as the dumps so far show."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, int, Owner], float] = {}
 
-    def look(self, rings: list[Ring], now: float) -> list[list[Cell]]:
+    def measure(self, rings: list[Ring], now: float) -> list[list[Cell]]:
         """The cells of each ring at the time `now`, in seconds, with their ages."""
         known, self._since = self._since, {}
         return [[self._age(ring.ring, cell, known, now) for cell in owners(ring)] for ring in rings]
