@@ -69,6 +69,7 @@ docs: build
 	$(BIN)/python -m netback.dataplane.counters > docs/statistics.md
 	$(BIN)/python -m netback.lab.bench.document
 	$(BIN)/python -m netback.control.document > docs/control.md
+	$(BIN)/python -m netback.daemon.document > docs/explain.md
 
 site: $(VENV)/.site
 	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -b html . build/site

@@ -231,9 +231,7 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
             ("tx", 0, 1),
             ("rx", 0, 0),
         ]
-        assert re.search(
-            r"^tx: req_prod 1, .*0 of 256 pending; .*RING_IDLE", (await run("rings", *device_words))[1]
-        )
+        assert (await run("rings", *device_words))[1].startswith("tx: 0 of 256 pending; ")
         leaving = asyncio.create_task(run("detach", str(guest.domid), "--dir", xen))
         await until_state(guest.store, await guest.backend(), State.CLOSING)
         await guest.set_state(State.CLOSED)

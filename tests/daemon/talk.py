@@ -66,6 +66,7 @@ CALLS: Calls = {
     "set": settle,
     "rings": no_rings,
     "show": fail,
+    "explain": fail,
     "attach": wrong,
     "detach": refuse,
 }

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from netback.abi.xenbus import XenbusState as State
 from netback.control.schema import VERSION, Devices, DeviceStatus, Info
-from netback.daemon import doctor
-from netback.daemon.doctor import Finding, Machine, Verdict
+from netback.daemon import Backend, doctor
+from netback.daemon.doctor import Finding, Verdict
+from netback.daemon.machine import Machine
 from netback.errors import PlatformError
 from tests.daemon.talk import CALLS, serving
+from tests.vif.guest import Guest, until_state
 
 Check = Callable[[Machine], Finding]
 
@@ -134,3 +137,18 @@ def test_a_store_that_does_not_answer_stops_no_other_check(tmp_path: Path) -> No
     assert list(findings) == [name for name, _ in doctor.CHECKS]
     assert findings["store"].verdict is Verdict.FAIL
     assert findings["netback"].verdict is Verdict.WARN
+
+
+async def test_a_line_for_each_device(xen: Path, backend: Backend, guest: Guest) -> None:
+    name = await backend.attach(guest.domid, "null")
+    await until_state(guest.store, name.backend, State.INIT_WAIT)
+    machine = Machine(xen, root=xen)
+    found = await asyncio.to_thread(doctor.devices, machine)
+    assert found == {
+        str(name): doctor.warn(
+            "1 finding: The guest's frontend has not started: it is Initialising.", f"netback explain {name}"
+        )
+    }
+    await guest.connect()
+    found = await asyncio.to_thread(doctor.devices, machine)
+    assert found[str(name)].verdict is Verdict.OK

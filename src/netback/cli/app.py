@@ -28,6 +28,7 @@ _COMMANDS: Mapping[str, str] = {
     "rules": "rules",
     "list": "list_devices",
     "show": "show",
+    "explain": "explain",
     "set": "set_device",
     "stats": "stats",
     "rings": "rings",

@@ -15,10 +15,11 @@ from netback.cli.target import PlatformName, Target
 @options.directory
 @options.json
 def doctor(directory: Path | None, json: bool) -> None:
-    """Check what a backend needs from a Xen domain and print what to do. Changes nothing; exits with 1 if a
-    check fails.
+    """Check what a backend needs from a Xen domain and print what to do, with a line for each device of the running
+    backend. Changes nothing; exits with 1 if a check fails.
     """
-    from netback.daemon.doctor import Machine, Verdict, examine
+    from netback.daemon.doctor import Verdict, examine
+    from netback.daemon.machine import Machine
 
     findings = examine(Machine(Target.choose(PlatformName.XEN, directory).directory))
     if json:

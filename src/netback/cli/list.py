@@ -15,14 +15,12 @@ from netback.cli import options
 from netback.cli.device import losses, trouble
 from netback.cli.options import echo_json, warn
 from netback.cli.query import connect
-from netback.cli.table import CLEAR, lay_out, short
+from netback.cli.table import CLEAR, lay_out, short, terminal_width
 from netback.cli.target import PlatformName, Target
 from netback.errors import ConfigError, NetbackError
 
 if TYPE_CHECKING:
     from netback.control.schema import DeviceStatus
-
-_NARROW = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +208,7 @@ def _read_offline(target: Target) -> "list[DeviceStatus]":
 
 def show(devices: "list[_Seen]", columns: tuple[str, ...] = _DEFAULT) -> None:
     """Print the table; on a terminal it is not wider than that. Below a device stands what is wrong with it."""
-    import shutil  # for a terminal alone: it imports every archive format
-
-    width = shutil.get_terminal_size((_NARROW, 24)).columns if sys.stdout.isatty() else None
+    width = terminal_width()
     rows = [[_text(_COLUMNS[name](seen)) for name in columns] for seen in devices]
     lines = lay_out([columns, *rows], width, [number for number, name in enumerate(columns) if name in _CUT])
     click.echo(lines[0])

@@ -3,8 +3,10 @@
 
 from functools import partial
 
-from netback.cli.target import Target
-from netback.control.schema import AttachRequest, DeviceStatus, DeviceType
+from netback.cli.query import is_device
+from netback.cli.target import PlatformName, Target
+from netback.control.schema import AttachRequest, DeviceStatus, DeviceType, Explanation
+from netback.errors import ConfigError, printable
 
 
 async def read_devices(target: Target) -> list[DeviceStatus]:
@@ -14,6 +16,28 @@ async def read_devices(target: Target) -> list[DeviceStatus]:
 
     async with await target.open_store() as store:
         return await status.read_devices(store, await own_domid(store))
+
+
+async def explain(target: Target, vif: str, kind: DeviceType | None, index: int | None) -> Explanation:
+    """What the store and the links show of a device. ConfigError: there is none."""
+    from netback.daemon import explain, machine, status
+    from netback.xenbus.attach import find_device, list_devices
+    from netback.xenbus.domains import find_domain, own_domid
+
+    async with await target.open_store() as store:
+        backend = await own_domid(store)
+        devices = {str(name): name for name in await list_devices(store, backend)}
+        name = devices.get(vif)
+        if name is None and is_device(vif):
+            raise ConfigError(f"there is no device {printable(vif)}")
+        if name is None:
+            domid = await find_domain(store, vif)
+            name = await find_device(store, domid, kind=kind, index=index, backend_domid=backend)
+        (found,) = await status.read_devices(store, backend, name)
+        details = await status.read_details(store, name, found)
+        here = machine.Machine(target.directory) if target.platform is PlatformName.XEN else None
+        facts = await explain.observe(store, name, details, None, here, served=False)
+    return explain.explain(facts, 0)
 
 
 async def attach(target: Target, request: AttachRequest) -> str:

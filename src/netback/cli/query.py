@@ -36,8 +36,13 @@ def connect(target: Target) -> "Client":
     return Client(target.directory)
 
 
+def is_device(vif: str) -> bool:
+    """Whether a word of the command line is a device's name; else it is its guest's."""
+    return _DEVICE.fullmatch(vif) is not None
+
+
 def find(client: "Client", vif: str, kind: "DeviceType | None", index: int | None) -> str:
     """The name of the device that the command line means. Refused: there is none, or there are several."""
-    if _DEVICE.fullmatch(vif):
+    if is_device(vif):
         return vif
     return client.find(vif, type=kind, index=index)

@@ -11,7 +11,7 @@ import click
 from netback.cli import options, query
 from netback.cli.device import losses, trouble
 from netback.cli.options import echo_json
-from netback.cli.table import lay_out
+from netback.cli.table import NARROW, lay_out_wrapped, terminal_width
 from netback.cli.target import PlatformName, Target
 
 if TYPE_CHECKING:
@@ -45,20 +45,23 @@ def show(
 
 
 def _lines(details: "Details") -> Iterator[str]:
-    device = details.device
-    yield from (f"{name:<10} {value}" for name, value in _facts(device))
+    width = terminal_width()
+    yield from lay_out_wrapped([*_facts(details.device)], width)
     yield ""
     if details.fault:
-        yield from textwrap.wrap(f"no feature is agreed: {details.fault}", 80)
-    rows = [("feature", "backend", "guest", "in force"), *map(_feature, details.features)]
-    yield from lay_out(rows, None)
+        yield from textwrap.wrap(f"no feature is agreed: {details.fault}", NARROW)
+    yield from lay_out_wrapped(
+        [("feature", "backend", "guest", "in force"), *map(_feature, details.features)], width
+    )
     for path, nodes in (
         (details.backend_path, details.backend_nodes),
         (details.frontend_path, details.frontend_nodes),
     ):
         yield ""
         yield path
-        yield from lay_out([(f"  {name}", value) for name, value in nodes.items()] or [("  no node",)], None)
+        yield from lay_out_wrapped([(f"  {name}", value) for name, value in nodes.items()], width)
+        if not nodes:
+            yield "  no node"
 
 
 def _facts(device: "DeviceStatus") -> Iterator[tuple[str, str]]:

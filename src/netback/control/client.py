@@ -242,6 +242,11 @@ class Client:
         """All rings of a device, slot by slot."""
         return self._call("rings", schema.DeviceRequest(device=device), schema.Rings)
 
+    def explain(self, device: str, *, seconds: float = 1.0) -> schema.Explanation:
+        """Why a device is not connected, or slow, or loses frames. `seconds`, 8 at most: between two readings."""
+        request = schema.ExplainRequest(device=device, seconds=seconds)
+        return self._call("explain", request, schema.Explanation, seconds)
+
     def set(
         self,
         device: str,

@@ -25,7 +25,15 @@ _CODES = {
     Code.BUSY: "too many clients or subscriptions",
 }
 _PLAIN = {int: "integer", str: "string", float: "number", bool: "boolean", type(None): "null"}
-_PARTS = (schema.DeviceStatus, schema.Feature, schema.Rule, schema.Detached, slots.Ring, slots.Slot)
+_PARTS = (
+    schema.DeviceStatus,
+    schema.Feature,
+    schema.Rule,
+    schema.Detached,
+    schema.RuleFinding,
+    slots.Ring,
+    slots.Slot,
+)
 """Types that are parts of others."""
 
 

@@ -23,6 +23,7 @@ DeviceType = Literal["vif", "qnic"]
 Topic = Literal["states", "notices", "statistics", "trace"]
 NoticeName = Literal["ready", "stalled", "network-gone", "broken"]
 HotplugBy = Literal["toolstack", "netback"]
+Severity = Literal["error", "warning", "note"]
 Index = Annotated[int, Meta(ge=-1, lt=(1 << 31) - 1)]
 Name = Annotated[str, Meta(max_length=256)]
 
@@ -30,6 +31,8 @@ MIN_INTERVAL = 0.1
 """Seconds between two snapshots of statistics, at least."""
 MIN_MTU = 68
 """Bytes: the least of any Ethernet link (linux/if_ether.h, ETH_MIN_MTU)."""
+MAX_SAMPLE = 8.0
+"""Seconds between the two readings of an explanation, at most: less than a client waits for an answer."""
 MAX_POINTS = 64
 """Patterns of a trace subscription, at most."""
 
@@ -205,6 +208,44 @@ class Rings(Result, frozen=True, kw_only=True):
     """The device's name."""
     rings: list[Ring]
     """TX and RX of each queue, then the control ring."""
+
+
+class ExplainRequest(Request, frozen=True, kw_only=True):
+    """Which device, and how long its counters are watched."""
+
+    device: Name
+    """The device's name."""
+    seconds: Annotated[float, Meta(ge=0, le=MAX_SAMPLE)] = 1.0
+    """Seconds between the two readings of the counters; 0: only what does not take two is judged."""
+
+
+class RuleFinding(Result, frozen=True, kw_only=True):
+    """What one rule found wrong."""
+
+    rule: str
+    """The rule's id (docs/explain.md)."""
+    severity: Severity
+    """"error": frames do not pass, or some never will; "warning": frames are lost, or may be; "note": they pass, more
+    slowly or fewer than could be."""
+    finding: str
+    """What is wrong, in one sentence."""
+    fix: str
+    """What to do, in one sentence."""
+    evidence: dict[str, str]
+    """The values from which it follows, by what they are of."""
+
+
+class Explanation(Result, frozen=True, kw_only=True):
+    """Why a device is not connected, or slow, or loses frames."""
+
+    device: str
+    """The device's name."""
+    seconds: float
+    """Seconds between the two readings; 0 without a running backend."""
+    rules: int
+    """How many rules were applied."""
+    findings: list[RuleFinding]
+    """In the order in which to mend them; none if nothing is wrong."""
 
 
 class SetRequest(Request, frozen=True, kw_only=True):
@@ -484,6 +525,7 @@ METHODS: Mapping[str, Method] = {
     "show": Method("Everything of a device: features, nodes, counters.", DeviceRequest, Details),
     "find": Method("The name of a guest's device.", FindRequest, DeviceName),
     "rings": Method("All rings of a device, slot by slot. Frames flow on meanwhile.", DeviceRequest, Rings),
+    "explain": Method("Why a device is not connected, or slow, or loses frames.", ExplainRequest, Explanation),
     "set": Method("Change a device while it works.", SetRequest, Settings),
     "attach": Method("Give a guest a device. Needs domain 0's rights in the store.", AttachRequest, DeviceName),
     "detach": Method("Take a device from its guest, which is asked first.", DetachRequest, Detached),

@@ -4,13 +4,12 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import msgspec
 
 import netback
-from netback.abi.xenbus import XenbusState as State
 from netback.control.schema import (
     VERSION,
     Added,
@@ -22,8 +21,8 @@ from netback.control.schema import (
     DeviceName,
     DeviceRequest,
     Devices,
-    DeviceStatus,
-    Feature,
+    ExplainRequest,
+    Explanation,
     FindRequest,
     Info,
     ListRequest,
@@ -38,13 +37,14 @@ from netback.control.schema import (
 )
 from netback.control.server import Calls
 from netback.daemon.config import DeviceRule, make_rule
+from netback.daemon.explain import explain, observe
+from netback.daemon.facts import Facts
+from netback.daemon.machine import Machine
 from netback.daemon.serving import Serving
-from netback.daemon.status import describe, merge, read_devices, read_directory, read_nodes
+from netback.daemon.status import describe, merge, read_details, read_devices
 from netback.errors import ConfigError, printable
 from netback.net.base import ETH_DATA_LEN, Network
-from netback.vif.features import KEYS, Limits, queue_keys
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
-from netback.vif.terms import explain
 from netback.xenbus import names
 from netback.xenbus.attach import find_device, list_devices
 from netback.xenbus.device import Device
@@ -52,19 +52,18 @@ from netback.xenbus.domains import await_domain, find_domain
 from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES, write_nodes
 from netback.xenstore.aio import Store
 
-_CONNECTED = {state.title for state in (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)}
-"""The frontend's states in which its keys are complete."""
-
 
 def calls(backend: Serving) -> Calls:
     """The methods, for `serve_control`."""
-    methods = Methods(backend)
+    # the machine's own backends do not serve an emulated Xen
+    methods = Methods(backend, Machine() if backend.platform.name == "xen" else None)
     return {
         "info": methods.info,
         "list": methods.list,
         "show": methods.show,
         "find": methods.find,
         "rings": methods.rings,
+        "explain": methods.explain,
         "set": methods.set,
         "attach": methods.attach,
         "detach": methods.detach,
@@ -77,8 +76,10 @@ def calls(backend: Serving) -> Calls:
 class Methods:
     """Errors are NetbackErrors; a ConfigError says that the request itself is wrong."""
 
-    def __init__(self, backend: Serving) -> None:
+    def __init__(self, backend: Serving, machine: Machine | None = None) -> None:
+        """`machine`: the one whose other backends may take the devices; None: there are none."""
         self._backend = backend
+        self._machine = machine
         self._domid = backend.platform.domid
         self._reading = asyncio.Lock()
         """Held while devices are read from the store: any number of clients costs it no more than one."""
@@ -112,23 +113,29 @@ class Methods:
         name, store = await self._named(request.device), self._backend.store
         (status,) = (await self.list(ListRequest(device=request.device))).devices
         async with self._reading:
-            return await self._details(store, name, status)
+            return await read_details(store, name, status)
 
-    async def _details(self, store: Store, name: names.DeviceName, status: DeviceStatus) -> Details:
-        path = (await read_nodes(store, name.backend, ["frontend"]))["frontend"] or name.frontend
-        offered = await read_directory(store, name.backend)
-        keys = await read_nodes(store, path, KEYS)
-        keys |= await read_nodes(store, path, queue_keys(keys, Limits.offered(offered)))
-        connected = status.frontend in _CONNECTED
-        terms, fault = explain(offered, keys, name.kind, connected=connected)
-        return Details(
-            device=status,
-            features=[Feature(**asdict(term)) for term in terms],
-            fault=None if fault is None else printable(fault),
-            backend_path=printable(name.backend),
-            backend_nodes=offered,
-            frontend_path=printable(path),
-            frontend_nodes=await read_directory(store, path),
+    async def explain(self, request: ExplainRequest) -> Explanation:
+        wait = partial(asyncio.sleep, request.seconds) if request.seconds else None
+        return explain(await self.picture(request.device, wait), request.seconds)
+
+    async def picture(self, device: str, wait: Callable[[], Awaitable[object]] | None) -> Facts:
+        """What the rules judge: two readings of a device with `wait` between them, None: only the second one."""
+        name, devices = await self._named(device), self._backend.devices
+        earlier = None
+        if wait is not None:
+            earlier = describe(devices[name]) if name in devices else None
+            await wait()
+        details = await self.show(DeviceRequest(device=device))
+        others = () if wait is None else devices.values()
+        return await observe(
+            self._backend.store,
+            name,
+            details,
+            devices.get(name),
+            self._machine,
+            earlier=earlier,
+            others=others,
         )
 
     async def find(self, request: FindRequest) -> DeviceName:

@@ -1,33 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a backend needs from a Xen domain, as a table of checks. Each check returns a finding and advice.
 
-The checks change nothing. Every file is looked up below a root directory, which tests replace.
+The checks change nothing. What also concerns each device is a rule of daemon/rules.py, as `explain` applies it.
 """
 
-import fcntl
 import os
-import queue
-import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 
 from netback.control import Client, ControlError, NoBackend
-from netback.control.schema import DeviceStatus
+from netback.control.schema import DeviceStatus, Explanation
 from netback.daemon.config import DEFAULT, load_config
-from netback.daemon.systemd.unit import KEEP_KERNEL_OUT
+from netback.daemon.machine import Machine
+from netback.daemon.rules import judge_host
 from netback.errors import ConfigError, NetbackError
 from netback.net.tap import Flag
 from netback.platforms.xen.devices import xen_version
-from netback.platforms.xen.store import find_store, own_domid
 
-_TUNGETFEATURES = 0x800454CF
 _CAP_NET_ADMIN = 12
-_STORE_SECONDS = 3.0
 _DESCRIPTORS = 4096
 """File descriptors for 800 vifs: each takes about five."""
 
@@ -52,81 +45,8 @@ class Finding:
 ok = partial(Finding, Verdict.OK)
 warn = partial(Finding, Verdict.WARN)
 fail = partial(Finding, Verdict.FAIL)
-
-
-def ask_store() -> int:
-    """This domain's domid. Called in a thread: a store whose daemon has not started never answers."""
-    answer: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answer.put(own_domid(find_store()))
-        except (NetbackError, OSError) as error:
-            answer.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        found = answer.get(timeout=_STORE_SECONDS)
-    except queue.Empty:
-        raise ConfigError("the store does not answer") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def tun_features(fd: int) -> int:
-    """The IFF_* flags that this kernel's tun driver supports (TUNGETFEATURES)."""
-    return int(struct.unpack("I", fcntl.ioctl(fd, _TUNGETFEATURES, bytes(4)))[0])
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The places that the checks examine."""
-
-    runtime: Path
-    """netback's runtime directory."""
-    root: Path = Path("/")
-    domid: Callable[[], int] = ask_store
-    features: Callable[[int], int] = tun_features
-    memory: dict[str, int] = field(default_factory=dict)
-    """Answers shared by several checks."""
-
-    def path(self, name: str) -> Path:
-        return self.root / name.lstrip("/")
-
-    def read(self, name: str) -> str:
-        """A file's text; empty if the file does not exist."""
-        try:
-            return self.path(name).read_text(errors="replace").strip("\0\n ")
-        except OSError:
-            return ""
-
-    def children(self, name: str) -> list[str]:
-        """The names in a directory; none if it does not exist."""
-        try:
-            return sorted(child.name for child in self.path(name).iterdir())
-        except OSError:
-            return []
-
-    def own_domid(self) -> int:
-        """The domid, read once. NetbackError or OSError: the store does not answer."""
-        if "domid" not in self.memory:
-            self.memory["domid"] = self.domid()
-        return self.memory["domid"]
-
-    def processes(self) -> Iterator[tuple[int, list[str]]]:
-        """Each process's id and command line."""
-        for name in self.children("proc"):
-            if name.isdecimal() and (line := self.read(f"proc/{name}/cmdline")):
-                yield int(name), line.split("\0")
-
-    def limit(self, name: str) -> int | None:
-        """A hard limit of this process; None if unlimited, or if /proc does not show it."""
-        for line in self.read("proc/self/limits").splitlines():
-            if line.startswith(name):
-                hard = line.removeprefix(name).split()[1]
-                return int(hard) if hard.isdecimal() else None
-        return None
+_VERDICTS = {"error": Verdict.FAIL, "warning": Verdict.WARN, "note": Verdict.OK}
+"""Of a rule's severity."""
 
 
 def xen(machine: Machine) -> Finding:
@@ -168,30 +88,19 @@ def store(machine: Machine) -> Finding:
     return ok(f"this is domain {domid}")
 
 
-def claims(machine: Machine) -> Finding:
-    """Which other backend claims this domain's vifs."""
-    advice = (
-        f"modprobe -r xen-netback, and `netback unit --modprobe > /etc/modprobe.d/{KEEP_KERNEL_OUT.name}`"
-    )
-    if machine.path("sys/bus/xen-backend/drivers/vif").exists():
-        served = [
-            name for name in machine.children("sys/bus/xen-backend/drivers/vif") if name.startswith("vif-")
-        ]
-        return fail(f"the kernel's xen-netback claims every vif (it has {len(served)})", advice)
-    if machine.path("sys/module/xen_netback").exists():
-        return warn("the kernel's xen-netback is loaded", advice)
-    return ok("no other backend claims vifs")
+def ruled(rules: tuple[str, ...], fine: str, machine: Machine) -> Finding:
+    """What the first of these rules finds wrong with the host (daemon/rules.py), or `fine`."""
+    found = judge_host(machine.host(served=True))
+    for rule in rules:
+        if (finding := found.get(rule)) is not None:
+            return Finding(_VERDICTS[finding.severity], finding.finding.rstrip("."), finding.fix.rstrip("."))
+    return ok(fine)
 
 
-def emulator(machine: Machine) -> Finding:
-    """QEMU as dom0's backend takes over qnic devices that it sees in state Initialising."""
-    for pid, words in machine.processes():
-        if "-xen-attach" in words:
-            return warn(
-                f"QEMU (process {pid}) may claim qnic devices",
-                "use type vif, or `netback attach --type qnic`",
-            )
-    return ok("no QEMU claims qnic devices")
+claims = partial(ruled, ("kernel-backend", "kernel-backend-loaded"), "no other backend claims vifs")
+"""Which other backend claims this domain's vifs."""
+emulator = partial(ruled, ("qemu-claims",), "no QEMU claims qnic devices")
+"""QEMU as dom0's backend takes over qnic devices that it sees in state Initialising."""
 
 
 def tun(machine: Machine) -> Finding:
@@ -334,10 +243,7 @@ def toolstack(machine: Machine) -> Finding:
     dom0 = False
     with suppress(NetbackError, OSError):
         dom0 = machine.own_domid() == 0
-    devd = next(
-        (pid for pid, words in machine.processes() if Path(words[0]).name == "xl" and "devd" in words[1:]),
-        None,
-    )
+    devd = machine.host(served=True).devd
     if _runs_scripts(machine):
         runs = 'netback runs the scripts (hotplug = "netback")'
         if devd is not None:
@@ -385,6 +291,26 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Finding]], ...] = (
 """The checks, in the order in which to fix their findings."""
 
 
+def devices(machine: Machine) -> dict[str, Finding]:
+    """What `explain` finds of each device that the running backend has, as far as one reading of its counters shows it;
+    none without a backend.
+    """
+    try:
+        with Client(machine.runtime) as client:
+            names = [status.device for status in client.devices() if status.counters is not None]
+            return {name: _count(client.explain(name, seconds=0)) for name in names}
+    except ControlError:
+        return {}
+
+
+def _count(explanation: Explanation) -> Finding:
+    findings = explanation.findings
+    if not findings:
+        return ok(f"none of {explanation.rules} rules finds anything wrong")
+    words = "1 finding" if len(findings) == 1 else f"{len(findings)} findings, first"
+    return warn(f"{words}: {findings[0].finding}", f"netback explain {explanation.device}")
+
+
 def examine(machine: Machine) -> dict[str, Finding]:
-    """Every check's finding, by name."""
-    return {name: look(machine) for name, look in CHECKS}
+    """Every check's finding by the check's name, then a line for each device by the device's."""
+    return {name: look(machine) for name, look in CHECKS} | devices(machine)

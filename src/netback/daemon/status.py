@@ -9,15 +9,18 @@ unreadable nodes. `merge` adds what only the serving backend knows. Every text i
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 
 import msgspec
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
-from netback.control.schema import DeviceStatistics, DeviceStatus
+from netback.control.schema import Details, DeviceStatistics, DeviceStatus, Feature
+from netback.daemon.facts import USING
 from netback.errors import printable
-from netback.vif.features import OPTIONAL, DeviceType
+from netback.vif.features import KEYS, OPTIONAL, DeviceType, Limits, queue_keys
 from netback.vif.rate import Rates
+from netback.vif.terms import explain
 from netback.xenbus.device import Device
 from netback.xenbus.names import DEVICE_TYPES, DeviceName, backends, decimal
 from netback.xenstore.aio import Store, StoreError
@@ -172,6 +175,24 @@ async def _read_device(
         frontend=_title(theirs.pop("state")),
         features={key: value for key, value in theirs.items() if value is not None},
         error=await _read(store, f"{name.errors}/error"),
+    )
+
+
+async def read_details(store: Store, name: DeviceName, status: DeviceStatus) -> Details:
+    """Everything of a device, whose `status` it is: its features and the nodes of both ends as they are now."""
+    path = (await read_nodes(store, name.backend, ["frontend"]))["frontend"] or name.frontend
+    offered = await read_directory(store, name.backend)
+    keys = await read_nodes(store, path, KEYS)
+    keys |= await read_nodes(store, path, queue_keys(keys, Limits.offered(offered)))
+    terms, fault = explain(offered, keys, name.kind, connected=status.frontend in USING)
+    return Details(
+        device=status,
+        features=[Feature(**asdict(term)) for term in terms],
+        fault=None if fault is None else printable(fault),
+        backend_path=printable(name.backend),
+        backend_nodes=offered,
+        frontend_path=printable(path),
+        frontend_nodes=await read_directory(store, path),
     )
 
 

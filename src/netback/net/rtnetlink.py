@@ -105,7 +105,7 @@ class Link:
     statistics.
     """
     kind: str = ""
-    """IFLA_INFO_KIND, as in "tun", "macvtap", "veth"; empty for other links."""
+    """Its driver's name (IFLA_INFO_KIND), as in "tun", "bridge", "veth"; empty for a physical one."""
     lower: int = 0
     """The index of the link that this one is on, as a macvtap's; 0: on none."""
     mode: int = 0
@@ -210,12 +210,15 @@ def get_link_at(index: int) -> Link | None:
     return None
 
 
-def get_bridge(link: Link | None) -> Bridge | None:
+def get_master(link: Link | None) -> Link | None:
     """The bridge, or another link, that `link` is a port of; None if it is of none."""
-    if link is None or not link.master:
-        return None
-    found = get_link_at(link.master)
-    return Bridge(found.index, found.name, found.mtu) if found else None
+    return None if link is None or not link.master else get_link_at(link.master)
+
+
+def get_bridge(link: Link | None) -> Bridge | None:
+    """The same as networks show it."""
+    found = get_master(link)
+    return None if found is None else Bridge(found.index, found.name, found.mtu)
 
 
 def set_mtu(index: int, mtu: int) -> None:

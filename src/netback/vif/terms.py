@@ -53,25 +53,26 @@ def _can(cap: Can) -> Callable[[VifConfig], bool]:
     return lambda config: bool(config.caps & cap)
 
 
-_SG, _CSUM4, _CSUM6 = "frames of several pages", "IPv4 checksums", "IPv6 checksums"
+SG, CSUM4, CSUM6 = "frames of several pages", "IPv4 checksums", "IPv6 checksums"
+TSO4, TSO6, RX_EVENTS, QUEUES = "TSO of IPv4", "TSO of IPv6", "events for RX slots", "several queues"
 _ROWS = (
-    _Row(_SG, "the guest receives frames of more than a page", Key.SG, Key.SG, lambda config: config.sg),
+    _Row(SG, "the guest receives frames of more than a page", Key.SG, Key.SG, lambda config: config.sg),
     _Row(
-        _CSUM4, "the guest receives IPv4 packets without a checksum", None, Key.NO_CSUM, _can(Can.CSUM4),
+        CSUM4, "the guest receives IPv4 packets without a checksum", None, Key.NO_CSUM, _can(Can.CSUM4),
         refusal="the guest refuses it", inverted=True,
     ),
-    _Row(_CSUM6, "the same for IPv6", Key.IPV6_CSUM, Key.IPV6_CSUM, _can(Can.CSUM6)),
+    _Row(CSUM6, "the same for IPv6", Key.IPV6_CSUM, Key.IPV6_CSUM, _can(Can.CSUM6)),
     _Row(
-        "TSO of IPv4", "the guest receives up to 64 KiB of TCP as one frame", Key.GSO_TCPV4, Key.GSO_TCPV4,
-        _can(Can.TSO4), (_SG, _CSUM4),
+        TSO4, "the guest receives up to 64 KiB of TCP as one frame", Key.GSO_TCPV4, Key.GSO_TCPV4,
+        _can(Can.TSO4), (SG, CSUM4),
     ),
-    _Row("TSO of IPv6", "the same for IPv6", Key.GSO_TCPV6, Key.GSO_TCPV6, _can(Can.TSO6), (_SG, _CSUM6)),
+    _Row(TSO6, "the same for IPv6", Key.GSO_TCPV6, Key.GSO_TCPV6, _can(Can.TSO6), (SG, CSUM6)),
     _Row(
-        "events for RX slots", "the guest tells when it posts slots; else netback polls every millisecond", None,
+        RX_EVENTS, "the guest tells when it posts slots; else netback polls every millisecond", None,
         Key.RX_NOTIFY, lambda config: not config.rx_unannounced,
     ),
     _Row(
-        "several queues", "frames are spread over processors", Key.MAX_QUEUES, Key.QUEUES,
+        QUEUES, "frames are spread over processors", Key.MAX_QUEUES, Key.QUEUES,
         lambda config: len(config.queues) > 1, refusal="the guest asks for one",
     ),
     _Row(
