@@ -96,12 +96,12 @@ def _look_at_link(name: DeviceName, details: Details, device: Device | None) -> 
         spec = parse_spec(details.device.net or "")
     except ConfigError:  # the configuration names the network, or the error says what is wrong
         return None
-    tap = tap_name(spec, name.link)
-    if not tap and spec.kind not in _ON_LINKS:
+    own = tap_name(spec, name.link)
+    if not own and spec.kind not in _ON_LINKS:
         return None
-    link = tap or spec.link
-    found = get_link(link) or (find_made(link) if tap else None)
-    return LinkFacts(link, bool(tap), exists=False) if found is None else _describe(found, bool(tap))
+    link = own or spec.link
+    found = get_link(link) or (find_made(link) if own else None)
+    return LinkFacts(link, bool(own), exists=False) if found is None else _describe(found, bool(own))
 
 
 def _describe(link: Link, tap: bool) -> LinkFacts:
