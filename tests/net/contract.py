@@ -4,18 +4,21 @@
 A subclass gives the fixture `site`: an open network whose link is up, with carrier, all offloads on, and its far side.
 """
 
+import os
 import select
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from netback.abi import virtio_net
 from netback.abi.virtio_net import HEADER
 from netback.dataplane.caps import EVERYTHING
+from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.net.base import Network
+from netback.net.filters import Addresses, Filters, parse_filters
 
 from ..dataplane.offload_frames import build, with_pseudo
 from ..offload_oracle import TCP
@@ -226,3 +229,53 @@ class LinkNetwork:
         subprocess.run(["ip", "link", "set", site.network.name, "name", b"a\x1b\xff\xc3\xbc"], check=True)
         assert site.network.name == r"a\x1b\udcff\xfc"
         assert site.network.mtu == 1500
+
+
+FILTERS = ("antispoof",)
+"""Filters that let the contract's frames pass unchanged."""
+ADDRESSES = Addresses(frame(0)[16:22])
+"""Those of the sender of the contract's frames."""
+
+
+class Filtered:
+    """A network with a filter around its peers, and another one around that."""
+
+    def __init__(self, network: Network, text: str) -> None:
+        self._network = network
+        filters = Filters(parse_filters([text, text]), ADDRESSES)
+        self.peers = tuple(map(filters.wrap, network.peers))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._network, name)
+
+
+class FilteredNetwork(FrameNetwork):
+    """The same through filters, for every kind of filter that may let frames pass."""
+
+    @pytest.fixture(params=FILTERS)
+    def text(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture
+    def site(self, site: Site, text: str) -> Site:
+        return replace(site, network=Filtered(site.network, text))
+
+    def test_filters_change_nothing_of_their_peer(self, site: Site) -> None:
+        for peer in site.network.peers:
+            assert peer.recv() == []  # a device's pair is taken by the first call
+            inner = peer.inner.inner  # type: ignore[attr-defined]
+            assert (peer.fd, peer.caps, peer.closed) == (inner.fd, inner.caps, inner.closed)
+            fd = os.dup(peer.fd) if peer.fd >= 0 else -1
+            duplicate = peer.duplicate(fd)
+            assert duplicate.send([frame(1)]) == (1, 0)
+            assert site.far is None or site.far.recv() == frame(1)
+            del duplicate
+            if fd >= 0:
+                os.close(fd)
+
+    def test_what_a_filter_drops_is_done(self, site: Site) -> None:
+        spoofed = PLAIN + b"\xff" * 6 + b"\x02\0\0\0\0\x66" + frame(3)[22:]
+        others = [frame(1), spoofed, frame(2), spoofed, spoofed, frame(3)]
+        if isinstance(site.network.peers[0], AntispoofPeer):
+            assert site.network.peers[0].send(others) == (6, 0)
+            assert [site.far.recv() for _ in range(3)] == [frame(1), frame(2), frame(3)]

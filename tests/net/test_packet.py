@@ -15,7 +15,16 @@ from netback.net.packet import PacketNetwork
 
 from ..dataplane.offload_frames import C_TAG, build, with_pseudo
 from ..offload_oracle import TCP
-from .contract import FillableNetwork, FrameNetwork, LinkNetwork, OffloadNetwork, Site, frame, receive
+from .contract import (
+    FillableNetwork,
+    FilteredNetwork,
+    FrameNetwork,
+    LinkNetwork,
+    OffloadNetwork,
+    Site,
+    frame,
+    receive,
+)
 from .far import PLAIN, FarLink, await_readable
 from .namespace import await_up, bring_back, ip, new_network, other_network, send_to, tc, veth
 
@@ -29,6 +38,10 @@ def site() -> Iterator[Site]:
         yield Site(network, far, choke, partial(tc, "qdisc del dev eth1 root"))
         network.close()
         far.close()
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork):

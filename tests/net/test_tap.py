@@ -29,7 +29,18 @@ from netback.net.tap import TapNetwork
 
 from ..dataplane.offload_frames import build
 from ..offload_oracle import TCP, UDP
-from .contract import FrameNetwork, LinkNetwork, OffloadNetwork, Site, asks, big_tcp, fill, frame, receive
+from .contract import (
+    FilteredNetwork,
+    FrameNetwork,
+    LinkNetwork,
+    OffloadNetwork,
+    Site,
+    asks,
+    big_tcp,
+    fill,
+    frame,
+    receive,
+)
 from .far import PLAIN, FarLink, await_readable
 from .namespace import await_up, bring_back, inside, ip, new_network, other_network, send_to, tc, veth
 
@@ -59,6 +70,10 @@ def site(vhost: str) -> Iterator[Site]:
     yield Site(network, far)
     network.remove()
     far.close()
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork):

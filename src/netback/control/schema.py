@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from netback.observe.slots import Ring
 
-VERSION = "1.0"
+VERSION = "1.1"
 """Major and minor version of the protocol. The minor one grows when methods, topics, optional parameters or fields are
 added, the major one when anything else changes."""
 
@@ -30,6 +30,9 @@ MIN_MTU = 68
 """Bytes: the least of any Ethernet link (linux/if_ether.h, ETH_MIN_MTU)."""
 MAX_POINTS = 64
 """Patterns of a trace subscription, at most."""
+MAX_TEXTS = 64
+"""Texts of filters in a request, at most; a device takes fewer."""
+FilterTexts = Annotated[tuple[Name, ...], Meta(max_length=MAX_TEXTS)]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +126,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """The limit of what the guest sends, as in "10Mb/s"; None for no limit."""
     rx_rate: str | None = None
     """The limit of what it receives."""
+    filters: list[str] | None = None
+    """The filters in force, in order (docs/networks.md); None without a running backend."""
     rings: dict[str, dict[str, int]] | None = None
     """All rings' indices, by ring and name; None without a running backend."""
 
@@ -218,6 +223,8 @@ class SetRequest(Request, frozen=True, kw_only=True):
     """False: no frame passes in either direction, and the guest sees no carrier."""
     mtu: Annotated[int, Meta(ge=MIN_MTU, le=65535)] | None = None
     """The MTU of the device's tap, which must be one that netback made. The tap keeps it."""
+    filters: FilterTexts | None = None
+    """The filters of the device, in order, as in "antispoof" (docs/networks.md), in place of those that it has."""
 
 
 class Settings(Result, frozen=True, kw_only=True):
@@ -235,6 +242,8 @@ class Settings(Result, frozen=True, kw_only=True):
     """Whether frames may pass."""
     mtu: int | None
     """The link's MTU; None if the network has no link here."""
+    filters: list[str] = []
+    """The filters, in order."""
 
 
 class AttachRequest(Request, frozen=True, kw_only=True):
@@ -254,6 +263,8 @@ class AttachRequest(Request, frozen=True, kw_only=True):
     """The limit of what the guest sends, as in "10Mb/s"; None: as the configuration says."""
     rx_rate: Name | None = None
     """The limit of what it receives."""
+    filters: FilterTexts | None = None
+    """The filters of the device, in order (docs/networks.md); None: as the configuration says."""
     force: bool = False
     """Attach even if the domain is the backend's own, whose kernel would take the device."""
 

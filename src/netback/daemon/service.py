@@ -132,6 +132,7 @@ def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
         workers=config.workers,
         queues=config.queues,
         rules=config.device,
+        filters=config.filters,
         times=config.times,
         access=config.access,
     )

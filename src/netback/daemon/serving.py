@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the control socket's methods and topics need of a backend (`daemon.backend.Backend`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from netback.net.filters import FilterSpec
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType
@@ -43,6 +44,7 @@ class Serving(Protocol):
         index: int = -1,
         tx_rate: Rate | None = None,
         rx_rate: Rate | None = None,
+        filters: Sequence[FilterSpec] | None = None,
     ) -> DeviceName:
         """Give a domain a NIC."""
 

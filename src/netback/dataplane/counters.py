@@ -116,6 +116,35 @@ BACKEND: Mapping[str, str] = {
 }
 """The counters of a vif at the backend: those of a queue, then those of the vif alone."""
 
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """What a filter counts, and whether the vif lost these frames."""
+
+    means: str
+    lost: bool = True
+
+
+FILTERS: Mapping[str, Mapping[str, Filtered]] = {
+    "antispoof": {
+        f"tx_antispoof_{reason}": Filtered(f"frames that `antispoof` dropped: {means}")
+        for reason, means in {
+            "mac": "another source than the vif's MAC address",
+            "ipv4": "an IPv4 source that is not the vif's",
+            "ipv6": "an IPv6 source that is not the vif's",
+            "arp": "ARP or RARP for another address, or malformed",
+            "nd": "IPv6 neighbour discovery for another address, malformed, or in fragments",
+            "headers": "headers that end early, or more of them than are parsed",
+        }.items()
+    },
+}
+"""The counters of each kind of filter, in the order of its own enum (dataplane/peers)."""
+
+FILTER_COUNTERS: Mapping[str, Filtered] = {
+    name: counter for kind in FILTERS.values() for name, counter in kind.items()
+}
+"""Those of all kinds. A vif has those of the filters that it has had."""
+
 _ETHTOOL: Mapping[str, str] = {
     "rx_packets, rx_bytes": "`tx_frames`, `tx_bytes`",
     "tx_packets, tx_bytes": "`rx_frames`, `rx_bytes`",
@@ -145,6 +174,7 @@ def render_document() -> str:
             "| counter | counts |",
             "|---|---|",
             *(f"| `{name}` | {means} |" for name, means in BACKEND.items()),
+            *(f"| `{name}` | {counter.means} |" for name, counter in FILTER_COUNTERS.items()),
             "",
             "Frames that the network lost before netback read them are shown beside these, where the kernel tells:",
             "`drops`, and `queued` for what waits there now ([networks.md](networks.md)).",
@@ -171,9 +201,15 @@ def render_document() -> str:
     )
 
 
+def _lost(direction: str) -> tuple[str, ...]:
+    return tuple(
+        name for name, counter in FILTER_COUNTERS.items() if counter.lost and name.startswith(f"{direction}_")
+    )
+
+
 LOSSES: Mapping[str, tuple[str, ...]] = {
-    "tx": ("tx_errors", "tx_dropped", "tx_refused"),
-    "rx": ("rx_dropped", "rx_too_big", "rx_truncated", "rx_expired", "rx_inbox_full"),
+    "tx": ("tx_errors", "tx_dropped", "tx_refused", *_lost("tx")),
+    "rx": ("rx_dropped", "rx_too_big", "rx_truncated", "rx_expired", "rx_inbox_full", *_lost("rx")),
 }
 """The counters of frames that a backend lost, by direction."""
 

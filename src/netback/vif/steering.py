@@ -8,7 +8,7 @@ through a duplicate of a descriptor. This module makes them; the group decides w
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -69,8 +69,12 @@ class Distribution:
         return steering.table(queues)
 
 
-def distribute(network: Sequence[Peer], queues: int, undo: ExitStack) -> Distribution:
+def distribute(
+    network: Sequence[Peer], queues: int, undo: ExitStack, wrap: Callable[[Peer], Peer]
+) -> Distribution:
     """Make what steers the frames of these peers to so many queues; `undo` closes its descriptors.
+
+    `wrap` puts the vif's filters around what a distributor reads; the queues' peers are without them.
 
     PlatformError: there are too many descriptors.
     """
@@ -83,7 +87,7 @@ def distribute(network: Sequence[Peer], queues: int, undo: ExitStack) -> Distrib
         undo.callback(attempt.pop_all().close)
     return Distribution(
         # each has its own object for an inbox: an object belongs to one thread
-        tuple(Distributor(peer, [_end(sender) for sender, _ in pairs]) for peer in network),
+        tuple(Distributor(wrap(peer), [_end(sender) for sender, _ in pairs]) for peer in network),
         tuple(peers),
         tuple(_end(receiver) for _, receiver in pairs),
     )

@@ -20,18 +20,20 @@ from netback.abi.netif_keys import Key
 from netback.dataplane.notices import Notice
 from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
+from netback.net.filters import Addresses, Filters, parse_node
 from netback.net.rtnetlink import get_link
 from netback.net.spec import open_network, parse_spec
 from netback.net.tap import find_made, remove_made
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
-from netback.vif.rate import Rate, Rates, parse_node
+from netback.vif.rate import Rate, Rates
+from netback.vif.rate import parse_node as parse_rate_node
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
-from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES
+from netback.xenbus.nodes import CARRIER_OFF, FILTERS, IP, LINK_DOWN, RATES
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
@@ -42,7 +44,7 @@ that the attempt itself changes, must not keep the loop busy."""
 _BLIND_SECONDS = 5.0
 """Seconds between checks for a missing link if no rtnetlink socket reports its return."""
 _CUT = Rates(Rate(0, 1), Rate(0, 1))
-"""The limits of a link that an operator took down: nothing passes."""
+"""The limits of a link that an operator took down, or whose filters are unknown: nothing passes."""
 _FAULTS = (NetbackError, OSError)
 
 
@@ -75,7 +77,9 @@ class Nic:
         """The MTUs that were last compared."""
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
-        self._reading_rates = asyncio.Lock()
+        self._reading_settings = asyncio.Lock()
+        self._filter_fault = ""
+        """Why the filters that were read last cannot be applied."""
         self._odd_rates: dict[str, str] = {}
         """The values of rate nodes that were reported: no rate, or a rate of 0."""
 
@@ -341,19 +345,47 @@ class Nic:
             await store.transact(body)
             self._carrier = value
 
-    async def read_rates(self) -> None:
-        """Limit the vif as its nodes say, or as the configuration does for a node that is missing. Any task may call
-        this; no call applies older values than one that ended before.
+    async def read_settings(self) -> None:
+        """Limit and filter the vif as its nodes say, or as the configuration does for a node that is missing. Any task
+        may call this; no call applies older values than one that ended before.
+
+        While the filters are wrong, or the address that they go by, no frame passes.
         """
-        async with self._reading_rates:
+        async with self._reading_settings:
+            await self._read_filters()
             rates = await self._wanted_rates()
             if self.vif is not None:
                 await self.vif.limit(rates)
 
+    async def _read_filters(self) -> None:
+        try:
+            filters = await self._wanted_filters()
+            if self.vif is not None:
+                await self.vif.filter(filters)
+        except ConfigError as error:
+            self._filter_fault = str(error)
+        else:
+            self._filter_fault = ""
+
+    async def _wanted_filters(self) -> Filters:
+        name, store = self._name, self._context.store
+        mac = await read_mac(store, name)
+        text, ip = await asyncio.gather(*(read_backend(store, name, node) for node in (FILTERS, IP)))
+        if text is None:
+            specs = await self._context.filters_for(name, mac)
+        else:
+            specs = parse_node(text)
+        return Filters(specs, Addresses.read(mac, ip)) if specs else Filters()
+
+    def check_filters(self) -> None:
+        """ConfigError: the filters that were read last are wrong."""
+        if self._filter_fault:
+            raise ConfigError(f"no frame passes: {self._filter_fault}")
+
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store
         self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
-        if self.link_down:
+        if self.link_down or self._filter_fault:
             return _CUT
         texts = await asyncio.gather(*(read_backend(store, name, node) for node in RATES))
         rates = Rates()
@@ -371,7 +403,7 @@ class Nic:
             return default
         rate, reason = None, ""
         try:
-            rate = parse_node(text)
+            rate = parse_rate_node(text)
         except ValueError as error:
             reason = f"is no rate, so it limits nothing: {error}"
         if rate is not None and not rate.size:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters of a vif, `KIND[,OPTION[=VALUE]]...`: `antispoof`. Parses their texts and puts them around peers.
+
+A new kind of filter is one file in dataplane/peers, its counters in dataplane/counters.py, and one row of KINDS here.
+docs/networks.md describes the kinds.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Self
+
+from netback.dataplane.peers.antispoof import AntispoofPeer
+from netback.dataplane.peers.filter import FilterPeer
+from netback.dataplane.peers.null import NullPeer
+from netback.dataplane.peers.peer import Peer
+from netback.errors import ConfigError
+from netback.net.options import Options, read_options, split_options
+
+MAX_FILTERS = 16
+"""The most filters of a vif."""
+MAX_ADDRESSES = 32
+"""The most own networks of a vif, of each version."""
+NONE = "none"
+"""The text for no filter."""
+SEPARATOR = ";"
+"""Between the filters of a vif in one text; no filter's text has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """A guest's own addresses, as its toolstack wrote them."""
+
+    mac: bytes | None = None
+    networks: tuple[tuple[bytes, int], ...] | None = None
+    """Its IP addresses, each with the length of its prefix; None: unknown."""
+
+    @classmethod
+    def read(cls, mac: str | None, ip: str | None) -> Self:
+        """From the nodes `mac`, which is well-formed, and `ip`: addresses and networks, with spaces or commas between
+        (vif-common.sh). ConfigError names what is no address.
+        """
+        networks = None if ip is None else tuple(map(_network, ip.replace(",", " ").split()))
+        for size in (4, 16):
+            if sum(len(address) == size for address, _ in networks or ()) > MAX_ADDRESSES:
+                raise ConfigError(f"the ip node has more than {MAX_ADDRESSES} addresses")
+        return cls(bytes.fromhex(mac.replace(":", "")) if mac else None, networks or None)
+
+
+def _network(text: str) -> tuple[bytes, int]:
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError as error:
+        raise ConfigError(f"the ip node has no IP address: {text[:60]!a}") from error
+    return network.network_address.packed, network.prefixlen
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of filter."""
+
+    wrap: Callable[..., FilterPeer]
+    """Called with the inner peer, the guest's addresses, and the value of each given option."""
+    options: Options = field(default_factory=dict)
+
+
+def _antispoof(inner: Peer, addresses: Addresses) -> FilterPeer:
+    if addresses.mac is None:
+        raise ConfigError("antispoof: the device has no mac node: no address is known to be its own")
+    return AntispoofPeer(inner, mac=addresses.mac, networks=addresses.networks)
+
+
+KINDS: Mapping[str, Kind] = {
+    "antispoof": Kind(_antispoof),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSpec:
+    """A well-formed text; `options` are as written: a flag has None."""
+
+    kind: str
+    options: tuple[tuple[str, str | None], ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join(
+            (self.kind, *(name if text is None else f"{name}={text}" for name, text in self.options))
+        )
+
+
+def parse_filter(text: str) -> FilterSpec:
+    """Parse the text of one filter. ConfigError names the mistake."""
+    kind, comma, tail = text.partition(",")
+    shown = ascii(text) if len(ascii(text)) <= 60 else f"{ascii(text)[:57]}..."
+    if kind not in KINDS:
+        mistake = "unknown kind" if kind else "it names no kind"
+        raise ConfigError(f"filter {shown}: {mistake} (kinds: {', '.join(KINDS)})")
+    if SEPARATOR in text or not text.isascii() or not text.isprintable():
+        raise ConfigError(f"filter {shown}: it has a semicolon, or what is no printable ASCII")
+    spec = FilterSpec(kind, split_options(tail) if comma else ())
+    try:
+        read_options(kind, KINDS[kind].options, spec.options)
+    except ConfigError as error:
+        raise ConfigError(f"filter {shown}: {error}") from error
+    return spec
+
+
+def parse_filters(texts: Iterable[str]) -> tuple[FilterSpec, ...]:
+    """Parse the texts of a vif's filters, each alone. ConfigError names the mistake."""
+    specs = tuple(map(parse_filter, texts))
+    if len(specs) > MAX_FILTERS:
+        raise ConfigError(f"a vif has {MAX_FILTERS} filters at most, not {len(specs)}")
+    return specs
+
+
+def parse_node(text: str) -> tuple[FilterSpec, ...]:
+    """Parse the value of the node with a device's filters (`as_node`). ConfigError names the mistake."""
+    text = text.strip()
+    return () if text in ("", NONE) else parse_filters(part.strip() for part in text.split(SEPARATOR))
+
+
+def as_node(specs: Sequence[FilterSpec]) -> str:
+    """Filters as one text: "antispoof; vlan,access=10", or "none"."""
+    return f"{SEPARATOR} ".join(map(str, specs)) or NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """The filters of one vif, in order: what the guest sends passes the first one first, what it receives the last."""
+
+    specs: tuple[FilterSpec, ...] = ()
+    addresses: Addresses = field(default_factory=Addresses)
+
+    def wrap(self, peer: Peer) -> Peer:
+        """A peer of the vif's network with these filters around it. ConfigError: an address that a filter needs is
+        unknown.
+        """
+        for spec in reversed(self.specs):
+            kind = KINDS[spec.kind]
+            peer = kind.wrap(peer, self.addresses, **read_options(spec.kind, kind.options, spec.options))
+        return peer
+
+    def check(self) -> None:
+        """ConfigError: `wrap` would fail."""
+        self.wrap(NullPeer())
+
+
+def count(peer: Peer) -> Mapping[str, int]:
+    """What the filters around a peer have counted, by name."""
+    total: Counter[str] = Counter()
+    while isinstance(peer, FilterPeer):
+        total.update(peer.counters)
+        peer = peer.inner
+    return total
