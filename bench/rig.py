@@ -18,7 +18,9 @@ from netback.dataplane import clock
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.credit import Credit
 from netback.dataplane.journal import Journal
+from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.dataplane.peers.null import NullPeer
+from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
 from netback.dataplane.staged import Staged
@@ -34,6 +36,8 @@ FIRST_GREF = grant_table.RESERVED_ENTRIES
 DOMID = 1
 ALL_CAPS = 15
 GSO_SIZE = 1448
+SOURCE, ADDRESS = bytes.fromhex("00163e000001"), b"\x0a\x63\0\1"
+"""The guest's own addresses."""
 HEADERS = 54
 BURST_BYTES = 256 * 1024
 BURST_FRAMES = 64
@@ -74,10 +78,8 @@ class Shape:
     def frame(self) -> bytes:
         """TCP over IPv4 with a blank checksum, as Linux sends it."""
         total = self.length - 14
-        ethernet = bytes.fromhex("00163e000002 00163e000001 0800")
-        ip = struct.pack(
-            ">BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, b"\x0a\x63\0\1", b"\x0a\x63\0\2"
-        )
+        ethernet = bytes.fromhex("00163e000002") + SOURCE + b"\x08\0"
+        ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, ADDRESS, b"\x0a\x63\0\2")
         tcp = struct.pack(">HHIIBBHHH", 5001, 5002, 1, 1, 0x50, 0x10, 512, 0, 0)
         return (ethernet + ip + tcp).ljust(self.length, b"x")
 
@@ -139,8 +141,11 @@ def guest_memory() -> tuple[mmap.mmap, EmulatedMemory]:
 class Ring:
     """One ring of a queue, filled by `fill` and emptied by `worker.step(queue)`; the queue's other ring stays empty."""
 
-    def __init__(self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None, filtered: bool = False
+    ) -> None:
         self.shape = shape
+        self.filtered = filtered
         self.tx = tx
         self.own, self.memory = guest_memory()
         self._requests = ctypes.create_string_buffer(tx_requests(shape) if tx else rx_requests(shape))
@@ -161,7 +166,9 @@ class Ring:
     def _queue(self, events: EmulatedEvents) -> BackQueue:
         busy = self.memory.page_address(RING_PAGE)
         idle = ctypes.addressof(ctypes.c_char.from_buffer(self._idle))
-        peer = NullPeer(caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())
+        peer: Peer = NullPeer(caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())
+        if self.filtered:
+            peer = AntispoofPeer(peer, mac=SOURCE, networks=[(ADDRESS, 32)])
         return BackQueue(
             events, self.memory, peer, Journal(),
             tx_page=busy if self.tx else idle, rx_page=idle if self.tx else busy, tx_name=1, rx_name=2,
