@@ -8,8 +8,9 @@ import os
 import select
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import pytest
 
@@ -231,34 +232,57 @@ class LinkNetwork:
         assert site.network.mtu == 1500
 
 
-FILTERS = ("antispoof",)
-"""Filters that let the contract's frames pass unchanged."""
+STACKS = {
+    "antispoof": ("antispoof", "antispoof"),
+    "vlan": ("antispoof", "vlan,access=7"),
+}
+"""Two filters of which each lets the contract's frames pass, by name."""
+TAG = b"\x81\0\0\x07"
 ADDRESSES = Addresses(frame(0)[16:22])
 """Those of the sender of the contract's frames."""
 
 
 class Filtered:
-    """A network with a filter around its peers, and another one around that."""
+    """A network with two filters around its peers."""
 
-    def __init__(self, network: Network, text: str) -> None:
+    def __init__(self, network: Network, stack: Sequence[str]) -> None:
         self._network = network
-        filters = Filters(parse_filters([text, text]), ADDRESSES)
-        self.peers = tuple(map(filters.wrap, network.peers))
+        self.peers = tuple(map(Filters(parse_filters(stack), ADDRESSES).wrap, network.peers))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._network, name)
 
 
+class Tagged:
+    """The far side of an access port: takes the tag away and puts it on."""
+
+    def __init__(self, far: FarLink | FarSocket) -> None:
+        self._far = far
+
+    def send(self, message: bytes) -> None:
+        self._far.send(message[:22] + TAG + message[22:])
+
+    def recv(self) -> bytes:
+        message = self._far.recv()
+        assert message[22:26] == TAG
+        return message[:22] + message[26:]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._far, name)
+
+
 class FilteredNetwork(FrameNetwork):
     """The same through filters, for every kind of filter that may let frames pass."""
 
-    @pytest.fixture(params=FILTERS)
-    def text(self, request: pytest.FixtureRequest) -> str:
+    @pytest.fixture(params=STACKS)
+    def stack(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
 
     @pytest.fixture
-    def site(self, site: Site, text: str) -> Site:
-        return replace(site, network=Filtered(site.network, text))
+    def site(self, site: Site, stack: str) -> Site:
+        network = cast(Network, Filtered(site.network, STACKS[stack]))
+        far = Tagged(site.far) if stack == "vlan" and site.far else site.far
+        return replace(site, network=network, far=cast(FarLink, far))
 
     def test_filters_change_nothing_of_their_peer(self, site: Site) -> None:
         for peer in site.network.peers:

@@ -137,6 +137,12 @@ FILTERS: Mapping[str, Mapping[str, Filtered]] = {
             "headers": "headers that end early, or more of them than are parsed",
         }.items()
     },
+    "vlan": {
+        "tx_vlan_dropped": Filtered(
+            "frames from the guest that `vlan` dropped: a tag, or none, that the port has not"
+        ),
+        "rx_vlan_dropped": Filtered("frames for the guest that `vlan` dropped, likewise"),
+    },
 }
 """The counters of each kind of filter, in the order of its own enum (dataplane/peers)."""
 

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters of a vif, `KIND[,OPTION[=VALUE]]...`: `antispoof`. Parses their texts and puts them around peers.
+"""Filters of a vif, `KIND[,OPTION[=VALUE]]...`: `antispoof`, `vlan,access=10`. Parses them and puts them around peers.
 
 A new kind of filter is one file in dataplane/peers, its counters in dataplane/counters.py, and one row of KINDS here.
 docs/networks.md describes the kinds.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import Self
+from typing import Any, Self
 
 from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.dataplane.peers.filter import FilterPeer
 from netback.dataplane.peers.null import NullPeer
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.vlan import VlanPeer
 from netback.errors import ConfigError
-from netback.net.options import Options, read_options, split_options
+from netback.net.options import Option, Options, integer, read_options, split_options
 
 MAX_FILTERS = 16
 """The most filters of a vif."""
@@ -63,6 +65,8 @@ class Kind:
     wrap: Callable[..., FilterPeer]
     """Called with the inner peer, the guest's addresses, and the value of each given option."""
     options: Options = field(default_factory=dict)
+    misfit: Callable[[Mapping[str, Any]], str | None] = lambda _options: None
+    """Why the options do not go together; None if they do."""
 
 
 def _antispoof(inner: Peer, addresses: Addresses) -> FilterPeer:
@@ -71,8 +75,50 @@ def _antispoof(inner: Peer, addresses: Addresses) -> FilterPeer:
     return AntispoofPeer(inner, mac=addresses.mac, networks=addresses.networks)
 
 
+_VLANS = re.compile(r"[1-9][0-9]{0,3}(?:-[1-9][0-9]{0,3})?", re.ASCII)
+_LAST_VLAN = 4094
+
+
+def _vlans(text: str) -> frozenset[int]:
+    vlans: set[int] = set()
+    for part in text.split("+"):
+        begin, _, end = part.partition("-")
+        if not _VLANS.fullmatch(part) or not int(begin) <= int(end or begin) <= _LAST_VLAN:
+            raise ValueError
+        vlans.update(range(int(begin), int(end or begin) + 1))
+    return frozenset(vlans)
+
+
+def _vlan(
+    inner: Peer,
+    addresses: Addresses,
+    *,
+    access: int = 0,
+    trunk: frozenset[int] = frozenset(),
+    native: int = 0,
+) -> FilterPeer:
+    return VlanPeer(inner, native=access or native, allowed=trunk)
+
+
+def _vlan_misfit(options: Mapping[str, Any]) -> str | None:
+    if ("access" in options) == ("trunk" in options):
+        return "a port is either access=VLAN or trunk=VLANS"
+    if "access" in options and "native" in options:
+        return "native is an option of a trunk"
+    return None
+
+
 KINDS: Mapping[str, Kind] = {
     "antispoof": Kind(_antispoof),
+    "vlan": Kind(
+        _vlan,
+        {
+            "access": integer(1, _LAST_VLAN),
+            "trunk": Option("VLANs from 1 to 4094 and ranges of them, as in 10-20+30", _vlans),
+            "native": integer(1, _LAST_VLAN),
+        },
+        _vlan_misfit,
+    ),
 }
 
 
@@ -100,9 +146,11 @@ def parse_filter(text: str) -> FilterSpec:
         raise ConfigError(f"filter {shown}: it has a semicolon, or what is no printable ASCII")
     spec = FilterSpec(kind, split_options(tail) if comma else ())
     try:
-        read_options(kind, KINDS[kind].options, spec.options)
+        options = read_options(kind, KINDS[kind].options, spec.options)
     except ConfigError as error:
         raise ConfigError(f"filter {shown}: {error}") from error
+    if fault := KINDS[kind].misfit(options):
+        raise ConfigError(f"filter {shown}: {fault}")
     return spec
 
 
