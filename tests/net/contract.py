@@ -235,6 +235,7 @@ class LinkNetwork:
 STACKS = {
     "antispoof": ("antispoof", "antispoof"),
     "vlan": ("antispoof", "vlan,access=7"),
+    "faults": ("faults,loss=0%", "antispoof"),
 }
 """Two filters of which each lets the contract's frames pass, by name."""
 TAG = b"\x81\0\0\x07"

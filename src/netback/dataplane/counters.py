@@ -143,6 +143,18 @@ FILTERS: Mapping[str, Mapping[str, Filtered]] = {
         ),
         "rx_vlan_dropped": Filtered("frames for the guest that `vlan` dropped, likewise"),
     },
+    "faults": {
+        f"{way}_faults_{what}": Filtered(f"{means} by `faults`", what in ("lost", "full"))
+        for way in ("tx", "rx")
+        for what, means in {
+            "lost": "frames dropped",
+            "duplicated": "frames repeated",
+            "corrupted": "frames damaged, or dropped instead if they have GSO,",
+            "reordered": "frames that the next one overtook, held back",
+            "stalled": "pauses made",
+            "full": "frames dropped since too many were held",
+        }.items()
+    },
 }
 """The counters of each kind of filter, in the order of its own enum (dataplane/peers)."""
 

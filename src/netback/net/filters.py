@@ -9,16 +9,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from ipaddress import ip_network
 from typing import Any, Self
 
 from netback.dataplane.peers.antispoof import AntispoofPeer
+from netback.dataplane.peers.faults import PROBABLE, FaultsPeer
 from netback.dataplane.peers.filter import FilterPeer
 from netback.dataplane.peers.null import NullPeer
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.peers.vlan import VlanPeer
 from netback.errors import ConfigError
-from netback.net.options import Option, Options, integer, read_options, split_options
+from netback.net.options import Option, Options, choice, integer, read_options, split_options
 
 MAX_FILTERS = 16
 """The most filters of a vif."""
@@ -75,6 +77,34 @@ def _antispoof(inner: Peer, addresses: Addresses) -> FilterPeer:
     return AntispoofPeer(inner, mac=addresses.mac, networks=addresses.networks)
 
 
+_PERCENT = re.compile(r"(100|[1-9]?[0-9])(?:\.([0-9]{1,6}))?%", re.ASCII)
+_DURATION = re.compile(r"(0|[1-9][0-9]{0,9})(us|ms|s)", re.ASCII)
+_UNITS = {"us": 10**3, "ms": 10**6, "s": 10**9}
+_MAX_TIME = 10 * 10**9
+_PAUSE = 100 * 10**6
+"""Nanoseconds that a stall lasts without `pause`."""
+
+
+def _probability(text: str) -> int:
+    match = _PERCENT.fullmatch(text)
+    if match is None:
+        raise ValueError
+    value = int(Decimal(text[:-1]) * (PROBABLE // 100))
+    if value > PROBABLE:
+        raise ValueError
+    return value
+
+
+def _time(text: str) -> int:
+    match = _DURATION.fullmatch(text)
+    if match is None or int(match[1]) * _UNITS[match[2]] > _MAX_TIME:
+        raise ValueError
+    return int(match[1]) * _UNITS[match[2]]
+
+
+_PROBABILITY = Option("a share of the frames from 0% to 100%, as in 0.5%", _probability)
+_TIME = Option("a time of 10s at most, as in 20ms or 500us", _time)
+
 _VLANS = re.compile(r"[1-9][0-9]{0,3}(?:-[1-9][0-9]{0,3})?", re.ASCII)
 _LAST_VLAN = 4094
 
@@ -108,6 +138,17 @@ def _vlan_misfit(options: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _faults(inner: Peer, addresses: Addresses, *, direction: str = "both", **terms: int) -> FilterPeer:
+    terms.setdefault("pause", _PAUSE)
+    return FaultsPeer(inner, tx=direction != "rx", rx=direction != "tx", **terms)
+
+
+def _faults_misfit(options: Mapping[str, Any]) -> str | None:
+    if not options.keys() & {"loss", "delay", "reorder", "duplicate", "corrupt", "stall"}:
+        return "it names no fault: as in faults,loss=1%"
+    return "pause is of stall" if "pause" in options and "stall" not in options else None
+
+
 KINDS: Mapping[str, Kind] = {
     "antispoof": Kind(_antispoof),
     "vlan": Kind(
@@ -118,6 +159,17 @@ KINDS: Mapping[str, Kind] = {
             "native": integer(1, _LAST_VLAN),
         },
         _vlan_misfit,
+    ),
+    "faults": Kind(
+        _faults,
+        {
+            **dict.fromkeys(("loss", "duplicate", "corrupt", "reorder", "stall"), _PROBABILITY),
+            "delay": _TIME,
+            "pause": _TIME,
+            "seed": integer(0, 10**18 - 1),
+            "direction": choice("tx", "rx", "both"),
+        },
+        _faults_misfit,
     ),
 }
 

@@ -16,7 +16,7 @@ from netback.dataplane.peers.peer cimport Peer, frame_t, peer_t
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
-    FILTER_COUNTERS = 8          # most counters of a kind
+    FILTER_COUNTERS = 16         # most counters of a kind
     HEAD_BYTES = 512             # of a frame in several pieces, what a filter sees
     ADMITTED = -1
 
