@@ -20,6 +20,7 @@ from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.net.base import Network
 from netback.net.filters import Addresses, Filters, parse_filters
+from netback.net.null import NullNetwork
 
 from ..dataplane.offload_frames import build, with_pseudo
 from ..offload_oracle import TCP
@@ -236,6 +237,7 @@ STACKS = {
     "antispoof": ("antispoof", "antispoof"),
     "vlan": ("antispoof", "vlan,access=7"),
     "faults": ("faults,loss=0%", "antispoof"),
+    "mirror": ("mirror,to=null", "antispoof"),
 }
 """Two filters of which each lets the contract's frames pass, by name."""
 TAG = b"\x81\0\0\x07"
@@ -248,7 +250,8 @@ class Filtered:
 
     def __init__(self, network: Network, stack: Sequence[str]) -> None:
         self._network = network
-        self.peers = tuple(map(Filters(parse_filters(stack), ADDRESSES).wrap, network.peers))
+        filters = Filters(parse_filters(stack), ADDRESSES, {"null": NullNetwork()})
+        self.peers = tuple(map(filters.wrap, network.peers))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._network, name)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pytest
 from netback.abi.virtio_net import HEADER
 from netback.dataplane.caps import EVERYTHING
 from netback.dataplane.peers.peer import Peer
+from netback.net.base import Network
 from netback.net.filters import Addresses, Filters, count, parse_filters
 from netback.net.packet import PacketNetwork
 from netback.net.tap import TapNetwork
@@ -71,16 +72,22 @@ class Site:
     """A guest's stack behind filters."""
 
     def __init__(self, pid: int, host: TapNetwork, guest: TapNetwork) -> None:
-        self.pid, self.host, self._guest = pid, host, guest
+        self.pid, self.host, self.guest = pid, host, guest
         self.peer: Peer = host.peers[0]
         self._relay: Relay | None = None
 
-    def filter(self, *texts: str, ips: str | None = None, network: TapNetwork | None = None) -> None:
-        """Put these filters around the host's tap, or another one."""
+    def filter(
+        self,
+        *texts: str,
+        ips: str | None = None,
+        network: TapNetwork | None = None,
+        others: Mapping[str, Network] | None = None,
+    ) -> None:
+        """Put these filters around the host's tap, or another one; `others` are networks that they name."""
         self.stop()
-        filters = Filters(parse_filters(texts), Addresses.read(MAC, ips))
+        filters = Filters(parse_filters(texts), Addresses.read(MAC, ips), others or {})
         self.peer = filters.wrap((network or self.host).peers[0])
-        self._relay = Relay(self._guest.peers[0], self.peer)
+        self._relay = Relay(self.guest.peers[0], self.peer)
         self._relay.start()
 
     def stop(self) -> dict[str, int]:
@@ -279,3 +286,44 @@ def test_a_guest_of_linux_with_another_mac_address(site: Site) -> None:
     ip("neigh flush dev vif1.0")
     assert not site.pings("192.0.2.1")
     assert count(site.peer)["tx_antispoof_mac"] >= 1
+
+
+def test_tcp_of_linux_over_a_bad_network(site: Site) -> None:
+    """Everything arrives whole: Linux's checksum finds what was damaged, its TCP what is missing or twice there."""
+    ip("addr add 192.0.2.1/24 dev vif1.0")
+    for network in (site.host, site.guest):
+        network.offloads(0)  # no GSO frame, which would be lost instead of damaged
+    site.filter("faults,loss=0.5%,duplicate=1%,corrupt=1%,reorder=1%,seed=3")
+    assert tcp(site.pid)
+    counters = count(site.peer)
+    for way in ("tx", "rx"):
+        for what in ("lost", "duplicated", "corrupted", "reordered"):
+            assert counters[f"{way}_faults_{what}"] > 5
+    errors = inside(site.pid, "cat /proc/net/snmp")
+    header, values = (line.split() for line in errors.splitlines() if line.startswith("Tcp:"))
+    assert int(values[header.index("InCsumErrors")]) > 0
+
+
+def test_a_mirror_under_linux(site: Site) -> None:
+    """tshark sees the copies at another tap, of both directions."""
+    ip("addr add 192.0.2.1/24 dev vif1.0")
+    monitor = TapNetwork("mon0")
+    try:
+        ip("link set mon0 up")
+        monitor.carrier(True)
+        await_up("mon0")
+        site.filter("mirror,to=tap:mon0", others={"tap:mon0": monitor})
+        command = ["tshark", "-i", "mon0", "-f", "icmp", "-c", "4", "-a", "duration:10", "-T", "fields"]
+        with subprocess.Popen(
+            [*command, "-e", "ip.src"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as tshark:
+            assert tshark.stderr is not None
+            while "Capturing" not in tshark.stderr.readline():
+                assert tshark.poll() is None
+            assert site.pings("-c", "9", "192.0.2.1")
+            out, _ = tshark.communicate()
+        assert set(out.split()) == {"192.0.2.1", "192.0.2.2"}
+        assert tcp(site.pid)
+    finally:
+        site.stop()
+        monitor.remove()

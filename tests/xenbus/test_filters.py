@@ -4,21 +4,25 @@ over a restart; a wrong one lets nothing pass.
 """
 
 import logging
+import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from netback.abi.xenbus import XenbusState as State
-from netback.control import Refused
+from netback.control import ControlError, Refused
 from netback.daemon import Backend
 from netback.daemon.config import DeviceRule, parse_config
+from netback.errors import ConfigError
+from netback.net.filters import as_node, parse_filter, parse_filters, parse_node
 from netback.net.python import PythonNetwork
 from netback.xenbus.names import DeviceName
 from netback.xenbus.nodes import FILTERS, LINK_DOWN
 from tests.daemon.talk import client
 from tests.dataplane import spoof_frames as frames
-from tests.vif.guest import FRAME, Guest, exchange, join, serving
+from tests.vif.guest import FRAME, Guest, exchange, join, readable, serving
 from tests.xenbus.toolstack import MAC, add, gone, passing, take_away
 
 OURS = bytes.fromhex(MAC.replace(":", ""))
@@ -262,8 +266,6 @@ def test_filters_in_the_configuration() -> None:
 
 
 async def test_attach_with_filters(xen: Path, backend: Backend, guest: Guest, network: PythonNetwork) -> None:
-    from netback.net.filters import parse_filters
-
     name = await backend.attach(
         guest.domid, "python:lan", mac=MAC, filters=parse_filters(["antispoof", "antispoof"])
     )
@@ -283,3 +285,144 @@ async def test_a_link_that_is_down_stays_so(backend: Backend, guest: Guest, netw
     assert guest.tx.index(2) == sent
     await backend.store.write(f"{name.backend}/{LINK_DOWN}", "0")
     assert await network.recv() == FRAME
+
+
+class Far:
+    """A program at a UNIX socket of datagrams, to which a filter leads."""
+
+    def __init__(self, directory: Path) -> None:
+        self.near, self.path = str(directory / "near"), str(directory / "far")
+        self.spec = f"dgram:{self.path},local={self.near}"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+        self.socket.setblocking(False)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the network has its own address."""
+        return Path(self.near).exists()
+
+    def vacate(self) -> None:
+        """Remove what another program left at the network's address."""
+        Path(self.near).unlink()
+
+    async def recv(self) -> bytes:
+        await readable(self.socket.fileno())
+        return self.socket.recv(1 << 16)
+
+    def send(self, frame: bytes) -> None:
+        self.socket.sendto(frame, self.near)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Far]:
+    made = Far(tmp_path)
+    yield made
+    made.socket.close()
+
+
+async def test_a_mirror(xen: Path, backend: Backend, guest: Guest, network: PythonNetwork, far: Far) -> None:
+    """Its network's spec has a comma. It is opened when it is set, stays where it is still named, and is closed."""
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    text = f"mirror,direction=tx,to={far.spec}"
+    answer = await client(xen, lambda made: made.set(str(name), filters=(text,)))
+    assert answer.filters == [text]
+    await passes(guest, network, FRAME)
+    assert await far.recv() == FRAME
+    await client(xen, lambda made: made.set(str(name), filters=("vlan,access=5", f"mirror,to={far.spec}")))
+    slot = guest.send(FRAME)
+    tagged = FRAME[:12] + b"\x81\0\0\5" + FRAME[12:]
+    assert [await far.recv(), await network.recv()] == [tagged, tagged]
+    assert await guest.answer(slot) == 0
+    assert far.opened
+    await client(xen, lambda made: made.set(str(name), filters=()))
+    assert not far.opened
+    await exchange(guest, network)
+    assert counted(backend, name, "tx_mirror_copied") == 2
+
+
+async def test_a_redirection(
+    xen: Path, backend: Backend, guest: Guest, network: PythonNetwork, far: Far
+) -> None:
+    name = await add(backend.store, guest.domid, filters=f"redirect,direction=rx,to={far.spec}")
+    await guest.connect()
+    await passes(guest, network, FRAME)
+    slot = guest.post()
+    await network.send(FRAME)
+    far.send(FRAME[::-1])
+    assert await guest.receive(slot) == (0, FRAME[::-1])
+    await client(xen, lambda made: made.set(str(name), filters=(f"redirect,direction=tx,to={far.spec}",)))
+    slot = guest.post()
+    assert await guest.receive(slot) == (0, FRAME)  # what waited in the vif's own network
+    slot = guest.send(FRAME)
+    assert await far.recv() == FRAME
+    assert await guest.answer(slot) == 0
+
+
+async def test_a_network_that_cannot_be_opened(
+    xen: Path, backend: Backend, guest: Guest, network: PythonNetwork, far: Far
+) -> None:
+    """Another program has its address: the set fails and leaves what was, a node lets nothing pass until it is free."""
+    other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    other.bind(far.near)
+    text = f"mirror,to={far.spec}"
+    name = await add(backend.store, guest.domid)
+    await guest.connect()
+    with pytest.raises(ControlError, match="no frame passes: "):
+        await client(xen, lambda made: made.set(str(name), filters=(text,)))
+    await exchange(guest, network)
+    await backend.store.write(f"{name.backend}/{FILTERS}", text)
+    await passing(backend, lambda: backend.devices[name].error.startswith("no frame passes: "))
+    slot = guest.send(FRAME)
+    other.close()
+    far.vacate()
+    assert await network.recv() == FRAME
+    assert await far.recv() == FRAME
+    assert await guest.answer(slot) == 0
+    await passing(backend, lambda: backend.devices[name].error == "")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("mirror", "it names no network: as in to=tap:mirror0, its last option"),
+        ("mirror,to=tap", "name the tap, as in tap:mirror0"),
+        ("mirror,to=tapp:x", "unknown kind 'tapp'"),
+        ("redirect,to=tap:x,direction=tx", "tap has no option 'direction'"),
+        ("vlan", "a port is either access=VLAN or trunk=VLANS"),
+        ("vlan,access=4095", "access='4095' is not a number from 1 to 4094"),
+        ("vlan,trunk=20-10", "trunk='20-10' is not VLANs from 1 to 4094"),
+        ("vlan,access=1,native=2", "native is an option of a trunk"),
+        ("vlan,access=1,access=2", "option access is given twice"),
+        ("faults", "it names no fault"),
+        ("faults,loss=101%", "loss='101%' is not a share of the frames"),
+        ("faults,loss=1", "loss='1' is not a share of the frames"),
+        ("faults,delay=11s", "delay='11s' is not a time of 10s at most"),
+        ("faults,loss=1%,pause=1s", "pause is of stall"),
+        ("mirror,to=null;x", "it has a semicolon"),
+        ("antispoof,", "antispoof has no option ''"),
+        ("", "it names no kind"),
+    ],
+)
+def test_wrong_texts(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_filter(text)
+    assert reason in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "antispoof",
+        "vlan,trunk=10-20+30,native=5",
+        "faults,loss=1.5%,delay=10ms,seed=7,direction=tx",
+        "faults,stall=0.1%,pause=1s",
+        "mirror,direction=rx,to=dgram:/run/far,local=/run/near",
+        "redirect,to=tap:web0,mtu=9000",
+    ],
+)
+def test_right_texts_are_written_the_same(text: str) -> None:
+    assert str(parse_filter(text)) == text
+    assert parse_node(as_node([parse_filter(text)] * 2)) == (parse_filter(text),) * 2

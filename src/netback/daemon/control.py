@@ -31,7 +31,7 @@ from netback.control.schema import (
 from netback.control.server import Calls
 from netback.daemon.serving import Serving
 from netback.daemon.status import describe, merge, read_devices, read_directory, read_nodes
-from netback.errors import ConfigError, printable
+from netback.errors import ConfigError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
 from netback.net.filters import as_node as as_filters_node
 from netback.net.filters import parse_filters
@@ -163,20 +163,20 @@ class Methods:
         )
 
     async def _apply(self, device: Device, nodes: Mapping[str, str]) -> Vif:
-        """Write nodes and apply them. Filters that cannot be applied, in a ConfigError, leave those of before."""
+        """Write nodes and apply them. Filters that cannot be applied leave those of before."""
         store, path = self._backend.store, device.name.backend
         before = await store.read_or(f"{path}/{FILTERS}")
         await write_nodes(store, path, nodes)
         try:
             return await device.apply_settings()
-        except ConfigError:
+        except (ConfigError, PeerError):
             if FILTERS not in nodes:
                 raise
             if before is None:
                 await store.rm(f"{path}/{FILTERS}", missing_ok=True)
             else:
                 await write_nodes(store, path, {FILTERS: before})
-            with suppress(ConfigError):
+            with suppress(ConfigError, PeerError):
                 await device.apply_settings()
             raise
 

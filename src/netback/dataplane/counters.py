@@ -155,6 +155,15 @@ FILTERS: Mapping[str, Mapping[str, Filtered]] = {
             "full": "frames dropped since too many were held",
         }.items()
     },
+    "mirror": {
+        f"{way}_mirror_{what}": Filtered(means, lost=False)
+        for way in ("tx", "rx")
+        for what, means in {
+            "copied": "copies that `mirror` sent",
+            "missed": "copies that its network did not take at once, or could not take",
+        }.items()
+    },
+    "redirect": {},
 }
 """The counters of each kind of filter, in the order of its own enum (dataplane/peers)."""
 

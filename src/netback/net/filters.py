@@ -5,10 +5,11 @@ A new kind of filter is one file in dataplane/peers, its counters in dataplane/c
 docs/networks.md describes the kinds.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from ipaddress import ip_network
 from typing import Any, Self
@@ -16,11 +17,16 @@ from typing import Any, Self
 from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.dataplane.peers.faults import PROBABLE, FaultsPeer
 from netback.dataplane.peers.filter import FilterPeer
+from netback.dataplane.peers.mirror import MirrorPeer
 from netback.dataplane.peers.null import NullPeer
 from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.redirect import RedirectPeer
 from netback.dataplane.peers.vlan import VlanPeer
 from netback.errors import ConfigError
+from netback.net.base import Network
+from netback.net.null import NullNetwork
 from netback.net.options import Option, Options, choice, integer, read_options, split_options
+from netback.net.spec import parse_spec
 
 MAX_FILTERS = 16
 """The most filters of a vif."""
@@ -60,21 +66,51 @@ def _network(text: str) -> tuple[bytes, int]:
     return network.network_address.packed, network.prefixlen
 
 
+class Descriptor:
+    """A file descriptor that is closed when nothing refers to this object any more."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a filter may need beside its options and the peer that it is around."""
+
+    addresses: Addresses
+    networks: Mapping[str, Network]
+    """Those that options name, by their specs."""
+    first: bool
+    """Whether this one, alone of a vif's, may have a network's own peer: that reads, and takes new connections."""
+
+    def lend(self, spec: str) -> tuple[Peer, object]:
+        """A peer that sends to a network, and what must live as long."""
+        peer = self.networks[spec].peers[0]
+        if self.first:
+            return peer, None
+        held = Descriptor(os.dup(peer.fd) if peer.fd >= 0 else -1)
+        return peer.duplicate(held.fd), held
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of filter."""
 
     wrap: Callable[..., FilterPeer]
-    """Called with the inner peer, the guest's addresses, and the value of each given option."""
+    """Called with the inner peer, an Around, and the value of each given option."""
     options: Options = field(default_factory=dict)
     misfit: Callable[[Mapping[str, Any]], str | None] = lambda _options: None
     """Why the options do not go together; None if they do."""
 
 
-def _antispoof(inner: Peer, addresses: Addresses) -> FilterPeer:
-    if addresses.mac is None:
+def _antispoof(inner: Peer, around: Around) -> FilterPeer:
+    if around.addresses.mac is None:
         raise ConfigError("antispoof: the device has no mac node: no address is known to be its own")
-    return AntispoofPeer(inner, mac=addresses.mac, networks=addresses.networks)
+    return AntispoofPeer(inner, mac=around.addresses.mac, networks=around.addresses.networks)
 
 
 _PERCENT = re.compile(r"(100|[1-9]?[0-9])(?:\.([0-9]{1,6}))?%", re.ASCII)
@@ -121,7 +157,7 @@ def _vlans(text: str) -> frozenset[int]:
 
 def _vlan(
     inner: Peer,
-    addresses: Addresses,
+    around: Around,
     *,
     access: int = 0,
     trunk: frozenset[int] = frozenset(),
@@ -138,7 +174,7 @@ def _vlan_misfit(options: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _faults(inner: Peer, addresses: Addresses, *, direction: str = "both", **terms: int) -> FilterPeer:
+def _faults(inner: Peer, around: Around, *, direction: str = "both", **terms: int) -> FilterPeer:
     terms.setdefault("pause", _PAUSE)
     return FaultsPeer(inner, tx=direction != "rx", rx=direction != "tx", **terms)
 
@@ -148,6 +184,36 @@ def _faults_misfit(options: Mapping[str, Any]) -> str | None:
         return "it names no fault: as in faults,loss=1%"
     return "pause is of stall" if "pause" in options and "stall" not in options else None
 
+
+def _mirror(inner: Peer, around: Around, *, to: str, direction: str = "both") -> FilterPeer:
+    other, held = around.lend(to)
+    return MirrorPeer(inner, other=other, tx=direction != "rx", rx=direction != "tx", keep=held)
+
+
+def _redirect(inner: Peer, around: Around, *, to: str, direction: str = "both") -> FilterPeer:
+    other, held = around.lend(to)
+    reader = None if direction == "tx" else other if around.first else NullPeer()
+    return RedirectPeer(inner, reader=reader, writer=None if direction == "rx" else other, keep=held)
+
+
+def _needs_to(options: Mapping[str, Any]) -> str | None:
+    return None if "to" in options else "it names no network: as in to=tap:mirror0, its last option"
+
+
+def _spec(text: str) -> str:
+    try:
+        spec = parse_spec(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    if spec.kind == "tap" and not spec.link:
+        raise ValueError("name the tap, as in tap:mirror0")
+    return str(spec)
+
+
+_OTHER: Options = {
+    "direction": choice("tx", "rx", "both"),
+    "to": Option("the spec of a network", _spec, rest=True),
+}
 
 KINDS: Mapping[str, Kind] = {
     "antispoof": Kind(_antispoof),
@@ -171,6 +237,8 @@ KINDS: Mapping[str, Kind] = {
         },
         _faults_misfit,
     ),
+    "mirror": Kind(_mirror, _OTHER, _needs_to),
+    "redirect": Kind(_redirect, _OTHER, _needs_to),
 }
 
 
@@ -180,6 +248,11 @@ class FilterSpec:
 
     kind: str
     options: tuple[tuple[str, str | None], ...] = ()
+
+    @property
+    def network(self) -> str | None:
+        """The spec of the network that it names; None if it names none."""
+        return dict(self.options).get("to")
 
     def __str__(self) -> str:
         return ",".join(
@@ -196,7 +269,7 @@ def parse_filter(text: str) -> FilterSpec:
         raise ConfigError(f"filter {shown}: {mistake} (kinds: {', '.join(KINDS)})")
     if SEPARATOR in text or not text.isascii() or not text.isprintable():
         raise ConfigError(f"filter {shown}: it has a semicolon, or what is no printable ASCII")
-    spec = FilterSpec(kind, split_options(tail) if comma else ())
+    spec = FilterSpec(kind, split_options(tail, KINDS[kind].options) if comma else ())
     try:
         options = read_options(kind, KINDS[kind].options, spec.options)
     except ConfigError as error:
@@ -231,19 +304,29 @@ class Filters:
 
     specs: tuple[FilterSpec, ...] = ()
     addresses: Addresses = field(default_factory=Addresses)
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    """The open networks that filters name, by their specs."""
 
-    def wrap(self, peer: Peer) -> Peer:
+    @property
+    def names(self) -> frozenset[str]:
+        """The specs of the networks that filters name."""
+        return frozenset(spec.network for spec in self.specs if spec.network is not None)
+
+    def wrap(self, peer: Peer, *, first: bool = True) -> Peer:
         """A peer of the vif's network with these filters around it. ConfigError: an address that a filter needs is
         unknown.
+
+        `first`: of all that are in use at a time, this one is around the peer that reads the vif's first frames.
         """
+        around = Around(self.addresses, self.networks, first)
         for spec in reversed(self.specs):
             kind = KINDS[spec.kind]
-            peer = kind.wrap(peer, self.addresses, **read_options(spec.kind, kind.options, spec.options))
+            peer = kind.wrap(peer, around, **read_options(spec.kind, kind.options, spec.options))
         return peer
 
     def check(self) -> None:
         """ConfigError: `wrap` would fail."""
-        self.wrap(NullPeer())
+        replace(self, networks={name: NullNetwork() for name in self.names}).wrap(NullPeer())
 
 
 def count(peer: Peer) -> Mapping[str, int]:

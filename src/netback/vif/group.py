@@ -126,7 +126,7 @@ class Group:
                 config,
                 bound.config,
                 ports=bound.ports,
-                peer=filters.wrap(peers[min(number, len(peers) - 1)]),
+                peer=filters.wrap(peers[min(number, len(peers) - 1)], first=number == 0),
                 times=times,
                 journal=open_journal(journal.with_name(queue_name(journal.name, number)), adopt),
                 settings=settings,
@@ -179,22 +179,30 @@ class Group:
         """Make each queue take its frames from an inbox; the distributors are not served yet. What the queues have read
         from their peers stays ahead of what will come through the inboxes.
         """
-        made = distribute(self._peers, len(self._queues), self._undo, self._filters.wrap)
+        made = distribute(self._peers, len(self._queues), self._undo, self._filters)
         self._distributors = [(self._workers.reserve(self._undo), each) for each in made.distributors]
-        await self._join_queues(made.peers, made.inboxes)
+        await self._join_queues(made.peers, made.inboxes, reads=False)
         return made
 
-    async def _join_queues(self, peers: Sequence[Peer], inboxes: Sequence[Peer | None]) -> None:
-        """Join each queue to its peer, with the filters around that, and to its inbox."""
-        await self._join(list(zip(self._queues, peers, inboxes, strict=True)))
+    async def _join_queues(
+        self, peers: Sequence[Peer], inboxes: Sequence[Peer | None], *, reads: bool
+    ) -> None:
+        """Join each queue to its peer, with the filters around that, and to its inbox. `reads`: there is none."""
+        await self._join(list(zip(self._queues, peers, inboxes, strict=True)), reads=reads)
 
-    async def _join(self, ends: Sequence[tuple[tuple[QueueWorker, Link], Peer, Peer | None]]) -> None:
+    async def _join(
+        self, ends: Sequence[tuple[tuple[QueueWorker, Link], Peer, Peer | None]], *, reads: bool
+    ) -> None:
         before = {link.peer for (_, link), _, _ in ends}
         self._leaving |= before
         await finished(
             [
-                _submit(worker, link, partial(_set_peer, self._filters.wrap(peer), inbox))
-                for (worker, link), peer, inbox in ends
+                _submit(
+                    worker,
+                    link,
+                    partial(_set_peer, self._filters.wrap(peer, first=reads and number == 0), inbox),
+                )
+                for number, ((worker, link), peer, inbox) in enumerate(ends)
             ]
         )
         for peer in before & self._leaving:
@@ -210,9 +218,10 @@ class Group:
         filters.check()
         self._filters = filters
         peers, inboxes = self._ends()
-        await self._join_queues(peers, inboxes)
+        await self._join_queues(peers, inboxes, reads=self._distribution is None)
         await self._join(
-            [(link, peer, None) for link, peer in zip(self._distributors, self._peers, strict=False)]
+            [(link, peer, None) for link, peer in zip(self._distributors, self._peers, strict=False)],
+            reads=True,
         )
 
     def _ends(self) -> tuple[Sequence[Peer], Sequence[Peer | None]]:

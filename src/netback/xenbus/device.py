@@ -121,7 +121,8 @@ class Device:
     async def apply_settings(self) -> Vif:
         """Read the device's limits and filters now, and return the data path with those in force.
 
-        GoneError: its network was closed meanwhile. ConfigError: its filters are wrong, so that no frame passes.
+        GoneError: its network was closed meanwhile. ConfigError, PeerError: its filters cannot be applied, so that no
+        frame passes.
         """
         await self._nic.read_settings()
         if self.vif is None:
@@ -244,7 +245,7 @@ class Device:
 
     async def _read_settings(self) -> None:
         """Apply limits and filters if they may have changed; after an error they are read again."""
-        if not self.settings_changed or self.vif is None:
+        if not (self.settings_changed or self._nic.filters_wait) or self.vif is None:
             return
         self.settings_changed = False
         try:

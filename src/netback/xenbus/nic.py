@@ -12,8 +12,9 @@ This module knows specs, links and the descriptor store; it decides no state.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from netback.abi.netif_keys import Key
@@ -78,8 +79,11 @@ class Nic:
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
         self._reading_settings = asyncio.Lock()
-        self._filter_fault = ""
+        self._filter_fault: NetbackError | None = None
         """Why the filters that were read last cannot be applied."""
+        self._filter_networks: dict[str, Network] = {}
+        """The networks that filters name, by their specs."""
+        self._filter_links_changed = False
         self._odd_rates: dict[str, str] = {}
         """The values of rate nodes that were reported: no rate, or a rate of 0."""
 
@@ -235,6 +239,8 @@ class Nic:
         GoneError: the link is missing. Any other NetbackError or OSError: the link exists and cannot be used
         now.
         """
+        if self._filter_links_changed:
+            await self._check_others()
         if self.vif is None or not self._unchecked:
             return
         network, self._seen = self.vif.network, None
@@ -358,14 +364,65 @@ class Nic:
                 await self.vif.limit(rates)
 
     async def _read_filters(self) -> None:
+        if self.vif is None:
+            return
         try:
             filters = await self._wanted_filters()
+            for name in filters.names - self._filter_networks.keys():
+                self._filter_networks[name] = await self._open_other(name)
+            networks = {name: self._filter_networks[name] for name in filters.names}
             if self.vif is not None:
-                await self.vif.filter(filters)
+                await self.vif.filter(replace(filters, networks=networks))
         except ConfigError as error:
-            self._filter_fault = str(error)
+            self._filter_fault = ConfigError(f"no frame passes: {error}")
+        except (PeerError, OSError) as error:
+            self._filter_fault = PeerError(f"no frame passes: {error}")
         else:
-            self._filter_fault = ""
+            self._filter_fault = None
+            self._end_others(self._filter_networks.keys() - networks.keys(), gone=True)
+        self._follow_others()
+
+    async def _open_other(self, spec: str) -> Network:
+        """Open a network that a filter names, in a thread. If cancelled, close it again."""
+        parsed = parse_spec(spec)
+        opening = asyncio.ensure_future(asyncio.to_thread(open_network, parsed, name=parsed.link))
+        try:
+            await asyncio.wait((opening,))
+        except asyncio.CancelledError:
+            with suppress(*_FAULTS):
+                (await opening).close()
+            raise
+        network = opening.result()
+        network.carrier(True)
+        return network
+
+    def _follow_others(self) -> None:
+        """Follow the links of the networks that filters name."""
+        follows = (network.follows for network in self._filter_networks.values())
+        self._context.links.follow(self._on_other_link, set().union(*follows))
+
+    def _on_other_link(self) -> None:
+        self._filter_links_changed = True
+        self._look()
+
+    async def _check_others(self) -> None:
+        """Join those whose links are back. While one is missing its frames are lost, and nothing else."""
+        self._filter_links_changed = False
+        joined = False
+        for network in self._filter_networks.values():
+            with suppress(*_FAULTS):
+                joined |= network.check()
+        self._follow_others()
+        if joined and self.vif is not None:
+            await self.vif.refresh()
+
+    def _end_others(self, names: Iterable[str], *, gone: bool) -> None:
+        for name in tuple(names):
+            network = self._filter_networks.pop(name)
+            try:
+                network.remove() if gone else network.close()
+            except _FAULTS as error:
+                log.warning("%s: network %s: %s", self._name, network.name, error)
 
     async def _wanted_filters(self) -> Filters:
         name, store = self._name, self._context.store
@@ -378,14 +435,21 @@ class Nic:
         return Filters(specs, Addresses.read(mac, ip)) if specs else Filters()
 
     def check_filters(self) -> None:
-        """ConfigError: the filters that were read last are wrong."""
-        if self._filter_fault:
-            raise ConfigError(f"no frame passes: {self._filter_fault}")
+        """ConfigError: the filters that were read last are wrong. PeerError: a network that they name cannot be opened
+        now.
+        """
+        if self._filter_fault is not None:
+            raise self._filter_fault
+
+    @property
+    def filters_wait(self) -> bool:
+        """Whether the filters must be read again, since a network that they name could not be opened."""
+        return isinstance(self._filter_fault, PeerError)
 
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store
         self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
-        if self.link_down or self._filter_fault:
+        if self.link_down or self._filter_fault is not None:
             return _CUT
         texts = await asyncio.gather(*(read_backend(store, name, node) for node in RATES))
         rates = Rates()
@@ -462,6 +526,8 @@ class Nic:
                 await asyncio.to_thread(remove_made, spec.link or await self._link())
 
     def _end_network(self, network: Network, *, gone: bool) -> None:
+        self._context.links.follow(self._on_other_link, ())
+        self._end_others(self._filter_networks, gone=gone)
         try:
             if not self._context.networks.give_back(network):
                 network.remove() if gone else network.close()
