@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the filter `antispoof` must say of a frame, in plain Python; it imports nothing of netback.
 
-The rules are docs/networks.md's. A frame is parsed piece by piece; whatever is missing ends it with a `Dropped`.
+The rules are docs/filters.md's. A frame is parsed piece by piece; whatever is missing ends it with a `Dropped`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def set_device(
     """Limit and filter what a guest sends and receives, turn its carrier or all of its traffic off, or change its MTU:
     at once and for the device's life.
 
-    The filters given replace those of before; docs/networks.md has them.
+    The filters given replace those of before; docs/filters.md has them.
 
     VIF: the device's name, as in vif3.0, or its guest. Needs the running backend.
     """

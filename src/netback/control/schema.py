@@ -127,7 +127,7 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     rx_rate: str | None = None
     """The limit of what it receives."""
     filters: list[str] | None = None
-    """The filters in force, in order (docs/networks.md); None without a running backend."""
+    """The filters in force, in order (docs/filters.md); None without a running backend."""
     rings: dict[str, dict[str, int]] | None = None
     """All rings' indices, by ring and name; None without a running backend."""
 
@@ -224,7 +224,7 @@ class SetRequest(Request, frozen=True, kw_only=True):
     mtu: Annotated[int, Meta(ge=MIN_MTU, le=65535)] | None = None
     """The MTU of the device's tap, which must be one that netback made. The tap keeps it."""
     filters: FilterTexts | None = None
-    """The filters of the device, in order, as in "antispoof" (docs/networks.md), in place of those that it has."""
+    """The filters of the device, in order, as in "antispoof" (docs/filters.md), in place of those that it has."""
 
 
 class Settings(Result, frozen=True, kw_only=True):
@@ -264,7 +264,7 @@ class AttachRequest(Request, frozen=True, kw_only=True):
     rx_rate: Name | None = None
     """The limit of what it receives."""
     filters: FilterTexts | None = None
-    """The filters of the device, in order (docs/networks.md); None: as the configuration says."""
+    """The filters of the device, in order (docs/filters.md); None: as the configuration says."""
     force: bool = False
     """Attach even if the domain is the backend's own, whose kernel would take the device."""
 

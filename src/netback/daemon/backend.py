@@ -82,7 +82,7 @@ class BackendConfig:
     access: Access = OWNER_ONLY
     """Who may use the control socket."""
     filters: tuple[str, ...] = ()
-    """The filters of devices for which neither their nodes nor a rule name any (docs/networks.md)."""
+    """The filters of devices for which neither their nodes nor a rule name any (docs/filters.md)."""
     rules: tuple[DeviceRule, ...] = ()
     """Rules for networks and for guests that get a device when they appear. The first rule that fits
     applies."""

@@ -110,12 +110,6 @@ CONTROL_RING: Mapping[str, str] = {
 }
 """The counters of a vif beside those of its queues."""
 
-BACKEND: Mapping[str, str] = {
-    **{name: means.backend for name, means in MEANINGS.items() if means.backend},
-    **CONTROL_RING,
-}
-"""The counters of a vif at the backend: those of a queue, then those of the vif alone."""
-
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
@@ -170,7 +164,14 @@ FILTERS: Mapping[str, Mapping[str, Filtered]] = {
 FILTER_COUNTERS: Mapping[str, Filtered] = {
     name: counter for kind in FILTERS.values() for name, counter in kind.items()
 }
-"""Those of all kinds. A vif has those of the filters that it has had."""
+"""Those of all kinds."""
+
+BACKEND: Mapping[str, str] = {
+    **{name: means.backend for name, means in MEANINGS.items() if means.backend},
+    **CONTROL_RING,
+    **{name: counter.means for name, counter in FILTER_COUNTERS.items()},
+}
+"""The counters of a vif at the backend: those of a queue, those of the vif alone, those of filters that it has had."""
 
 _ETHTOOL: Mapping[str, str] = {
     "rx_packets, rx_bytes": "`tx_frames`, `tx_bytes`",
@@ -201,7 +202,6 @@ def render_document() -> str:
             "| counter | counts |",
             "|---|---|",
             *(f"| `{name}` | {means} |" for name, means in BACKEND.items()),
-            *(f"| `{name}` | {counter.means} |" for name, counter in FILTER_COUNTERS.items()),
             "",
             "Frames that the network lost before netback read them are shown beside these, where the kernel tells:",
             "`drops`, and `queued` for what waits there now ([networks.md](networks.md)).",

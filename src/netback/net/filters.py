@@ -2,7 +2,7 @@
 """Filters of a vif, `KIND[,OPTION[=VALUE]]...`: `antispoof`, `vlan,access=10`. Parses them and puts them around peers.
 
 A new kind of filter is one file in dataplane/peers, its counters in dataplane/counters.py, and one row of KINDS here.
-docs/networks.md describes the kinds.
+docs/filters.md describes the kinds.
 """
 
 import os

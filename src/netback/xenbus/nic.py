@@ -526,6 +526,7 @@ class Nic:
                 await asyncio.to_thread(remove_made, spec.link or await self._link())
 
     def _end_network(self, network: Network, *, gone: bool) -> None:
+        self._filter_fault = None
         self._context.links.follow(self._on_other_link, ())
         self._end_others(self._filter_networks, gone=gone)
         try:

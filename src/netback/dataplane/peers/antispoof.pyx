@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A filter that lets a guest send under its own addresses alone; docs/networks.md says what is judged.
+"""A filter that lets a guest send under its own addresses alone; docs/filters.md says what is judged.
 
 Bytes decide, whatever a frame's virtio_net_hdr says of them. What hides its contents from this parser (too many tags or
 extension headers, headers that end early) does not pass: another receiver may find an address there. The rules:
