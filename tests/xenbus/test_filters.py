@@ -369,7 +369,7 @@ async def test_a_network_that_cannot_be_opened(
     text = f"mirror,to={far.spec}"
     name = await add(backend.store, guest.domid)
     await guest.connect()
-    with pytest.raises(ControlError, match="no frame passes: "):
+    with pytest.raises(ControlError, match="^dgram:"):
         await client(xen, lambda made: made.set(str(name), filters=(text,)))
     await exchange(guest, network)
     await backend.store.write(f"{name.backend}/{FILTERS}", text)

@@ -127,7 +127,8 @@ class Device:
         await self._nic.read_settings()
         if self.vif is None:
             raise GoneError(f"{self.name}: its network is gone")
-        self._nic.check_filters()
+        if self._nic.filter_fault is not None:
+            raise self._nic.filter_fault
         return self.vif
 
     @property

@@ -79,8 +79,8 @@ class Nic:
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
         self._reading_settings = asyncio.Lock()
-        self._filter_fault: NetbackError | None = None
-        """Why the filters that were read last cannot be applied."""
+        self.filter_fault: ConfigError | PeerError | None = None
+        """Why the filters that were read last cannot be applied; while there is a reason, no frame passes."""
         self._filter_networks: dict[str, Network] = {}
         """The networks that filters name, by their specs."""
         self._filter_links_changed = False
@@ -374,11 +374,11 @@ class Nic:
             if self.vif is not None:
                 await self.vif.filter(replace(filters, networks=networks))
         except ConfigError as error:
-            self._filter_fault = ConfigError(f"no frame passes: {error}")
+            self.filter_fault = error
         except (PeerError, OSError) as error:
-            self._filter_fault = PeerError(f"no frame passes: {error}")
+            self.filter_fault = PeerError(str(error))
         else:
-            self._filter_fault = None
+            self.filter_fault = None
             self._end_others(self._filter_networks.keys() - networks.keys(), gone=True)
         self._follow_others()
 
@@ -438,18 +438,18 @@ class Nic:
         """ConfigError: the filters that were read last are wrong. PeerError: a network that they name cannot be opened
         now.
         """
-        if self._filter_fault is not None:
-            raise self._filter_fault
+        if self.filter_fault is not None:
+            raise type(self.filter_fault)(f"no frame passes: {self.filter_fault}")
 
     @property
     def filters_wait(self) -> bool:
         """Whether the filters must be read again, since a network that they name could not be opened."""
-        return isinstance(self._filter_fault, PeerError)
+        return isinstance(self.filter_fault, PeerError)
 
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store
         self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
-        if self.link_down or self._filter_fault is not None:
+        if self.link_down or self.filter_fault is not None:
             return _CUT
         texts = await asyncio.gather(*(read_backend(store, name, node) for node in RATES))
         rates = Rates()
@@ -526,7 +526,7 @@ class Nic:
                 await asyncio.to_thread(remove_made, spec.link or await self._link())
 
     def _end_network(self, network: Network, *, gone: bool) -> None:
-        self._filter_fault = None
+        self.filter_fault = None
         self._context.links.follow(self._on_other_link, ())
         self._end_others(self._filter_networks, gone=gone)
         try:
