@@ -15,6 +15,7 @@ from netback.abi.xenbus import XenbusState as State
 from netback.control import ControlError, Refused
 from netback.daemon import Backend
 from netback.daemon.config import DeviceRule, parse_config
+from netback.dataplane.counters import LOSSES
 from netback.errors import ConfigError
 from netback.net.filters import as_node, parse_filter, parse_filters, parse_node
 from netback.net.python import PythonNetwork
@@ -369,7 +370,7 @@ async def test_a_network_that_cannot_be_opened(
     text = f"mirror,to={far.spec}"
     name = await add(backend.store, guest.domid)
     await guest.connect()
-    with pytest.raises(ControlError, match="^dgram:"):
+    with pytest.raises(ControlError, match=r"^dgram:"):
         await client(xen, lambda made: made.set(str(name), filters=(text,)))
     await exchange(guest, network)
     await backend.store.write(f"{name.backend}/{FILTERS}", text)
@@ -426,3 +427,10 @@ def test_wrong_texts(text: str, reason: str) -> None:
 def test_right_texts_are_written_the_same(text: str) -> None:
     assert str(parse_filter(text)) == text
     assert parse_node(as_node([parse_filter(text)] * 2)) == (parse_filter(text),) * 2
+
+
+def test_what_filters_lose_is_among_the_losses() -> None:
+    """So `lost`, `top` and the metrics have it; what a mirror misses is no loss of the vif."""
+    assert {"tx_antispoof_mac", "tx_vlan_dropped", "tx_faults_lost", "tx_faults_full"} <= set(LOSSES["tx"])
+    assert {"rx_vlan_dropped", "rx_faults_lost", "rx_faults_full"} <= set(LOSSES["rx"])
+    assert not any("mirror" in name or "duplicated" in name for name in (*LOSSES["tx"], *LOSSES["rx"]))
