@@ -18,6 +18,7 @@ from netback.dataplane import clock
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.credit import Credit
 from netback.dataplane.journal import Journal
+from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.dataplane.peers.null import NullPeer
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
@@ -36,6 +37,8 @@ FIRST_GREF = grant_table.RESERVED_ENTRIES
 DOMID = 1
 ALL_CAPS = 15
 GSO_SIZE = 1448
+SOURCE, ADDRESS = bytes.fromhex("00163e000001"), b"\x0a\x63\0\1"
+"""The guest's own addresses."""
 HEADERS = 54
 BURST_BYTES = 256 * 1024
 BURST_FRAMES = 64
@@ -76,10 +79,8 @@ class Shape:
     def frame(self) -> bytes:
         """TCP over IPv4 with a blank checksum, as Linux sends it."""
         total = self.length - 14
-        ethernet = bytes.fromhex("00163e000002 00163e000001 0800")
-        ip = struct.pack(
-            ">BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, b"\x0a\x63\0\1", b"\x0a\x63\0\2"
-        )
+        ethernet = bytes.fromhex("00163e000002") + SOURCE + b"\x08\0"
+        ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, total, 0, 0x4000, 64, 6, 0, ADDRESS, b"\x0a\x63\0\2")
         ip = ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:]
         tcp = struct.pack(">HHIIBBHHH", 5001, 5002, 1, 1, 0x50, 0x10, 512, 0, 0)
         return (ethernet + ip + tcp).ljust(self.length, b"x")
@@ -146,10 +147,17 @@ class Ring:
     """
 
     def __init__(
-        self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None, peer: Peer | None = None
+        self,
+        shape: Shape,
+        *,
+        tx: bool,
+        rate: tuple[int, int] | None = None,
+        peer: Peer | None = None,
+        filtered: bool = False,
     ) -> None:
         self.shape = shape
-        self._peer = peer or NullPeer(caps=ALL_CAPS, template=b"" if tx else shape.template())
+        inner = peer or NullPeer(caps=ALL_CAPS, template=b"" if tx else shape.template())
+        self._peer = AntispoofPeer(inner, mac=SOURCE, networks=[(ADDRESS, 32)]) if filtered else inner
         self.tx = tx
         self.own, self.memory = guest_memory()
         self._requests = ctypes.create_string_buffer(tx_requests(shape) if tx else rx_requests(shape))

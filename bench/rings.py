@@ -26,6 +26,8 @@ CPU = 1
 FILLS = 400
 RATIO = 1.2
 ABOVE = 60.0
+FILTERED = 30.0
+"""Nanoseconds that `antispoof` may cost a frame."""
 PRIVATE_BYTES = 512 * 1024
 HEADROOM = 64
 """Before each frame, as in the backend's private memory: frames begin on cache lines."""
@@ -94,6 +96,37 @@ class Case:
         return row.judged(target, met, notes)
 
 
+@dataclass(slots=True)
+class Filtered:
+    """Full rings through `antispoof`, and the same without it, in turn."""
+
+    name: str
+    rings: dict[str, Ring]
+    samples: dict[str, list[float]]
+
+    def sample(self) -> None:
+        runs: dict[str, list[int]] = {name: [] for name in self.rings}
+        for _ in range(FILLS):
+            for name, ring in self.rings.items():
+                runs[name].append(drain(ring))
+        for name, ring in self.rings.items():
+            self.samples[name].append(median(runs[name]) / ring.shape.frames)
+            ring.check()
+
+    def row(self) -> Row:
+        row = Row("filters", f"antispoof, TX {self.name}", "ns/frame", self.samples)
+        added = median(ours - plain for plain, ours in zip(*self.samples.values(), strict=True))
+        return row.judged(f"above < {FILTERED:.0f}", added < FILTERED, {"above": added})
+
+
+def filtered(name: str) -> Filtered:
+    rings = {
+        "without": Ring(SHAPES[name], tx=True),
+        "netback": Ring(SHAPES[name], tx=True, filtered=True),
+    }
+    return Filtered(name, rings, {each: [] for each in rings})
+
+
 def make(way: str, name: str, *, limited: bool = False) -> Case:
     ring = Ring(SHAPES[name], tx=way == "TX", rate=LIMITED if limited else None)
     return Case(way, f"{name}, limited" if limited else name, ring, Floor(ring), [], [])
@@ -113,10 +146,11 @@ def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
     cases = [make(way, name) for way in ("TX", "RX") for name in SHAPES]
     cases += [make(way, "1500 B", limited=True) for way in ("TX", "RX")]
     turns = max(3, round(2 * rounds * seconds))
+    filters = [filtered(name) for name in SHAPES]
     task = progress.add_task("rings alone", total=turns)
     with pinned(CPU):
         for _ in range(turns):
-            for case in cases:
+            for case in (*cases, *filters):
                 case.sample()
             progress.advance(task)
-    return [case.row() for case in cases] + allocations.measure_alone()
+    return [case.row() for case in (*cases, *filters)] + allocations.measure_alone()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fuzz import control, hypervisor, keys, offload, rings, store, xs_wire
+from fuzz import antispoof, control, hypervisor, keys, offload, rings, store, xs_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ TARGETS = {
         "keys": keys,
         "control": control,
         "offload": offload,
+        "antispoof": antispoof,
         "xs_wire": xs_wire,
         "store": store,
         "hypervisor": hypervisor,

@@ -4,18 +4,23 @@
 A subclass gives the fixture `site`: an open network whose link is up, with carrier, all offloads on, and its far side.
 """
 
+import os
 import select
 import socket
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import pytest
 
 from netback.abi import virtio_net
 from netback.abi.virtio_net import HEADER
 from netback.dataplane.caps import EVERYTHING
+from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.net.base import Network
+from netback.net.filters import Addresses, Filters, parse_filters
+from netback.net.null import NullNetwork
 
 from ..dataplane.offload_frames import build, with_pseudo
 from ..offload_oracle import TCP
@@ -230,3 +235,79 @@ class LinkNetwork:
         subprocess.run(["ip", "link", "set", site.network.name, "name", b"a\x1b\xff\xc3\xbc"], check=True)
         assert site.network.name == r"a\x1b\udcff\xfc"
         assert site.network.mtu == 1500
+
+
+STACKS = {
+    "antispoof": ("antispoof", "antispoof"),
+    "vlan": ("antispoof", "vlan,access=7"),
+    "faults": ("faults,loss=0%", "antispoof"),
+    "mirror": ("mirror,to=null", "antispoof"),
+}
+"""Two filters of which each lets the contract's frames pass, by name."""
+TAG = b"\x81\0\0\x07"
+ADDRESSES = Addresses(frame(0)[16:22])
+"""Those of the sender of the contract's frames."""
+
+
+class Filtered:
+    """A network with two filters around its peers."""
+
+    def __init__(self, network: Network, stack: Sequence[str]) -> None:
+        self._network = network
+        filters = Filters(parse_filters(stack), ADDRESSES, {"null": NullNetwork()})
+        self.peers = tuple(map(filters.wrap, network.peers))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._network, name)
+
+
+class Tagged:
+    """The far side of an access port: takes the tag away and puts it on."""
+
+    def __init__(self, far: FarLink | FarSocket) -> None:
+        self._far = far
+
+    def send(self, message: bytes) -> None:
+        self._far.send(message[:22] + TAG + message[22:])
+
+    def recv(self) -> bytes:
+        message = self._far.recv()
+        assert message[22:26] == TAG
+        return message[:22] + message[26:]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._far, name)
+
+
+class FilteredNetwork(FrameNetwork):
+    """The same through filters, for every kind of filter that may let frames pass."""
+
+    @pytest.fixture(params=STACKS)
+    def stack(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture
+    def site(self, site: Site, stack: str) -> Site:
+        network = cast(Network, Filtered(site.network, STACKS[stack]))
+        far = Tagged(site.far) if stack == "vlan" and site.far else site.far
+        return replace(site, network=network, far=cast(FarLink, far))
+
+    def test_filters_change_nothing_of_their_peer(self, site: Site) -> None:
+        for peer in site.network.peers:
+            assert peer.recv() == []  # a device's pair is taken by the first call
+            inner = peer.inner.inner  # type: ignore[attr-defined]
+            assert (peer.fd, peer.caps, peer.closed) == (inner.fd, inner.caps, inner.closed)
+            fd = os.dup(peer.fd) if peer.fd >= 0 else -1
+            duplicate = peer.duplicate(fd)
+            assert duplicate.send([frame(1)]) == (1, 0)
+            assert site.far is None or site.far.recv() == frame(1)
+            del duplicate
+            if fd >= 0:
+                os.close(fd)
+
+    def test_what_a_filter_drops_is_done(self, site: Site) -> None:
+        spoofed = PLAIN + b"\xff" * 6 + b"\x02\0\0\0\0\x66" + frame(3)[22:]
+        others = [frame(1), spoofed, frame(2), spoofed, spoofed, frame(3)]
+        if isinstance(site.network.peers[0], AntispoofPeer):
+            assert site.network.peers[0].send(others) == (6, 0)
+            assert [site.far.recv() for _ in range(3)] == [frame(1), frame(2), frame(3)]

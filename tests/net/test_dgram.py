@@ -18,7 +18,7 @@ from netback.net.dgram import DgramNetwork
 from netback.net.endpoints import HostPort, UnixPath
 from netback.net.spec import open_network, parse_spec
 
-from .contract import FrameNetwork, Site, fill, frame, receive
+from .contract import FilteredNetwork, FrameNetwork, Site, fill, frame, receive
 from .far import PATIENCE, PLAIN, await_readable
 from .namespace import ip, new_network, veth
 
@@ -122,6 +122,10 @@ def network(tmp_path: Path, far: Far) -> Iterator[DgramNetwork]:
     network = DgramNetwork(str(tmp_path / "far"), local=UnixPath(str(tmp_path / "near")))
     yield network
     network.remove()
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestDgram(FrameNetwork):

@@ -17,6 +17,7 @@ from ..dataplane.offload_frames import C_TAG, build, with_pseudo
 from ..offload_oracle import TCP
 from .contract import (
     FillableNetwork,
+    FilteredNetwork,
     FrameNetwork,
     LinkNetwork,
     OffloadNetwork,
@@ -38,6 +39,10 @@ def site() -> Iterator[Site]:
         yield Site(network, far, choke, partial(tc, "qdisc del dev eth1 root"))
         network.close()
         far.close()
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestPacket(FrameNetwork, OffloadNetwork, FillableNetwork, LinkNetwork, RefusingNetwork):

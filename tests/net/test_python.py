@@ -9,7 +9,16 @@ import pytest
 from netback.dataplane.caps import EVERYTHING
 from netback.net.python import PythonNetwork
 
-from .contract import FillableNetwork, FrameNetwork, OffloadNetwork, Site, await_readable, frame, receive
+from .contract import (
+    FillableNetwork,
+    FilteredNetwork,
+    FrameNetwork,
+    OffloadNetwork,
+    Site,
+    await_readable,
+    frame,
+    receive,
+)
 from .far import FarSocket
 
 
@@ -27,6 +36,10 @@ def site() -> Iterator[Site]:
 
     yield Site(network, far, release=empty)
     network.remove()
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestPython(FrameNetwork, OffloadNetwork, FillableNetwork):

@@ -22,7 +22,7 @@ from netback.net import connected
 from netback.net.connected import ConnectedNetwork
 from netback.net.stream import StreamNetwork
 
-from .contract import FrameNetwork, Site, fill, frame, receive
+from .contract import FilteredNetwork, FrameNetwork, Site, fill, frame, receive
 from .far import PATIENCE, PLAIN, await_readable
 from .program import LENGTH, Program, wire
 
@@ -124,6 +124,10 @@ def network(path: Path, program: Program) -> Iterator[StreamNetwork]:
     await_up(network)
     yield network
     network.remove()
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestStream(FrameNetwork):

@@ -30,6 +30,7 @@ from netback.net.tap import TapNetwork
 from ..dataplane.offload_frames import build
 from ..offload_oracle import TCP, UDP
 from .contract import (
+    FilteredNetwork,
     FrameNetwork,
     LinkNetwork,
     OffloadNetwork,
@@ -70,6 +71,10 @@ def site(vhost: str) -> Iterator[Site]:
     yield Site(network, far)
     network.remove()
     far.close()
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork, RefusingNetwork):

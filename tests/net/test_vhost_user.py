@@ -24,7 +24,7 @@ from netback.net.vhost_user import VhostUserNetwork
 
 from ..dataplane.offload_frames import build, with_pseudo
 from ..offload_oracle import TCP, intact
-from .contract import FrameNetwork, OffloadNetwork, Site, big_tcp, fill, frame, receive
+from .contract import FilteredNetwork, FrameNetwork, OffloadNetwork, Site, big_tcp, fill, frame, receive
 from .far import PATIENCE, await_readable
 from .vhost_device import EVERY_FEATURE, EVERY_PROTOCOL, NET_HEADER, Device, Virtqueue, reply
 
@@ -95,6 +95,10 @@ def await_fault(network: VhostUserNetwork, words: str) -> str:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class TestUnderFilters(FilteredNetwork):
+    """With filters around its peers."""
 
 
 class TestVhostUser(FrameNetwork, OffloadNetwork):

@@ -15,6 +15,7 @@ from netback.dataplane.notices import Notice
 from netback.dataplane.thread import Listener
 from netback.errors import PlatformError
 from netback.net.base import Network
+from netback.net.filters import Filters
 from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
 from netback.observe.trace import Tracer
@@ -148,7 +149,12 @@ async def test_a_closed_group_is_not_served(xen: Path, network: PythonNetwork) -
             config = agreement(guest)
             await group.bind(config)
             await group.attach(
-                config, network.peers, xen / "journal" / "vif-1-0", adopt=False, times=WaitTimes()
+                config,
+                network.peers,
+                xen / "journal" / "vif-1-0",
+                adopt=False,
+                times=WaitTimes(),
+                filters=Filters(),
             )
             guest.send(FRAME)
             await group.close()

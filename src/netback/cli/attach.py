@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netback.cli import options
-from netback.cli.options import SPEC_HELP, TYPES, check_rates, warn
+from netback.cli.options import SPEC_HELP, TYPES, check_filters, check_rates, warn
 from netback.cli.query import connect
 from netback.cli.target import PlatformName, Target
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     "--index", type=click.IntRange(min=-1), default=-1, help="Device index.  [default: the first free one]"
 )
 @options.rates
+@options.filters
 @click.option(
     "--force", is_flag=True, help="Attach even if the domain is the backend's own, such as domain 0."
 )
@@ -36,6 +37,7 @@ def attach(
     index: int,
     tx_rate: str | None,
     rx_rate: str | None,
+    filters: tuple[str, ...],
     force: bool,
     platform: PlatformName | None,
     directory: Path | None,
@@ -48,6 +50,7 @@ def attach(
     from netback.control.schema import AttachRequest
 
     check_rates(tx_rate, rx_rate)
+    check_filters(filters)
     target = Target.choose(platform, directory)
     request = AttachRequest(
         guest=domain,
@@ -57,6 +60,7 @@ def attach(
         index=index,
         tx_rate=tx_rate,
         rx_rate=rx_rate,
+        filters=filters or None,
         force=force,
     )
     try:

@@ -60,6 +60,10 @@ WIDE = 1000
 SPEC_HELP = "Network: tap[:NAME], packet:LINK, switch:NAME, user, sandbox, null, ... (docs/networks.md)."
 
 
+_FILTER_HELP = "A filter, as in antispoof; may be repeated. They stand in this order, from the guest on."
+filters = click.option("--filter", "filters", metavar="TEXT", multiple=True, help=_FILTER_HELP)
+
+
 def target(command: F) -> F:
     """The options that choose a Xen."""
     return platform(directory(command))
@@ -80,6 +84,13 @@ def check_rates(tx: str | None, rx: str | None) -> None:
                 parse_rate(text)
         except ValueError as error:
             raise ConfigError(f"{option}: {error}") from error
+
+
+def check_filters(texts: tuple[str, ...]) -> None:
+    """ConfigError names the mistake of a filter."""
+    from netback.net.filters import parse_filters
+
+    parse_filters(texts)
 
 
 def warn(text: str) -> None:

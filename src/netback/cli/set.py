@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netback set`: change the limits, the link and the MTU of a network device while it works."""
+"""`netback set`: change the limits, the filters, the link and the MTU of a network device while it works."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @click.option(
     "--mtu", type=click.IntRange(68, 65535), help="The MTU of the device's tap, if netback made that."
 )
+@options.filters
+@click.option("--no-filters", is_flag=True, help="Take all filters away.")
 @options.target
 def set_device(
     vif: str,
@@ -34,18 +36,27 @@ def set_device(
     carrier: bool | None,
     link: str | None,
     mtu: int | None,
+    filters: tuple[str, ...],
+    no_filters: bool,
     platform: PlatformName | None,
     directory: Path | None,
 ) -> None:
-    """Limit what a guest sends and receives, turn its carrier or all of its traffic off, or change its MTU: at once and
-    for the device's life.
+    """Limit and filter what a guest sends and receives, turn its carrier or all of its traffic off, or change its MTU:
+    at once and for the device's life.
+
+    The filters given replace those of before; docs/filters.md has them.
 
     VIF: the device's name, as in vif3.0, or its guest. Needs the running backend.
     """
     options.check_rates(tx_rate, rx_rate)
-    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu)):
+    options.check_filters(filters)
+    if filters and no_filters:
+        raise ConfigError("--filter and --no-filters contradict each other: give one of them")
+    chosen = filters if filters or no_filters else None
+    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu, chosen)):
         raise ConfigError(
-            "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link or --mtu"
+            "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link, --mtu, --filter or "
+            "--no-filters"
         )
     with query.connect(Target.choose(platform, directory)) as client:
         name = query.find(client, vif, kind, index)
@@ -56,8 +67,10 @@ def set_device(
             carrier=carrier,
             link=None if link is None else link == "up",
             mtu=mtu,
+            filters=chosen,
         )
     parts = [f"tx {answer.tx_rate}", f"rx {answer.rx_rate}", "carrier" if answer.carrier else "no carrier"]
     parts += [] if answer.link else ["link down"]
     parts += [] if answer.mtu is None else [f"MTU {answer.mtu}"]
+    parts += [f"filters {'; '.join(answer.filters)}"] if answer.filters else []
     click.echo(printable(f"{answer.device}: {', '.join(parts)}"))

@@ -82,6 +82,7 @@ def _facts(device: "DeviceStatus") -> Iterator[tuple[str, str]]:
     yield "mac", device.mac or "-"
     yield "queues", str(device.queues or 0)
     yield "limits", f"tx {device.tx_rate or 'none'}, rx {device.rx_rate or 'none'}"
+    yield "filters", "; ".join(device.filters or ()) or "none"
     for way in ("tx", "rx"):
         yield way, f"{counters.get(f'{way}_frames', 0)} frames, {counters.get(f'{way}_bytes', 0)} bytes"
     yield "lost", ", ".join(f"{name} {count}" for name, count in losses(device).items()) or "nothing"

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -256,10 +256,17 @@ class Client:
         carrier: bool | None = None,
         link: bool | None = None,
         mtu: int | None = None,
+        filters: Sequence[str] | None = None,
     ) -> schema.Settings:
         """Change a device; None: no change."""
         request = schema.SetRequest(
-            device=device, tx_rate=tx_rate, rx_rate=rx_rate, carrier=carrier, link=link, mtu=mtu
+            device=device,
+            tx_rate=tx_rate,
+            rx_rate=rx_rate,
+            carrier=carrier,
+            link=link,
+            mtu=mtu,
+            filters=None if filters is None else tuple(filters),
         )
         return self._call("set", request, schema.Settings)
 

@@ -35,6 +35,9 @@ MAX_SAMPLE = 8.0
 """Seconds between the two readings of an explanation, at most: less than a client waits for an answer."""
 MAX_POINTS = 64
 """Patterns of a trace subscription, at most."""
+MAX_TEXTS = 64
+"""Texts of filters in a request, at most; a device takes fewer."""
+FilterTexts = Annotated[tuple[Name, ...], Meta(max_length=MAX_TEXTS)]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,6 +133,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """The limit of what the guest sends, as in "10Mb/s"; None for no limit."""
     rx_rate: str | None = None
     """The limit of what it receives."""
+    filters: list[str] | None = None
+    """The filters in force, in order (docs/filters.md); None without a running backend."""
     rings: dict[str, dict[str, int]] | None = None
     """All rings' indices, by ring and name; None without a running backend."""
 
@@ -263,6 +268,8 @@ class SetRequest(Request, frozen=True, kw_only=True):
     """False: no frame passes in either direction, and the guest sees no carrier."""
     mtu: Annotated[int, Meta(ge=MIN_MTU, le=65535)] | None = None
     """The MTU of the device's tap, which must be one that netback made. The tap keeps it."""
+    filters: FilterTexts | None = None
+    """The filters of the device, in order, as in "antispoof" (docs/filters.md), in place of those that it has."""
 
 
 class Settings(Result, frozen=True, kw_only=True):
@@ -280,6 +287,8 @@ class Settings(Result, frozen=True, kw_only=True):
     """Whether frames may pass."""
     mtu: int | None
     """The link's MTU; None if the network has no link here."""
+    filters: list[str] = []
+    """The filters, in order."""
 
 
 class AttachRequest(Request, frozen=True, kw_only=True):
@@ -299,6 +308,8 @@ class AttachRequest(Request, frozen=True, kw_only=True):
     """The limit of what the guest sends, as in "10Mb/s"; None: as the configuration says."""
     rx_rate: Name | None = None
     """The limit of what it receives."""
+    filters: FilterTexts | None = None
+    """The filters of the device, in order (docs/filters.md); None: as the configuration says."""
     force: bool = False
     """Attach even if the domain is the backend's own, whose kernel would take the device."""
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.daemon.config import DeviceRule
 from netback.errors import NetbackError, printable
+from netback.net.filters import FilterSpec, parse_filters
 from netback.observe.trace import LogBudget
 from netback.vif.features import make_mac, parse_mac
 from netback.vif.rate import Rates
@@ -35,19 +36,26 @@ it is renamed before it runs.
 class AutoAttach:
     """The rules in force. Each guest is examined once, so a device that an operator detaches stays detached."""
 
-    def __init__(self, store: Store, domid: int, net: str | None, rules: Sequence[DeviceRule]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        domid: int,
+        net: str | None,
+        rules: Sequence[DeviceRule],
+        filters: Sequence[str] = (),
+    ) -> None:
         self._store, self._domid = store, domid
         self.rules = rules
         """The rules, in order."""
-        self._net = net
+        self._net, self._filters = net, filters
         self._examined: set[int] = set()
         self._busy = asyncio.Lock()
         self._budget = LogBudget()
         self._introduced: Watch | None = None
 
-    async def change(self, net: str | None, rules: Sequence[DeviceRule]) -> None:
+    async def change(self, net: str | None, rules: Sequence[DeviceRule], filters: Sequence[str] = ()) -> None:
         """Replace the rules and examine every running guest again."""
-        self._net, self.rules = net, rules
+        self._net, self.rules, self._filters = net, rules, filters
         self._examined.clear()
         await self._attach()
 
@@ -100,6 +108,12 @@ class AutoAttach:
         """The limits of a device whose nodes name none."""
         rule = await self._rule_for(name, mac)
         return rule.rates if rule else Rates()
+
+    async def filters_for(self, name: DeviceName, mac: str | None) -> tuple[FilterSpec, ...]:
+        """The filters of a device without a `filters` node: the rule's, if it has any of its own, else those of all."""
+        rule = await self._rule_for(name, mac)
+        texts = self._filters if rule is None or rule.filters is None else rule.filters
+        return parse_filters(texts)
 
     async def _rule_for(self, name: DeviceName, mac: str | None) -> DeviceRule | None:
         """The first rule that fits."""

@@ -29,6 +29,7 @@ from netback.daemon.topics import topics
 from netback.directory import OWNER_ONLY, Access, Directory
 from netback.errors import ConfigError, NetbackError, printable
 from netback.net.base import FdStore, Network, NetworkFactory
+from netback.net.filters import FilterSpec, parse_filters
 from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.net.spec import parse_spec
@@ -86,6 +87,8 @@ class BackendConfig:
     """Who may use the control socket."""
     hotplug: HotplugConfig | None = None
     """How netback runs hotplug scripts; None: a toolstack does. A device keeps what it began with."""
+    filters: tuple[str, ...] = ()
+    """The filters of devices for which neither their nodes nor a rule name any (docs/filters.md)."""
     rules: tuple[DeviceRule, ...] = ()
     """Rules for networks and for guests that get a device when they appear. The first rule that fits
     applies."""
@@ -128,7 +131,7 @@ class Backend:
             self._workers = Workers(self.platform, self.config.workers)
             undo.callback(self._workers.close)
             self._auto_attach = AutoAttach(
-                self.store, self.platform.domid, self.config.net, self.config.rules
+                self.store, self.platform.domid, self.config.net, self.config.rules, self.config.filters
             )
             links = undo.enter_context(closing(LinkMonitor()))
             self._devices = Devices(self._context(links))
@@ -164,6 +167,7 @@ class Backend:
         check_trace(config.trace)
         if config.net is not None and config.net not in self.config.networks:
             parse_spec(config.net)
+        parse_filters(config.filters)
         names = ("directory", "workers", "queues", "access")
         fixed = [name for name in names if getattr(config, name) != getattr(self.config, name)]
         if fixed:
@@ -175,13 +179,13 @@ class Backend:
             await self.trace(pattern)
         async with self._changing:
             self.config = replace(config, **{name: getattr(self.config, name) for name in names})
-            await self._auto_attach.change(config.net, config.rules)
+            await self._auto_attach.change(config.net, config.rules, config.filters)
             self._wake_devices()
 
     def _wake_devices(self) -> None:
         """Have each device look at the rules again."""
         for device in self.devices.values():
-            device.rates_changed = True
+            device.settings_changed = True
             device.news.set()
 
     @property
@@ -265,6 +269,7 @@ class Backend:
         index: int = -1,
         tx_rate: Rate | None = None,
         rx_rate: Rate | None = None,
+        filters: Sequence[FilterSpec] | None = None,
     ) -> DeviceName:
         """Give a domain a NIC. Another process can do the same with `xenbus.attach.attach`."""
         if net not in self.config.networks:
@@ -281,6 +286,7 @@ class Backend:
             offered=self._offer,
             tx_rate=tx_rate,
             rx_rate=rx_rate,
+            filters=filters,
         )
 
     async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
@@ -345,6 +351,7 @@ class Backend:
             journals=self.config.directory / _JOURNALS,
             net_for=self._auto_attach.net_for,
             rates_for=self._auto_attach.rates_for,
+            filters_for=self._auto_attach.filters_for,
             times=lambda: self.config.times,
             hotplug=lambda: self.config.hotplug,
             fd_store=self._fd_store,

@@ -24,6 +24,7 @@ from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.control.schema import HotplugBy
 from netback.directory import Access
 from netback.errors import ConfigError
+from netback.net.filters import parse_filters
 from netback.net.spec import parse_spec
 from netback.observe.trace import Tracer
 from netback.vif.features import MAX_QUEUES, DeviceType, WaitTimes, parse_mac
@@ -70,6 +71,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
     attach: bool = False
     tx_rate: str | None = None
     rx_rate: str | None = None
+    filters: tuple[str, ...] | None = None
     file: str = ""
     """The file that it is in; no key."""
 
@@ -81,6 +83,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
             )
         for key, rate in (("tx_rate", self.tx_rate), ("rx_rate", self.rx_rate)):
             _check_rate(key, rate)
+        _check_filters(self.filters or ())
         if self.mac is not None:
             _check_mac(self.mac)
         if self.attach and (self.guest is None or self.index is None):
@@ -128,6 +131,7 @@ class Config(msgspec.Struct, frozen=True):
     hotplug_directories: tuple[str, ...] = DIRECTORIES
     control_mode: str = "0600"
     control_group: str | None = None
+    filters: tuple[str, ...] = ()
     device: tuple[DeviceRule, ...] = ()
     files: tuple[str, ...] = ()
     """The files that it was read from; no key."""
@@ -137,6 +141,7 @@ class Config(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.net is not None:
             _check_net(self.net)
+        _check_filters(self.filters)
         try:
             check_trace(self.trace)
         except ConfigError as error:
@@ -362,6 +367,13 @@ def _check_rate(key: str, rate: str | None) -> None:
             parse_rate(rate)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
+
+
+def _check_filters(texts: tuple[str, ...]) -> None:
+    try:
+        parse_filters(texts)
+    except ConfigError as error:
+        raise ValueError(f"filters: {error}") from error
 
 
 def _check_mac(mac: str) -> None:

@@ -3,7 +3,8 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -42,14 +43,17 @@ from netback.daemon.facts import Facts
 from netback.daemon.machine import Machine
 from netback.daemon.serving import Serving
 from netback.daemon.status import describe, merge, read_details, read_devices
-from netback.errors import ConfigError, printable
+from netback.errors import ConfigError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
+from netback.net.filters import as_node as as_filters_node
+from netback.net.filters import parse_filters
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
+from netback.vif.vif import Vif
 from netback.xenbus import names
 from netback.xenbus.attach import find_device, list_devices
 from netback.xenbus.device import Device
 from netback.xenbus.domains import await_domain, find_domain
-from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES, write_nodes
+from netback.xenbus.nodes import CARRIER_OFF, FILTERS, LINK_DOWN, RATES, write_nodes
 from netback.xenstore.aio import Store
 
 
@@ -165,8 +169,10 @@ class Methods:
             nodes[LINK_DOWN] = str(int(not request.link))
         if request.mtu is not None:
             _set_mtu(device, vif.network, request.mtu)
-        await write_nodes(self._backend.store, device.name.backend, nodes)
-        rates = await device.apply_rates()
+        if request.filters is not None:
+            nodes[FILTERS] = as_filters_node(parse_filters(request.filters))
+        vif = await self._apply(device, nodes)
+        rates = vif.rates
         return Settings(
             device=request.device,
             tx_rate=str(rates.tx or UNLIMITED),
@@ -174,7 +180,26 @@ class Methods:
             carrier=await device.carrier(),
             link=not device.link_down,
             mtu=vif.network.mtu,
+            filters=[str(each) for each in vif.filters.specs],
         )
+
+    async def _apply(self, device: Device, nodes: Mapping[str, str]) -> Vif:
+        """Write nodes and apply them. Filters that cannot be applied leave those of before."""
+        store, path = self._backend.store, device.name.backend
+        before = await store.read_or(f"{path}/{FILTERS}")
+        await write_nodes(store, path, nodes)
+        try:
+            return await device.apply_settings()
+        except (ConfigError, PeerError):
+            if FILTERS not in nodes:
+                raise
+            if before is None:
+                await store.rm(f"{path}/{FILTERS}", missing_ok=True)
+            else:
+                await write_nodes(store, path, {FILTERS: before})
+            with suppress(ConfigError, PeerError):
+                await device.apply_settings()
+            raise
 
     async def attach(self, request: AttachRequest) -> DeviceName:
         name = await attach_guest(self._backend.store, self._domid, request, self._backend.attach)
@@ -225,12 +250,21 @@ async def attach_guest(
     """
     limits = {"tx_rate": request.tx_rate, "rx_rate": request.rx_rate}
     rates = {way: None if text is None else _rate(text) for way, text in limits.items()}
+    filters = None if request.filters is None else parse_filters(request.filters)
     domid = await await_domain(store, request.guest)
     if domid == backend and not request.force:
         raise ConfigError(
             f"domain {domid} is the backend's own: its kernel would take the device; --force attaches it anyway"
         )
-    return await attach(domid, request.net, mac=request.mac, kind=request.type, index=request.index, **rates)
+    return await attach(
+        domid,
+        request.net,
+        mac=request.mac,
+        kind=request.type,
+        index=request.index,
+        filters=filters,
+        **rates,
+    )
 
 
 def _rule(rule: DeviceRule) -> Rule:

@@ -133,6 +133,7 @@ def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
         queues=config.queues,
         rules=config.device,
         rules_file=None if config.rules_file is None else Path(config.rules_file),
+        filters=config.filters,
         times=config.times,
         hotplug=config.scripts,
         access=config.access,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from netback.daemon.config import DeviceRule
+from netback.net.filters import FilterSpec
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType
@@ -48,6 +49,7 @@ class Serving(Protocol):
         index: int = -1,
         tx_rate: Rate | None = None,
         rx_rate: Rate | None = None,
+        filters: Sequence[FilterSpec] | None = None,
     ) -> DeviceName:
         """Give a domain a NIC."""
 

@@ -29,7 +29,7 @@ _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
     "network", "path", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued",
-    "tx_rate", "rx_rate", "rings",
+    "tx_rate", "rx_rate", "filters", "rings",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
 _READERS = 8
@@ -66,6 +66,7 @@ def describe(device: Device) -> DeviceStatus:
         queued=_told(vif.network.queued) if vif else {},
         tx_rate=str(rates.tx) if rates.tx else None,
         rx_rate=str(rates.rx) if rates.rx else None,
+        filters=[str(each) for each in vif.filters.specs] if vif else [],
         rings=dict(vif.rings) if vif else {},
     )
 

@@ -110,11 +110,68 @@ CONTROL_RING: Mapping[str, str] = {
 }
 """The counters of a vif beside those of its queues."""
 
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """What a filter counts, and whether the vif lost these frames."""
+
+    means: str
+    lost: bool = True
+
+
+FILTERS: Mapping[str, Mapping[str, Filtered]] = {
+    "antispoof": {
+        f"tx_antispoof_{reason}": Filtered(f"frames that `antispoof` dropped: {means}")
+        for reason, means in {
+            "mac": "another source than the vif's MAC address",
+            "ipv4": "an IPv4 source that is not the vif's",
+            "ipv6": "an IPv6 source that is not the vif's",
+            "arp": "ARP or RARP for another address, or malformed",
+            "nd": "IPv6 neighbour discovery for another address, malformed, or in fragments",
+            "headers": "headers that end early, or more of them than are parsed",
+        }.items()
+    },
+    "vlan": {
+        "tx_vlan_dropped": Filtered(
+            "frames from the guest that `vlan` dropped: a tag, or none, that the port has not"
+        ),
+        "rx_vlan_dropped": Filtered("frames for the guest that `vlan` dropped, likewise"),
+    },
+    "faults": {
+        f"{way}_faults_{what}": Filtered(f"{means} by `faults`", what in ("lost", "full"))
+        for way in ("tx", "rx")
+        for what, means in {
+            "lost": "frames dropped",
+            "duplicated": "frames repeated",
+            "corrupted": "frames damaged, or dropped instead if they have GSO,",
+            "reordered": "frames that the next one overtook, held back",
+            "stalled": "pauses made",
+            "full": "frames dropped since too many were held",
+        }.items()
+    },
+    "mirror": {
+        f"{way}_mirror_{what}": Filtered(means, lost=False)
+        for way in ("tx", "rx")
+        for what, means in {
+            "copied": "copies that `mirror` sent",
+            "missed": "copies that its network did not take at once, or could not take",
+        }.items()
+    },
+    "redirect": {},
+}
+"""The counters of each kind of filter, in the order of its own enum (dataplane/peers)."""
+
+FILTER_COUNTERS: Mapping[str, Filtered] = {
+    name: counter for kind in FILTERS.values() for name, counter in kind.items()
+}
+"""Those of all kinds."""
+
 BACKEND: Mapping[str, str] = {
     **{name: means.backend for name, means in MEANINGS.items() if means.backend},
     **CONTROL_RING,
+    **{name: counter.means for name, counter in FILTER_COUNTERS.items()},
 }
-"""The counters of a vif at the backend: those of a queue, then those of the vif alone."""
+"""The counters of a vif at the backend: those of a queue, those of the vif alone, those of filters that it has had."""
 
 _ETHTOOL: Mapping[str, str] = {
     "rx_packets, rx_bytes": "`tx_frames`, `tx_bytes`",
@@ -171,9 +228,15 @@ def render_document() -> str:
     )
 
 
+def _lost(direction: str) -> tuple[str, ...]:
+    return tuple(
+        name for name, counter in FILTER_COUNTERS.items() if counter.lost and name.startswith(f"{direction}_")
+    )
+
+
 LOSSES: Mapping[str, tuple[str, ...]] = {
-    "tx": ("tx_errors", "tx_dropped", "tx_refused"),
-    "rx": ("rx_dropped", "rx_too_big", "rx_truncated", "rx_expired", "rx_inbox_full"),
+    "tx": ("tx_errors", "tx_dropped", "tx_refused", *_lost("tx")),
+    "rx": ("rx_dropped", "rx_too_big", "rx_truncated", "rx_expired", "rx_inbox_full", *_lost("rx")),
 }
 """The counters of frames that a backend lost, by direction."""
 

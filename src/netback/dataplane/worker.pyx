@@ -142,7 +142,7 @@ cdef inline void watch_for_states(worker_t *worker, link_t *link) noexcept nogil
     if link.peer.by_bell & BELL_ROOM:
         room = 0
     watch_peer(worker, link, frames | (room if events & EVENT_ROOM or link.peer.unsent else 0))
-    if link.peer.due and not link.due.place:
+    if link.peer.due and (not link.due.place or link.peer.due < link.due.deadline):
         timers_set(&worker.timers, &link.due, link.peer.due)
 
 
@@ -270,6 +270,8 @@ cdef void run_timers(worker_t *worker, uint64_t now) noexcept nogil:
         elif timer.kind == TIMER_UNMASK_RING_TO_PEER:
             events_unmask(worker.events, &link.ring_to_peer.port, 1)
         elif timer.kind == TIMER_DUE:
+            if link.peer.tick != NULL:
+                link.peer.tick(link.peer)
             raise_events(worker, link, EVENT_FRAMES | EVENT_ROOM)
         else:
             events_unmask(worker.events, &link.peer_to_ring.port, 1)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of a spec, as in `tap:web0,mtu=9000`: each kind of network has a table of those that it takes.
 
-A value is text without a comma. Each value has one spelling, so a spec that was parsed is written the same.
+A value is text without a comma, unless it is the rest of the text. Each value has one spelling, so a spec that was
+parsed is written the same.
 """
 
 import re
@@ -25,6 +26,8 @@ class Option:
     """The value of a text, which is empty for a flag. ValueError: it is not what `value` says; its text may say why."""
     many: bool = False
     """Whether it may be given several times: its value is then a tuple."""
+    rest: bool = False
+    """Whether its value is the rest of the text, with its commas: such an option stands last."""
 
 
 Options = Mapping[str, Option]
@@ -62,12 +65,21 @@ def choice(*words: str) -> Option:
     return Option(f"{', '.join(words[:-1])} or {words[-1]}", read)
 
 
-def split_options(text: str) -> tuple[tuple[str, str | None], ...]:
-    """The options of a spec after its first comma, each with its text; None if it has no equals sign."""
-    return tuple(
-        (name, value if equals else None)
-        for name, equals, value in (option.partition("=") for option in text.split(","))
-    )
+def split_options(text: str, table: Options | None = None) -> tuple[tuple[str, str | None], ...]:
+    """The options of a spec after its first comma, each with its text; None if it has no equals sign.
+
+    `table` says whose value is the rest.
+    """
+    given: list[tuple[str, str | None]] = []
+    rest: str | None = text
+    while rest is not None:
+        option, comma, following = rest.partition(",")
+        name, equals, value = option.partition("=")
+        rest = following if comma else None
+        if equals and table is not None and name in table and table[name].rest:
+            value, rest = f"{value}{comma}{following}", None
+        given.append((name, value if equals else None))
+    return tuple(given)
 
 
 def read_options(kind: str, table: Options, given: tuple[tuple[str, str | None], ...]) -> dict[str, Any]:

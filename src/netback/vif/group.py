@@ -24,6 +24,7 @@ from netback.dataplane.staged import Staged
 from netback.dataplane.thread import Listener
 from netback.dataplane.toeplitz import Toeplitz
 from netback.dataplane.worker import Worker
+from netback.net.filters import Filters, count
 from netback.observe.rings import decode_queue
 from netback.observe.slots import Ring
 from netback.platforms.base import Platform
@@ -68,6 +69,11 @@ class Group:
         self._bound: list[BoundQueue] = []
         self._queues: list[tuple[QueueWorker, BackQueue]] = []
         self._peers: tuple[Peer, ...] = ()
+        self._filters = Filters()
+        self._filtered: Counter[str] = Counter()
+        """What filters counted that are not in use any more."""
+        self._leaving: set[Peer] = set()
+        """Peers that are being replaced."""
         self._distribution: Distribution | None = None
         """What steers frames to the queues; None: each queue takes those of its own peer."""
         self._distributors: list[tuple[QueueWorker, Distributor]] = []
@@ -94,7 +100,14 @@ class Group:
             self._bound.append(BoundQueue(queue, worker, ports))
 
     async def attach(
-        self, config: VifConfig, peers: Sequence[Peer], journal: Path, *, adopt: bool, times: WaitTimes
+        self,
+        config: VifConfig,
+        peers: Sequence[Peer],
+        journal: Path,
+        *,
+        adopt: bool,
+        times: WaitTimes,
+        filters: Filters,
     ) -> None:
         """Map and check the rings of each queue and complete its journal; queue N is joined to peer N.
 
@@ -104,7 +117,7 @@ class Group:
         PlatformError: a ring cannot be mapped, a journal not be opened, or there are too many descriptors.
         """
         settings = open_settings(journal.with_name(settings_name(journal.name)), config, adopt)
-        self._peers = tuple(peers)
+        self._peers, self._filters = tuple(peers), filters
         for number, bound in enumerate(self._bound):
             queue = attach_queue(
                 self._platform,
@@ -113,7 +126,7 @@ class Group:
                 config,
                 bound.config,
                 ports=bound.ports,
-                peer=peers[min(number, len(peers) - 1)],
+                peer=filters.wrap(peers[min(number, len(peers) - 1)], first=number == 0),
                 times=times,
                 journal=open_journal(journal.with_name(queue_name(journal.name, number)), adopt),
                 settings=settings,
@@ -166,15 +179,57 @@ class Group:
         """Make each queue take its frames from an inbox; the distributors are not served yet. What the queues have read
         from their peers stays ahead of what will come through the inboxes.
         """
-        made = distribute(self._peers, len(self._queues), self._undo)
+        made = distribute(self._peers, len(self._queues), self._undo, self._filters)
         self._distributors = [(self._workers.reserve(self._undo), each) for each in made.distributors]
+        await self._join_queues(made.peers, made.inboxes, reads=False)
+        return made
+
+    async def _join_queues(
+        self, peers: Sequence[Peer], inboxes: Sequence[Peer | None], *, reads: bool
+    ) -> None:
+        """Join each queue to its peer, with the filters around that, and to its inbox. `reads`: there is none."""
+        await self._join(list(zip(self._queues, peers, inboxes, strict=True)), reads=reads)
+
+    async def _join(
+        self, ends: Sequence[tuple[tuple[QueueWorker, Link], Peer, Peer | None]], *, reads: bool
+    ) -> None:
+        before = {link.peer for (_, link), _, _ in ends}
+        self._leaving |= before
         await finished(
             [
-                _submit(worker, queue, partial(_join, peer, inbox))
-                for (worker, queue), peer, inbox in zip(self._queues, made.peers, made.inboxes, strict=True)
+                _submit(
+                    worker,
+                    link,
+                    partial(_set_peer, self._filters.wrap(peer, first=reads and number == 0), inbox),
+                )
+                for number, ((worker, link), peer, inbox) in enumerate(ends)
             ]
         )
-        return made
+        for peer in before & self._leaving:
+            self._filtered.update(count(peer))
+        self._leaving -= before
+
+    async def filter(self, filters: Filters) -> None:
+        """Put these filters around the peers, in place of the present ones, between two bursts: no frame is lost or
+        overtaken. ConfigError, and nothing is changed: an address that a filter needs is unknown.
+        """
+        if filters == self._filters or self._closing:
+            return
+        filters.check()
+        self._filters = filters
+        peers, inboxes = self._ends()
+        await self._join_queues(peers, inboxes, reads=self._distribution is None)
+        await self._join(
+            [(link, peer, None) for link, peer in zip(self._distributors, self._peers, strict=False)],
+            reads=True,
+        )
+
+    def _ends(self) -> tuple[Sequence[Peer], Sequence[Peer | None]]:
+        """The peer of each queue, and its inbox, without filters."""
+        if self._distribution is not None:
+            return self._distribution.peers, self._distribution.inboxes
+        last = len(self._peers) - 1
+        return [self._peers[min(n, last)] for n in range(len(self._queues))], [None] * len(self._queues)
 
     async def _serve_distributors(self, listener: Callable[[int], Listener]) -> None:
         """Their reports are as queue 0's: they record nothing."""
@@ -251,6 +306,19 @@ class Group:
         return total
 
     @property
+    def unfiltered(self) -> bool:
+        """Whether this connection has had no filter."""
+        return not self._filters.specs and not self._filtered
+
+    @property
+    def filter_counters(self) -> Counter[str]:
+        """The counters of all filters that this connection has had, summed."""
+        total = self._filtered.copy()
+        for peer in {link.peer for _, link in self._links} | self._leaving:
+            total.update(count(peer))
+        return total
+
+    @property
     def rings(self) -> dict[str, dict[str, int]]:
         """The indices of all rings, by "tx" and "rx" of queue 0, "tx-q1" of queue 1; empty while closing."""
         return {
@@ -286,8 +354,8 @@ def _submit(worker: QueueWorker, link: L, call: Callable[[Worker, L], object]) -
     return worker.thread.submit(lambda native: call(native, link))
 
 
-def _join(peer: Peer, inbox: Peer, worker: Worker, queue: BackQueue) -> None:
-    worker.set_peer(queue, peer, inbox)
+def _set_peer(peer: Peer, inbox: Peer | None, worker: Worker, link: Link) -> None:
+    worker.set_peer(link, peer, inbox)
 
 
 def _steer(table: Sequence[int], hash: Toeplitz | None, _worker: Worker, distributor: Distributor) -> None:

@@ -18,6 +18,7 @@ from netback.dataplane.peers.socket import SocketPeer
 from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PlatformError
 from netback.net.buffers import BURSTS, make_room
+from netback.net.filters import Filters
 
 INBOX_BYTES = BURSTS // 2
 """An inbox's bound: the sender's buffer, against which Linux counts a message until it is read. Linux doubles it."""
@@ -69,8 +70,10 @@ class Distribution:
         return steering.table(queues)
 
 
-def distribute(network: Sequence[Peer], queues: int, undo: ExitStack) -> Distribution:
+def distribute(network: Sequence[Peer], queues: int, undo: ExitStack, filters: Filters) -> Distribution:
     """Make what steers the frames of these peers to so many queues; `undo` closes its descriptors.
+
+    What a distributor reads has the vif's filters around it; the queues' peers are without them.
 
     PlatformError: there are too many descriptors.
     """
@@ -83,7 +86,10 @@ def distribute(network: Sequence[Peer], queues: int, undo: ExitStack) -> Distrib
         undo.callback(attempt.pop_all().close)
     return Distribution(
         # each has its own object for an inbox: an object belongs to one thread
-        tuple(Distributor(peer, [_end(sender) for sender, _ in pairs]) for peer in network),
+        tuple(
+            Distributor(filters.wrap(peer, first=number == 0), [_end(sender) for sender, _ in pairs])
+            for number, peer in enumerate(network)
+        ),
         tuple(peers),
         tuple(_end(receiver) for _, receiver in pairs),
     )

@@ -19,6 +19,7 @@ from netback.dataplane.thread import Listener
 from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PeerError
 from netback.net.base import Network
+from netback.net.filters import Filters
 from netback.observe.slots import Ring
 from netback.observe.trace import SLOTS, LogBudget, Tracer
 from netback.platforms.base import Platform
@@ -43,9 +44,9 @@ CaptureSink = Callable[[Record], None]
 class Vif:
     """One device's data path: `connect` acquires, `serve` starts, `disconnect` releases everything.
 
-    One task calls its coroutines, but any may call `limit`; each may be cancelled at any time. `on_notice` is called in
-    the event loop's thread when the vif's condition changes: the worst of its queues' conditions, READY when it
-    connects. For BROKEN, `broken` has the reason.
+    One task calls its coroutines, but any may call `limit` and `filter`; each may be cancelled at any time. `on_notice`
+    is called in the event loop's thread when the vif's condition changes: the worst of its queues' conditions, READY
+    when it connects. For BROKEN, `broken` has the reason.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Vif:
         self._capture: CaptureSink | None = None
         self._group: Group | None = None
         self._rates = Rates()
+        self._filters = self._filters_in_force = Filters()
         self._control: Control | None = None
         self._earlier: list[Counter[str]] = []
         """Of earlier connections, by queue."""
@@ -104,7 +106,7 @@ class Vif:
         """
         group = self._group
         alone = not self._earlier and not self._further and self._control is None
-        if group is not None and alone and len(counted := group.counters) == 1:
+        if group is not None and alone and group.unfiltered and len(counted := group.counters) == 1:
             return counted[0]  # most vifs are so, and adding takes longer than all the rest of a snapshot
         total = self._add_further()
         for queue in self.queue_counters:
@@ -122,6 +124,7 @@ class Vif:
             total.update(self._control.counters)
         if self._group is not None:
             total.update(self._group.steering_counters)
+            total.update(self._group.filter_counters)
         return total
 
     def _add_up(self) -> list[Counter[str]]:
@@ -155,6 +158,11 @@ class Vif:
         """The limits in force."""
         return self._rates
 
+    @property
+    def filters(self) -> Filters:
+        """The filters in force."""
+        return self._filters_in_force
+
     async def connect(self, config: VifConfig, *, adopt: bool) -> None:
         """Acquire port, rings and journal of each queue of `config`, and set the network's offloads to its `caps`.
 
@@ -172,7 +180,14 @@ class Vif:
         try:
             await group.bind(config)
             self._prepare(config, adopt)
-            await group.attach(config, self.network.peers, self._journal, adopt=adopt, times=self._times())
+            await group.attach(
+                config,
+                self.network.peers,
+                self._journal,
+                adopt=adopt,
+                times=self._times(),
+                filters=self._filters,
+            )
             if control is not None and config.control is not None:
                 await control.open(config.control, adopt=adopt)
         except BaseException:
@@ -191,6 +206,7 @@ class Vif:
         await self.watch()
         if self._rates != Rates():
             await group.limit(self._rates)
+        await group.filter(self._filters)  # they may have changed since `connect`
 
         def report(_notice: Notice) -> None:
             self._loop.call_soon_threadsafe(self._changed, group)
@@ -222,6 +238,18 @@ class Vif:
         self._rates = rates
         if self._group is not None:
             await self._group.limit(rates)
+
+    async def filter(self, filters: Filters) -> None:
+        """Pass what the guest sends and receives through these filters from now on, and on every later connection. No
+        frame is lost or overtaken by the change. ConfigError, and nothing is changed: an address is unknown.
+        """
+        if filters == self._filters:
+            return
+        filters.check()
+        self._filters = filters
+        if self._group is not None:
+            await self._group.filter(filters)
+        self._filters_in_force = filters
 
     async def refresh(self) -> None:
         """Make the workers read the network's descriptors again, which were joined to a new link."""

@@ -7,12 +7,14 @@ its own.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import ConfigError, PlatformError
+from netback.net.filters import FilterSpec
+from netback.net.filters import as_node as as_filters_node
 from netback.vif.features import DeviceType, Limits, make_mac, offer, parse_mac
 from netback.vif.rate import Rate, as_node
 from netback.xenbus.names import (
@@ -23,7 +25,7 @@ from netback.xenbus.names import (
     home,
     remove_device,
 )
-from netback.xenbus.nodes import MADE_BY, MAKER, RX_RATE, TX_RATE, write_device
+from netback.xenbus.nodes import FILTERS, MADE_BY, MAKER, RX_RATE, TX_RATE, write_device
 from netback.xenstore.aio import Store, StoreError
 
 _INDEX_END = 100
@@ -47,14 +49,15 @@ async def attach(
     offered: Mapping[str, str] | None = None,
     tx_rate: Rate | None = None,
     rx_rate: Rate | None = None,
+    filters: Sequence[FilterSpec] | None = None,
 ) -> DeviceName:
     """Write both directories in one transaction that ends with our state at InitWait (docs/decisions.md, Attach).
 
     `net` is a spec and is not checked. `mac`: one of Xen's own range where None. An `index` of -1 is the first whose
     frontend path does not exist, from `first_index` on (0 on emulated Xen, 1 on real Xen). `offered` is what the
     running backend offers; None is what any backend serves. `tx_rate` and `rx_rate` limit what the guest sends and
-    receives; for None the configuration decides. ConfigError: there is no such domain, the address is
-    malformed, the number is in use.
+    receives, `filters` filter it; for None the configuration decides. ConfigError: there is no such domain, the address
+    is malformed, the number is in use.
     """
     try:
         address = parse_mac(mac) if mac is not None else make_mac(os.urandom(3))
@@ -63,7 +66,9 @@ async def attach(
     if not await store.introduced(domid):
         raise ConfigError(f"there is no domain {domid}")
 
-    limits = {node: as_node(rate) for node, rate in ((TX_RATE, tx_rate), (RX_RATE, rx_rate)) if rate}
+    settings = {node: as_node(rate) for node, rate in ((TX_RATE, tx_rate), (RX_RATE, rx_rate)) if rate}
+    if filters is not None:
+        settings[FILTERS] = as_filters_node(filters)
     offered = offer(Limits()) if offered is None else offered
 
     async def body(tx: int) -> DeviceName:
@@ -71,7 +76,7 @@ async def attach(
         name = DeviceName(kind, backend_domid, domid, str(chosen))
         _ = name.index
         await _check_unused(store, name, tx)
-        await _write(store, name, net, address, limits | dict(offered), tx)
+        await _write(store, name, net, address, settings | dict(offered), tx)
         return name
 
     return await store.transact(body)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netback.net.base import FdStore
+from netback.net.filters import FilterSpec
 from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.observe.trace import Tracer
@@ -37,6 +38,8 @@ class Context:
     """The network spec of a device without a `net` node, by its name and its MAC address."""
     rates_for: Callable[[DeviceName, str | None], Awaitable[Rates]]
     """The limits of a device whose nodes name none, likewise."""
+    filters_for: Callable[[DeviceName, str | None], Awaitable[tuple[FilterSpec, ...]]]
+    """The filters of a device without a `filters` node, likewise."""
     times: Callable[[], WaitTimes]
     """How long frames may wait for a guest, by the present configuration."""
     hotplug: Callable[[], HotplugConfig | None]

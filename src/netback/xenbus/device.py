@@ -30,7 +30,6 @@ from netback.errors import (
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, queue_keys, read_live
 from netback.vif.queue import BindError, queue_name
-from netback.vif.rate import Rates
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import FactReader, Snapshot, read_backend, read_frontend
@@ -68,8 +67,8 @@ class Device:
     def __init__(self, name: DeviceName, context: Context, frontends: Frontends, pace: Pace) -> None:
         self.name = name
         self.news = asyncio.Event()
-        self.rates_changed = True
-        """Whether the device's limits must be read again. Set it before `news`."""
+        self.settings_changed = True
+        """Whether the device's limits and filters must be read again. Set it before `news`."""
         self.state = State.UNKNOWN
         self.config: VifConfig | None = None
         self.error = ""
@@ -121,12 +120,18 @@ class Device:
         """The data path, once the network is open."""
         return self._nic.vif
 
-    async def apply_rates(self) -> Rates:
-        """Read the device's limits now, and return those in force. GoneError: its network was closed meanwhile."""
-        await self._nic.read_rates()
+    async def apply_settings(self) -> Vif:
+        """Read the device's limits and filters now, and return the data path with those in force.
+
+        GoneError: its network was closed meanwhile. ConfigError, PeerError: its filters cannot be applied, so that no
+        frame passes.
+        """
+        await self._nic.read_settings()
         if self.vif is None:
             raise GoneError(f"{self.name}: its network is gone")
-        return self.vif.rates
+        if self._nic.filter_fault is not None:
+            raise self._nic.filter_fault
+        return self.vif
 
     @property
     def link_down(self) -> bool:
@@ -166,6 +171,7 @@ class Device:
             await self._follow_live()
             try:
                 await self._nic.check()
+                self._nic.check_filters()
             finally:
                 if not self._done and not self._elsewhere:
                     await self._nic.publish_carrier()
@@ -209,7 +215,7 @@ class Device:
                 await self._report(f"the hotplug script failed: {reason or 'no reason given'}")
             if snapshot.facts.hotplug_done:
                 await self._nic.publish_mtu(self._reader.frontend)
-            await self._read_rates()
+            await self._read_settings()
             if action is not Action.NOTHING:
                 with suppress(StateConflict):
                     await self._actions[action](snapshot)
@@ -244,15 +250,15 @@ class Device:
             self._announced = news
             self._context.news.states.announce(news)
 
-    async def _read_rates(self) -> None:
-        """Apply the limits if they may have changed; after an error they are read again."""
-        if not self.rates_changed or self.vif is None:
+    async def _read_settings(self) -> None:
+        """Apply limits and filters if they may have changed; after an error they are read again."""
+        if not (self.settings_changed or self._nic.filters_wait) or self.vif is None:
             return
-        self.rates_changed = False
+        self.settings_changed = False
         try:
-            await self._nic.read_rates()
+            await self._nic.read_settings()
         except BaseException:
-            self.rates_changed = True
+            self.settings_changed = True
             raise
 
     async def _follow(self, snapshot: Snapshot) -> None:
@@ -309,7 +315,7 @@ class Device:
             self._backoff.fail()
             return
         await self._nic.open(running=running)
-        self.rates_changed = True
+        self.settings_changed = True
 
     async def _is_of_qemu(self) -> bool:
         """Whether a QEMU made the device by its own command line, as that of dom0 makes its default NIC: it then keeps

@@ -24,13 +24,13 @@ from netback.xenbus.names import (
     errors,
     remove_empty,
 )
-from netback.xenbus.nodes import LINK_DOWN, RATES
+from netback.xenbus.nodes import SETTINGS
 from netback.xenbus.pace import RETRY_SECONDS, Pace
 from netback.xenstore.aio import Store, StoreError, StoreGone, Watch
 
 log = logging.getLogger("netback.xenbus")
 
-_RATES = [[node] for node in (*RATES, LINK_DOWN)]
+_SETTINGS = [[node] for node in SETTINGS]
 
 AGAIN_SECONDS = RETRY_SECONDS[-1]
 """Seconds until a refused directory or watch is requested again."""
@@ -111,7 +111,7 @@ class Devices:
     async def _scan(self, kind: DeviceType, parts: list[str]) -> None:
         """Wake the devices at or below backend/<type>/<parts>."""
         if len(parts) >= 2:
-            self._wake(kind, parts[0], parts[1], rates=parts[2:] in _RATES)
+            self._wake(kind, parts[0], parts[1], settings=parts[2:] in _SETTINGS)
             return
         for name, device in self.devices.items():
             if name.kind == kind and parts[0] in ("", str(name.domid)):
@@ -123,7 +123,7 @@ class Devices:
 
     # ---- devices
 
-    def _wake(self, kind: DeviceType, domid: str, number: str, *, rates: bool = False) -> None:
+    def _wake(self, kind: DeviceType, domid: str, number: str, *, settings: bool = False) -> None:
         guest = decimal(domid, DOMID_FIRST_RESERVED)
         if guest is None:
             return
@@ -131,7 +131,7 @@ class Devices:
         if name not in self.devices:
             self.devices[name] = Device(name, self._context, self._frontends, self._pace)
             self._tasks.create_task(self._run_device(self.devices[name]))
-        self.devices[name].rates_changed |= rates
+        self.devices[name].settings_changed |= settings
         self.devices[name].news.set()
 
     async def _run_device(self, device: Device) -> None:

@@ -12,26 +12,29 @@ This module knows specs, links and the descriptor store; it decides no state.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from netback.abi.netif_keys import Key
 from netback.dataplane.notices import Notice
 from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
+from netback.net.filters import Addresses, Filters, parse_node
 from netback.net.rtnetlink import get_link, rename
 from netback.net.spec import open_network, parse_spec, remove_tap, tap_name
 from netback.net.tap import find_made
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
-from netback.vif.rate import Rate, Rates, parse_node
+from netback.vif.rate import Rate, Rates
+from netback.vif.rate import parse_node as parse_rate_node
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
-from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES
+from netback.xenbus.nodes import CARRIER_OFF, FILTERS, IP, LINK_DOWN, RATES
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
@@ -42,7 +45,7 @@ that the attempt itself changes, must not keep the loop busy."""
 _BLIND_SECONDS = 5.0
 """Seconds between checks for a missing link if no rtnetlink socket reports its return."""
 _CUT = Rates(Rate(0, 1), Rate(0, 1))
-"""The limits of a link that an operator took down: nothing passes."""
+"""The limits of a link that an operator took down, or whose filters are unknown: nothing passes."""
 _FAULTS = (NetbackError, OSError)
 
 
@@ -75,7 +78,12 @@ class Nic:
         """The MTUs that were last compared."""
         self._tap = ""
         """The tap's name; empty for other networks."""
-        self._reading_rates = asyncio.Lock()
+        self._reading_settings = asyncio.Lock()
+        self.filter_fault: ConfigError | PeerError | None = None
+        """Why the filters that were read last cannot be applied; while there is a reason, no frame passes."""
+        self._filter_networks: dict[str, Network] = {}
+        """The networks that filters name, by their specs."""
+        self._filter_links_changed = False
         self._odd_rates: dict[str, str] = {}
         """The values of rate nodes that were reported: no rate, or a rate of 0."""
 
@@ -252,6 +260,8 @@ class Nic:
         GoneError: the link is missing. Any other NetbackError or OSError: the link exists and cannot be used
         now.
         """
+        if self._filter_links_changed:
+            await self._check_others()
         if self.vif is None or not self._unchecked:
             return
         network, self._seen = self.vif.network, None
@@ -363,19 +373,105 @@ class Nic:
             await store.transact(body)
             self._carrier = value
 
-    async def read_rates(self) -> None:
-        """Limit the vif as its nodes say, or as the configuration does for a node that is missing. Any task may call
-        this; no call applies older values than one that ended before.
+    async def read_settings(self) -> None:
+        """Limit and filter the vif as its nodes say, or as the configuration does for a node that is missing. Any task
+        may call this; no call applies older values than one that ended before.
+
+        While the filters are wrong, or the address that they go by, no frame passes.
         """
-        async with self._reading_rates:
+        async with self._reading_settings:
+            await self._read_filters()
             rates = await self._wanted_rates()
             if self.vif is not None:
                 await self.vif.limit(rates)
 
+    async def _read_filters(self) -> None:
+        if self.vif is None:
+            return
+        try:
+            filters = await self._wanted_filters()
+            for name in filters.names - self._filter_networks.keys():
+                self._filter_networks[name] = await self._open_other(name)
+            networks = {name: self._filter_networks[name] for name in filters.names}
+            if self.vif is not None:
+                await self.vif.filter(replace(filters, networks=networks))
+        except ConfigError as error:
+            self.filter_fault = error
+        except (PeerError, OSError) as error:
+            self.filter_fault = PeerError(str(error))
+        else:
+            self.filter_fault = None
+            self._end_others(self._filter_networks.keys() - networks.keys(), gone=True)
+        self._follow_others()
+
+    async def _open_other(self, spec: str) -> Network:
+        """Open a network that a filter names, in a thread. If cancelled, close it again."""
+        parsed = parse_spec(spec)
+        opening = asyncio.ensure_future(asyncio.to_thread(open_network, parsed, name=parsed.link))
+        try:
+            await asyncio.wait((opening,))
+        except asyncio.CancelledError:
+            with suppress(*_FAULTS):
+                (await opening).close()
+            raise
+        network = opening.result()
+        network.carrier(True)
+        return network
+
+    def _follow_others(self) -> None:
+        """Follow the links of the networks that filters name."""
+        follows = (network.follows for network in self._filter_networks.values())
+        self._context.links.follow(self._on_other_link, set().union(*follows))
+
+    def _on_other_link(self) -> None:
+        self._filter_links_changed = True
+        self._look()
+
+    async def _check_others(self) -> None:
+        """Join those whose links are back. While one is missing its frames are lost, and nothing else."""
+        self._filter_links_changed = False
+        joined = False
+        for network in self._filter_networks.values():
+            with suppress(*_FAULTS):
+                joined |= network.check()
+        self._follow_others()
+        if joined and self.vif is not None:
+            await self.vif.refresh()
+
+    def _end_others(self, names: Iterable[str], *, gone: bool) -> None:
+        for name in tuple(names):
+            network = self._filter_networks.pop(name)
+            try:
+                network.remove() if gone else network.close()
+            except _FAULTS as error:
+                log.warning("%s: network %s: %s", self._name, network.name, error)
+
+    async def _wanted_filters(self) -> Filters:
+        name, store = self._name, self._context.store
+        mac = await read_mac(store, name)
+        text, ip = await asyncio.gather(*(read_backend(store, name, node) for node in (FILTERS, IP)))
+        if text is None:
+            specs = await self._context.filters_for(name, mac)
+        else:
+            specs = parse_node(text)
+        return Filters(specs, Addresses.read(mac, ip)) if specs else Filters()
+
+    def check_filters(self) -> None:
+        """ConfigError: the filters that were read last are wrong. PeerError: a network that they name cannot be opened
+        now.
+        """
+        if self.filter_fault is not None:
+            raise type(self.filter_fault)(f"no frame passes: {self.filter_fault}")
+
+    @property
+    def filters_wait(self) -> bool:
+        """Whether the filters must be read again, since a network that they name could not be opened."""
+        return isinstance(self.filter_fault, PeerError)
+
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store
         self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
-        if self.link_down:
+        if self.link_down or self.filter_fault is not None:
             return _CUT
         texts = await asyncio.gather(*(read_backend(store, name, node) for node in RATES))
         rates = Rates()
@@ -393,7 +489,7 @@ class Nic:
             return default
         rate, reason = None, ""
         try:
-            rate = parse_node(text)
+            rate = parse_rate_node(text)
         except ValueError as error:
             reason = f"is no rate, so it limits nothing: {error}"
         if rate is not None and not rate.size:
@@ -451,6 +547,9 @@ class Nic:
             await asyncio.to_thread(remove_tap, spec, await self._link())
 
     def _end_network(self, network: Network, *, gone: bool) -> None:
+        self.filter_fault = None
+        self._context.links.follow(self._on_other_link, ())
+        self._end_others(self._filter_networks, gone=gone)
         try:
             if not self._context.networks.give_back(network):
                 network.remove() if gone else network.close()

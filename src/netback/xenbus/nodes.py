@@ -20,6 +20,12 @@ TX_RATE: Final = "rate"
 RX_RATE: Final = "rx-rate"
 """The same for what the guest receives; only netback's own commands write it."""
 RATES: Final = (TX_RATE, RX_RATE)
+FILTERS: Final = "filters"
+"""The backend node with the device's filters (`net.filters.as_node`); only netback's own commands write it."""
+IP: Final = "ip"
+"""The backend node with the guest's IP addresses; libxl writes it for `ip=` in a vif."""
+SETTINGS: Final = (*RATES, FILTERS, IP, "mac", LINK_DOWN)
+"""The backend nodes that limit and filter what passes a device."""
 
 
 async def write_nodes(store: Store, directory: str, nodes: Mapping[str, str]) -> None:

@@ -101,7 +101,7 @@ cdef int poll_network(link_t *link, workspace_t *ws) noexcept nogil:
         distribute(own, ws.frames, got)
     if source.release != NULL:
         source.release(source)
-    if got == count:
+    if got == count or source.more:
         return STATE_PEER_MORE
     return STATE_PEER_CLOSED if source.condition == PEER_CLOSED else STATE_PEER_IDLE
 

@@ -132,6 +132,8 @@ cdef int next_state(back_queue *queue, burst_t *burst, uint32_t needed, bint dra
         queue.read_at = coarse_ns()      # the guest is not to blame for this wait
         link.peer_to_ring.due = link.peer_to_ring.allowance.due
         return STATE_NO_CREDIT
+    if drained and link.source.more and burst.used < burst.room:
+        return STATE_PEER_MORE
     if drained and burst.used < burst.room:
         return STATE_PEER_CLOSED if link.source.condition == PEER_CLOSED else STATE_PEER_IDLE
     return wait_for_slots(queue, max(needed, <uint32_t>1), moved)

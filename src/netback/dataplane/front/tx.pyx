@@ -512,6 +512,8 @@ cdef int poll_front_tx(link_t *link, workspace_t *ws) noexcept nogil:
     publish(queue, first)
     moved = queue.tx.req_prod != first or queue.tx.rsp_cons != answered or drained
     link.peer_to_ring.progress += moved
+    if queue.backlog.count == 0 and drained and link.source.more:
+        return STATE_PEER_MORE
     if queue.backlog.count == 0 and drained:
         return STATE_PEER_CLOSED if link.source.condition == PEER_CLOSED else STATE_PEER_IDLE
     needed = queue.needed if queue.backlog.count else 1

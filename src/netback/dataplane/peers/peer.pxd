@@ -33,9 +33,12 @@ and virtqueue.pyx show a whole one each). A skeleton:
         is more. NULL if readable means frames alone, and writable means room. A peer with `wake` may keep bytes of a
         frame that it took in part: while `unsent` is set, its descriptor is watched whatever the link waits for.
 
+    cdef void tick(peer_t *peer) noexcept nogil
+        The time `due` has come. NULL if `receive` looks at the clock itself.
+
 Only the thread that serves the link calls these functions. None waits, none raises. A filter on a frame's path is a
-peer around another one: it fills the table with its own functions and calls the inner one's; a link without a
-filter has no cost.
+peer around another one (filter.pxd): it fills the table with its own functions and calls the inner one's; a link
+without a filter has no cost.
 """
 from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -91,6 +94,7 @@ cdef struct peer_t:
     uint32_t frames_per_read     # 1: each read returns one frame, however many are requested
     int blocked
     bint unsent                  # bytes that it took wait for room
+    bint more                    # the last `receive` returned fewer frames than it could: a filter dropped some
     int condition
     uint32_t short_frames        # messages without a frame, and
     uint32_t truncated           # frames longer than any buffer: the caller moves both to its counters
@@ -101,6 +105,7 @@ cdef struct peer_t:
     void (*check)(peer_t *) noexcept nogil
     void (*wake)(peer_t *) noexcept nogil
     bint (*settle)(peer_t *, bint end) noexcept nogil
+    void (*tick)(peer_t *) noexcept nogil
 
 
 cdef inline virtio_net_hdr *vnet_header(frame_t *frame) noexcept nogil:
