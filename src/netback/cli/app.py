@@ -29,6 +29,7 @@ _COMMANDS: Mapping[str, str] = {
     "rings": "rings",
     "top": "top",
     "trace": "trace",
+    "capture": "capture",
     "metrics": "metrics",
     "guest": "guest",
     "demo": "demo",

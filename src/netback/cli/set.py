@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 @click.option(
     "--mtu", type=click.IntRange(68, 65535), help="The MTU of the device's tap, if netback made that."
 )
+@click.option(
+    "--pcap",
+    metavar="FILE[,snaplen=N][,size=N][,files=N]",
+    help="Have the backend keep its frames in a file.",
+)
+@click.option("--no-pcap", is_flag=True, help="End that.")
 @options.target
 def set_device(
     vif: str,
@@ -34,6 +40,8 @@ def set_device(
     carrier: bool | None,
     link: str | None,
     mtu: int | None,
+    pcap: str | None,
+    no_pcap: bool,
     platform: PlatformName | None,
     directory: Path | None,
 ) -> None:
@@ -43,9 +51,12 @@ def set_device(
     VIF: the device's name, as in vif3.0, or its guest. Needs the running backend.
     """
     options.check_rates(tx_rate, rx_rate)
-    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu)):
+    if pcap is not None and no_pcap:
+        raise ConfigError("--pcap and --no-pcap: choose one")
+    pcap = "none" if no_pcap else None if pcap is None else str(Path.cwd() / pcap)
+    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu, pcap)):
         raise ConfigError(
-            "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link or --mtu"
+            "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link, --mtu, --pcap or --no-pcap"
         )
     with query.connect(Target.choose(platform, directory)) as client:
         name = query.find(client, vif, kind, index)
@@ -56,8 +67,11 @@ def set_device(
             carrier=carrier,
             link=None if link is None else link == "up",
             mtu=mtu,
+            pcap=pcap,
         )
     parts = [f"tx {answer.tx_rate}", f"rx {answer.rx_rate}", "carrier" if answer.carrier else "no carrier"]
     parts += [] if answer.link else ["link down"]
     parts += [] if answer.mtu is None else [f"MTU {answer.mtu}"]
+    if answer.pcap:
+        parts.append(f"pcap {answer.pcap.file}" + (f" ({answer.pcap.error})" if answer.pcap.error else ""))
     click.echo(printable(f"{answer.device}: {', '.join(parts)}"))

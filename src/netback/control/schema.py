@@ -12,14 +12,15 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from netback.observe.choice import MAX_FRAME, Direction
 from netback.observe.slots import Ring
 
-VERSION = "1.0"
+VERSION = "1.1"
 """Major and minor version of the protocol. The minor one grows when methods, topics, optional parameters or fields are
 added, the major one when anything else changes."""
 
 DeviceType = Literal["vif", "qnic"]
-Topic = Literal["states", "notices", "statistics", "trace"]
+Topic = Literal["states", "notices", "statistics", "trace", "frames"]
 NoticeName = Literal["ready", "stalled", "network-gone", "broken"]
 Index = Annotated[int, Meta(ge=-1, lt=(1 << 31) - 1)]
 Name = Annotated[str, Meta(max_length=256)]
@@ -66,6 +67,19 @@ class ListRequest(Request, frozen=True, kw_only=True):
 
     device: Name | None = None
     """One device by its name, as in "vif3.0"; None for all."""
+
+
+class PcapStatus(Result, frozen=True, kw_only=True):
+    """A file in which the backend keeps a device's frames."""
+
+    file: str
+    """Its path."""
+    frames: int
+    """Frames that were written since it was set, or since the backend started."""
+    lost: int
+    """Frames that were not, since the disk was too slow or refused them."""
+    error: str | None
+    """Why nothing is written at present."""
 
 
 class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": "hotplug-status"}):
@@ -125,6 +139,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """The limit of what it receives."""
     rings: dict[str, dict[str, int]] | None = None
     """All rings' indices, by ring and name; None without a running backend."""
+    pcap: PcapStatus | None = None
+    """The file in which its frames are kept."""
 
 
 class Devices(Result, frozen=True, kw_only=True):
@@ -218,6 +234,9 @@ class SetRequest(Request, frozen=True, kw_only=True):
     """False: no frame passes in either direction, and the guest sees no carrier."""
     mtu: Annotated[int, Meta(ge=MIN_MTU, le=65535)] | None = None
     """The MTU of the device's tap, which must be one that netback made. The tap keeps it."""
+    pcap: Annotated[str, Meta(max_length=4096)] | None = None
+    """Keep its frames in a file of the backend's, as in "/var/lib/netback/web.pcapng,snaplen=128,size=64M,files=4"
+    (docs/capture.md), or "none"."""
 
 
 class Settings(Result, frozen=True, kw_only=True):
@@ -235,6 +254,8 @@ class Settings(Result, frozen=True, kw_only=True):
     """Whether frames may pass."""
     mtu: int | None
     """The link's MTU; None if the network has no link here."""
+    pcap: PcapStatus | None = None
+    """The file in which its frames are kept."""
 
 
 class AttachRequest(Request, frozen=True, kw_only=True):
@@ -289,6 +310,14 @@ class SubscribeRequest(Request, frozen=True, kw_only=True):
     """statistics: also the counters of each queue."""
     points: Annotated[tuple[Name, ...], Meta(max_length=MAX_POINTS)] = ()
     """trace: names or globs of trace points; without one all but those of slots, which slow a device down."""
+    devices: Annotated[tuple[Name, ...], Meta(max_length=MAX_POINTS)] = ()
+    """frames: the devices, if there are several and not all."""
+    direction: Direction = "both"
+    """frames: "tx" for what guests send."""
+    queue: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    """frames: those of one queue of each device; None for all."""
+    snaplen: Annotated[int, Meta(ge=0, le=MAX_FRAME)] = MAX_FRAME
+    """frames: the bytes that are kept of each."""
 
 
 class Subscribed(Result, frozen=True, kw_only=True):
@@ -375,6 +404,15 @@ class TraceEvent(Result, frozen=True, kw_only=True):
     """Its values by name."""
 
 
+class FrameMemory(Result, frozen=True, kw_only=True):
+    """The only event: the memory in which frames come from now on (docs/capture.md). Two descriptors come with its line
+    by SCM_RIGHTS: the memory, and the reading end of a pipe.
+    """
+
+    bytes: int
+    """The memory's size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A method of the control socket: what it does, its parameters, and its result."""
@@ -403,5 +441,6 @@ TOPICS: Mapping[Topic, type[Result]] = {
     "notices": DeviceNotice,
     "statistics": DeviceStatistics,
     "trace": TraceEvent,
+    "frames": FrameMemory,
 }
 """The type of each topic's events."""

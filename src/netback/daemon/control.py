@@ -29,9 +29,10 @@ from netback.control.schema import (
 )
 from netback.control.server import Calls
 from netback.daemon.serving import Serving
-from netback.daemon.status import describe, merge, read_devices, read_directory, read_nodes
+from netback.daemon.status import describe, describe_pcap, merge, read_devices, read_directory, read_nodes
 from netback.errors import ConfigError, printable
 from netback.net.base import ETH_DATA_LEN, Network
+from netback.observe.pcap import check_file, parse_pcap
 from netback.vif.features import KEYS, Limits, queue_keys
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
 from netback.vif.terms import explain
@@ -39,7 +40,7 @@ from netback.xenbus import names
 from netback.xenbus.attach import find_device, list_devices
 from netback.xenbus.device import Device
 from netback.xenbus.domains import await_domain, find_domain
-from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES, write_nodes
+from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, PCAP, RATES, write_nodes
 from netback.xenstore.aio import Store
 
 _CONNECTED = {state.title for state in (State.CONNECTED, State.RECONFIGURING, State.RECONFIGURED)}
@@ -144,7 +145,12 @@ class Methods:
             nodes[LINK_DOWN] = str(int(not request.link))
         if request.mtu is not None:
             _set_mtu(device, vif.network, request.mtu)
-        await write_nodes(self._backend.store, device.name.backend, nodes)
+        private = {}
+        if request.pcap is not None:
+            nodes[PCAP] = await _pcap(request.pcap)
+            private[PCAP] = [f"n{self._domid}"]
+        await write_nodes(self._backend.store, device.name.backend, nodes, private)
+        await device.apply_pcap()
         rates = await device.apply_rates()
         return Settings(
             device=request.device,
@@ -153,6 +159,7 @@ class Methods:
             carrier=await device.carrier(),
             link=not device.link_down,
             mtu=vif.network.mtu,
+            pcap=describe_pcap(device),
         )
 
     async def attach(self, request: AttachRequest) -> DeviceName:
@@ -200,6 +207,18 @@ def _set_mtu(device: Device, network: Network, mtu: int) -> None:
     if network.mtu != mtu:
         stays = "it has no MTU" if network.mtu is None else f"its MTU stays {network.mtu}"
         raise ConfigError(f"{network.name}: {stays}: only a tap that netback made can be changed")
+
+
+async def _pcap(text: str) -> str:
+    """The value of the node. ConfigError: it names no file, or one that cannot be written."""
+    if text == "none":
+        return ""
+    spec = parse_pcap(text)
+    try:
+        await asyncio.to_thread(check_file, spec.path)
+    except OSError as error:
+        raise ConfigError(f"pcap {printable(str(spec.path))}: {error.strerror or error}") from error
+    return str(spec)
 
 
 def _rate(text: str) -> Rate | None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the control socket's methods and topics need of a backend (`daemon.backend.Backend`)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from netback.observe.captures import Captures
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType
@@ -22,6 +23,8 @@ class Serving(Protocol):
     store: Store
     tracer: Tracer
     news: News
+    captures: Captures
+    ends: bool
 
     @property
     def devices(self) -> Mapping[DeviceName, Device]:
@@ -49,5 +52,5 @@ class Serving(Protocol):
     async def detach(self, name: DeviceName, *, seconds: float = 10.0) -> bool:
         """Take a device from its guest. Returns False if the guest did not answer in time."""
 
-    async def watch(self) -> None:
-        """Have the workers record what the tracer wants."""
+    async def watch(self, names: Collection[str] = ()) -> None:
+        """Have the workers record what the tracer and the captures want, of these devices; of all if none is named."""

@@ -14,7 +14,7 @@ import msgspec
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
-from netback.control.schema import DeviceStatistics, DeviceStatus
+from netback.control.schema import DeviceStatistics, DeviceStatus, PcapStatus
 from netback.errors import printable
 from netback.vif.features import OPTIONAL, DeviceType
 from netback.vif.rate import Rates
@@ -26,7 +26,7 @@ _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
     "network", "path", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued",
-    "tx_rate", "rx_rate", "rings",
+    "tx_rate", "rx_rate", "rings", "pcap",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
 _READERS = 8
@@ -64,7 +64,16 @@ def describe(device: Device) -> DeviceStatus:
         tx_rate=str(rates.tx) if rates.tx else None,
         rx_rate=str(rates.rx) if rates.rx else None,
         rings=dict(vif.rings) if vif else {},
+        pcap=describe_pcap(device),
     )
+
+
+def describe_pcap(device: Device) -> PcapStatus | None:
+    """The file in which a device's frames are kept."""
+    if (state := device.pcap) is None:
+        return None
+    file, error = printable(state.file), printable(state.error) or None
+    return PcapStatus(file=file, frames=state.frames, lost=state.lost, error=error)
 
 
 Told = tuple[dict[str, int], dict[str, int]]

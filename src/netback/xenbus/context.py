@@ -8,6 +8,7 @@ from pathlib import Path
 from netback.net.base import FdStore
 from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
+from netback.observe.captures import Captures
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import WaitTimes
@@ -26,6 +27,7 @@ class Context:
     platform: Platform
     workers: Workers
     tracer: Tracer
+    captures: Captures
     offer: Mapping[str, str]
     """The backend keys that this process serves (`features.offer`)."""
     queues: int

@@ -27,6 +27,7 @@ from netback.errors import (
     PlatformError,
     printable,
 )
+from netback.observe.pcap import PcapState
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, queue_keys, read_live
 from netback.vif.queue import BindError, queue_name
@@ -125,6 +126,15 @@ class Device:
         if self.vif is None:
             raise GoneError(f"{self.name}: its network is gone")
         return self.vif.rates
+
+    async def apply_pcap(self) -> None:
+        """Read now where the device's frames are kept, and keep them there from now on."""
+        await self._nic.read_pcap()
+
+    @property
+    def pcap(self) -> PcapState | None:
+        """How the file does in which its frames are kept; None if there is none."""
+        return self._nic.pcap.state
 
     @property
     def link_down(self) -> bool:
@@ -245,6 +255,7 @@ class Device:
         self.rates_changed = False
         try:
             await self._nic.read_rates()
+            await self._nic.read_pcap()
         except BaseException:
             self.rates_changed = True
             raise

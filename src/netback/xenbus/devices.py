@@ -24,13 +24,13 @@ from netback.xenbus.names import (
     errors,
     remove_empty,
 )
-from netback.xenbus.nodes import LINK_DOWN, RATES
+from netback.xenbus.nodes import LINK_DOWN, PCAP, RATES
 from netback.xenbus.pace import RETRY_SECONDS, Pace
 from netback.xenstore.aio import Store, StoreError, StoreGone, Watch
 
 log = logging.getLogger("netback.xenbus")
 
-_RATES = [[node] for node in (*RATES, LINK_DOWN)]
+_RATES = [[node] for node in (*RATES, LINK_DOWN, PCAP)]
 
 AGAIN_SECONDS = RETRY_SECONDS[-1]
 """Seconds until a refused directory or watch is requested again."""

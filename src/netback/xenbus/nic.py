@@ -31,7 +31,8 @@ from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
-from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, RATES
+from netback.xenbus.nodes import CARRIER_OFF, LINK_DOWN, PCAP, RATES
+from netback.xenbus.pcap import PcapFilter
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
@@ -75,6 +76,7 @@ class Nic:
         """The MTUs that were last compared."""
         self._tap = ""
         """The tap's name in its spec; empty for other networks."""
+        self.pcap = PcapFilter(str(name), context.captures)
         self._reading_rates = asyncio.Lock()
         self._odd_rates: dict[str, str] = {}
         """The values of rate nodes that were reported: no rate, or a rate of 0."""
@@ -114,6 +116,7 @@ class Nic:
             workers=self._context.workers,
             journal=self.journal,
             tracer=self._context.tracer,
+            captures=self._context.captures,
             on_notice=self._on_notice,
             times=self._context.times,
         )
@@ -350,6 +353,16 @@ class Nic:
             if self.vif is not None:
                 await self.vif.limit(rates)
 
+    async def read_pcap(self) -> None:
+        """Keep the vif's frames in the file that its node names, if it names one."""
+        text = await read_backend(self._context.store, self._name, PCAP) or ""
+        if self.vif is None:
+            return
+        before = self.pcap.error
+        await self.pcap.apply(text, self.vif)
+        if self.pcap.error and self.pcap.error != before:
+            self._budget.warn(log, f"{self._name}: {self.pcap.error}")
+
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store
         self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
@@ -400,6 +413,7 @@ class Nic:
             self.vif = None
             try:
                 await vif.release()
+                await self.pcap.close()
             finally:
                 self._end_network(vif.network, gone=False)
 
@@ -413,6 +427,7 @@ class Nic:
         self.vif = None
         try:
             await vif.disconnect()
+            await self.pcap.close()
         finally:
             self._end_network(vif.network, gone=True)
         self._context.tracer.emit("xen_netdev_unrealize", self._name)
