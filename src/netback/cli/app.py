@@ -30,6 +30,7 @@ _COMMANDS: Mapping[str, str] = {
     "top": "top",
     "trace": "trace",
     "capture": "capture",
+    "extcap": "extcap",
     "metrics": "metrics",
     "guest": "guest",
     "demo": "demo",

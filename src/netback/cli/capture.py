@@ -62,8 +62,17 @@ def capture(
             write(frames, file, count=count, seconds=seconds)
 
 
-def write(frames: "Capture", file: str, *, count: int | None = None, seconds: float | None = None) -> None:
-    """Write a capture to a file, "-" for stdout, until it ends or a signal comes; then say what was lost."""
+def write(
+    frames: "Capture",
+    file: str,
+    *,
+    count: int | None = None,
+    seconds: float | None = None,
+    quiet: bool = False,
+) -> None:
+    """Write a capture to a file, "-" for stdout, until it ends or a signal comes; then say what was lost. `quiet`: only
+    if something was, for Wireshark shows the line as an error.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     out = os.dup(sys.stdout.fileno()) if file == "-" else os.open(file, flags, 0o600)
     try:
@@ -72,7 +81,8 @@ def write(frames: "Capture", file: str, *, count: int | None = None, seconds: fl
     finally:
         os.close(out)
         losses = "".join(f", {lost} of {name} lost" for name, lost in frames.lost.items())
-        warn(f"{frames.frames} frame{'s' * (frames.frames != 1)} captured{losses or ', none lost'}")
+        if losses or not quiet:
+            warn(f"{frames.frames} frame{'s' * (frames.frames != 1)} captured{losses or ', none lost'}")
 
 
 @contextmanager
