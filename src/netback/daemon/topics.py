@@ -145,7 +145,8 @@ class Sources:
                 capture.ended = True
                 await self._backend.watch(devices)
                 if not self._backend.ends:  # else the client may still read what there is
-                    memory.release()
+                    capture.memory.release()
+                capture.memory.close()
 
     def _chosen(self, request: SubscribeRequest) -> list[Device]:
         """The devices of a subscription. ConfigError: there is none of that name."""

@@ -109,6 +109,7 @@ cdef class CaptureMemory:
     cdef ring_t *rings
     cdef readonly int fd
     cdef readonly int pipe
+    cdef int waker
     cdef dict numbers
 
 

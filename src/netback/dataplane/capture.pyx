@@ -154,47 +154,40 @@ cdef class CaptureMemory:
     """The memory of one capture, sealed so that no reader can shorten it: `rings` rings of `ring_bytes`, a power of two
     and MIN_RING at least. OSError: the kernel gives none.
 
-    `fd` is its descriptor and `pipe` the end by which the reader is woken: both are for the reader. They and the
-    mapping last as long as this object, which the sinks keep.
+    `fd` is its descriptor and `pipe` the end by which the reader is woken: both are for the reader. The mapping lasts
+    as long as this object, which the sinks keep.
     """
 
     def __cinit__(self, uint32_t rings, uint32_t ring_bytes):
         cdef uint32_t i
         cdef capture_header_t *header
-        self.fd = self.pipe = -1
+        self.fd = self.pipe = self.waker = -1
         if ring_bytes < MIN_RING or ring_bytes & (ring_bytes - 1):
             raise ValueError("ring_bytes is no power of two, or too small")
         self.numbers = {}
         self.rings = <ring_t *>calloc(rings, sizeof(ring_t))
         if self.rings == NULL:
             raise MemoryError
-        for i in range(rings):
-            self.rings[i].wake = -1
         self.fd = os.memfd_create("netback-capture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, controls_end(rings) + rings * <size_t>ring_bytes)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
         # A pipe, not an eventfd: its ends are two descriptions, so the reader cannot make the worker's end block.
-        self.pipe, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        for i in range(rings):
-            self.rings[i].wake = wake
+        self.pipe, self.waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         capture_map(&self.mapping, self.fd, rings, ring_bytes)
         header = <capture_header_t *>self.mapping.memory
         header.version, header.rings, header.ring_bytes = CAPTURE_VERSION, rings, ring_bytes
         header.magic = CAPTURE_MAGIC
         for i in range(rings):
+            self.rings[i].wake = self.waker
             self.rings[i].header = header
             self.rings[i].shared = capture_ring(&self.mapping, i)
             self.rings[i].data = self.mapping.data[i]
             self.rings[i].size = ring_bytes
 
     def __dealloc__(self):
+        self.close()
         capture_unmap(&self.mapping)
-        if self.rings != NULL and self.mapping.rings and self.rings[0].wake >= 0:
-            os.close(self.rings[0].wake)
         free(self.rings)
-        for fd in (self.fd, self.pipe):
-            if fd >= 0:
-                os.close(fd)
 
     def device(self, str name) -> int:
         """The number of a device, which gets one if it has none. For one thread. KeyError: the table is full."""
@@ -214,12 +207,17 @@ cdef class CaptureMemory:
         return number
 
     def release(self) -> None:
-        """Give the memory back to the kernel, even if the reader keeps its descriptor: for a reader that is gone. The
-        caller knows that no queue has a sink of this capture any more.
-        """
+        """Give the memory back to the kernel, even if the reader keeps its descriptor: for a reader that is gone."""
         cdef size_t size = self.mapping.rings * <size_t>self.mapping.ring_bytes
         if fallocate(self.fd, FALLOC_PUNCH, self.mapping.size, size) < 0:
             raise OSError("the capture's memory cannot be given back")
+
+    def close(self) -> None:
+        """Close the descriptors; may be called again. The caller knows that no queue has a sink of this capture."""
+        for fd in (self.fd, self.pipe, self.waker):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.pipe = self.waker = -1
 
 
 cdef extern from "<fcntl.h>" nogil:

@@ -136,7 +136,7 @@ class Section:
     @property
     def lost(self) -> dict[str, int]:
         """Frames that were lost so far, in all sections, by interface; those that lost none are left out."""
-        return {name: lost for name, _, lost in self._interfaces([]) if lost}
+        return {name: lost for name, _, lost in self._interfaces(self._reader.devices(), []) if lost}
 
     def begin(self) -> bytes:
         """The blocks that a section begins with."""
@@ -158,7 +158,7 @@ class Section:
         now = time.time_ns()
         return b"".join(
             statistics(number, self._begun, now, frames, lost)
-            for number, (_, frames, lost) in enumerate(self._interfaces(self._before))
+            for number, (_, frames, lost) in enumerate(self._interfaces(self._devices, self._before))
         )
 
     def _describe(self, devices: list[str]) -> bytes:
@@ -169,10 +169,12 @@ class Section:
             for way in self._ways
         )
 
-    def _interfaces(self, before: list[tuple[int, int, int, int]]) -> list[tuple[str, int, int]]:
-        """Of each interface: its name, the frames since `before`, and those that were lost."""
+    def _interfaces(
+        self, devices: list[str], before: list[tuple[int, int, int, int]]
+    ) -> list[tuple[str, int, int]]:
+        """Of each interface of the devices: its name, the frames since `before`, and those that were lost."""
         found = []
-        for number, device in enumerate(self._devices):
+        for number, device in enumerate(devices):
             then = before[number] if number < len(before) else (0, 0, 0, 0)
             tx, rx, tx_lost, rx_lost = (
                 now - old for now, old in zip(self._reader.counts(number), then, strict=True)
