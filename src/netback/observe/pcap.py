@@ -41,7 +41,7 @@ END_SECONDS = 3.0
 """Seconds that the end of a capture may take: a disk that does not answer is left to its thread."""
 _REST_MS = 20
 """Milliseconds between two looks while frames flow."""
-_SIZE = re.compile(r"([0-9]{1,12})([kMG]?)")
+_SIZE = re.compile(r"([0-9]{1,13})([kMG]?)")
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BEGIN = struct.Struct("<III")
 """A section's type, length and byte order."""
