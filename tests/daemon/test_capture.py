@@ -6,7 +6,9 @@ import json
 import mmap
 import os
 import socket
+import sys
 import threading
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -18,14 +20,16 @@ from netback.abi.xenbus import XenbusState as State
 from netback.control import Client, ControlError
 from netback.control.capture import Capture, Frame
 from netback.control.rpc import SOCKET, Code
+from netback.control.schema import MAX_CAPTURES
 from netback.daemon import Backend
-from netback.daemon.topics import MAX_CAPTURES
 from netback.net.python import PythonNetwork
 from netback.xenbus.names import DeviceName
 from tests.capture_oracle import CONTROLS, PAGE
 from tests.crash.respawn import until
 from tests.daemon.talk import client, talking
 from tests.vif.guest import FRAME, SECONDS, Guest, exchange, until_state
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "slots_of_frames.py"
 
 
 @pytest.fixture
@@ -307,3 +311,16 @@ async def test_the_memory_of_another_version(xen: Path, backend: Backend, name: 
         with pytest.raises(ControlError, match="unknown form: use the netback of the backend's version"):
             Capture(connection, "both", 10)
         os.close(memory)
+
+
+async def test_the_example(xen: Path, name: DeviceName, guest: Guest, network: PythonNetwork) -> None:
+    example = await asyncio.create_subprocess_exec(
+        sys.executable, str(EXAMPLE), str(name), "4", str(xen), stdout=PIPE
+    )
+    assert example.stdout is not None
+    ended = asyncio.create_task(example.wait())
+    while not ended.done():
+        await exchange(guest, network)
+    out = (await example.stdout.read()).decode()
+    assert sum(int(line.split()[-2]) for line in out.splitlines()) == 4
+    assert {line.split(":")[0] for line in out.splitlines()} == {"rx   1 slots", "tx   1 slots"}

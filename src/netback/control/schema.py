@@ -29,6 +29,8 @@ MIN_INTERVAL = 0.1
 """Seconds between two snapshots of statistics, at least."""
 MIN_MTU = 68
 """Bytes: the least of any Ethernet link (linux/if_ether.h, ETH_MIN_MTU)."""
+MAX_CAPTURES = 8
+"""Captures of all clients, at most: each takes memory (observe.captures.CAPTURE_BYTES)."""
 MAX_POINTS = 64
 """Patterns of a trace subscription, at most."""
 

@@ -10,7 +10,14 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 
 from netback.control.feed import Batch, Feed, Topics
-from netback.control.schema import DeviceNotice, DeviceState, FrameMemory, NoticeName, SubscribeRequest
+from netback.control.schema import (
+    MAX_CAPTURES,
+    DeviceNotice,
+    DeviceState,
+    FrameMemory,
+    NoticeName,
+    SubscribeRequest,
+)
 from netback.daemon.serving import Serving
 from netback.daemon.status import Told, ask_network, count
 from netback.daemon.traces import Owned, Traces
@@ -21,8 +28,6 @@ from netback.observe.trace import SLOTS, TRACE_POINTS, matching_points
 from netback.xenbus.device import Device
 from netback.xenbus.news import ConditionNews, StateNews
 
-MAX_CAPTURES = 8
-"""Captures of all clients: each takes memory (observe.captures.CAPTURE_BYTES)."""
 _SNAPSHOT = 64
 """Devices in a batch of statistics: between two batches the loop serves others."""
 _NETWORK_SECONDS = 5.0
