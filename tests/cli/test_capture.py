@@ -212,6 +212,22 @@ async def test_without_a_backend(tmp_path: Path) -> None:
     assert "no backend listens" in err
 
 
+async def test_frames_that_the_backend_keeps(
+    xen: Path, name: DeviceName, guest: Guest, network: PythonNetwork, tmp_path: Path
+) -> None:
+    path = tmp_path / "kept.pcapng"
+    at = ("--dir", xen)
+    code, out, _ = await run("set", name, "--pcap", f"{path},snaplen=64", *at)
+    assert (code, out) == (0, f"{name}: tx none, rx none, carrier, pcap {path}\n")
+    await exchange(guest, network)
+    await until(lambda: b"RX ring" in path.read_bytes())
+    assert f"pcap       {path}, 2 frames\n" in (await run("show", name, *at))[1]
+    assert (await run("set", name, "--no-pcap", *at))[1] == f"{name}: tx none, rx none, carrier\n"
+    assert len(fields_of(path, "frame.number")) == 2
+    code, _, err = await run("set", name, "--pcap", path, "--no-pcap", *at)
+    assert (code, err) == (2, "netback: --pcap and --no-pcap: choose one\n")
+
+
 async def written(path: Path, least: int = 2000) -> None:
     """Wait until a file has so many bytes."""
     await until(lambda: path.exists() and path.stat().st_size >= least)

@@ -10,7 +10,7 @@ import sys
 import threading
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from netback.control import Client, ControlError
 from netback.control.capture import Capture, Frame
 from netback.control.rpc import SOCKET, Code
 from netback.control.schema import MAX_CAPTURES
-from netback.daemon import Backend
+from netback.daemon import Backend, BackendConfig
 from netback.net.python import PythonNetwork
+from netback.platforms.emulated import EmulatedPlatform
 from netback.xenbus.names import DeviceName
 from tests.capture_oracle import CONTROLS, PAGE
 from tests.crash.respawn import until
 from tests.daemon.talk import client, talking
-from tests.vif.guest import FRAME, SECONDS, Guest, exchange, until_state
+from tests.vif.guest import FRAME, SECONDS, Guest, exchange, join, serving, until_state
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "slots_of_frames.py"
 
@@ -324,3 +325,43 @@ async def test_the_example(xen: Path, name: DeviceName, guest: Guest, network: P
     out = (await example.stdout.read()).decode()
     assert sum(int(line.split()[-2]) for line in out.splitlines()) == 4
     assert {line.split(":")[0] for line in out.splitlines()} == {"rx   1 slots", "tx   1 slots"}
+
+
+async def test_workers_each_have_a_ring(xen: Path, network: PythonNetwork) -> None:
+    """Frames of devices on different workers are in one capture, in order of time, each with its device."""
+    other = PythonNetwork("python:other")
+    config = BackendConfig(xen, networks={"python:lan": network, "python:other": other}, workers=3)
+    try:
+        async with AsyncExitStack() as stack:
+            platform = stack.enter_context(EmulatedPlatform(xen))
+            backend = await stack.enter_async_context(Backend(platform, config))
+            guests = [await stack.enter_async_context(join(xen)) for _ in range(2)]
+            names = []
+            for guest, net in zip(guests, ("python:lan", "python:other"), strict=True):
+                names.append(str(await backend.attach(guest.domid, net)))
+                await guest.connect()
+            assert sorted(backend.load) == [0, 1, 1]
+            async with capturing(xen) as capture:
+                for _ in range(10):
+                    await exchange(guests[0], network)
+                    await exchange(guests[1], other)
+                frames = await take(capture, 40)
+    finally:
+        other.remove()
+    assert [frame.time_ns for frame in frames] == sorted(frame.time_ns for frame in frames)
+    assert [frame.device for frame in frames] == [names[0], names[0], names[1], names[1]] * 10
+
+
+async def test_a_backend_that_ends_in_order(xen: Path, network: PythonNetwork) -> None:
+    """The client still reads what there was, then learns of the end."""
+    async with join(xen) as guest, AsyncExitStack() as stack:
+        async with serving(xen, network) as backend:
+            await backend.attach(guest.domid, "python:lan")
+            await guest.connect()
+            capture = await stack.enter_async_context(capturing(xen))
+            for _ in range(3):
+                await exchange(guest, network)
+        frames = iter(capture)
+        assert len([next(frames) for _ in range(6)]) == 6
+        with pytest.raises(ControlError, match="the backend ended"):
+            next(frames)

@@ -39,7 +39,7 @@ RETRY_SECONDS = 5.0
 """Seconds until a file that could not be written is tried again."""
 END_SECONDS = 3.0
 """Seconds that the end of a capture may take: a disk that does not answer is left to its thread."""
-_REST_MS = 20
+_REST_MS = 5
 """Milliseconds between two looks while frames flow."""
 _SIZE = re.compile(r"([0-9]{1,13})([kMG]?)")
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
