@@ -26,7 +26,7 @@ _LAST = 64
 _CLOSED = 0
 """Only what poll(2) always tells: nothing reads a pipe any more."""
 _PAGES = 4096
-"""Bytes that a pipe takes at once when poll(2) calls it writable."""
+"""Bytes that a pipe takes at once when poll(2) calls it writable, and many of those that wake."""
 _RECORD = struct.Struct("<IIQIIIIHHHHHhHBB4sBBH")
 """frame_record_t of dataplane/capture.pxd."""
 _HASHED = 1 << 4
@@ -194,7 +194,7 @@ class Capture:
         ready = {fd for fd, _ in poll.poll(None if wait is None else 1000 * wait)}
         if self._pipe in ready:
             with suppress(BlockingIOError):
-                os.read(self._pipe, _CHUNK)
+                os.read(self._pipe, _PAGES)
         if self._connection.fileno() in ready:
             self._hear()
         return not ready & ends.keys()

@@ -145,7 +145,7 @@ class Sources:
                 event = FrameMemory(bytes=os.fstat(memory.fd).st_size)
                 yield Batch([event], descriptors=(memory.fd, memory.pipe))
                 raise NetbackError(await capture.failed)
-            finally:
+            finally:  # after an error below the memory lasts until no queue has a sink of it
                 self._captures -= 1
                 capture.ended = True
                 await self._backend.watch(devices)

@@ -186,6 +186,8 @@ cdef class CaptureMemory:
 
     def __dealloc__(self):
         self.close()
+        if self.waker >= 0:
+            os.close(self.waker)
         capture_unmap(&self.mapping)
         free(self.rings)
 
@@ -213,11 +215,13 @@ cdef class CaptureMemory:
             raise OSError("the capture's memory cannot be given back")
 
     def close(self) -> None:
-        """Close the descriptors; may be called again. The caller knows that no queue has a sink of this capture."""
-        for fd in (self.fd, self.pipe, self.waker):
+        """Close the reader's descriptors; may be called again. The workers' end of the pipe lasts as long as a sink does:
+        a queue that is on its way out may still use it.
+        """
+        for fd in (self.fd, self.pipe):
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.pipe = self.waker = -1
+        self.fd = self.pipe = -1
 
 
 cdef extern from "<fcntl.h>" nogil:
