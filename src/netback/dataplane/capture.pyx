@@ -215,8 +215,8 @@ cdef class CaptureMemory:
             raise OSError("the capture's memory cannot be given back")
 
     def close(self) -> None:
-        """Close the reader's descriptors; may be called again. The workers' end of the pipe lasts as long as a sink does:
-        a queue that is on its way out may still use it.
+        """Close the reader's descriptors; may be called again. The workers' end of the pipe lasts as long as a sink
+        does: a queue that is on its way out may still use it.
         """
         for fd in (self.fd, self.pipe):
             if fd >= 0:
