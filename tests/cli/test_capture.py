@@ -239,7 +239,8 @@ async def written(path: Path, least: int = 2000) -> None:
 def global_extcaps() -> str:
     """Where this Wireshark looks for every user's."""
     shown = subprocess.run(["tshark", "-G", "folders"], check=True, capture_output=True, text=True).stdout
-    return next(line.split("\t")[1] for line in shown.splitlines() if line.startswith("Extcap path"))
+    folders = dict(line.split(":", 1) for line in shown.splitlines())
+    return (folders.get("Global Extcap path") or folders["Extcap path"]).strip()
 
 
 @contextmanager
@@ -261,7 +262,7 @@ def installed(xen: Path, tmp_path: Path) -> Iterator[tuple[str, ...]]:
         [*tool, netback, "extcap", "--install", "--dir", xen], check=True, capture_output=True
     )
     assert str(home / ".local/lib/wireshark/extcap/netback").encode() in done.stdout
-    assert os.access(place / "netback", os.X_OK)
+    assert os.access(home / ".local/lib/wireshark/extcap/netback", os.X_OK)
     yield tool
 
 

@@ -29,7 +29,8 @@ ONE = "netback:"
 PERSONAL = Path(".local/lib/wireshark/extcap")
 """Below the home directory; Wireshark before 4.2 does not look there."""
 SCRIPT = "netback"
-_FOLDERS = ("Personal Extcap path", "Extcap path")
+_FOLDERS = ("Personal Extcap path", "Global Extcap path", "Extcap path")
+"""The names that tshark gives them, the best first; before 4.2 it has the last one alone."""
 _SECONDS = 20.0
 """Seconds that tshark may take to name its folders."""
 _DIALOG = """\
