@@ -83,7 +83,7 @@ async def test_a_direction_for_some_time_to_a_pipe(
 ) -> None:
     """tshark reads the pipe as Wireshark does."""
     async with loaded(guest, network):
-        capture = await start("capture", "--direction", "rx", "--queue", 0, "--seconds", 0.3, "--dir", xen)
+        capture = await start("capture", "--direction", "rx", "--queue", 0, "--seconds", 1, "--dir", xen)
         out, err = await asyncio.wait_for(capture.communicate(), SECONDS)
     assert capture.returncode == 0
     shark = await asyncio.create_subprocess_exec(
