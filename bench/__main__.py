@@ -18,7 +18,18 @@ from .native import OUT
 from .report import Row, draw, show, write_json
 
 WIDTH = 110
-PARTS = ("rings", "queues", "control", "endtoend", "passt", "switch", "idle", "subscription", "store")
+PARTS = (
+    "rings",
+    "queues",
+    "control",
+    "endtoend",
+    "passt",
+    "switch",
+    "idle",
+    "subscription",
+    "capture",
+    "store",
+)
 
 
 def arguments() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fuzz import antispoof, control, hypervisor, keys, offload, rings, store, xs_wire
+from fuzz import antispoof, capture, control, hypervisor, keys, offload, rings, store, xs_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +37,6 @@ TARGETS = {
         "xs_wire": xs_wire,
         "store": store,
         "hypervisor": hypervisor,
+        "capture": capture,
     }.items()
 }

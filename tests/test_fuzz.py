@@ -31,6 +31,7 @@ CASES = {
     "xs_wire": 1500,
     "store": 200,
     "hypervisor": 100,
+    "capture": 100,
 }
 
 

@@ -18,6 +18,7 @@ from netback.net.base import Network
 from netback.net.filters import Filters
 from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
+from netback.observe.captures import Captures
 from netback.observe.trace import Tracer
 from netback.platforms.base import EventChannels
 from netback.platforms.emulated import EmulatedPlatform
@@ -89,6 +90,7 @@ def make_vif(
         workers=workers,
         journal=xen / "journal" / "vif-1-0",
         tracer=Tracer(),
+        captures=Captures(len(workers.workers)),
         on_notice=on_notice,
     )
 

@@ -15,7 +15,6 @@ from netback.abi.netif import TX_RESPONSE, TX_SLOT, Status
 from netback.abi.xenbus import XenbusState as State
 from netback.control.schema import DeviceStatus
 from netback.daemon import Backend, BackendConfig
-from netback.dataplane.records import Record
 from netback.errors import ConfigError
 from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
@@ -410,42 +409,6 @@ def test_trace_points_that_are_none(tmp_path: Path) -> None:
 
 class NoPlatform:
     """A platform that is never used."""
-
-
-async def test_capture(backend: Backend, guest: Guest, network: PythonNetwork) -> None:
-    """Whole frames of both directions, in order."""
-    name = await add(backend.store, guest.domid)
-    await guest.connect()
-    seen: list[bytes] = []
-    await backend.capture(name, lambda record: seen.append(record.frame))
-    await exchange(guest, network)
-    await passing(backend, lambda: len(seen) == 2)
-    assert seen == [FRAME, FRAME[::-1]]
-    await backend.capture(name, None)
-    await exchange(guest, network)
-    assert len(seen) == 2
-    with pytest.raises(ConfigError, match=r"no device vif9\.9"):
-        await backend.capture(DeviceName("vif", 0, 9, "9"), None)
-
-
-async def test_a_capture_that_fails_holds_up_nobody(
-    backend: Backend, guest: Guest, network: PythonNetwork, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The sink runs in the worker's thread, which serves other vifs: a full disk must not stop it."""
-    name = await add(backend.store, guest.domid)
-    await guest.connect()
-    records: list[bytes] = []
-
-    def fail(record: Record) -> None:
-        records.append(record.frame)
-        raise OSError("no space left")
-
-    await backend.capture(name, fail)
-    for _ in range(2):
-        await exchange(guest, network)
-    await backend.capture(name, None)
-    assert len(records) == 1
-    assert "no space left" in caplog.text
 
 
 async def test_the_status(backend: Backend, guest: Guest, network: PythonNetwork) -> None:

@@ -34,6 +34,8 @@ _COMMANDS: Mapping[str, str] = {
     "rings": "rings",
     "top": "top",
     "trace": "trace",
+    "capture": "capture",
+    "extcap": "extcap",
     "metrics": "metrics",
     "web": "web",
     "guest": "guest",

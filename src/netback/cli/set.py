@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 )
 @options.filters
 @click.option("--no-filters", is_flag=True, help="Take all filters away.")
+@click.option(
+    "--pcap",
+    metavar="FILE[,snaplen=N][,size=N][,files=N]",
+    help="Have the backend keep its frames in a file.",
+)
+@click.option("--no-pcap", is_flag=True, help="End that.")
 @options.target
 def set_device(
     vif: str,
@@ -38,6 +44,8 @@ def set_device(
     mtu: int | None,
     filters: tuple[str, ...],
     no_filters: bool,
+    pcap: str | None,
+    no_pcap: bool,
     platform: PlatformName | None,
     directory: Path | None,
 ) -> None:
@@ -53,10 +61,13 @@ def set_device(
     if filters and no_filters:
         raise ConfigError("--filter and --no-filters contradict each other: give one of them")
     chosen = filters if filters or no_filters else None
-    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu, chosen)):
+    if pcap is not None and no_pcap:
+        raise ConfigError("--pcap and --no-pcap contradict each other: give one of them")
+    pcap = "none" if no_pcap else None if pcap is None else str(Path.cwd() / pcap)
+    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu, chosen, pcap)):
         raise ConfigError(
-            "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link, --mtu, --filter or "
-            "--no-filters"
+            "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link, --mtu, --filter, "
+            "--no-filters, --pcap or --no-pcap"
         )
     with query.connect(Target.choose(platform, directory)) as client:
         name = query.find(client, vif, kind, index)
@@ -68,9 +79,12 @@ def set_device(
             link=None if link is None else link == "up",
             mtu=mtu,
             filters=chosen,
+            pcap=pcap,
         )
     parts = [f"tx {answer.tx_rate}", f"rx {answer.rx_rate}", "carrier" if answer.carrier else "no carrier"]
     parts += [] if answer.link else ["link down"]
     parts += [] if answer.mtu is None else [f"MTU {answer.mtu}"]
     parts += [f"filters {'; '.join(answer.filters)}"] if answer.filters else []
+    if answer.pcap:
+        parts.append(f"pcap {answer.pcap.file}" + (f" ({answer.pcap.error})" if answer.pcap.error else ""))
     click.echo(printable(f"{answer.device}: {', '.join(parts)}"))

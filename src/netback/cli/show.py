@@ -83,6 +83,9 @@ def _facts(device: "DeviceStatus") -> Iterator[tuple[str, str]]:
     yield "queues", str(device.queues or 0)
     yield "limits", f"tx {device.tx_rate or 'none'}, rx {device.rx_rate or 'none'}"
     yield "filters", "; ".join(device.filters or ()) or "none"
+    if pcap := device.pcap:
+        state = pcap.error or f"{pcap.frames} frames"
+        yield "pcap", f"{pcap.file}, {state}" + (f", {pcap.lost} lost" if pcap.lost else "")
     for way in ("tx", "rx"):
         yield way, f"{counters.get(f'{way}_frames', 0)} frames, {counters.get(f'{way}_bytes', 0)} bytes"
     yield "lost", ", ".join(f"{name} {count}" for name, count in losses(device).items()) or "nothing"

@@ -1,142 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public client of a running backend: one method for each of the control socket's, typed, without an event loop."""
 
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from netback.control import rpc, schema
-from netback.control.rpc import Code, RpcError
+from netback.control.connection import Connection, ControlError
 from netback.directory import check_trusted
-from netback.errors import ConfigError, NetbackError, printable
+from netback.observe.choice import MAX_FRAME, Direction
+
+if TYPE_CHECKING:
+    from netback.control.capture import Capture
 
 ANSWER_SECONDS = 10.0
 """Seconds to wait for an answer, beside the time for which a method waits for a guest."""
 DEFAULT_DIRECTORY = Path("/run/netback")
 """The runtime directory of a backend on real Xen."""
-_CHUNK = 1 << 18
 _JOIN_SECONDS = 3.0
 """Seconds for which `attach` waits for its guest."""
-_REFUSALS = (Code.REFUSED, Code.INVALID_PARAMS)
 
 R = TypeVar("R", bound=schema.Result)
-T = TypeVar("T")
-
-
-class ControlError(NetbackError):
-    """The backend refused, failed, or gave no valid answer in time. `code` is JSON-RPC's, 0 if there was no answer."""
-
-    def __init__(self, message: str, code: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class NoBackend(ControlError):
-    """No backend listens."""
-
-
-class Refused(ControlError, ConfigError):
-    """The backend answers that the request itself is wrong: there is no such device, or a value is none."""
-
-
-class _Received(msgspec.Struct, frozen=True):
-    """The parameters of the notifications `event` and `ended`."""
-
-    subscription: int
-    lost: int = 0
-    more: bool = False
-    events: msgspec.Raw = msgspec.Raw(b"[]")
-    reason: str = ""
-
-
-class _Connection:
-    """A socket and the lines that arrive on it. Every error is a ControlError that names the socket."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self._path = path
-        self._seconds = seconds
-        self._buffer = bytearray()
-        self._sock = socket.socket(socket.AF_UNIX)
-        try:
-            self._sock.settimeout(seconds)
-            self._sock.connect(os.fspath(path))
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
-            self._sock.close()
-            raise NoBackend(f"no backend listens at {path}: start netback run") from error
-        except OSError as error:
-            self._sock.close()
-            raise self._error(error, seconds) from error
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def call(self, method: str, params: schema.Request, wanted: type[R], further: float = 0.0) -> R:
-        """A method's result; the backend itself may wait for `further` seconds, an hour at most."""
-        limit = time.monotonic() + self._seconds + min(max(0.0, further), 3600.0)
-        try:
-            line = rpc.encode_call(method, params, 1)
-        except UnicodeEncodeError as error:  # a word of a command line that is no UTF-8
-            raise Refused(f"{method}: {printable(error.object)} is no UTF-8", Code.INVALID_PARAMS) from error
-        try:
-            self._sock.settimeout(self._seconds)
-            self._sock.sendall(line)
-        except OSError as error:
-            raise self._error(error, self._seconds) from error
-        answer = self.read(limit)
-        if answer.error is not None:
-            text = printable(answer.error.message)
-            raise (Refused if answer.error.code in _REFUSALS else ControlError)(text, answer.error.code)
-        return self.decode(answer.result, wanted)
-
-    def read(self, limit: float | None) -> rpc.Answer:
-        """The next line, until the monotonic time `limit`, or without one."""
-        searched = 0
-        while (end := self._buffer.find(b"\n", searched) + 1) == 0:
-            searched = len(self._buffer)
-            if searched > rpc.MAX_ANSWER:
-                raise ControlError(f"{self._path}: the answer is too long")
-            self._receive(limit)
-        line = bytes(self._buffer[:end])
-        del self._buffer[:end]
-        try:
-            return rpc.decode_answer(line)
-        except RpcError as error:
-            raise ControlError(f"{self._path}: {printable(str(error))}") from error
-
-    def decode(self, data: msgspec.Raw, wanted: type[T]) -> T:
-        """A part of an answer as `wanted`."""
-        try:
-            return rpc.decode(data, wanted, Code.PARSE, "the answer is malformed: ")
-        except RpcError as error:
-            raise ControlError(f"{self._path}: {printable(str(error))}") from error
-
-    def _receive(self, limit: float | None) -> None:
-        try:
-            if limit is None:
-                self._sock.settimeout(None)
-            else:
-                self._sock.settimeout(max(limit - time.monotonic(), 0.001))
-            data = self._sock.recv(_CHUNK)
-        except OSError as error:
-            raise self._error(error, self._seconds) from error
-        if not data:
-            raise ControlError(
-                f"{self._path}: {'the answer ends in the middle' if self._buffer else 'the backend ended'}"
-            )
-        self._buffer += data
-
-    def _error(self, error: OSError, seconds: float) -> ControlError:
-        reason = (
-            f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else error.strerror or error
-        )
-        return ControlError(f"{self._path}: {reason}")
 
 
 class Subscription(Generic[R]):
@@ -144,7 +31,7 @@ class Subscription(Generic[R]):
     ended the subscription.
     """
 
-    def __init__(self, connection: _Connection, wanted: type[R]) -> None:
+    def __init__(self, connection: Connection, wanted: type[R]) -> None:
         self.lost = 0
         """Events (of statistics: snapshots) that were lost so far, since this process read too slowly."""
         self._connection = connection
@@ -179,12 +66,7 @@ class Subscription(Generic[R]):
         self._connection.close()
 
     def _receive(self) -> None:
-        line = self._connection.read(None)
-        if line.error is not None:
-            raise ControlError(printable(line.error.message), line.error.code)
-        received = self._connection.decode(line.params, _Received)
-        if line.method == "ended":
-            raise ControlError(printable(received.reason))
+        received = self._connection.event(None)
         self.lost += received.lost
         self._more = received.more
         self._events += self._connection.decode(received.events, self._wanted)
@@ -205,7 +87,7 @@ class Client:
         check_trusted(directory)
         self._path = directory / rpc.SOCKET
         self._seconds = seconds
-        self._connection = _Connection(self._path, seconds)
+        self._connection = Connection(self._path, seconds)
         self.backend = self._greet(self._connection)
         """The backend as it was when the connection was made."""
 
@@ -257,6 +139,7 @@ class Client:
         link: bool | None = None,
         mtu: int | None = None,
         filters: Sequence[str] | None = None,
+        pcap: str | None = None,
     ) -> schema.Settings:
         """Change a device; None: no change."""
         request = schema.SetRequest(
@@ -267,6 +150,7 @@ class Client:
             link=link,
             mtu=mtu,
             filters=None if filters is None else tuple(filters),
+            pcap=pcap,
         )
         return self._call("set", request, schema.Settings)
 
@@ -314,19 +198,48 @@ class Client:
         request = schema.SubscribeRequest(topic="trace", device=device, points=points)
         return self._subscribe(request, schema.TraceEvent)
 
+    def capture(
+        self,
+        *devices: str,
+        direction: Direction = "both",
+        queue: int | None = None,
+        snaplen: int = MAX_FRAME,
+    ) -> "Capture":
+        """The frames of these devices, or of all and of those that come later, from now on: the first `snaplen` bytes
+        of each. `direction` "tx" is what guests send. See `Capture`.
+        """
+        from netback.control.capture import (
+            Capture,  # loads the native reader, which other requests do not need
+        )
+
+        request = schema.SubscribeRequest(
+            topic="frames", devices=devices, direction=direction, queue=queue, snaplen=snaplen
+        )
+        connection = self._begin(request)
+        try:
+            connection.event(time.monotonic() + self._seconds)
+        except BaseException:
+            connection.close()
+            raise
+        return Capture(connection, direction, snaplen)
+
     def _call(self, method: str, params: schema.Request, wanted: type[R], further: float = 0.0) -> R:
         return self._connection.call(method, params, wanted, further)
 
     def _subscribe(self, request: schema.SubscribeRequest, wanted: type[R]) -> Subscription[R]:
-        connection = _Connection(self._path, self._seconds)
+        return Subscription(self._begin(request), wanted)
+
+    def _begin(self, request: schema.SubscribeRequest) -> Connection:
+        """A connection with this subscription."""
+        connection = Connection(self._path, self._seconds)
         try:
             connection.call("subscribe", request, schema.Subscribed)
         except BaseException:
             connection.close()
             raise
-        return Subscription(connection, wanted)
+        return connection
 
-    def _greet(self, connection: _Connection) -> schema.Info:
+    def _greet(self, connection: Connection) -> schema.Info:
         """ControlError: the backend speaks another major version."""
         try:
             info = connection.call("info", schema.NoParameters(), schema.Info)

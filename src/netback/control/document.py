@@ -27,6 +27,7 @@ _CODES = {
 _PLAIN = {int: "integer", str: "string", float: "number", bool: "boolean", type(None): "null"}
 _PARTS = (
     schema.DeviceStatus,
+    schema.PcapStatus,
     schema.Feature,
     schema.Rule,
     schema.Detached,
@@ -138,6 +139,7 @@ The message is one printable line that names what was wrong.
 | an id | {rpc.MAX_ID} bytes | an error |
 | clients | {server.MAX_CLIENTS} | one is sent away (below) |
 | subscriptions of a connection | {server.MAX_SUBSCRIPTIONS} | an error |
+| captures of all clients | {schema.MAX_CAPTURES} | an error |
 | time to read an answer | {server.WRITE_SECONDS:.0f} s | the connection ends |
 
 Of too many clients the one is sent away that can best do without: of the user with the most clients, without a

@@ -30,6 +30,8 @@ class Batch:
     """How many events of the subscription were lost since the last batch; of statistics, how many snapshots."""
     more: bool = False
     """Whether further batches belong to the same moment."""
+    descriptors: tuple[int, ...] = ()
+    """Descriptors that go to the client with the notification; they stay the source's."""
 
 
 Source = Callable[[SubscribeRequest], AsyncGenerator[Batch, None]]

@@ -14,7 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from netback.control.client import Client, ControlError
+from netback.control.client import Client
+from netback.control.connection import ControlError
 from netback.control.schema import DeviceState, DeviceStatistics, Info
 from netback.dataplane.counters import LOSSES
 

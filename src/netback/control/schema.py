@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
+from netback.observe.choice import MAX_FRAME, Direction
 from netback.observe.slots import Ring
 
 VERSION = "1.1"
@@ -20,7 +21,7 @@ VERSION = "1.1"
 added, the major one when anything else changes."""
 
 DeviceType = Literal["vif", "qnic"]
-Topic = Literal["states", "notices", "statistics", "trace"]
+Topic = Literal["states", "notices", "statistics", "trace", "frames"]
 NoticeName = Literal["ready", "stalled", "network-gone", "broken"]
 HotplugBy = Literal["toolstack", "netback"]
 Severity = Literal["error", "warning", "note"]
@@ -33,6 +34,8 @@ MIN_MTU = 68
 """Bytes: the least of any Ethernet link (linux/if_ether.h, ETH_MIN_MTU)."""
 MAX_SAMPLE = 8.0
 """Seconds between the two readings of an explanation, at most: less than a client waits for an answer."""
+MAX_CAPTURES = 8
+"""Captures of all clients, at most: each takes memory (observe.captures.CAPTURE_BYTES)."""
 MAX_POINTS = 64
 """Patterns of a trace subscription, at most."""
 MAX_TEXTS = 64
@@ -76,6 +79,19 @@ class ListRequest(Request, frozen=True, kw_only=True):
 
     device: Name | None = None
     """One device by its name, as in "vif3.0"; None for all."""
+
+
+class PcapStatus(Result, frozen=True, kw_only=True):
+    """A file in which the backend keeps a device's frames."""
+
+    file: str
+    """Its path."""
+    frames: int
+    """Frames that were written since it was set, or since the backend started."""
+    lost: int
+    """Frames that were not, since the disk was too slow or refused them."""
+    error: str | None
+    """Why nothing is written at present."""
 
 
 class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": "hotplug-status"}):
@@ -137,6 +153,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """The filters in force, in order (docs/filters.md); None without a running backend."""
     rings: dict[str, dict[str, int]] | None = None
     """All rings' indices, by ring and name; None without a running backend."""
+    pcap: PcapStatus | None = None
+    """The file in which its frames are kept."""
 
 
 class Devices(Result, frozen=True, kw_only=True):
@@ -270,6 +288,9 @@ class SetRequest(Request, frozen=True, kw_only=True):
     """The MTU of the device's tap, which must be one that netback made. The tap keeps it."""
     filters: FilterTexts | None = None
     """The filters of the device, in order, as in "antispoof" (docs/filters.md), in place of those that it has."""
+    pcap: Annotated[str, Meta(max_length=4096)] | None = None
+    """Keep its frames in a file of the backend's, as in "/var/lib/netback/web.pcapng,snaplen=128,size=64M,files=4"
+    (docs/capture.md), or "none"."""
 
 
 class Settings(Result, frozen=True, kw_only=True):
@@ -289,6 +310,8 @@ class Settings(Result, frozen=True, kw_only=True):
     """The link's MTU; None if the network has no link here."""
     filters: list[str] = []
     """The filters, in order."""
+    pcap: PcapStatus | None = None
+    """The file in which its frames are kept."""
 
 
 class AttachRequest(Request, frozen=True, kw_only=True):
@@ -435,6 +458,14 @@ class SubscribeRequest(Request, frozen=True, kw_only=True):
     """statistics: also the counters of each queue."""
     points: Annotated[tuple[Name, ...], Meta(max_length=MAX_POINTS)] = ()
     """trace: names or globs of trace points; without one all but those of slots, which slow a device down."""
+    devices: Annotated[tuple[Name, ...], Meta(max_length=MAX_POINTS)] = ()
+    """frames: the devices, if there are several and not all."""
+    direction: Direction = "both"
+    """frames: "tx" for what guests send."""
+    queue: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    """frames: those of one queue of each device; None for all."""
+    snaplen: Annotated[int, Meta(ge=0, le=MAX_FRAME)] = MAX_FRAME
+    """frames: the bytes that are kept of each."""
 
 
 class Subscribed(Result, frozen=True, kw_only=True):
@@ -521,6 +552,15 @@ class TraceEvent(Result, frozen=True, kw_only=True):
     """Its values by name."""
 
 
+class FrameMemory(Result, frozen=True, kw_only=True):
+    """The only event: the memory in which frames come from now on (docs/capture.md). Two descriptors come with its line
+    by SCM_RIGHTS: the memory, and the reading end of a pipe.
+    """
+
+    bytes: int
+    """The memory's size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A method of the control socket: what it does, its parameters, and its result."""
@@ -553,5 +593,6 @@ TOPICS: Mapping[Topic, type[Result]] = {
     "notices": DeviceNotice,
     "statistics": DeviceStatistics,
     "trace": TraceEvent,
+    "frames": FrameMemory,
 }
 """The type of each topic's events."""

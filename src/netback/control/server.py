@@ -10,6 +10,7 @@ This module transports. The backend gives it a coroutine for each method and a s
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 from collections import Counter
@@ -285,7 +286,7 @@ class _Client:
                 event = _Event(
                     subscription=number, topic=topic, lost=batch.lost, more=batch.more, events=batch.events
                 )
-                await self._send(rpc.encode_notification("event", event))
+                await self._send(rpc.encode_notification("event", event), batch.descriptors)
                 batch = await anext(batches)
         except (NetbackError, OSError) as error:
             reason = printable(str(error))
@@ -298,13 +299,38 @@ class _Client:
 
     # ---- output
 
-    async def _send(self, line: bytes) -> None:
-        """Write a line and wait until the client has read most of it. OSError: the connection is gone."""
+    async def _send(self, line: bytes, descriptors: tuple[int, ...] = ()) -> None:
+        """Write a line, with descriptors if there are some, and wait until the client has read most of it. OSError: the
+        connection is gone.
+        """
         async with self._writing:
             if self._writer.transport.is_closing():  # asyncio logs each further write
                 raise ConnectionResetError
+            if descriptors:
+                line = line[await self._hand_over(line, descriptors) :]
             self._writer.write(line)
             await self._writer.drain()
+
+    async def _hand_over(self, line: bytes, descriptors: tuple[int, ...]) -> int:
+        """Send the beginning of a line with descriptors (SCM_RIGHTS of unix(7)), which asyncio cannot; returns how many
+        bytes were sent. It waits until everything before was: the kernel ties descriptors to a byte.
+        """
+        transport = self._writer.transport
+        low, high = transport.get_write_buffer_limits()
+        transport.set_write_buffer_limits(0)
+        await self._writer.drain()
+        transport.set_write_buffer_limits(high, low)
+        with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as sock:
+            while True:
+                try:
+                    return socket.send_fds(sock, [line], descriptors, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    writable = self._loop.create_future()
+                    self._loop.add_writer(sock, writable.set_result, None)
+                    try:
+                        await writable
+                    finally:
+                        self._loop.remove_writer(sock)
 
     def _say_last(self, code: Code, reason: str) -> None:
         """The last line of a connection, if nothing waits before it; no memory is spent on one that does not read."""

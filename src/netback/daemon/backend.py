@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,12 +33,13 @@ from netback.net.filters import FilterSpec, parse_filters
 from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.net.spec import parse_spec
+from netback.observe.captures import Captures
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType, Limits, WaitTimes, offer
 from netback.vif.queue import queue_owner
 from netback.vif.rate import Rate
-from netback.vif.vif import CaptureSink, Vif
+from netback.vif.vif import Vif
 from netback.vif.workers import Workers
 from netback.xenbus.attach import attach, detach
 from netback.xenbus.context import Context
@@ -113,7 +114,10 @@ class Backend:
         self._fd_store: FdStore = fd_store or SystemdFdStore()
         for pattern in config.trace:
             self.tracer.select(pattern)
+        self.ends = False
+        """Whether the end of the context has begun."""
         self.store: Store
+        self.captures: Captures
         self._workers: Workers
         self._devices: Devices
         self._auto_attach: AutoAttach
@@ -130,6 +134,7 @@ class Backend:
             undo.push_async_callback(self.store.close)
             self._workers = Workers(self.platform, self.config.workers)
             undo.callback(self._workers.close)
+            self.captures = Captures(len(self._workers.workers))
             self._auto_attach = AutoAttach(
                 self.store, self.platform.domid, self.config.net, self.config.rules, self.config.filters
             )
@@ -148,6 +153,7 @@ class Backend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ends = True
         await self._undo.aclose()
 
     async def wait(self) -> None:
@@ -301,19 +307,11 @@ class Backend:
         self.tracer.select(pattern)
         await self.watch()
 
-    async def watch(self) -> None:
-        """Have the workers record what the tracer wants."""
-        for device in tuple(self.devices.values()):
-            if device.vif is not None:
+    async def watch(self, names: Collection[str] = ()) -> None:
+        """Have the workers record what the tracer and the captures want, of these devices; of all if none is named."""
+        for name, device in tuple(self.devices.items()):
+            if device.vif is not None and (not names or str(name) in names):
                 await device.vif.watch()
-
-    async def capture(self, name: DeviceName, sink: CaptureSink | None) -> None:
-        """Pass the record of each of a device's frames to `sink`, as `Vif.capture` does; None stops it.
-
-        ConfigError: the device does not exist, or its network is not open yet.
-        """
-        _, vif = self.opened(str(name))
-        await vif.capture(sink)
 
     @property
     def load(self) -> list[int]:
@@ -346,6 +344,7 @@ class Backend:
             platform=self.platform,
             workers=self._workers,
             tracer=self.tracer,
+            captures=self.captures,
             offer=self._offer,
             queues=self._limits.queues,
             journals=self.config.directory / _JOURNALS,

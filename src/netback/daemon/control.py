@@ -42,18 +42,19 @@ from netback.daemon.explain import explain, observe
 from netback.daemon.facts import Facts
 from netback.daemon.machine import Machine
 from netback.daemon.serving import Serving
-from netback.daemon.status import describe, merge, read_details, read_devices
+from netback.daemon.status import describe, describe_pcap, merge, read_details, read_devices
 from netback.errors import ConfigError, PeerError, printable
 from netback.net.base import ETH_DATA_LEN, Network
 from netback.net.filters import as_node as as_filters_node
 from netback.net.filters import parse_filters
+from netback.observe.pcap import check_file, parse_pcap
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
 from netback.vif.vif import Vif
 from netback.xenbus import names
 from netback.xenbus.attach import find_device, list_devices
 from netback.xenbus.device import Device
 from netback.xenbus.domains import await_domain, find_domain
-from netback.xenbus.nodes import CARRIER_OFF, FILTERS, LINK_DOWN, RATES, write_nodes
+from netback.xenbus.nodes import CARRIER_OFF, FILTERS, LINK_DOWN, PCAP, RATES, write_nodes
 from netback.xenstore.aio import Store
 
 
@@ -171,6 +172,8 @@ class Methods:
             _set_mtu(device, vif.network, request.mtu)
         if request.filters is not None:
             nodes[FILTERS] = as_filters_node(parse_filters(request.filters))
+        if request.pcap is not None:
+            nodes[PCAP] = await _pcap(request.pcap)
         vif = await self._apply(device, nodes)
         rates = vif.rates
         return Settings(
@@ -181,13 +184,14 @@ class Methods:
             link=not device.link_down,
             mtu=vif.network.mtu,
             filters=[str(each) for each in vif.filters.specs],
+            pcap=describe_pcap(device),
         )
 
     async def _apply(self, device: Device, nodes: Mapping[str, str]) -> Vif:
         """Write nodes and apply them. Filters that cannot be applied leave those of before."""
         store, path = self._backend.store, device.name.backend
         before = await store.read_or(f"{path}/{FILTERS}")
-        await write_nodes(store, path, nodes)
+        await write_nodes(store, path, nodes, {PCAP: [f"n{self._domid}"]} if PCAP in nodes else {})
         try:
             return await device.apply_settings()
         except (ConfigError, PeerError):
@@ -284,6 +288,18 @@ def _set_mtu(device: Device, network: Network, mtu: int) -> None:
     if network.mtu != mtu:
         stays = "it has no MTU" if network.mtu is None else f"its MTU stays {network.mtu}"
         raise ConfigError(f"{network.name}: {stays}: only a tap that netback made can be changed")
+
+
+async def _pcap(text: str) -> str:
+    """The value of the node. ConfigError: it names no file, or one that cannot be written."""
+    if text == "none":
+        return ""
+    spec = parse_pcap(text)
+    try:
+        await asyncio.to_thread(check_file, spec.path)
+    except OSError as error:
+        raise ConfigError(f"pcap {printable(str(spec.path))}: {error.strerror or error}") from error
+    return str(spec)
 
 
 def _rate(text: str) -> Rate | None:

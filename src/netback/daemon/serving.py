@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the control socket's methods and topics need of a backend (`daemon.backend.Backend`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from netback.daemon.config import DeviceRule
 from netback.net.filters import FilterSpec
+from netback.observe.captures import Captures
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType
@@ -24,6 +25,8 @@ class Serving(Protocol):
     store: Store
     tracer: Tracer
     news: News
+    captures: Captures
+    ends: bool
 
     @property
     def devices(self) -> Mapping[DeviceName, Device]:
@@ -68,5 +71,5 @@ class Serving(Protocol):
     ) -> list[tuple[DeviceName, bool]]:
         """Remove an added rule: the devices that were detached, with whether their guests answered."""
 
-    async def watch(self) -> None:
-        """Have the workers record what the tracer wants."""
+    async def watch(self, names: Collection[str] = ()) -> None:
+        """Have the workers record what the tracer and the captures want, of these devices; of all if none is named."""

@@ -15,7 +15,7 @@ import msgspec
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
 from netback.abi.xenbus import XenbusState as State
-from netback.control.schema import Details, DeviceStatistics, DeviceStatus, Feature
+from netback.control.schema import Details, DeviceStatistics, DeviceStatus, Feature, PcapStatus
 from netback.daemon.facts import USING
 from netback.errors import printable
 from netback.vif.features import KEYS, OPTIONAL, DeviceType, Limits, queue_keys
@@ -29,7 +29,7 @@ _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
     "network", "path", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued",
-    "tx_rate", "rx_rate", "filters", "rings",
+    "tx_rate", "rx_rate", "filters", "rings", "pcap",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
 _READERS = 8
@@ -68,7 +68,16 @@ def describe(device: Device) -> DeviceStatus:
         rx_rate=str(rates.rx) if rates.rx else None,
         filters=[str(each) for each in vif.filters.specs] if vif else [],
         rings=dict(vif.rings) if vif else {},
+        pcap=describe_pcap(device),
     )
+
+
+def describe_pcap(device: Device) -> PcapStatus | None:
+    """The file in which a device's frames are kept."""
+    if (state := device.pcap) is None:
+        return None
+    file, error = printable(state.file), printable(state.error) or None
+    return PcapStatus(file=file, frames=state.frames, lost=state.lost, error=error)
 
 
 Told = tuple[dict[str, int], dict[str, int]]

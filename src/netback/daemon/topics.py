@@ -6,15 +6,24 @@ they are due and the client has read the last ones.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Mapping
 
 from netback.control.feed import Batch, Feed, Topics
-from netback.control.schema import DeviceNotice, DeviceState, NoticeName, SubscribeRequest
+from netback.control.schema import (
+    MAX_CAPTURES,
+    DeviceNotice,
+    DeviceState,
+    FrameMemory,
+    NoticeName,
+    SubscribeRequest,
+)
 from netback.daemon.serving import Serving
 from netback.daemon.status import Told, ask_network, count
 from netback.daemon.traces import Owned, Traces
 from netback.dataplane.notices import Notice
-from netback.errors import printable
+from netback.errors import NetbackError, printable
+from netback.observe.choice import Choice
 from netback.observe.trace import SLOTS, TRACE_POINTS, matching_points
 from netback.xenbus.device import Device
 from netback.xenbus.news import ConditionNews, StateNews
@@ -39,6 +48,7 @@ def topics(backend: Serving) -> Topics:
         "notices": sources.notices,
         "statistics": sources.statistics,
         "trace": sources.trace,
+        "frames": sources.frames,
     }
 
 
@@ -48,6 +58,7 @@ class Sources:
     def __init__(self, backend: Serving) -> None:
         self._backend = backend
         self._traces = Traces(backend.tracer)
+        self._captures = 0
 
     async def states(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
         feed, chosen = Feed(), self._chosen(request)
@@ -117,6 +128,30 @@ class Sources:
                     yield await feed.take()
         finally:
             await self._backend.watch()
+
+    async def frames(self, request: SubscribeRequest) -> AsyncGenerator[Batch, None]:
+        """The frames go by memory that workers and client share: none of them comes through the loop."""
+        devices = frozenset(filter(None, (request.device, *request.devices)))
+        for name in devices:
+            self._backend.named(name)
+        if self._captures >= MAX_CAPTURES:
+            raise NetbackError(f"clients have {MAX_CAPTURES} captures, and there are no more")
+        choice = Choice(devices, request.direction, request.queue, request.snaplen)
+        with self._backend.captures.begun(choice) as capture:
+            self._captures += 1
+            try:
+                await self._backend.watch(devices)
+                memory = capture.memory
+                event = FrameMemory(bytes=os.fstat(memory.fd).st_size)
+                yield Batch([event], descriptors=(memory.fd, memory.pipe))
+                raise NetbackError(await capture.failed)
+            finally:  # after an error below the memory lasts until no queue has a sink of it
+                self._captures -= 1
+                capture.ended = True
+                await self._backend.watch(devices)
+                if not self._backend.ends:  # else the client may still read what there is
+                    capture.memory.release()
+                capture.memory.close()
 
     def _chosen(self, request: SubscribeRequest) -> list[Device]:
         """The devices of a subscription. ConfigError: there is none of that name."""

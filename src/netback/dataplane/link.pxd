@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A queue of either end for the worker: two directions with a state each, the reason of its end, its counters."""
 from libc.stdint cimport uint32_t, uint64_t
+from netback.dataplane.capture cimport sink_t
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport allowance_t
 from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_FULL, PEER_UP, Peer, peer_t
@@ -86,7 +87,7 @@ cdef struct link_t:
     events_t *events
     bint rx_unannounced          # the frontend has no feature-rx-notify: no event follows the slots that it posts
     bint traced
-    bint captured
+    sink_t *sinks                # of its captures; NULL: none
     int broken                   # reason
     int reported                 # the condition last reported to Python
     bint noticed                 # in the worker's list of notices
@@ -161,3 +162,4 @@ cdef class Link:
     cdef void join(self, Peer peer, Peer source) noexcept
     cdef object keep             # keeps alive what the C structure points to, as
     cdef object credits          # does this
+    cdef tuple captures          # and this

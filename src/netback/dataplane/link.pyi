@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Sequence
+
+from netback.dataplane.capture import Sink
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.states import State
@@ -23,4 +26,4 @@ class Link:
     def states(self) -> tuple[State, State]: ...
     @property
     def blocked(self) -> tuple[bool, bool]: ...
-    def watch(self, *, traced: bool, captured: bool) -> None: ...
+    def watch(self, *, traced: bool, sinks: Sequence[Sink] = ()) -> None: ...

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A queue of either end, as a worker serves it: the common part of the two ends."""
+from collections.abc import Sequence
+
 from libc.stdint cimport uint32_t
 from netback.dataplane.counters import MEANINGS
 from netback.dataplane.notices import Notice
 from netback.dataplane.abi cimport PAGE_SIZE
+from netback.dataplane.capture cimport Sink, sink_t
 from netback.dataplane.peers.peer cimport Peer
 from netback.dataplane.ring cimport compiler_fence, load_acquire, sring
 from netback.dataplane.states import TABLE, State
@@ -81,10 +84,18 @@ cdef class Link:
         return (self.link.ring_to_peer.state in (STATE_PEER_FULL, STATE_PEER_BUSY),
                 lacks_slots(self.link.peer_to_ring.state))
 
-    def watch(self, *, bint traced, bint captured) -> None:
-        """Record each slot and/or each frame from now on: Worker.records."""
+    def watch(self, *, bint traced, sinks: Sequence[Sink] = ()) -> None:
+        """Record each slot from now on (Worker.records), and pass each frame to these sinks. Each sink is for one link
+        at a time, and `ring` that of the link's worker.
+        """
+        cdef Sink sink
+        cdef sink_t *first = NULL
+        for sink in sinks:
+            sink.sink.next = first
+            first = &sink.sink
         self.link.traced = traced
-        self.link.captured = captured
+        self.link.sinks = first
+        self.captures = tuple(sinks)
 
 
 cdef dict ring_indices(size_t page, uint32_t private):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses the records of a traced or captured queue, with the layout of record_t in dataplane/record.pxd."""
+"""Parses the records of a traced queue, with the layout of record_t in dataplane/record.pxd."""
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-_RECORD = struct.Struct("<QIHHIIHHHhHHI")
+_RECORD = struct.Struct("<QIHHIIHHh2x")
 
 
 class RecordKind(IntEnum):
@@ -14,13 +14,11 @@ class RecordKind(IntEnum):
 
     TX_SLOT = 1
     RX_SLOT = 2
-    TX_FRAME = 3
-    RX_FRAME = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A slot, or a frame with its bytes."""
+    """A slot."""
 
     time_ns: int
     link: int
@@ -30,19 +28,10 @@ class Record:
     index: int
     offset: int
     size: int
-    slots: int
     status: int
-    gso_size: int
-    gso_type: int
-    frame: bytes
 
 
 def parse_records(data: bytes) -> Iterator[Record]:
     """The records of one `Worker.records()`."""
-    at = 0
-    while at < len(data):
-        *values, length = _RECORD.unpack_from(data, at)
-        begin = at + _RECORD.size
-        values.append(data[begin : begin + length])
+    for values in _RECORD.iter_unpack(data):
         yield Record(*values)
-        at = begin + (length + 7 & ~7)

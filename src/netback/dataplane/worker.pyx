@@ -346,6 +346,7 @@ cdef bint poll_link(worker_t *worker, workspace_t *ws, link_t *link) noexcept no
     """Serve one burst in each direction that is due, with at most one notify for both. True: another poll follows at
     once.
     """
+    ws.captured_at = 0
     poll_direction(worker, ws, link, &link.ring_to_peer)
     if not link.broken:
         poll_direction(worker, ws, link, &link.peer_to_ring)
@@ -684,10 +685,10 @@ cdef class Worker:
         return self.worker.wakes
 
     def records(self) -> tuple[bytes, int]:
-        """The records of traced and captured links since the last call, in order of time, and the number of lost ones.
+        """The records of traced links since the last call, in order of time, and the number of lost ones.
 
-        The bytes are record_t structures, each followed by the frame's bytes and padded to 8 (`dataplane/records.py`
-        parses them). A record is lost if less than its size was left of RECORD_BYTES: the caller was too slow.
+        The bytes are record_t structures (`dataplane/records.py` parses them). A record is lost if RECORD_BYTES are
+        full: the caller was too slow.
         """
         data = (<char *>self.ws.records)[:self.ws.records_used]
         lost = self.ws.records_lost

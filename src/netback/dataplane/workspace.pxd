@@ -44,6 +44,7 @@ cdef struct workspace_t:         # a worker's private memory: the current burst
     uint8_t *records
     uint32_t records_used
     uint64_t records_lost
+    uint64_t captured_at         # ns, CLOCK_REALTIME: the time of the frames that this poll captures; 0: not read yet
     frame_t frames[BURST_FRAMES]
     uint32_t frame_chain[BURST_FRAMES]
     chain_t chains[BURST_FRAMES]

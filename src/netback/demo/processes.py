@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes around the rings: emulated Xen, the backend and the guest's netfront, each also a netback command."""
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from netback import daemon
+from netback.control import Client
 from netback.demo.networks import INHERITED, InheritedNetwork, LossyCable
 from netback.errors import NetbackError
 from netback.frontend import FrontConfig, Frontend
 from netback.net.base import Network
 from netback.net.spec import open_network, parse_spec
-from netback.observe.pcapng import Capture
 from netback.platforms.emulated import EmulatedPlatform, Emulator
 from netback.xenbus.names import DeviceName
 
@@ -70,17 +72,27 @@ class Backend:
 
     async def begin_capture(self, path: str) -> None:
         """Write every frame to a pcapng file from now on."""
-        self._file = Path(path).open("wb")  # noqa: SIM115, ASYNC230 (closed in end_capture)
-        self._capture = Capture(self._file)
-        await self._backend.capture(self._device(), self._capture.sink(str(self._device())))
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stop, self._stop = os.pipe()
+
+        def capture() -> int:
+            """As `netback capture` does it."""
+            with Client(self._backend.config.directory) as client, client.capture() as frames:
+                with Path(path).open("wb") as file:
+                    loop.call_soon_threadsafe(begun.set)
+                    frames.write(file.fileno(), stop=stop)
+                os.close(stop)
+                return frames.frames
+
+        self._capture = asyncio.create_task(asyncio.to_thread(capture))
+        waiting = asyncio.create_task(begun.wait())
+        await asyncio.wait((self._capture, waiting), return_when=asyncio.FIRST_COMPLETED)
 
     async def end_capture(self) -> int:
         """Close the file; returns the number of frames in it."""
-        await self._backend.capture(self._device(), None)
-        self._file.close()
-        if self._capture.error:
-            raise self._capture.error
-        return self._capture.frames
+        os.close(self._stop)
+        return await self._capture
 
 
 class Netfront:

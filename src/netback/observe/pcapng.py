@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes pcapng captures: each frame has a comment on how it crossed the ring, which no capture on a link shows.
+"""Captured frames as pcapng (draft-ietf-opsawg-pcapng): an interface for each device and direction, and with each frame
+what no capture on a link shows: how it crossed the ring.
 
-This module knows the file format (draft-ietf-opsawg-pcapng) and records, not vifs. No maintained library fits:
-python-pcapng writes options for each packet, but had its last release in 2022 and is slow; scapy's writer requires all
-of scapy, under the GPL.
+The blocks of frames are made by dataplane/capture_reader.pyx, the few others here. No maintained library fits:
+python-pcapng had its last release in 2022; scapy's writer requires all of scapy, under the GPL.
 """
 
 import enum
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from threading import Lock
-from typing import BinaryIO
+import sys
+import time
+from collections.abc import Iterable
 
-from netback.abi.netif import RX_SLOTS, TX_SLOTS, GsoType, RxFlag, Status, TxFlag
-from netback.dataplane.records import Record, RecordKind
+import netback
+from netback.dataplane.capture_reader import CaptureReader
+from netback.observe.choice import Direction
 
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
 LINKTYPE_ETHERNET = 1
 NANOSECONDS = bytes([9])
-MAX_OPTION = 0xFFFF
-"""Maximum bytes of an option's value."""
+ALL = 0xFFFFFFFF
+"""No limit of frames."""
 
 
 class Block(enum.IntEnum):
@@ -29,6 +28,7 @@ class Block(enum.IntEnum):
 
     SECTION_HEADER = 0x0A0D0D0A
     INTERFACE_DESCRIPTION = 1
+    INTERFACE_STATISTICS = 5
     ENHANCED_PACKET = 6
 
 
@@ -36,19 +36,15 @@ class Option(enum.IntEnum):
     """Option codes; each block defines its own from 2 on."""
 
     END = 0
-    COMMENT = 1
+    SHB_OS = 3
     SHB_USERAPPL = 4
     IF_NAME = 2
     IF_DESCRIPTION = 3
     IF_TSRESOL = 9
-    EPB_FLAGS = 2
-
-
-class Direction(enum.IntEnum):
-    """The lowest two bits of epb_flags, as seen by the backend."""
-
-    INBOUND = 1
-    OUTBOUND = 2
+    ISB_STARTTIME = 2
+    ISB_ENDTIME = 3
+    ISB_IFRECV = 4
+    ISB_IFDROP = 5
 
 
 HEAD = struct.Struct("<II")
@@ -56,8 +52,9 @@ TAIL = struct.Struct("<I")
 OPTION = struct.Struct("<HH")
 SECTION = struct.Struct("<IHHq")
 INTERFACE = struct.Struct("<HHI")
-PACKET = struct.Struct("<IIIII")
-FLAGS = struct.Struct("<I")
+STATISTICS = struct.Struct("<III")
+TIME = struct.Struct("<II")
+COUNT = struct.Struct("<Q")
 
 
 def padded(data: bytes) -> bytes:
@@ -65,9 +62,9 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def options(values: dict[Option, bytes]) -> bytes:
+def options(values: Iterable[tuple[Option, bytes]]) -> bytes:
     """An option list."""
-    parts = [OPTION.pack(code, len(value)) + padded(value) for code, value in values.items()]
+    parts = [OPTION.pack(code, len(value)) + padded(value) for code, value in values]
     return b"".join([*parts, OPTION.pack(Option.END, 0)])
 
 
@@ -77,116 +74,111 @@ def block(kind: Block, body: bytes) -> bytes:
     return HEAD.pack(kind, length) + body + TAIL.pack(length)
 
 
-class PcapngWriter:
-    """One section; interfaces may be added at any time before their first packet."""
-
-    def __init__(self, stream: BinaryIO, *, program: str = "netback") -> None:
-        self._stream = stream
-        self._interfaces = 0
-        head = SECTION.pack(BYTE_ORDER_MAGIC, 1, 0, -1)
-        self._write(Block.SECTION_HEADER, head + options({Option.SHB_USERAPPL: program.encode()}))
-
-    def interface(self, name: str, description: str) -> int:
-        """Add an interface; returns its number, for `packet`."""
-        values = {
-            Option.IF_NAME: name.encode(),
-            Option.IF_DESCRIPTION: description.encode(),
-            Option.IF_TSRESOL: NANOSECONDS,
-        }
-        self._write(Block.INTERFACE_DESCRIPTION, INTERFACE.pack(LINKTYPE_ETHERNET, 0, 0) + options(values))
-        self._interfaces += 1
-        return self._interfaces - 1
-
-    def packet(
-        self, interface: int, time_ns: int, frame: bytes, *, length: int, direction: Direction, comment: str
-    ) -> None:
-        """Write a frame of `length` bytes, the first of which are `frame`, at `time_ns` (since 1970)."""
-        values = {Option.COMMENT: comment.encode()[:MAX_OPTION], Option.EPB_FLAGS: FLAGS.pack(direction)}
-        head = PACKET.pack(interface, time_ns >> 32, time_ns & 0xFFFFFFFF, len(frame), length)
-        self._write(Block.ENHANCED_PACKET, head + padded(frame) + options(values))
-
-    def _write(self, kind: Block, body: bytes) -> None:
-        self._stream.write(block(kind, body))
+def section() -> bytes:
+    """A Section Header Block."""
+    head = SECTION.pack(BYTE_ORDER_MAGIC, 1, 0, -1)
+    program = f"netback {netback.__version__}".encode()
+    return block(
+        Block.SECTION_HEADER,
+        head + options([(Option.SHB_OS, sys.platform.encode()), (Option.SHB_USERAPPL, program)]),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """How the records of each ring are written."""
-
-    name: str
-    slots: int
-    prefix: str
-    flags: type[TxFlag] | type[RxFlag]
-    direction: Direction
-
-
-RINGS = {
-    RecordKind.TX_FRAME: Ring("TX", TX_SLOTS, "NETTXF", TxFlag, Direction.INBOUND),
-    RecordKind.RX_FRAME: Ring("RX", RX_SLOTS, "NETRXF", RxFlag, Direction.OUTBOUND),
-}
-
-
-@lru_cache(256)
-def flag_names(prefix: str, flags: TxFlag | RxFlag) -> str:
-    """The flags' names in netif.h; bits without a name as a number."""
-    names = [f"{prefix}_{flag.name.lower()}" for flag in type(flags) if flag.name and flag & flags]
-    unknown = int(flags) & ~sum(type(flags))
-    return "|".join([*names, *([hex(unknown)] if unknown else [])]) or "none"
-
-
-def describe(record: Record) -> str:
-    """One line that describes how a frame crossed its ring: slots, flags, grant, GSO, status."""
-    ring = RINGS[RecordKind(record.kind)]
-    parts = [
-        f"{ring.name} ring slot {record.index % ring.slots} (index {record.index})",
-        f"{record.slots} slots",
-        f"flags {flag_names(ring.prefix, ring.flags(record.flags))}",
-        f"first gref {record.gref} offset {record.offset}",
+def interface(name: str, description: str, snaplen: int) -> bytes:
+    """An Interface Description Block: Ethernet, timestamps in ns."""
+    values = [
+        (Option.IF_NAME, name.encode()),
+        (Option.IF_DESCRIPTION, description.encode()),
+        (Option.IF_TSRESOL, NANOSECONDS),
     ]
-    if record.gso_type != GsoType.NONE:
-        parts.append(f"GSO {GsoType(record.gso_type).name} size {record.gso_size}")
-    if record.status != Status.OKAY:
-        parts.append(f"answered {Status(record.status).name}")
-    return ", ".join(parts)
+    return block(Block.INTERFACE_DESCRIPTION, INTERFACE.pack(LINKTYPE_ETHERNET, 0, snaplen) + options(values))
 
 
-class Capture:
-    """A pcapng file for the frames of any number of queues, one interface for each ring.
+def statistics(number: int, begun: int, ended: int, frames: int, lost: int) -> bytes:
+    """An Interface Statistics Block: what passed from `begun` to `ended` (ns since 1970), `lost` frames of it with no
+    packet block.
+    """
+    values = [
+        (Option.ISB_STARTTIME, TIME.pack(*_halves(begun))),
+        (Option.ISB_ENDTIME, TIME.pack(*_halves(ended))),
+        (Option.ISB_IFRECV, COUNT.pack(frames + lost)),
+        (Option.ISB_IFDROP, COUNT.pack(lost)),
+    ]
+    return block(Block.INTERFACE_STATISTICS, STATISTICS.pack(number, *_halves(ended)) + options(values))
 
-    An error of the file ends the capture, not the worker; `error` keeps it. `frames` counts the frames written.
+
+def _halves(nanoseconds: int) -> tuple[int, int]:
+    return nanoseconds >> 32, nanoseconds & 0xFFFFFFFF
+
+
+_MEANINGS = {"tx": "what the guest of {} sends", "rx": "what the guest of {} receives"}
+
+
+class Section:
+    """A capture's frames as a section: `begin`, `read` any number of times, `end`. Sections may follow one another, in
+    one file or in several.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._lock = Lock()
-        self._writer = PcapngWriter(stream)
-        self.frames = 0
-        self.error: OSError | None = None
+    def __init__(self, reader: CaptureReader, direction: Direction, snaplen: int) -> None:
+        self._reader = reader
+        self._snaplen = snaplen
+        self._ways = ("tx", "rx") if direction == "both" else (direction,)
+        self._devices: list[str] = []
+        self._before: list[tuple[int, int, int, int]] = []
+        """Of each device when the section began."""
+        self._begun = 0
 
-    def sink(self, vif: str, queue: int = 0) -> Callable[[Record], None]:
-        """Return the function that accepts the records of one queue (`Vif.capture`), from any thread."""
-        with self._lock:
-            numbers = {
-                kind: self._writer.interface(
-                    f"{vif}-q{queue}-{ring.name.lower()}", f"{ring.name} ring of {vif}, queue {queue}"
-                )
-                for kind, ring in RINGS.items()
-            }
-        return lambda record: self._take(numbers, record)
+    @property
+    def frames(self) -> int:
+        """Frames of all sections so far."""
+        return self._reader.taken
 
-    def _take(self, numbers: dict[RecordKind, int], record: Record) -> None:
-        kind = RecordKind(record.kind)
-        if kind not in numbers or self.error:
-            return
-        try:
-            with self._lock:
-                self._writer.packet(
-                    numbers[kind],
-                    record.time_ns,
-                    record.frame,
-                    length=max(record.size, len(record.frame)),
-                    direction=RINGS[kind].direction,
-                    comment=describe(record),
-                )
-                self.frames += 1
-        except OSError as error:
-            self.error = error
+    @property
+    def lost(self) -> dict[str, int]:
+        """Frames that were lost so far, in all sections, by interface; those that lost none are left out."""
+        return {name: lost for name, _, lost in self._interfaces(self._reader.devices(), []) if lost}
+
+    def begin(self) -> bytes:
+        """The blocks that a section begins with."""
+        self._begun = time.time_ns()
+        self._before = [self._reader.counts(number) for number in range(len(self._devices))]
+        known, self._devices = self._devices, []
+        return section() + self._describe(known) + self._describe(self._reader.devices(len(known)))
+
+    def read(self, most: int = ALL) -> bytes:
+        """The blocks of the frames that are there, of `most` at most; empty if there are none. ValueError: a record is
+        damaged.
+        """
+        blocks = self._reader.blocks(interfaces=len(self._ways), most=min(most, ALL))
+        # after the frames: a device is in the table before its first one is in a ring
+        return self._describe(self._reader.devices(len(self._devices))) + blocks
+
+    def end(self) -> bytes:
+        """The blocks that a section ends with: how many frames each interface had, and lost."""
+        now = time.time_ns()
+        return b"".join(
+            statistics(number, self._begun, now, frames, lost)
+            for number, (_, frames, lost) in enumerate(self._interfaces(self._devices, self._before))
+        )
+
+    def _describe(self, devices: list[str]) -> bytes:
+        self._devices += devices
+        return b"".join(
+            interface(f"{device} {way}", _MEANINGS[way].format(device), self._snaplen)
+            for device in devices
+            for way in self._ways
+        )
+
+    def _interfaces(
+        self, devices: list[str], before: list[tuple[int, int, int, int]]
+    ) -> list[tuple[str, int, int]]:
+        """Of each interface of the devices: its name, the frames since `before`, and those that were lost."""
+        found = []
+        for number, device in enumerate(devices):
+            then = before[number] if number < len(before) else (0, 0, 0, 0)
+            tx, rx, tx_lost, rx_lost = (
+                now - old for now, old in zip(self._reader.counts(number), then, strict=True)
+            )
+            counts = {"tx": (tx, tx_lost), "rx": (rx, rx_lost)}
+            found += [(f"{device} {way}", *counts[way]) for way in self._ways]
+        return found

@@ -16,6 +16,7 @@ from typing import TypeVar
 from netback.dataplane import clock
 from netback.dataplane.back.distributor import Distributor
 from netback.dataplane.back.queue import BackQueue
+from netback.dataplane.capture import Sink
 from netback.dataplane.credit import Credit
 from netback.dataplane.link import Link
 from netback.dataplane.notices import Notice
@@ -267,9 +268,14 @@ class Group:
         worker, queue = self._queues[number]
         await finished([_submit(worker, queue, lambda _worker, queue: queue.set_staged(staged))])
 
-    async def watch(self, *, traced: bool, captured: bool) -> None:
-        """Make the queues record each slot, or each frame, from now on."""
-        await self._each(lambda _worker, queue: queue.watch(traced=traced, captured=captured))
+    async def watch(self, *, traced: bool, sinks: Callable[[int, int], Sequence[Sink]]) -> None:
+        """Make the queues record each slot, and pass each frame to what `sinks` gives for a queue and its worker."""
+        await finished(
+            [
+                _submit(worker, queue, partial(_watch, traced, sinks(number, worker.number)))
+                for number, (worker, queue) in enumerate(self._queues)
+            ]
+        )
 
     async def close(self) -> None:
         """Take the queues from their workers, then release rings and ports. Can be called at any time, any number of
@@ -352,6 +358,10 @@ def _credit(rate: Rate | None) -> Credit | None:
 
 def _submit(worker: QueueWorker, link: L, call: Callable[[Worker, L], object]) -> Future[object]:
     return worker.thread.submit(lambda native: call(native, link))
+
+
+def _watch(traced: bool, sinks: Sequence[Sink], _worker: Worker, queue: BackQueue) -> None:
+    queue.watch(traced=traced, sinks=sinks)
 
 
 def _set_peer(peer: Peer, inbox: Peer | None, worker: Worker, link: Link) -> None:

@@ -20,6 +20,7 @@ from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import PeerError
 from netback.net.base import Network
 from netback.net.filters import Filters
+from netback.observe.captures import Captures
 from netback.observe.slots import Ring
 from netback.observe.trace import SLOTS, LogBudget, Tracer
 from netback.platforms.base import Platform
@@ -37,8 +38,6 @@ log = logging.getLogger("netback.vif")
 
 _SECOND = 1_000_000_000
 """Nanoseconds."""
-
-CaptureSink = Callable[[Record], None]
 
 
 class Vif:
@@ -59,6 +58,7 @@ class Vif:
         workers: Workers,
         journal: Path,
         tracer: Tracer,
+        captures: Captures,
         on_notice: Callable[[Notice], object],
         times: Callable[[], WaitTimes] = WaitTimes,
     ) -> None:
@@ -72,12 +72,12 @@ class Vif:
         self._workers = workers
         self._journal = journal
         self._tracer = tracer
+        self._captures = captures
         self._on_notice = on_notice
         self._times = times
         self._stalled_at: float | None = None
         self._condition = Notice.READY
         self._loop = asyncio.get_running_loop()
-        self._capture: CaptureSink | None = None
         self._group: Group | None = None
         self._rates = Rates()
         self._filters = self._filters_in_force = Filters()
@@ -277,20 +277,11 @@ class Vif:
                 self._further = self._add_further()
                 self._group = self._control = None
 
-    async def capture(self, sink: CaptureSink | None) -> None:
-        """Pass the record of each frame to `sink`; None stops it.
-
-        A record (`dataplane.records.Record`) has the frame's time in ns since 1970, its bytes, slots and status. `sink`
-        is called in a worker's thread, one call at a time for each queue, until it raises or is replaced.
-        """
-        self._capture = sink
-        await self.watch()
-
     async def watch(self) -> None:
-        """Make the queues record slots if a trace point is on, and frames if there is a capture."""
+        """Make the queues record slots if a trace point is on, and pass frames to the captures that want them."""
         if self._group is not None:
             traced = any(map(self._tracer.on, SLOTS))
-            await self._group.watch(traced=traced, captured=self._capture is not None)
+            await self._group.watch(traced=traced, sinks=partial(self._captures.sinks, self.name))
 
     def _make_control(self, group: Group, config: VifConfig) -> Control | None:
         """The connection's control ring, not opened yet; None if the frontend has none."""
@@ -369,16 +360,6 @@ class Vif:
             self._tracer.emit(
                 "xen_netdev_rx", queue, record.index, record.status, flags, at=record.time_ns / _SECOND
             )
-        elif self._capture is not None:
-            self._captured(self._capture, record)
-
-    def _captured(self, sink: CaptureSink, record: Record) -> None:
-        """An exception of the sink ends the capture, not the thread that serves this guest and others."""
-        try:
-            sink(record)
-        except Exception:
-            self._budget.warn(log, f"{self.name}: the capture failed and was stopped", exc_info=True)
-            self._capture = None
 
 
 async def _close(control: Control | None, group: Group) -> None:

@@ -46,6 +46,8 @@ class QueueWorker:
 
     thread: WorkerThread
     events: EventChannels
+    number: int
+    """Its place among the workers; its ring in every capture."""
     queues: int = 0
 
     def close(self) -> None:
@@ -99,9 +101,9 @@ def _start(platform: Platform, number: int, undo: ExitStack) -> QueueWorker:
     undo.callback(events.close)
     thread = WorkerThread(
         Worker(events.native, platform.open_arena()),
-        on_lost=lambda count: budget.warn(log, f"{name}: {count} records lost: traces and captures are slow"),
+        on_lost=lambda count: budget.warn(log, f"{name}: {count} records lost: traces are slow"),
         name=name,
     )
-    worker = QueueWorker(thread, events)
+    worker = QueueWorker(thread, events, number)
     undo.callback(worker.close)
     return worker

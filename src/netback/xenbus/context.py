@@ -9,6 +9,7 @@ from netback.net.base import FdStore
 from netback.net.filters import FilterSpec
 from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
+from netback.observe.captures import Captures
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import WaitTimes
@@ -28,6 +29,7 @@ class Context:
     platform: Platform
     workers: Workers
     tracer: Tracer
+    captures: Captures
     offer: Mapping[str, str]
     """The backend keys that this process serves (`features.offer`)."""
     queues: int

@@ -27,6 +27,7 @@ from netback.errors import (
     PlatformError,
     printable,
 )
+from netback.observe.pcap import PcapState
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, queue_keys, read_live
 from netback.vif.queue import BindError, queue_name
@@ -132,6 +133,11 @@ class Device:
         if self._nic.filter_fault is not None:
             raise self._nic.filter_fault
         return self.vif
+
+    @property
+    def pcap(self) -> PcapState | None:
+        """How the file does in which its frames are kept; None if there is none."""
+        return self._nic.pcap.state
 
     @property
     def link_down(self) -> bool:

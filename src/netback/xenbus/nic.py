@@ -34,7 +34,8 @@ from netback.xenbus.context import Context
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
-from netback.xenbus.nodes import CARRIER_OFF, FILTERS, IP, LINK_DOWN, RATES
+from netback.xenbus.nodes import CARRIER_OFF, FILTERS, IP, LINK_DOWN, PCAP, RATES
+from netback.xenbus.pcap import PcapFilter
 from netback.xenstore.aio import StoreError
 
 log = logging.getLogger("netback.xenbus")
@@ -78,6 +79,7 @@ class Nic:
         """The MTUs that were last compared."""
         self._tap = ""
         """The tap's name; empty for other networks."""
+        self.pcap = PcapFilter(str(name), context.captures)
         self._reading_settings = asyncio.Lock()
         self.filter_fault: ConfigError | PeerError | None = None
         """Why the filters that were read last cannot be applied; while there is a reason, no frame passes."""
@@ -137,6 +139,7 @@ class Nic:
             workers=self._context.workers,
             journal=self.journal,
             tracer=self._context.tracer,
+            captures=self._context.captures,
             on_notice=self._on_notice,
             times=self._context.times,
         )
@@ -374,7 +377,7 @@ class Nic:
             self._carrier = value
 
     async def read_settings(self) -> None:
-        """Limit and filter the vif as its nodes say, or as the configuration does for a node that is missing. Any task
+        """Limit, filter and record the vif as its nodes say, or as the configuration does for a missing one. Any task
         may call this; no call applies older values than one that ended before.
 
         While the filters are wrong, or the address that they go by, no frame passes.
@@ -384,6 +387,7 @@ class Nic:
             rates = await self._wanted_rates()
             if self.vif is not None:
                 await self.vif.limit(rates)
+            await self._read_pcap()
 
     async def _read_filters(self) -> None:
         if self.vif is None:
@@ -468,6 +472,16 @@ class Nic:
         """Whether the filters must be read again, since a network that they name could not be opened."""
         return isinstance(self.filter_fault, PeerError)
 
+    async def _read_pcap(self) -> None:
+        """Keep the vif's frames in the file that its node names, if it names one."""
+        text = await read_backend(self._context.store, self._name, PCAP) or ""
+        if self.vif is None:
+            return
+        before = self.pcap.error
+        await self.pcap.apply(text, self.vif)
+        if self.pcap.error and self.pcap.error != before:
+            self._budget.warn(log, f"{self._name}: {self.pcap.error}")
+
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store
         self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
@@ -518,6 +532,7 @@ class Nic:
             self.vif = None
             try:
                 await vif.release()
+                await self.pcap.close()
             finally:
                 self._end_network(vif.network, gone=False)
 
@@ -531,6 +546,7 @@ class Nic:
         self.vif = None
         try:
             await vif.disconnect()
+            await self.pcap.close()
         finally:
             self._end_network(vif.network, gone=True)
         self._context.tracer.emit("xen_netdev_unrealize", self._name)

@@ -7,6 +7,8 @@ from typing import Final
 from netback.xenbus.names import DeviceName
 from netback.xenstore.aio import Store
 
+_NONE: Final[Mapping[str, list[str]]] = {}
+
 MADE_BY: Final = "made-by"
 """The backend node that marks a device whose nodes `netback attach` wrote; netback removes these."""
 MAKER: Final = "netback"
@@ -20,21 +22,30 @@ TX_RATE: Final = "rate"
 RX_RATE: Final = "rx-rate"
 """The same for what the guest receives; only netback's own commands write it."""
 RATES: Final = (TX_RATE, RX_RATE)
+PCAP: Final = "pcap"
+"""The backend node that names the file in which the device's frames are kept (observe.pcap.parse_pcap); empty: none.
+The guest may not read it."""
 FILTERS: Final = "filters"
 """The backend node with the device's filters (`net.filters.as_node`); only netback's own commands write it."""
 IP: Final = "ip"
 """The backend node with the guest's IP addresses; libxl writes it for `ip=` in a vif."""
-SETTINGS: Final = (*RATES, FILTERS, IP, "mac", LINK_DOWN)
+SETTINGS: Final = (*RATES, FILTERS, IP, "mac", LINK_DOWN, PCAP)
 """The backend nodes that limit and filter what passes a device."""
 
 
-async def write_nodes(store: Store, directory: str, nodes: Mapping[str, str]) -> None:
-    """Write nodes of a device's directory. StoreError ENOENT: the device has none."""
+async def write_nodes(
+    store: Store, directory: str, nodes: Mapping[str, str], private: Mapping[str, list[str]] = _NONE
+) -> None:
+    """Write nodes of a device's directory; `private` has the permissions of those that differ from the directory's.
+    StoreError ENOENT: the device has none.
+    """
 
     async def body(tx: int) -> None:
         await store.read(f"{directory}/state", tx)  # a removed directory must not reappear
         for node, value in nodes.items():
             await store.write(f"{directory}/{node}", value, tx)
+            if node in private:
+                await store.set_perms(f"{directory}/{node}", private[node], tx)
 
     await store.transact(body)
 

@@ -26,6 +26,7 @@ from netback.dataplane.abi cimport (
 from netback.dataplane.arena cimport arena_t, name_local
 from netback.dataplane.back.queue cimport BACKLOG_FRAMES, back_queue
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
+from netback.dataplane.capture cimport FRAME_RX, capture_frame, frame_record_t
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.clock cimport coarse_ns, now_ns
 from netback.dataplane.credit cimport credit_claim, credit_settle
@@ -45,7 +46,7 @@ from netback.dataplane.offload cimport (
 from netback.dataplane.peers.peer cimport (
     BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, LARGE_BYTES, PEER_CLOSED, VNET_HDR, frame_t, peer_t, vnet_header,
 )
-from netback.dataplane.record cimport RECORD_RX_FRAME, RECORD_RX_SLOT, record, record_t
+from netback.dataplane.record cimport RECORD_RX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
 from netback.dataplane.segment cimport segments_begin, segments_next
 from netback.dataplane.settings cimport multicast_listed
@@ -422,8 +423,10 @@ cdef inline void stage(
         offset = 0
     burst.bytes += length
     burst.frames += 1
-    if queue.link.traced or queue.link.captured:
-        trace_frame(queue, ws, first, burst.used, data, length, meta)
+    if queue.link.traced:
+        trace_frame(queue, ws, first, burst.used, meta)
+    if queue.link.sinks != NULL:
+        capture_staged(queue, ws, first, burst.used, data, length, meta)
 
 
 cdef inline uint32_t take_request(back_queue *queue, workspace_t *ws, burst_t *burst, rx_response *body) noexcept nogil:
@@ -472,35 +475,39 @@ cdef inline uint16_t rx_flags(frame_meta *meta) noexcept nogil:
 
 
 cdef void trace_frame(
-        back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, const uint8_t *data,
-        uint32_t length, frame_meta *meta) noexcept nogil:
-    """Write records for links that are traced (each slot) or captured (the frame)."""
+        back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, frame_meta *meta) noexcept nogil:
+    """Write a record of each slot of a frame."""
     cdef record_t entry
     cdef rx_response *bodies = <rx_response *>ws.bodies
     cdef uint32_t i
     memset(&entry, 0, sizeof(entry))
-    entry.gso_type = meta.gso_type
-    entry.gso_size = meta.gso_size
-    if queue.link.traced:
-        for i in range(first, end):
-            if first < i <= first + extras_count(meta):
-                continue
-            entry.kind = RECORD_RX_SLOT
-            entry.index = queue.rx.rsp_prod + i
-            entry.gref = ws.grefs[i]
-            entry.offset = bodies[i].offset
-            entry.status = bodies[i].status
-            entry.flags = bodies[i].flags
-            record(ws, &queue.link, &entry, NULL, 0)
-    if queue.link.captured:
-        entry.kind = RECORD_RX_FRAME
-        entry.index = queue.rx.rsp_prod + first
-        entry.gref = ws.grefs[first]
-        entry.offset = bodies[first].offset
-        entry.flags = bodies[first].flags
-        entry.slots = end - first
-        entry.status = 0
-        record(ws, &queue.link, &entry, data, length)
+    entry.kind = RECORD_RX_SLOT
+    for i in range(first, end):
+        if first < i <= first + extras_count(meta):
+            continue
+        entry.index = queue.rx.rsp_prod + i
+        entry.gref = ws.grefs[i]
+        entry.offset = bodies[i].offset
+        entry.status = bodies[i].status
+        entry.flags = bodies[i].flags
+        record(ws, &queue.link, &entry)
+
+
+cdef void capture_staged(
+        back_queue *queue, workspace_t *ws, uint32_t first, uint32_t end, const uint8_t *data,
+        uint32_t length, frame_meta *meta) noexcept nogil:
+    """Pass a frame to the captures of the queue."""
+    cdef frame_record_t entry
+    cdef rx_response *bodies = <rx_response *>ws.bodies
+    memset(&entry, 0, sizeof(entry))     # with the status: copies that fail later are counted (rx_errors)
+    entry.direction = FRAME_RX
+    entry.length = length
+    entry.index = queue.rx.rsp_prod + first
+    entry.gref = ws.grefs[first]
+    entry.offset = bodies[first].offset
+    entry.flags = bodies[first].flags
+    entry.slots = end - first
+    capture_frame(queue.link.sinks, &ws.captured_at, &entry, meta, data, length)
 
 
 # --- deliver: copies, then one push

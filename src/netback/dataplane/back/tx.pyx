@@ -23,6 +23,7 @@ from netback.dataplane.abi cimport (
     PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, tx_request, tx_response,
 )
 from netback.dataplane.back.queue cimport back_queue
+from netback.dataplane.capture cimport FRAME_TX, capture_frame, frame_record_t
 from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport credit_claim, credit_settle
@@ -36,7 +37,7 @@ from netback.dataplane.link cimport (
 )
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
 from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
-from netback.dataplane.record cimport RECORD_TX_FRAME, RECORD_TX_SLOT, record, record_t
+from netback.dataplane.record cimport RECORD_TX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 from netback.dataplane.send cimport (
     SEGMENTS_BLOCKED, SEGMENTS_DONE, SEGMENTS_IMPOSSIBLE, SEGMENTS_PAUSED, send_frames, send_segments,
@@ -333,35 +334,40 @@ cdef inline void fill_responses(tx_response *bodies, tx_request *requests, chain
 
 
 cdef void trace_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_t at) noexcept nogil:
-    """Write records for links that are traced (each slot) or captured (the frame)."""
+    """Write a record of each slot of a good chain."""
     cdef record_t entry
     cdef uint32_t i
+    if chain.status != NETIF_RSP_OKAY:
+        return
+    memset(&entry, 0, sizeof(entry))
+    entry.kind = RECORD_TX_SLOT
+    for i in range(chain.slots):
+        if 0 < i <= chain.extras:
+            continue
+        entry.index = queue.tx.rsp_prod + at + i
+        entry.gref = ws.requests[at + i].gref
+        entry.offset = ws.requests[at + i].offset
+        entry.size = ws.requests[at + i].size
+        entry.flags = ws.requests[at + i].flags
+        record(ws, &queue.link, &entry)
+
+
+cdef void capture_chain(back_queue *queue, workspace_t *ws, chain_t *chain, uint32_t at) noexcept nogil:
+    """Pass a frame to the captures of the queue; one that is answered ERROR has no bytes."""
+    cdef frame_record_t entry
     if chain.status == CHAIN_MULTICAST:
         return                   # no frame
     memset(&entry, 0, sizeof(entry))
+    entry.direction = FRAME_TX
     entry.status = chain.status
-    entry.gso_type = chain.meta.gso_type
-    entry.gso_size = chain.meta.gso_size
-    if queue.link.traced and chain.status == NETIF_RSP_OKAY:
-        for i in range(chain.slots):
-            if 0 < i <= chain.extras:
-                continue
-            entry.kind = RECORD_TX_SLOT
-            entry.index = queue.tx.rsp_prod + at + i
-            entry.gref = ws.requests[at + i].gref
-            entry.offset = ws.requests[at + i].offset
-            entry.size = ws.requests[at + i].size
-            entry.flags = ws.requests[at + i].flags
-            record(ws, &queue.link, &entry, NULL, 0)
-    if queue.link.captured:
-        entry.kind = RECORD_TX_FRAME
-        entry.index = queue.tx.rsp_prod + at
-        entry.gref = ws.requests[at].gref
-        entry.offset = ws.requests[at].offset
-        entry.size = <uint16_t>chain.length
-        entry.flags = chain.flags
-        entry.slots = chain.slots
-        record(ws, &queue.link, &entry, chain.data, chain.length if chain.status == NETIF_RSP_OKAY else 0)
+    entry.length = chain.length
+    entry.index = queue.tx.rsp_prod + at
+    entry.gref = ws.requests[at].gref
+    entry.offset = ws.requests[at].offset
+    entry.flags = chain.flags
+    entry.slots = chain.slots
+    capture_frame(queue.link.sinks, &ws.captured_at, &entry, &chain.meta, chain.data,
+                  chain.length if chain.status == NETIF_RSP_OKAY else 0)
 
 
 cdef void change_multicast(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept nogil:
@@ -394,8 +400,10 @@ cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
     for i in range(chains):
         chain = &ws.chains[i]
         fill_responses(<tx_response *>ws.bodies + slots, ws.requests + slots, chain)
-        if queue.link.traced or queue.link.captured:
+        if queue.link.traced:
             trace_chain(queue, ws, chain, slots)
+        if queue.link.sinks != NULL:
+            capture_chain(queue, ws, chain, slots)
         slots += chain.slots
         counters[TX_FRAMES] += chain.status == NETIF_RSP_OKAY
         counters[TX_BYTES] += chain.length if chain.status == NETIF_RSP_OKAY else 0
