@@ -193,6 +193,11 @@ def set_mtu(index: int, mtu: int) -> None:
     request(Message.SETLINK, ACK, index, attribute(Attribute.MTU, MTU.pack(mtu)))
 
 
+def set_up(index: int) -> None:
+    """Set a link up. OSError: refused."""
+    request(Message.SETLINK, ACK, index, up=True)
+
+
 def join_bridge(index: int, bridge: int) -> None:
     """Make a link a port of a bridge, and set it up. OSError: refused; EOPNOTSUPP or EINVAL from what is no bridge."""
     request(Message.SETLINK, ACK, index, attribute(Attribute.MASTER, INT.pack(bridge)), up=True)

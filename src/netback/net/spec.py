@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from netback.errors import ConfigError
-from netback.net.base import Network
+from netback.net.base import Network, Owner
 from netback.net.dgram import OPTIONS as DGRAM_OPTIONS
 from netback.net.dgram import DgramNetwork, misfit
 from netback.net.endpoints import fault_of, path_fault, read_endpoint
 from netback.net.link_names import link_name_fault
 from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
+from netback.net.ovs import OPTIONS as OVS_OPTIONS
+from netback.net.ovs import OvsNetwork, bridge_fault, remove_port
 from netback.net.packet import PacketNetwork
 from netback.net.stream import StreamNetwork
 from netback.net.tap import OPTIONS as TAP_OPTIONS
-from netback.net.tap import TapNetwork
+from netback.net.tap import TapNetwork, remove_made
 from netback.net.user import OPTIONS as USER_OPTIONS
 from netback.net.user import UserNetwork
 from netback.net.user import misfit as user_misfit
@@ -36,17 +38,34 @@ class Kind:
     link: Literal["never", "may", "must"]
     example: str
     open: Callable[..., Network]
-    """Called with the name, `several` (True: for vifs of several queues) and the value of each given option."""
+    """Called with the name, `several` (True: for vifs of several queues) and the value of each given option. For a kind
+    whose name is not its link's, with the link's name and `owner`, too."""
     names: str = "link"
     fault: Callable[[str], str | None] = link_name_fault
     """Why the name cannot be one; None if it can."""
     options: Options = field(default_factory=dict)
     misfit: Callable[[str, dict[str, Any]], str | None] = lambda _name, _options: None
     """Why the name and the options do not go together; None if they do."""
+    owned: bool = False
+    """Whether the spec's name is another's than the link's, which then has the device's, whose facts count."""
+    remove_earlier: Callable[..., None] | None = None
+    """Removes what an earlier process made; called as `open`, without `several` and `owner`. A kind that has it is a
+    tap; of all others nothing outlives the process.
+    """
+
+    def names_for(self, link: str, device: str) -> tuple[str, ...]:
+        """The names that `open` takes: the spec's, and the device's link's where they are two."""
+        return (link, device) if self.owned else (link or device,)
 
 
 KINDS = {
-    "tap": Kind("may", "tap:vif1.0", TapNetwork, options=TAP_OPTIONS),
+    "tap": Kind(
+        "may",
+        "tap:vif1.0",
+        TapNetwork,
+        options=TAP_OPTIONS,
+        remove_earlier=lambda link, **_: remove_made(link),
+    ),
     "packet": Kind("must", "packet:eth1", lambda link, several: PacketNetwork(link)),
     "vhost-user": Kind(
         "must",
@@ -73,6 +92,16 @@ KINDS = {
         DGRAM_OPTIONS,
         misfit,
     ),
+    "ovs": Kind(
+        "must",
+        "ovs:br-int",
+        OvsNetwork,
+        "bridge",
+        bridge_fault,
+        OVS_OPTIONS,
+        owned=True,
+        remove_earlier=remove_port,
+    ),
     "user": Kind(
         "never",
         "user",
@@ -91,6 +120,16 @@ class PeerSpec:
     kind: str
     link: str = ""
     options: tuple[tuple[str, str | None], ...] = ()
+
+    def tap(self, device: str) -> str:
+        """The name of its tap, for a device whose link has this name; empty if it has none."""
+        kind = KINDS[self.kind]
+        return "" if kind.remove_earlier is None else kind.names_for(self.link, device)[-1]
+
+    @property
+    def owned(self) -> bool:
+        """Whether the facts of its device count."""
+        return KINDS[self.kind].owned
 
     def __str__(self) -> str:
         words = [f"{self.kind}:{self.link}" if self.link else self.kind]
@@ -127,7 +166,14 @@ def parse_spec(text: str) -> PeerSpec:
     return spec
 
 
-def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several: bool = False) -> Network:
+def open_network(
+    spec: PeerSpec,
+    *,
+    name: str,
+    held: Sequence[int] = (),
+    several: bool = False,
+    owner: Owner = Owner(),  # noqa: B008 (frozen)
+) -> Network:
     """Open the network of a spec. `several`: its vif may have several queues.
 
     `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
@@ -138,4 +184,14 @@ def open_network(spec: PeerSpec, *, name: str, held: Sequence[int] = (), several
     options = read_options(spec.kind, kind.options, spec.options)
     if held:
         options["held"] = held
-    return kind.open(spec.link or name, several=several, **options)
+    if kind.owned:
+        options["owner"] = owner
+    return kind.open(*kind.names_for(spec.link, name), several=several, **options)
+
+
+def remove_earlier(spec: PeerSpec, name: str) -> None:
+    """Remove what an earlier process made for a device whose link has this name. NetbackError: it cannot be removed."""
+    kind = KINDS[spec.kind]
+    if kind.remove_earlier is not None:
+        options = read_options(spec.kind, kind.options, spec.options)
+        kind.remove_earlier(*kind.names_for(spec.link, name), **options)

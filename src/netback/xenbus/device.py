@@ -468,7 +468,6 @@ class Device:
             if self.vif is not None:
                 await self._disconnect()
             await self._nic.remove()
-            await self._nic.remove_unopened_tap()
         except (NetbackError, OSError) as error:
             self._note(str(error))
         await self._clear_error()

@@ -19,15 +19,16 @@ from pathlib import Path
 from netback.abi.netif_keys import Key
 from netback.dataplane.notices import Notice
 from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
-from netback.net.base import ETH_DATA_LEN, Network
+from netback.net.base import ETH_DATA_LEN, Network, Owner
 from netback.net.rtnetlink import get_link
-from netback.net.spec import open_network, parse_spec
-from netback.net.tap import find_made, remove_made
+from netback.net.spec import PeerSpec, open_network, parse_spec, remove_earlier
+from netback.net.tap import find_made
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
 from netback.vif.rate import Rate, Rates, parse_node
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
+from netback.xenbus.domains import identity
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
@@ -96,7 +97,7 @@ class Nic:
         mac = await read_mac(store, name)
         spec = await read_backend(store, name, "net") or await self._context.net_for(name, mac)
         try:
-            network = await self._open(spec, await self._link())
+            network = await self._open(spec, await self._link(), mac)
         except _FAULTS as error:
             self._acted_at = self._loop.time()
             self._look_blindly(error)
@@ -130,21 +131,23 @@ class Nic:
         )
         return vifname if vifname and script is None else self._name.link
 
-    async def _open(self, spec: str, link: str) -> Network:
+    async def _open(self, spec: str, link: str, mac: str | None) -> Network:
         """Open the network in a thread, since a tap may be busy for a moment. If cancelled, close it again."""
         if spec in self._context.networks:
             return self._context.networks.open(spec, str(self._name))
         peer, device = parse_spec(spec), str(self._name)
-        link = peer.link or link
-        self._context.links.follow(self._on_link, {link})
-        self._tap = link if peer.kind == "tap" else ""
+        self._tap = peer.tap(link)
+        self._context.links.follow(self._on_link, {self._tap or peer.link or link})
         if self._tap:
-            self._claim_tap(link)
+            self._claim_tap(self._tap)
         else:
             self._context.fd_store.forget(device)
+        owner = await self._owner(peer, mac)
         held = self._context.fd_store.take(device)
         opening = asyncio.ensure_future(
-            asyncio.to_thread(open_network, peer, name=link, held=held, several=self._context.queues > 1)
+            asyncio.to_thread(
+                open_network, peer, name=link, held=held, several=self._context.queues > 1, owner=owner
+            )
         )
         try:
             await asyncio.wait((opening,))  # a cancelled shield would log an error of the call as unhandled
@@ -156,6 +159,25 @@ class Nic:
         if self._tap:
             self._keep(network)
         return network
+
+    async def _owner(self, spec: PeerSpec, mac: str | None) -> Owner:
+        """What a network of this spec may know of the device; read only for a kind that wants it."""
+        if not spec.owned:
+            return Owner()
+        name, uuid = await identity(self._context.store, self._name.domid)
+        facts = {
+            "domid": str(self._name.domid),
+            "devid": str(self._name.index),
+            "mac": mac,
+            "name": name,
+            "uuid": uuid,
+        }
+        return Owner({key: value for key, value in facts.items() if value}, self._changed)
+
+    def _changed(self) -> None:
+        """The network has news. Any thread may call this."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._look)
 
     def _claim_tap(self, link: str) -> None:
         """Reserve a tap for this device: a second queue on it would receive part of the first one's frames."""
@@ -286,7 +308,7 @@ class Nic:
         told = await self._tell_mtu(frontend, mtu)
         if told is not None and told != mtu:
             self._warn_mtu(mtu, f"the frontend was told {told}")
-        if bridge is not None and bridge[1] != mtu:
+        if bridge is not None and bridge[1] not in (None, mtu):
             self._warn_mtu(mtu, f"its bridge {printable(bridge[0])} has {bridge[1]}")
 
     async def _tell_mtu(self, frontend: str, mtu: int) -> int | None:
@@ -401,7 +423,7 @@ class Nic:
             try:
                 await vif.release()
             finally:
-                self._end_network(vif.network, gone=False)
+                await self._end_network(vif.network, gone=False)
 
     async def remove(self) -> None:
         """The device was removed: remove its journal, its stored descriptors and the link that netback made."""
@@ -409,29 +431,34 @@ class Nic:
         self._context.fd_store.forget(str(self._name))
         remove_journals(self.journal)
         if (vif := self.vif) is None:
+            await self._remove_earlier()
             return
         self.vif = None
         try:
             await vif.disconnect()
         finally:
-            self._end_network(vif.network, gone=True)
+            await self._end_network(vif.network, gone=True)
         self._context.tracer.emit("xen_netdev_unrealize", self._name)
         self._context.tracer.emit("xen_netdev_destroy", self._name)
 
-    async def remove_unopened_tap(self) -> None:
-        """Remove the tap that an earlier process made for a device that this process never opened."""
+    async def _remove_earlier(self) -> None:
+        """Remove what an earlier process made for a device whose network is not open."""
         with suppress(*_FAULTS):
             mac = await read_mac(self._context.store, self._name)
             spec = parse_spec(
                 await read_backend(self._context.store, self._name, "net")
                 or await self._context.net_for(self._name, mac)
             )
-            if spec.kind == "tap":
-                await asyncio.to_thread(remove_made, spec.link or await self._link())
+            await asyncio.to_thread(remove_earlier, spec, await self._link())
 
-    def _end_network(self, network: Network, *, gone: bool) -> None:
+    async def _end_network(self, network: Network, *, gone: bool) -> None:
+        """Close or remove it; a tap in a thread, since its switch may be slow."""
         try:
-            if not self._context.networks.give_back(network):
+            if self._context.networks.give_back(network):
+                pass
+            elif gone and self._tap:
+                await asyncio.to_thread(network.remove)
+            else:
                 network.remove() if gone else network.close()
         except _FAULTS as error:
             log.warning("%s: network %s: %s", self._name, network.name, error)
@@ -441,7 +468,7 @@ class Nic:
             wake()
 
 
-_Seen = tuple[str, int | None, bool, tuple[str, int] | None]
+_Seen = tuple[str, int | None, bool, tuple[str, int | None] | None]
 """The properties of a link that a device publishes: name, MTU, state, and its bridge's name and MTU."""
 
 
@@ -449,7 +476,7 @@ def _seen(network: Network) -> _Seen:
     return network.name, network.mtu, network.up, _bridge(network)
 
 
-def _bridge(network: Network) -> tuple[str, int] | None:
+def _bridge(network: Network) -> tuple[str, int | None] | None:
     return (bridge.name, bridge.mtu) if (bridge := network.bridge) else None
 
 
