@@ -154,7 +154,7 @@ class OvsNetwork(TapNetwork):
             if not known:
                 self._check_port()
         except BaseException:
-            self._end(remove=not known)
+            self._end(remove=not known)  # the first error counts
             raise
 
     # ---- the port
@@ -227,20 +227,23 @@ class OvsNetwork(TapNetwork):
 
     def remove(self) -> None:
         """Remove the port and the tap, if netback made them. PeerError: the tap is removed, the port stays."""
-        self._end(remove=True)
+        if not self._end(remove=True):
+            raise PeerError(_stays(self._title, self._ovs_bridge, self._link))
 
-    def _end(self, *, remove: bool) -> None:
+    def _end(self, *, remove: bool) -> bool:
+        """Returns False if the port may stay although it should not."""
         switch, self._switch = self._switch, None
         done = True
         if switch is not None:
             if self._place is not None:
-                done = switch.leave(self._place, remove=remove, seconds=REMOVE_SECONDS)
+                known = self._place.taken is not None
+                done = switch.leave(self._place, remove=remove and known, seconds=REMOVE_SECONDS)
+                self._place.changed = bool
             give_back(switch)
         if remove:
             super().remove()
         super().close()
-        if not done:
-            raise PeerError(_stays(self._title, self._ovs_bridge, self._link))
+        return done
 
 
 def _stays(title: str, bridge: str, link: str) -> str:

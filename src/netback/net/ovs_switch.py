@@ -485,7 +485,7 @@ class Switch(Connected):
         if error is None:  # the thread was woken, or ends
             return
         with self._lock:
-            for place in self._places.values():
+            for place in (place for place in self._places.values() if not place.leaving):
                 state = "frames pass as before" if place.taken else "the port is not there yet"
                 place.note(f"{self.name}: {self._fault}; {state}", place.taken, place.userspace)
 
