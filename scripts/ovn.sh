@@ -29,7 +29,7 @@ database() {    # HOST NAME SCHEMA REMOTE...: a database of this host
     for remote; do set -- "$@" "--remote=$remote"; shift; done
     start env OVS_RUNDIR="$out/$host" ip netns exec "$host" ovsdb-server "$out/$host/$name.conf" "$@" \
         --remote="punix:$out/$host/$name.sock" --unixctl="$out/$host/$name.ctl"
-    until_true 10 test -S "$out/$host/$name.sock"
+    until_true 10 ovsdb-client list-dbs "unix:$out/$host/$name.sock"
 }
 start_host() {  # NAME ADDRESS: a switch, its way to the other host, and OVN's controller
     mkdir "$out/$1"
@@ -56,7 +56,7 @@ start_guest() { # HOST NAME MAC: a guest, whose port is NAME-0 for OVN
     run_netback "$1"
     ip netns add "$2"
     start ip netns exec "$2" "$netback" guest --dir "$out/$1/xen" --domid 1 --name "$2" --net tap:eth0
-    "$netback" attach "$2" --dir "$out/$1/xen" --mac "$3" --net "ovs:br-int,iface-id={name}-{devid},db=unix:$out/$1/db.sock"
+    "$netback" attach "$2" --dir "$out/$1/xen" --mac "$3" --net "ovs:br-int,iface-id={name}-{devid},db=unix:$out/$1/db.sock" >/dev/null
     set_up "$2" eth0
 }
 port() {        # NAME MAC ADDRESS: a port of the logical switch
@@ -143,6 +143,6 @@ wait "$transfer"
 up web-0
 "$netback" list --dir "$out/one/xen"
 "$netback" show vif1.0 --dir "$out/one/xen" | grep -E 'network|completed'
-"$netback" detach web --dir "$out/one/xen"
+"$netback" detach web --dir "$out/one/xen" >/dev/null
 until_true 5 sh -c "! ovs-vsctl --db=unix:$out/one/db.sock port-to-br vif1.0"
 say 'web is detached' 'its port is gone'

@@ -36,8 +36,8 @@ start_passt "$@"
 start_netback
 start ip netns exec guest "$netback" guest --domid 1 --net tap:eth0
 "$netback" attach 1 --net "vhost-user:$sock"
+until_true 10 ip -n guest link set eth0 mtu 65520    # as passt offers by DHCP
 set_up guest eth0 10.0.0.2/24 fd00::2/64
-ip -n guest link set eth0 mtu 65520    # as passt offers by DHCP
 ip -n guest route add default via 10.0.0.1
 ip -n guest -6 route add default via fd00::1
 start ip netns exec world iperf3 -s

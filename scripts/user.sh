@@ -24,8 +24,8 @@ start_xen "$out/xen"
 start_netback
 start ip netns exec guest "$netback" guest --domid 1 --net tap:eth0
 "$netback" attach 1 --net user,tcp=0.0.0.0/5301
+until_true 10 ip -n guest link set eth0 mtu 65520    # as passt offers by DHCP
 set_up guest eth0 10.0.2.15/24 fd00:10:0:2::15/64
-ip -n guest link set eth0 mtu 65520    # as passt offers by DHCP
 ip -n guest route add default via 10.0.2.2
 ip -n guest -6 route add default dev eth0
 start iperf3 -s

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -12,6 +13,8 @@ from typing import Self
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 SECONDS = 20
+ENVIRONMENT = os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+"""With Debian's directory of daemons, which a user's PATH lacks."""
 
 
 class OpenVSwitch:
@@ -56,14 +59,14 @@ class OpenVSwitch:
             [program, *map(str, arguments), f"--unixctl={self.place / program}.ctl"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={"OVS_RUNDIR": str(self.place), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            env=ENVIRONMENT | {"OVS_RUNDIR": str(self.place)},
         )
         self._daemons.append(process)
         return process
 
     def vsctl(self, words: str) -> str:
         """What ovs-vsctl(8) says, which waits for ovs-vswitchd unless told otherwise."""
-        command = ["ovs-vsctl", f"--timeout={SECONDS}", f"--db=unix:{self.socket}", *words.split()]
+        command = ["ovs-vsctl", "--retry", f"--timeout={SECONDS}", f"--db=unix:{self.socket}", *words.split()]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -452,6 +452,24 @@ def test_a_database_that_lies(
         assert peer.port("vif1.0") is None
 
 
+def test_a_refused_port_is_tried_again(tmp_path: Path, bell: Bell) -> None:
+    refused = threading.Event()
+
+    def once(request: Row) -> bytes | None:
+        if request["method"] != "transact" or refused.is_set():
+            return None
+        refused.set()
+        return answer(request, [{"error": "resources exhausted"}])
+
+    with OvsdbPeer(tmp_path / "db", once) as peer:
+        TapNetwork("vif1.0").close()
+        network = make(peer, "", bell)
+        await_fault(network, bell, "")
+        assert refused.is_set()
+        assert peer.port("vif1.0") is not None
+        network.remove()
+
+
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("words", ["No such file or directory", "Connection refused"])
 def test_no_database(tmp_path: Path, bell: Bell, words: str) -> None:
@@ -566,7 +584,7 @@ def test_a_flood(
     monkeypatch.setattr(connected, "PAUSES", (3600.0,))
     with OvsdbPeer(tmp_path / "db") as peer:
         network = make(peer, "", bell)
-        with suppress(OSError):
+        with peer._lock, suppress(OSError):  # it reads no more
             for _ in range(1000):
                 peer.send(piece)
                 piece = piece if piece.startswith(b'{"id":7') else b"x" * 65536

@@ -177,8 +177,9 @@ def open_network(
     """Open the network of a spec. `several`: its vif may have several queues.
 
     `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
-    descriptor store kept for this device, one for each queue; the network owns them from here on. ConfigError: the spec
-    cannot be opened. PeerError: it cannot be opened now.
+    descriptor store kept for this device, one for each queue; the network owns them from here on. `owner` is the
+    device, for a kind with which its facts count. ConfigError: the spec cannot be opened. PeerError: it cannot be
+    opened now.
     """
     kind = KINDS[spec.kind]
     options = read_options(spec.kind, kind.options, spec.options)
