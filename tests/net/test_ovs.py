@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -167,6 +168,21 @@ def test_the_next_process_has_the_same_port(switch: OpenVSwitch) -> None:
     assert switch.vsctl("get Interface vif1.0 external_ids:iface-id") == "d0-0"
     network.remove()
     assert "vif1.0" not in switch.ports()
+
+
+def test_descriptors_of_a_store(switch: OpenVSwitch) -> None:
+    """The tap of an earlier process is used by its stored descriptor, with the same port."""
+    network = make(switch)
+    before = switch.vsctl("get Port vif1.0 _uuid")
+    held = os.dup(network.peers[0].fd)
+    network.close()
+    spec = parse_spec(f"ovs:br0,db=unix:{switch.socket}")
+    network = open_network(spec, name="vif1.0", held=(held,))  # type: ignore[assignment]
+    assert network.peers[0].fd == held
+    assert switch.vsctl("get Port vif1.0 _uuid") == before
+    network.remove()
+    assert switch.ports() == []
+    assert get_link("vif1.0") is None
 
 
 def test_what_others_change_stays(switch: OpenVSwitch, bell: Bell) -> None:

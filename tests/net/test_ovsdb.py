@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from netback.errors import PeerError
 from netback.net import ovsdb
+from netback.net.ovs_switch import MONITORED, Replica
 from netback.net.ovsdb import Message, Splitter, as_map, as_set, numbers, pairs, references, refusal, texts
 
 VALUES = st.recursive(
@@ -101,3 +102,25 @@ def test_values_are_written_as_they_are_read() -> None:
 )
 def test_refusals(message: Message, reason: str | None) -> None:
     assert refusal(message) == reason
+
+
+CELLS = VALUES | st.sampled_from([["set", []], ["map", []], ["uuid", "r"], ["set", [["uuid", "r"]]], "x", 1])
+COLUMNS = sorted({column for columns in MONITORED.values() for column in columns})
+ROWS = st.dictionaries(st.sampled_from(COLUMNS), CELLS) | VALUES
+CHANGES = st.dictionaries(
+    st.sampled_from(["r", "s"]), st.fixed_dictionaries({"new": ROWS}) | VALUES, max_size=2
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(sorted(MONITORED)), CHANGES | VALUES) | VALUES, max_size=4))
+def test_any_rows_are_taken_or_refused(updates: list[object]) -> None:
+    replica = Replica()
+    for tables in updates:
+        try:
+            concerned = replica.update(tables)
+        except PeerError:
+            continue
+        for name in concerned or ():
+            for table in MONITORED:
+                row = replica.row(table, name)
+                assert row is None or row.name == name
