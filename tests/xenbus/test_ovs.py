@@ -82,6 +82,7 @@ async def test_what_the_switch_is_told_of_the_guest(backend: Backend, guest: Gue
 
 
 async def test_a_fact_that_the_store_does_not_have(backend: Backend, guest: Guest, peer: OvsdbPeer) -> None:
+    await backend.store.rm(f"/local/domain/{guest.domid}/vm")
     name = await add(backend.store, guest.domid, net=f"ovs:br0,iface-id={{uuid}},db=unix:{peer.path}")
     await fault(backend, name, "ovs:br0: iface-id={uuid} needs the guest's uuid, which is not known here")
 
