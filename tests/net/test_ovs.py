@@ -570,6 +570,32 @@ def test_a_database_that_is_silent_later(tmp_path: Path, bell: Bell) -> None:
         assert get_link("vif1.0") is None
 
 
+def test_many_ports_of_a_silent_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for it together: those that open later, or are removed, do not wait at all."""
+    with OvsdbPeer(tmp_path / "db", lambda request: b" ") as peer:
+        names = [f"vif{n}.0" for n in range(3)]
+        for name in names:
+            TapNetwork(name).close()
+        spec = parse_spec(f"ovs:br0,db=unix:{peer.path}")
+        monkeypatch.setattr(ovs, "OPEN_SECONDS", 0.2)
+        networks = [open_network(spec, name=names[0])]
+        waits: list[float | None] = []
+        inner = threading.Event.wait
+
+        def wait(event: threading.Event, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return inner(event, timeout)
+
+        monkeypatch.setattr(threading.Event, "wait", wait)
+        networks += [open_network(spec, name=name) for name in names[1:]]
+        assert waits == [0.0, 0.0]
+        for network in networks:
+            with pytest.raises(PeerError, match="it has not answered yet"):
+                network.check()
+            network.remove()
+        assert set(waits) <= {0.0, None}
+
+
 @pytest.mark.usefixtures("short")
 def test_probes_are_answered(tmp_path: Path) -> None:
     """The server's, too: else it drops a client."""

@@ -149,7 +149,7 @@ class OvsNetwork(TapNetwork):
         try:
             self._switch = share(db)
             self._place = self._switch.join(Port(link, bridge, Vlan.of(tag, trunks), ids), self._changed)
-            self._place.settled.wait(OPEN_SECONDS)
+            self._switch.await_verdict(self._place, OPEN_SECONDS)
             self._adapt()
             if not known:
                 self._check_port()

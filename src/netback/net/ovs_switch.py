@@ -265,7 +265,7 @@ class Place:
     port: Port
     changed: Callable[[], object]
     """Called in the switch's thread when a field below has another value."""
-    fault: str = NOT_TAKEN
+    fault: str
     """Why frames do not pass, or why that is not known; empty while they do."""
     taken: bool | None = None
     """Whether the switch had the port when its database answered last; None: it never did."""
@@ -302,6 +302,8 @@ class Switch(Connected):
         super().__init__(f"OVSDB {printable(text)}")
         self.where = where
         self.users = 0
+        self._silent_since = time.monotonic()
+        """While the database does not answer: since when."""
         self._places: dict[str, Place] = {}
         self._news: set[str] = set()
         """The ports to look at."""
@@ -315,16 +317,25 @@ class Switch(Connected):
     # ---- for networks
 
     def join(self, port: Port, changed: Callable[[], object], *, leaving: bool = False) -> Place:
-        """Keep this port in the database from now on; `leaving`: until `leave`, only find it there. PeerError: another
-        vif of this process has its name.
+        """Keep this port in the database from now on; `leaving`: only find it there, to be deleted by `leave`.
+        PeerError: another vif of this process has its name.
         """
         with self._lock:
             earlier = self._places.get(port.name)
             if earlier is not None and not earlier.leaving:
                 raise PeerError(f"another vif has the port {port.name}; choose another name")
-            place = self._places[port.name] = Place(port, changed, leaving=leaving)
+            fault = NOT_TAKEN if self._connected else f"{self.name}: it has not answered yet"
+            place = self._places[port.name] = Place(port, changed, fault, leaving=leaving)
             self._look_at(port.name)
         return place
+
+    def await_verdict(self, place: Place, seconds: float) -> None:
+        """Wait so long for a verdict on the port. While the database does not answer, the time counts from when it did
+        last: otherwise many vifs, which open in few threads, would wait one after the other.
+        """
+        now = time.monotonic()
+        since = now if self._connected else self._silent_since
+        place.settled.wait(max(0.0, since + seconds - now))
 
     def leave(self, place: Place, *, remove: bool, seconds: float = 0.0) -> bool:
         """Keep this port no longer; with `remove`, delete it if netback made it, and wait for that so long. Returns
@@ -339,7 +350,7 @@ class Switch(Connected):
                 place.settled.clear()
                 self._look_at(name)
         if remove:
-            place.settled.wait(seconds)
+            self.await_verdict(place, seconds)
         with self._lock:
             if self._places.get(name) is place:
                 del self._places[name]
@@ -481,6 +492,8 @@ class Switch(Connected):
             place.busy = False
 
     def _lose(self, error: Exception | None) -> None:
+        if self._connected:
+            self._silent_since = time.monotonic()
         super()._lose(error)
         if error is None:  # the thread was woken, or ends
             return
