@@ -9,14 +9,15 @@ SECONDS ?= 60
 ARGS ?=
 INSTALL ?= yes
 # The lists of packages.txt that the commands given to make need; `build` is in each of them.
-LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh,$(MAKECMDGOALS))),build)
+LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh ovn,$(MAKECMDGOALS))),build)
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lab lab-full lint types fuzz bench fresh sanitize docs site wheels man clean build need
+.PHONY: help demo test ovn lab lab-full lint types fuzz bench fresh sanitize docs site wheels man clean build need
 
 help:
 	@echo "make demo      frames over Xen's rings, end to end, on this machine (ARGS='--break csum', ...)"
 	@echo "make test      lint, types and the whole test suite"
+	@echo "make ovn       a network of OVN over two hosts, each with netback and a guest, in namespaces (as root)"
 	@echo "make lab       the same on real Xen, booted inside QEMU: the small set of scenarios (make lab-full: all)"
 	@echo "make bench     speed beside named baselines: bench/out/bench.json and bench.png (ARGS='--quick')"
 	@echo "make fuzz      random and hostile input for SECONDS=$(SECONDS)"
@@ -32,6 +33,10 @@ demo: build
 
 test: build lint types $(VENV)/.plots
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+# In namespaces of its own, the processes' too: whatever a daemon leaves is gone with them.
+ovn: build
+	@unshare -n -m -i -p -f --mount-proc --kill-child sh scripts/ovn.sh $(CURDIR)/$(BIN)/netback
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

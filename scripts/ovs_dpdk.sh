@@ -15,16 +15,8 @@
 set -eu
 netback=$1
 root=${2:-}
-out=$(mktemp -d)
-chmod 711 "$out"
-jobs=
-number=0
-trap 'for job in $jobs; do kill "$job" 2>/dev/null || true; done; rm -rf "$out"' EXIT
-
-mount -t tmpfs run /run
-mount -t tmpfs shm /dev/shm
-mkdir -p /run/netns /run/openvswitch
-ip link set lo up
+. "$(dirname "$0")/common.sh"
+mkdir /run/openvswitch
 ip netns add one
 ip netns add two
 if [ "$root" ]; then    # it sees this system's devices, sockets and files of the test
@@ -33,20 +25,12 @@ if [ "$root" ]; then    # it sees this system's devices, sockets and files of th
     mount --rbind /sys "$root/sys"
     mount --bind /run "$root/run"
     mount -t tmpfs tmp "$root/tmp"
-    mkdir -p "$root$out"
-    mount --bind "$out" "$root$out"
 fi
 ovs() {     # COMMAND...: of Open vSwitch, in its root
     if [ "$root" ]; then chroot "$root" "$@"; else "$@"; fi
 }
 vsctl() {
     ovs ovs-vsctl --timeout=20 "$@"
-}
-start() {   # COMMAND...: in the background, its process in $started, its output in a file
-    number=$((number + 1))
-    "$@" >"$out/log.$number" 2>&1 &
-    started=$!
-    jobs="$jobs $started"
 }
 start_switch() {
     vsctl --no-wait set Open_vSwitch . dpdk_initialized=false    # as an earlier process may have left it
@@ -58,30 +42,9 @@ start_switch() {
         sleep 0.2
     done
 }
-start_netback() {
-    start "$netback" run --queues 2
-    backend=$started
-}
-row() {     # NAME NAMESPACE COMMAND...: the rate that iperf3 reports, or its error
-    name=$1
-    where=$2
-    shift 2
-    printf '%-34s' "$name"
-    if timeout 20 ip netns exec "$where" "$@" -J >"$out/json"; then
-        python3 -c "import json,sys; e=json.load(open(sys.argv[1]))['end']; s=e.get('sum_received') or e['sum']; \
-print(f\"{s['bits_per_second']/1e6:8.0f} Mbit/s\", f\"{s.get('lost_percent', 0):.1f} % lost\" if 'lost_percent' in s else '')" "$out/json"
-    else
-        echo "failed: $(cat "$out/json")"
-        return 1
-    fi
-}
 guest() {   # NAMESPACE DOMID NUMBER: a guest whose tap has the addresses of this number
     start ip netns exec "$1" "$netback" guest --domid "$2" --net tap:eth0 --queues 2
-    ip -n "$1" link set lo up
-    until ip -n "$1" link show eth0 >/dev/null 2>&1; do sleep 0.1; done
-    ip -n "$1" link set eth0 up
-    ip -n "$1" addr add "10.0.0.$3/24" dev eth0
-    ip -n "$1" addr add "fd00::$3/64" dev eth0 nodad
+    set_up "$1" eth0 "10.0.0.$3/24" "fd00::$3/64"
 }
 
 ovs ovsdb-tool create "$out/conf.db" /usr/share/openvswitch/vswitch.ovsschema
@@ -100,53 +63,51 @@ ip link set br0 up
 ip addr add 10.0.0.1/24 dev br0
 ip addr add fd00::1/64 dev br0 nodad
 
-mkdir -m 700 "$out/xen"
-start "$netback" emulate --dir "$out/xen"
-until eval "$("$netback" emulate --print-env --dir "$out/xen" 2>/dev/null)"; do sleep 0.2; done
-start_netback
+start_xen "$out/xen"
+start_netback --queues 2
 start iperf3 -s
 guest one 1 2
 guest two 2 3
 "$netback" attach 1 --net "vhost-user:$out/one.sock,server"
 "$netback" attach 2 --net "vhost-user:/run/openvswitch/two"
 start ip netns exec two iperf3 -s
-ip netns exec one ping -c 1 -w 20 10.0.0.1 >/dev/null || { cat "$out"/log.*; "$netback" list; exit 1; }
-ip netns exec one ping -c 1 -w 20 10.0.0.3 >/dev/null || { cat "$out"/log.*; "$netback" list; exit 1; }
+ip netns exec one ping -c 1 -w 20 10.0.0.1 >/dev/null
+ip netns exec one ping -c 1 -w 20 10.0.0.3 >/dev/null
 "$netback" list
 ovs ovs-appctl -t /run/openvswitch/switch.ctl dpif-netdev/pmd-rxq-show | grep port:
 echo
 ip netns exec one ping -c 3 10.0.0.1 | tail -2
 ip netns exec one ping -c 3 fd00::1 | tail -2
-row 'TCP, from guest one' one iperf3 -c 10.0.0.1 -t 3
-row 'TCP, to guest one' one iperf3 -c 10.0.0.1 -t 3 -R
-row 'TCP, IPv6, from guest one' one iperf3 -6 -c fd00::1 -t 3
-row 'TCP, IPv6, to guest one' one iperf3 -6 -c fd00::1 -t 3 -R
-row 'TCP, guest one to guest two' one iperf3 -c 10.0.0.3 -t 3
-row 'TCP, guest two to guest one' one iperf3 -c 10.0.0.3 -t 3 -R
-row 'TCP, 4 flows, one to two' one iperf3 -c 10.0.0.3 -t 3 -P 4
-row 'UDP, 1400 bytes, from guest one' one iperf3 -u -c 10.0.0.1 -t 2 -b 200M -l 1400
-row 'UDP, 1400 bytes, to guest one' one iperf3 -u -c 10.0.0.1 -t 2 -b 200M -l 1400 -R
+row 'TCP, from guest one' ip netns exec one iperf3 -c 10.0.0.1 -t 3
+row 'TCP, to guest one' ip netns exec one iperf3 -c 10.0.0.1 -t 3 -R
+row 'TCP, IPv6, from guest one' ip netns exec one iperf3 -6 -c fd00::1 -t 3
+row 'TCP, IPv6, to guest one' ip netns exec one iperf3 -6 -c fd00::1 -t 3 -R
+row 'TCP, guest one to guest two' ip netns exec one iperf3 -c 10.0.0.3 -t 3
+row 'TCP, guest two to guest one' ip netns exec one iperf3 -c 10.0.0.3 -t 3 -R
+row 'TCP, 4 flows, one to two' ip netns exec one iperf3 -c 10.0.0.3 -t 3 -P 4
+row 'UDP, 1400 bytes, from guest one' ip netns exec one iperf3 -u -c 10.0.0.1 -t 2 -b 200M -l 1400
+row 'UDP, 1400 bytes, to guest one' ip netns exec one iperf3 -u -c 10.0.0.1 -t 2 -b 200M -l 1400 -R
 "$netback" stats 1 | grep -E 'tx_frames|rx_frames'
 
 echo
 echo 'Open vSwitch is restarted during a transfer from one guest to the other:'
-row 'TCP, guest one to guest two' one iperf3 -c 10.0.0.3 -t 15 &
+row 'TCP, guest one to guest two' ip netns exec one iperf3 -c 10.0.0.3 -t 15 &
 transfer=$!
 sleep 2
 kill "$switch"
 wait "$switch" 2>/dev/null || true
 start_switch
 wait "$transfer"
-row 'TCP, to guest one' one iperf3 -c 10.0.0.1 -t 2 -R
+row 'TCP, to guest one' ip netns exec one iperf3 -c 10.0.0.1 -t 2 -R
 "$netback" list
 "$netback" stats 1 | grep -E 'tx_frames|rx_frames|refused'
 
 echo
 echo 'netback is killed during a transfer:'
-row 'TCP, guest one to guest two' one iperf3 -c 10.0.0.3 -t 10 &
+row 'TCP, guest one to guest two' ip netns exec one iperf3 -c 10.0.0.3 -t 10 &
 transfer=$!
 sleep 2
 kill -9 "$backend"
-start_netback
+start_netback --queues 2
 wait "$transfer"
 "$netback" list

@@ -8,28 +8,13 @@
 #   guest: dnsmasq 10.0.0.1  --  netback  --  stream, dgram or l2tpv3  --  QEMU: iPXE
 set -eu
 netback=$1
-out=$(mktemp -d)
-chmod 711 "$out"
-jobs=
-number=0
-trap 'for job in $jobs; do kill "$job" 2>/dev/null || true; done; rm -rf "$out"' EXIT
-
-mount -t tmpfs run /run
-mount -t tmpfs shm /dev/shm
-mkdir -p /run/netns "$out/tftp"
-ip link set lo up
+. "$(dirname "$0")/common.sh"
+mkdir "$out/tftp"
 ip netns add guest
 ip -n guest link set lo up
 # shellcheck disable=SC2016 # iPXE's own variables
 printf '#!ipxe\necho netback: ${net0/ip} has the file\nprompt\n' >"$out/tftp/boot.ipxe"
 
-start() {   # COMMAND...: in the background, its process in $started, its output in $log
-    number=$((number + 1))
-    log=$out/log.$number
-    "$@" >"$log" 2>&1 </dev/null &
-    started=$!
-    jobs="$jobs $started"
-}
 boot() {    # NAME NETBACK'S SPEC QEMU'S NETDEV [late]: a guest of each; `late`: QEMU starts after netback
     printf '%-46s' "$1"
     guest=$((guest + 1))
@@ -38,18 +23,12 @@ boot() {    # NAME NETBACK'S SPEC QEMU'S NETDEV [late]: a guest of each; `late`:
     front=$started
     "$netback" attach "$guest" --net "$2" >/dev/null
     [ "${4:-}" != late ] || run_qemu "$3"
-    ip -n guest addr add 10.0.0.1/24 dev "eth$guest"
-    ip -n guest link set "eth$guest" up
+    set_up guest "eth$guest" 10.0.0.1/24
     start ip netns exec guest dnsmasq -d -C /dev/null -p 0 -i "eth$guest" -z --dhcp-range=10.0.0.100,10.0.0.200 --dhcp-boot=boot.ipxe \
         --enable-tftp --tftp-root="$out/tftp" --leasefile-ro --user=root
     server=$started
-    waited=0
-    until line=$(grep -ao 'netback: [0-9.]* has the file' "$qemu_log"); do
-        waited=$((waited + 1))
-        if [ $waited -gt 600 ]; then echo failed; tail -n 30 "$qemu_log" "$log"; "$netback" list; exit 1; fi
-        sleep 0.2
-    done
-    echo "$line"
+    until_true 120 grep -a 'netback: [0-9.]* has the file' "$qemu_log"
+    grep -ao 'netback: [0-9.]* has the file' "$qemu_log"
     kill "$qemu" "$server" "$front"
     wait "$qemu" "$server" "$front" 2>/dev/null || true
     rm -f "$out/n.sock" "$out/q.sock"
@@ -62,10 +41,8 @@ run_qemu() {
     case $1 in *server=on*unix*) while [ ! -S "$out/q.sock" ]; do sleep 0.1; done ;; esac
 }
 
-mkdir -m 700 "$out/xen"
-start "$netback" emulate --dir "$out/xen"
-until eval "$("$netback" emulate --print-env --dir "$out/xen" 2>/dev/null)"; do sleep 0.2; done
-start "$netback" run
+start_xen "$out/xen"
+start_netback
 guest=0
 boot 'stream, UNIX, netback connects' "stream:$out/q.sock" "stream,id=n,server=on,addr.type=unix,addr.path=$out/q.sock"
 boot 'stream, UNIX, netback listens' "stream:$out/n.sock,server" \

@@ -17,10 +17,11 @@ import pytest
 from netback.dataplane.caps import EVERYTHING
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net import macvtap, tap
+from netback.net.base import Owner
 from netback.net.macvtap import MacvtapNetwork
 from netback.net.monitor import ANY_LINK
 from netback.net.rtnetlink import get_link
-from netback.net.spec import open_network, parse_spec, remove_tap
+from netback.net.spec import open_network, parse_spec, remove_earlier
 
 from .contract import FrameNetwork, LinkNetwork, OffloadNetwork, Site, asks, big_tcp, frame, receive
 from .far import PATIENCE, PLAIN, FarLink
@@ -53,7 +54,9 @@ def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def opened(
     spec: str = "macvtap:eth1", *, held: tuple[int, ...] = (), several: bool = False
 ) -> MacvtapNetwork:
-    network = open_network(parse_spec(spec), name="vif1.0", held=held, several=several, address=GUEST)
+    network = open_network(
+        parse_spec(spec), name="vif1.0", held=held, several=several, owner=Owner({"mac": GUEST})
+    )
     assert isinstance(network, MacvtapNetwork)
     return network
 
@@ -112,7 +115,7 @@ def test_what_is_made(mode: str) -> None:
     assert ("00:16:3e:00:00:03" in ip("link show vif1.0")) == (mode != "passthru")
     network.close()
     assert links() == {"vif1.0"}
-    remove_tap(parse_spec("macvtap:eth1"), "vif1.0")
+    remove_earlier(parse_spec("macvtap:eth1"), "vif1.0")
     assert links() == set()
 
 

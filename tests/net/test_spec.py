@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from netback.errors import ConfigError
 from netback.net.packet import PacketNetwork
 from netback.net.rtnetlink import get_link
-from netback.net.spec import KINDS, PeerSpec, open_network, parse_spec, remove_tap
+from netback.net.spec import KINDS, PeerSpec, open_network, parse_spec, remove_earlier
 from netback.net.tap import TapNetwork
 
 from .namespace import ip, new_network, veth
@@ -189,9 +189,9 @@ def test_a_tap_that_an_earlier_process_made_is_removed() -> None:
         for text, made in (("tap", "vif3.1"), ("tap:own0", "own0"), ("bridge:br0", "vif3.1")):
             open_network(parse_spec(text), name="vif3.1").close()
             assert get_link(made) is not None
-            remove_tap(parse_spec(text), "vif3.1")
+            remove_earlier(parse_spec(text), "vif3.1")
             assert get_link(made) is None
-        remove_tap(parse_spec("packet:br0"), "br0")
+        remove_earlier(parse_spec("packet:br0"), "br0")
         assert get_link("br0") is not None
 
 

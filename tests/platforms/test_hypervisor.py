@@ -412,12 +412,19 @@ class TestEnds:
             home = f"/local/domain/{domid}"
             assert await store.read(f"{home}/name") == "victim"
             assert await store.read(f"{home}/domid") == str(domid)
+            machine = await store.read(f"{home}/vm")
+            assert await store.read(f"{machine}/name") == "victim"
+            assert machine == f"/vm/{await store.read(f'{machine}/uuid')}"
+            with EmulatedDomain.join(xen, name="victim") as twin:
+                assert await store.read(f"/local/domain/{twin.domid}/vm") == machine
+            assert await store.read_or(f"{machine}/name") == "victim"
             assert await store.get_perms(home) == [f"n{domid}"]
             watch = await store.watch("@releaseDomain")
             assert await anext(watch) == "@releaseDomain"
             guest.send_signal(signal.SIGKILL)
             assert await anext(watch) == "@releaseDomain"
             assert await store.read_or(f"{home}/name") is None
+            assert await store.read_or(f"{machine}/name") is None
             await guest.wait()
 
     async def test_a_store_connection_has_its_domain_s_privilege_and_end(self, xen: Path) -> None:

@@ -19,7 +19,8 @@ from netback.vif.features import make_mac, parse_mac
 from netback.vif.rate import Rates
 from netback.xenbus.attach import attach
 from netback.xenbus.devices import AGAIN_SECONDS, patient_watch
-from netback.xenbus.names import DeviceName, decimal, home
+from netback.xenbus.domains import identity
+from netback.xenbus.names import DeviceName, decimal
 from netback.xenstore.aio import Store, StoreError, StoreGone, Watch
 
 log = logging.getLogger("netback.daemon.auto_attach")
@@ -27,10 +28,6 @@ log = logging.getLogger("netback.daemon.auto_attach")
 NET = "tap"
 """The network of a device for which neither its nodes nor the configuration name one."""
 _INTRODUCED = "@introduceDomain"
-_INCOMING = "--incoming"
-"""What `xl migrate` appends to the name of a guest until its memory has arrived. Its devices are made before that, and
-it is renamed before it runs.
-"""
 
 
 class AutoAttach:
@@ -173,18 +170,8 @@ class AutoAttach:
                     self._budget.warn(log, printable(str(error)))
 
     async def _guest(self, domid: int) -> set[str]:
-        """A guest's name and UUID; empty in a driver domain, which may not read them. A guest that arrives by migration
-        has the name that it will have.
-        """
-        try:
-            name = await self._store.read_or(f"{home(domid)}/name")
-            machine = await self._store.read_or(f"{home(domid)}/vm")
-        except StoreError as error:
-            if error.errno != "EACCES":
-                raise
-            return set()
-        names = (name and name.removesuffix(_INCOMING), machine and machine.rpartition("/")[2])
-        return {text for text in names if text}
+        """A guest's name and UUID, as far as they may be read."""
+        return {text for text in await identity(self._store, domid) if text}
 
     def _name(self, domid: int, rule: DeviceRule) -> DeviceName:
         return DeviceName(rule.type or "vif", self._domid, domid, str(rule.index))

@@ -5,8 +5,8 @@ A network is a native peer for each queue (a descriptor with a frame format) and
 performs on it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from netback.dataplane.peers.peer import Peer
@@ -20,8 +20,20 @@ class Bridge:
     """The link, such as a bridge, that another link is a port of."""
 
     index: int
+    """0 if there is no link of its name."""
     name: str
-    mtu: int
+    mtu: int | None
+    """None if it limits no frame: a bridge of Open vSwitch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The device that a network is opened for."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What its nodes and its guest's say: "domid", "devid", "mac", "name", "uuid"; what is not known is missing."""
+    wake: Callable[[], object] = bool
+    """Has the device check its network soon. Any thread may call it."""
 
 
 class Network(Protocol):

@@ -155,8 +155,8 @@ def _is_listening(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-class ConnectedNetwork(Linkless):
-    """A network over one connection at a time, which its thread makes again after an end, until `close`.
+class Connected:
+    """One connection at a time to another program, which a thread makes again after an end, until `close`.
 
     A subclass sets up what it needs, then calls `_start`. ConfigError: the endpoint is none. PeerError: the first
     attempt to connect failed, or a socket that listens cannot be made.
@@ -165,7 +165,7 @@ class ConnectedNetwork(Linkless):
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.Lock()
-        """Held while the peers, or their connections, change."""
+        """Held while what the connection serves changes."""
         self._connected = self._unreported = self._closing = self._over = False
         self._fault = "not connected"
         self._undo = ExitStack()
@@ -175,18 +175,20 @@ class ConnectedNetwork(Linkless):
 
     @abstractmethod
     def _serve(self, connection: socket.socket) -> None:
-        """Give the peers this connection and call `_joined`; return, or raise a PeerError or an OSError that says why,
-        once it has ended. The caller closes it.
+        """Use this connection, and call `_joined` once it works; return, or raise a PeerError or an OSError that says
+        why, once it has ended. The caller closes it.
         """
 
     @abstractmethod
     def _leave(self) -> str | None:
-        """The connection has ended; returns why, if a peer knows. `_lock` is held."""
+        """The connection has ended, or was not made; returns why, if the subclass knows better. `_lock` is held."""
 
     # ---- the connection, in its own thread
 
-    def _start(self, where: Endpoint | socket.socket | Meet, *, server: bool = False, seconds: float) -> None:
-        """Start the thread. A first attempt to connect gets so many seconds."""
+    def _start(
+        self, where: Endpoint | socket.socket | Meet, *, server: bool = False, seconds: float | None
+    ) -> None:
+        """Start the thread. A first attempt to connect gets so many seconds, and must succeed; None: it need not."""
         try:
             try:
                 self._meet, waits = (where, False) if callable(where) else self._way(where, server=server)
@@ -195,7 +197,7 @@ class ConnectedNetwork(Linkless):
             thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             thread.start()
             self._undo.callback(thread.join)
-            if not waits:
+            if not waits and seconds is not None:
                 self._tried.wait(seconds)
                 self.check()
         except BaseException:
@@ -238,7 +240,7 @@ class ConnectedNetwork(Linkless):
                 self._lose(None)
 
     def _joined(self) -> None:
-        """The peers have the connection. `_lock` is held."""
+        """The connection works. `_lock` is held."""
         self._connected = True
         self._tried.set()
 
@@ -254,11 +256,6 @@ class ConnectedNetwork(Linkless):
         self._tried.set()
 
     # ---- for control code
-
-    @property
-    def up(self) -> bool:
-        """Whether the other program is connected."""
-        return self._connected
 
     def check(self) -> bool:
         """PeerError: the other program is not connected now, or was lost since the last check. GoneError: it can no
@@ -282,6 +279,15 @@ class ConnectedNetwork(Linkless):
         self._closing = True
         os.eventfd_write(self._alarm, 1)
         self._undo.close()
+
+
+class ConnectedNetwork(Connected, Linkless):
+    """A network over such a connection: `_serve` gives it to the peers."""
+
+    @property
+    def up(self) -> bool:
+        """Whether the other program is connected."""
+        return self._connected
 
     def remove(self) -> None:
         """Nothing was made that outlives the connection."""

@@ -31,7 +31,7 @@ class Option:
 
 
 Options = Mapping[str, Option]
-"""The options of one kind, by name: names of keyword arguments of the kind's network."""
+"""The options of one kind, by name: with underscores, names of keyword arguments of the kind's network."""
 
 FLAG = Option("", lambda _: True)
 
@@ -86,12 +86,12 @@ def read_options(kind: str, table: Options, given: tuple[tuple[str, str | None],
     """The value of each option that was given, as keyword arguments. ConfigError names the mistake."""
     values: dict[str, Any] = {}
     for name, text in given:
-        value = _read(kind, table, name, text)
+        value, key = _read(kind, table, name, text), name.replace("-", "_")
         if table[name].many:
-            value = (*values.get(name, ()), value)
-        elif name in values:
+            value = (*values.get(key, ()), value)
+        elif key in values:
             raise ConfigError(f"option {name} is given twice")
-        values[name] = value
+        values[key] = value
     return values
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from netback.errors import ConfigError
 from netback.net.af_xdp import OPTIONS as AF_XDP_OPTIONS
 from netback.net.af_xdp import AfXdpNetwork
-from netback.net.base import Network
+from netback.net.base import Network, Owner
 from netback.net.dgram import OPTIONS as DGRAM_OPTIONS
 from netback.net.dgram import DgramNetwork, misfit
 from netback.net.endpoints import fault_of, path_fault, read_endpoint
@@ -26,6 +26,8 @@ from netback.net.macvtap import OPTIONS as MACVTAP_OPTIONS
 from netback.net.macvtap import MacvtapNetwork
 from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
+from netback.net.ovs import OPTIONS as OVS_OPTIONS
+from netback.net.ovs import OvsNetwork, bridge_fault, remove_port
 from netback.net.packet import PacketNetwork
 from netback.net.sandbox.network import OPTIONS as SANDBOX_OPTIONS
 from netback.net.sandbox.network import SandboxNetwork
@@ -50,7 +52,8 @@ class Kind:
     link: Literal["never", "may", "must"]
     example: str
     open: Callable[..., Network]
-    """Called with the name, `several` (True: for vifs of several queues) and the value of each given option."""
+    """Called with the name, `several` (True: for vifs of several queues) and the value of each given option. For a kind
+    whose name is not its link's, with the link's name and `owner`, too."""
     names: str = "link"
     fault: Callable[[str], str | None] = link_name_fault
     """Why the name cannot be one; None if it can."""
@@ -59,7 +62,13 @@ class Kind:
     """Why the name and the options do not go together; None if they do."""
     tap: Callable[[str, str], str] | None = None
     """The name of its tap, by the spec's name and the device's; None: it has no tap. `open` gets it as `tap`, and the
-    guest's `address`.
+    device as `owner`.
+    """
+    owned: bool = False
+    """Whether the names of the device's guest count (`Owner.facts`)."""
+    remove_earlier: Callable[..., None] | None = None
+    """Removes what an earlier process made, if that is more than its tap: called with the spec's name, the tap's, and
+    the options.
     """
 
 
@@ -67,22 +76,33 @@ KINDS = {
     "tap": Kind(
         "may",
         "tap:vif1.0",
-        lambda link, tap, address, **options: TapNetwork(tap, **options),
+        lambda link, tap, owner, **options: TapNetwork(tap, **options),
         options=TAP_OPTIONS,
         tap=lambda link, device: link or device,
     ),
     "bridge": Kind(
         "must",
         "bridge:xenbr0",
-        lambda bridge, tap, address, **options: TapNetwork(tap, bridge=bridge, **options),
+        lambda bridge, tap, owner, **options: TapNetwork(tap, bridge=bridge, **options),
         "bridge",
         options={name: option for name, option in TAP_OPTIONS.items() if name != "bridge"},
         tap=lambda bridge, device: device,
     ),
+    "ovs": Kind(
+        "must",
+        "ovs:br-int",
+        OvsNetwork,
+        "bridge",
+        bridge_fault,
+        OVS_OPTIONS,
+        tap=lambda bridge, device: device,
+        owned=True,
+        remove_earlier=remove_port,
+    ),
     "macvtap": Kind(
         "must",
         "macvtap:eth0",
-        MacvtapNetwork,
+        lambda lower, owner, **options: MacvtapNetwork(lower, address=owner.facts.get("mac"), **options),
         options=MACVTAP_OPTIONS,
         tap=lambda lower, device: device,
     ),
@@ -177,6 +197,11 @@ class PeerSpec:
     link: str = ""
     options: tuple[tuple[str, str | None], ...] = ()
 
+    @property
+    def owned(self) -> bool:
+        """Whether the facts of its device count."""
+        return KINDS[self.kind].owned
+
     def __str__(self) -> str:
         words = [f"{self.kind}:{self.link}" if self.link else self.kind]
         words += [name if text is None else f"{name}={text}" for name, text in self.options]
@@ -218,9 +243,12 @@ def tap_name(spec: PeerSpec, device: str) -> str:
     return tap(spec.link, device) if tap else ""
 
 
-def remove_tap(spec: PeerSpec, device: str) -> None:
-    """Remove the tap that an earlier netback made for this spec and device, if it exists."""
-    if tap := tap_name(spec, device):
+def remove_earlier(spec: PeerSpec, device: str) -> None:
+    """Remove what an earlier process made for this spec and device. NetbackError: it cannot be removed."""
+    kind, tap = KINDS[spec.kind], tap_name(spec, device)
+    if kind.remove_earlier is not None:
+        kind.remove_earlier(spec.link, tap, **read_options(spec.kind, kind.options, spec.options))
+    elif tap:
         remove_made(tap)
 
 
@@ -230,18 +258,19 @@ def open_network(
     name: str,
     held: Sequence[int] = (),
     several: bool = False,
-    address: str | None = None,
+    owner: Owner = Owner(),  # noqa: B008 (frozen)
 ) -> Network:
     """Open the network of a spec. `several`: its vif may have several queues.
 
     `name` (as in "vif1.0") is the link's name where the spec names none. `held` are the descriptors of a tap that a
-    descriptor store kept for this device, one for each queue; the network owns them from here on. `address`: the
-    guest's, as aa:bb:cc:dd:ee:ff. ConfigError: the spec cannot be opened. PeerError: it cannot be opened now.
+    descriptor store kept for this device, one for each queue; the network owns them from here on. `owner` is the
+    device, for a kind with which its facts count. ConfigError: the spec cannot be opened. PeerError: it cannot be
+    opened now.
     """
     kind = KINDS[spec.kind]
     options = read_options(spec.kind, kind.options, spec.options)
     if held:
         options["held"] = held
     if tap := tap_name(spec, name):
-        options |= {"tap": tap, "address": address}
+        options |= {"tap": tap, "owner": owner}
     return kind.open(spec.link, several=several, **options)

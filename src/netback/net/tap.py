@@ -103,12 +103,14 @@ ADDRESS = "fe:ff:ff:ff:ff:ff"
 """The address of a tap that netback creates, as Linux's backend gives it to its vifs: the highest address, so that a
 bridge never takes it for its own. Guests and scripts expect it at the other end."""
 
+MTU = integer(68, 65521)
+"""Linux takes no other MTU for a tap (drivers/net/tun.c)."""
 OPTIONS: Options = {
-    "mtu": integer(68, 65521),
+    "mtu": MTU,
     "vhost": choice("off", "auto", "on"),
     "bridge": Option("the name of a bridge", link_name),
 }
-"""Options of its spec. Linux takes no other MTU for a tap (drivers/net/tun.c)."""
+"""Options of its spec."""
 
 MADE = "netback-{}"
 """The alternative name that marks a tap that netback created under this name."""
@@ -322,6 +324,8 @@ class TapNetwork:
     """
 
     KIND = "tap"
+    _takes: int = EVERYTHING
+    """The offloads that the network behind the tap takes."""
 
     def __init__(
         self,
@@ -382,7 +386,7 @@ class TapNetwork:
         return open_device(self._link)
 
     def _make_peer(self, fd: int) -> TapPeer | VhostTapPeer:
-        plain = TapPeer(fd, vnet_hdr=True, caps=EVERYTHING, owner=self)
+        plain = TapPeer(fd, vnet_hdr=True, caps=self._takes, owner=self)
         return plain if self._vhost == "off" else VhostTapPeer(plain, always=self._vhost == "on")
 
     def set_queues(self, count: int) -> None:

@@ -492,7 +492,6 @@ class Device:
                 await self._disconnect()
             await self._hotplug.end()
             await self._nic.remove()
-            await self._nic.remove_unopened_tap()
         except (NetbackError, OSError) as error:
             self._note(str(error))
         await self._clear_error()

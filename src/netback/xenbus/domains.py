@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolves a domain given by domid or by name."""
+"""Domains by domid or name, and what the store says of them."""
 
 import asyncio
 from contextlib import suppress
@@ -10,6 +10,10 @@ from netback.xenbus.names import decimal, home
 from netback.xenstore.aio import Store, StoreError
 
 _JOIN_SECONDS = 3.0
+_INCOMING = "--incoming"
+"""What `xl migrate` appends to the name of a guest until its memory has arrived. Its devices are made before that, and
+it is renamed before it runs.
+"""
 
 
 async def own_domid(store: Store) -> int:
@@ -47,6 +51,21 @@ async def find_domain(store: Store, domain: str) -> int:
             f"{len(found)} domains are named {domain!r}" if found else f"no domain is named {domain!r}"
         )
     return int(found[0])
+
+
+async def identity(store: Store, domid: int) -> tuple[str | None, str | None]:
+    """A domain's name and UUID; None for what it does not have, and both in a driver domain, which may not read them. A
+    domain that arrives by migration has the name that it will have.
+    """
+    try:
+        name, machine = await asyncio.gather(
+            *(store.read_or(f"{home(domid)}/{node}") for node in ("name", "vm"))
+        )
+    except StoreError as error:
+        if error.errno != "EACCES":
+            raise
+        return None, None
+    return name and name.removesuffix(_INCOMING), machine and machine.rpartition("/")[2]
 
 
 async def _name(store: Store, domid: int) -> str | None:

@@ -20,10 +20,10 @@ from pathlib import Path
 from netback.abi.netif_keys import Key
 from netback.dataplane.notices import Notice
 from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
-from netback.net.base import ETH_DATA_LEN, Network
+from netback.net.base import ETH_DATA_LEN, Network, Owner
 from netback.net.filters import Addresses, Filters, parse_node
 from netback.net.rtnetlink import get_link, rename
-from netback.net.spec import open_network, parse_spec, remove_tap, tap_name
+from netback.net.spec import PeerSpec, open_network, parse_spec, remove_earlier, tap_name
 from netback.net.tap import find_made
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
@@ -31,6 +31,7 @@ from netback.vif.rate import Rate, Rates
 from netback.vif.rate import parse_node as parse_rate_node
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
+from netback.xenbus.domains import identity
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
@@ -161,21 +162,17 @@ class Nic:
         if spec in self._context.networks:
             return self._context.networks.open(spec, str(self._name))
         peer, device = parse_spec(spec), str(self._name)
-        self._context.links.follow(self._on_link, {peer.link or link})
         self._tap = tap_name(peer, link)
+        self._context.links.follow(self._on_link, {self._tap or link, peer.link or link})
         if self._tap:
             self._claim_tap(self._tap)
         else:
             self._context.fd_store.forget(device)
+        owner = await self._owner(peer, mac)
         held = self._context.fd_store.take(device)
         opening = asyncio.ensure_future(
             asyncio.to_thread(
-                open_network,
-                peer,
-                name=link,
-                held=held,
-                several=self._context.queues > 1,
-                address=mac,
+                open_network, peer, name=link, held=held, several=self._context.queues > 1, owner=owner
             )
         )
         try:
@@ -188,6 +185,25 @@ class Nic:
         if self._tap:
             self._keep(network)
         return network
+
+    async def _owner(self, spec: PeerSpec, mac: str | None) -> Owner:
+        """What a network of this spec may know of the device; the guest's names are read for a kind that wants them."""
+        name = uuid = None
+        if spec.owned:
+            name, uuid = await identity(self._context.store, self._name.domid)
+        facts = {
+            "domid": str(self._name.domid),
+            "devid": str(self._name.index),
+            "mac": mac,
+            "name": name,
+            "uuid": uuid,
+        }
+        return Owner({key: value for key, value in facts.items() if value}, self._changed)
+
+    def _changed(self) -> None:
+        """The network has news. Any thread may call this."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._look)
 
     def _claim_tap(self, link: str) -> None:
         """Reserve a tap for this device: a second queue on it would receive part of the first one's frames."""
@@ -321,7 +337,7 @@ class Nic:
         told = await self._tell_mtu(frontend, mtu)
         if told is not None and told != mtu:
             self._warn_mtu(mtu, f"the frontend was told {told}")
-        if bridge is not None and bridge[1] != mtu:
+        if bridge is not None and bridge[1] not in (None, mtu):
             self._warn_mtu(mtu, f"its bridge {printable(bridge[0])} has {bridge[1]}")
 
     async def _tell_mtu(self, frontend: str, mtu: int) -> int | None:
@@ -534,7 +550,7 @@ class Nic:
                 await vif.release()
                 await self.pcap.close()
             finally:
-                self._end_network(vif.network, gone=False)
+                await self._end_network(vif.network, gone=False)
 
     async def remove(self) -> None:
         """The device was removed: remove its journal, its stored descriptors and the link that netback made."""
@@ -542,32 +558,38 @@ class Nic:
         self._context.fd_store.forget(str(self._name))
         remove_journals(self.journal)
         if (vif := self.vif) is None:
+            await self._remove_earlier()
             return
         self.vif = None
         try:
             await vif.disconnect()
             await self.pcap.close()
         finally:
-            self._end_network(vif.network, gone=True)
+            await self._end_network(vif.network, gone=True)
         self._context.tracer.emit("xen_netdev_unrealize", self._name)
         self._context.tracer.emit("xen_netdev_destroy", self._name)
 
-    async def remove_unopened_tap(self) -> None:
-        """Remove the tap that an earlier process made for a device that this process never opened."""
+    async def _remove_earlier(self) -> None:
+        """Remove what an earlier process made for a device whose network is not open."""
         with suppress(*_FAULTS):
             mac = await read_mac(self._context.store, self._name)
             spec = parse_spec(
                 await read_backend(self._context.store, self._name, "net")
                 or await self._context.net_for(self._name, mac)
             )
-            await asyncio.to_thread(remove_tap, spec, await self._link())
+            await asyncio.to_thread(remove_earlier, spec, await self._link())
 
-    def _end_network(self, network: Network, *, gone: bool) -> None:
+    async def _end_network(self, network: Network, *, gone: bool) -> None:
+        """Close or remove it; a tap in a thread, since its switch may be slow."""
         self.filter_fault = None
         self._context.links.follow(self._on_other_link, ())
         self._end_others(self._filter_networks, gone=gone)
         try:
-            if not self._context.networks.give_back(network):
+            if self._context.networks.give_back(network):
+                pass
+            elif gone and self._tap:
+                await asyncio.to_thread(network.remove)
+            else:
                 network.remove() if gone else network.close()
         except _FAULTS as error:
             log.warning("%s: network %s: %s", self._name, network.name, error)
@@ -577,7 +599,7 @@ class Nic:
             wake()
 
 
-_Seen = tuple[str, int | None, bool, tuple[str, int] | None]
+_Seen = tuple[str, int | None, bool, tuple[str, int | None] | None]
 """The properties of a link that a device publishes: name, MTU, state, and its bridge's name and MTU."""
 
 
@@ -585,7 +607,7 @@ def _seen(network: Network) -> _Seen:
     return network.name, network.mtu, network.up, _bridge(network)
 
 
-def _bridge(network: Network) -> tuple[str, int] | None:
+def _bridge(network: Network) -> tuple[str, int | None] | None:
     return (bridge.name, bridge.mtu) if (bridge := network.bridge) else None
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tap: each read and write moves one frame."""
+from weakref import WeakSet
+
 from libc.errno cimport EAGAIN, EBADFD, EINTR, errno
 from libc.stdint cimport uint32_t
 from posix.unistd cimport read as read_file
@@ -61,8 +63,11 @@ cdef class TapPeer(Peer):
     """A tap by its non-blocking descriptor; `vnet_hdr`: a virtio_net_hdr of 10 bytes precedes each frame."""
 
     cdef peer_t own
+    cdef object duplicates
+    cdef object __weakref__
 
     def __cinit__(self, int fd, *, bint vnet_hdr=False, uint32_t caps=0, object owner=None):
+        self.duplicates = WeakSet()
         self.peer = &self.own
         self.owner = owner
         self.own.fd = fd
@@ -76,4 +81,14 @@ cdef class TapPeer(Peer):
 
     def duplicate(self, int fd) -> Peer:
         """A peer of the same tap on a duplicate of its descriptor, which the caller closes."""
-        return TapPeer(fd, vnet_hdr=self.own.header != 0, caps=self.own.caps, owner=self)
+        copy = TapPeer(fd, vnet_hdr=self.own.header != 0, caps=self.own.caps, owner=self)
+        self.duplicates.add(copy)
+        return copy
+
+    def accept(self, uint32_t caps) -> None:
+        """Change `caps`, of this peer and of its duplicates, while workers serve them: a frame that is on its way goes
+        as it was or as it will be.
+        """
+        self.own.caps = caps
+        for copy in self.duplicates:
+            copy.accept(caps)

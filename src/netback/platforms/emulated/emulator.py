@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import UUID, uuid5
 
 from netback.abi.xs_wire import Op
 from netback.directory import Directory
@@ -27,6 +28,8 @@ from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet
 
 _LOCK = "lock"
+_MACHINES = UUID("4c5b5e0e-5f5a-4f0c-9d5b-6e6574626163")
+"""The namespace of guests' UUIDs: a guest that joins again under its name has the same one, as a toolstack's has."""
 
 
 def print_env(directory: Path) -> str:
@@ -64,20 +67,29 @@ async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]
 
 
 class _Domains:
-    """Shows domains in the store: home, name, domid, @introduceDomain and @releaseDomain."""
+    """Shows domains in the store: home, name, domid, a guest's UUID, @introduceDomain and @releaseDomain."""
 
     def __init__(self) -> None:
         self.store = Server()
         self._dom0 = self.store.connect(0, lambda _reply: None)
         self._attaching: set[asyncio.Task[None]] = set()
+        self._machines: dict[int, str] = {}
+        """The path under /vm of each guest, by domid."""
         self._describe(0, "Domain-0")
 
     def began(self, domid: int, name: str) -> None:
         self.store.introduce(domid)
         self._describe(domid, name)
+        machine = self._machines[domid] = f"/vm/{uuid5(_MACHINES, name)}"
+        self._send(Op.WRITE, f"/local/domain/{domid}/vm\0{machine}")
+        self._send(Op.WRITE, f"{machine}/name\0{name}")
+        self._send(Op.WRITE, f"{machine}/uuid\0{machine.rpartition('/')[2]}")
 
     def ended(self, domid: int) -> None:
         self._send(Op.RM, f"/local/domain/{domid}\0")
+        machine = self._machines.pop(domid)
+        if machine not in self._machines.values():
+            self._send(Op.RM, f"{machine}\0")
         self.store.release(domid)
 
     def attach(self, domid: int) -> socket.socket:
