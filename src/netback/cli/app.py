@@ -31,6 +31,7 @@ _COMMANDS: Mapping[str, str] = {
     "trace": "trace",
     "metrics": "metrics",
     "guest": "guest",
+    "conform": "conform",
     "demo": "demo",
     "lab": "lab",
 }
