@@ -90,6 +90,7 @@ class _Ring:
     seen: int = 0
     """Requests up to here were taken."""
     rsp: int = 0
+    gref: int = 0
     armed: int = 1
     broken: bool = False
     pages: int = 0
@@ -98,6 +99,7 @@ class _Ring:
     """RX requests without a frame."""
     chains: deque[tuple[Chain, dict[int, bytes]]] = field(default_factory=deque)
     """TX frames without a response, and the bytes of their slots by index."""
+    arming: asyncio.TimerHandle | None = None
     overdue: int | None = None
     """req_prod at the last look, if an event for it was due then."""
 
@@ -138,6 +140,8 @@ class PlayedBackend:
         self.frontend_ports: list[int] = []
         self.state = State.INITIALISING
         self.theirs = State.UNKNOWN
+        self.announces = False
+        """The frontend notifies of RX buffers."""
         self.gone = False
         """The frontend closes or is gone; the drive ends."""
         self.frames: list[bytes] = []
@@ -190,6 +194,7 @@ class PlayedBackend:
             "state": str(int(State.INITIALISING)),
         }
         await self.store.transact(lambda tx: write_device(self.store, self.name, frontend, backend, tx))
+        await asyncio.sleep(self.limits.event)  # a frontend that does not wait for InitWait shows it here
         await self.set_state(State.INIT_WAIT)
 
     async def set_state(self, state: State | str) -> None:
@@ -200,10 +205,16 @@ class PlayedBackend:
         await self.store.write(f"{self.name.backend}/state", value)
 
     async def go_offline(self) -> None:
-        """Ask for the device's end as libxl does: rings down, online=0, then Closing."""
+        """Ask for the device's end: rings down, then online=0 and Closing, as libxl writes them."""
         self.close_rings()
         await self.store.write(f"{self.name.backend}/online", "0")
         await self.set_state(State.CLOSING)
+        await self._react()
+
+    async def force(self) -> None:
+        """Take the device away from a frontend that does not close, as libxl does: remove its directory."""
+        await self.store.rm(self.name.frontend, missing_ok=True)
+        await self.until(lambda: self.state is State.CLOSED, self.limits.settle)
 
     async def keys(self) -> dict[str, str]:
         """The frontend's keys, those of its queues included."""
@@ -233,7 +244,7 @@ class PlayedBackend:
         down = self.theirs in (State.CLOSING, State.CLOSED, State.UNKNOWN)
         if self.state is State.CONNECTED and (down or self.theirs is State.INITIALISING):
             self.gone = True
-            self.rest()
+            self.rest(quiet=False)
             self.close_rings()
             await self.set_state(State.CLOSING)
         if self.state is State.CLOSING and self.theirs is not State.CLOSING and down:
@@ -262,20 +273,25 @@ class PlayedBackend:
     async def connect(self, *, resume: bool = False) -> str:
         """Map the rings, bind the ports, Connected unless it resumes. Returns what failed, or ""."""
         keys = await self.keys()
+        self.announces = keys.get(Key.RX_NOTIFY) == "1"
         count = _number(keys.get(Key.QUEUES, "1"))
         if not 1 <= count <= MAX_QUEUES:
             return f"{Key.QUEUES} is {keys.get(Key.QUEUES)!r}"
         for queue in range(count):
             at = f"queue-{queue}/" if count > 1 else ""
             split = f"{at}{Key.EVENT_CHANNEL_TX}" in keys and f"{at}{Key.EVENT_CHANNEL_RX}" in keys
-            split = split and self.profile.offers(Key.SPLIT_CHANNELS)
+            split = split and (
+                self.profile.offers(Key.SPLIT_CHANNELS) or f"{at}{Key.EVENT_CHANNEL}" not in keys
+            )
             tx = f"{at}{Key.EVENT_CHANNEL_TX if split else Key.EVENT_CHANNEL}"
             rx = f"{at}{Key.EVENT_CHANNEL_RX if split else Key.EVENT_CHANNEL}"
             self._open("tx", queue, keys.get(f"{at}{Key.TX_RING_REF}", ""), keys.get(tx, ""))
             self._open("rx", queue, keys.get(f"{at}{Key.RX_RING_REF}", ""), keys.get(rx, ""))
-        if Key.CTRL_RING_REF in keys and self.profile.offers(Key.CTRL_RING):
-            self._open("ctrl", 0, keys[Key.CTRL_RING_REF], keys.get(Key.EVENT_CHANNEL_CTRL, ""))
+        control = Key.CTRL_RING_REF in keys and Key.EVENT_CHANNEL_CTRL in keys
+        if control and self.profile.offers(Key.CTRL_RING):
+            self._open("ctrl", 0, keys[Key.CTRL_RING_REF], keys[Key.EVENT_CHANNEL_CTRL])
         if len(self.rings) < 2 * count:
+            self.close_rings()
             return "a ring cannot be used"
         if not resume:
             await self.set_state(State.CONNECTED)
@@ -298,7 +314,7 @@ class PlayedBackend:
             page = RingPage(mapped.address, _SLOT[kind])
             req, event, rsp, rsp_event = SRING.unpack(page.raw[: SRING.size])
             header = (req, event, rsp, rsp_event)
-            ring = _Ring(kind, queue, page, mapped, bound, seen=rsp, rsp=rsp)
+            ring = _Ring(kind, queue, page, mapped, bound, seen=rsp, rsp=rsp, gref=ref)
             self.rings.append(ring)
             self.ports.setdefault(bound, _Port([])).rings.append(ring)
         elif mapped is not None:
@@ -313,13 +329,18 @@ class PlayedBackend:
         self.frontend_ports.append(number)
         return bound
 
-    def rest(self) -> None:
+    def rest(self, *, quiet: bool = True) -> None:
         """Record the indices of all rings, and each port's notifications."""
         for ring in self.rings:
             req, event, rsp, rsp_event = SRING.unpack(ring.page.raw[: SRING.size])
             self._add(
                 Indices(
-                    ring.kind, ring.queue, (req, event, rsp, rsp_event), ring.armed % WRAP, ring.rsp % WRAP
+                    ring.kind,
+                    ring.queue,
+                    (req, event, rsp, rsp_event),
+                    ring.armed % WRAP,
+                    ring.rsp % WRAP,
+                    quiet,
                 )
             )
         for port in self.ports.values():
@@ -343,7 +364,7 @@ class PlayedBackend:
         """
         old, self.frontend_ports = self.rings, []
         self.close_rings()
-        await asyncio.sleep(self.limits.settle)
+        await asyncio.sleep(self.limits.event)
         error = "left" if self.gone else await self.connect(resume=True)
         for before, ring in zip(old, self.rings, strict=False):
             # what was taken and not answered is in the ring; RX requests are taken again from there
@@ -363,10 +384,19 @@ class PlayedBackend:
                 port.unasked += bool(moved) and not asked
                 for ring in port.rings:
                     ring.overdue = None
-                    self._look(ring)
+                    self._look(ring, arm=not self.profile.lazy)
+                    if self.profile.lazy:
+                        self._arm_later(ring)
             with suppress(PlatformError):
                 self.events.native.unmask(number)
         self._news.set()
+
+    def _arm_later(self, ring: _Ring) -> None:
+        """Ask for the next event when no further one has come for a while."""
+        if ring.arming is not None:
+            ring.arming.cancel()
+        loop = asyncio.get_running_loop()
+        ring.arming = loop.call_later(self.limits.event / 10, self._look, ring)
 
     async def _watch_rings(self) -> None:
         """Look at rings that no event is due for, and find events that should have come."""
@@ -381,20 +411,18 @@ class PlayedBackend:
                 elif ring.overdue is None:
                     ring.overdue = prod
                 else:
-                    if ring.kind != "rx" or await self._announces():
+                    if ring.kind != "rx" or self.announces:
                         self._add(Missed(ring.kind, ring.queue, prod, ring.armed % WRAP))
                     self._look(ring)
             self._news.set()
 
-    async def _announces(self) -> bool:
-        """Whether the frontend says that it notifies of RX buffers."""
-        return await self.store.read_or(f"{self.name.frontend}/{Key.RX_NOTIFY}") == "1"
-
-    def _look(self, ring: _Ring) -> None:
+    def _look(self, ring: _Ring, *, arm: bool = True) -> None:
         """Take new requests, then ask for the next event and look once more (io/ring.h, final check)."""
         ring.overdue = None
-        while not ring.broken:
+        while not ring.broken and ring in self.rings:
             prod = ring.page.req_prod
+            if prod == ring.seen and not arm:
+                return
             if prod == ring.seen:
                 ring.armed = ring.seen + 1
                 ring.page.req_event = ring.armed % WRAP
@@ -431,7 +459,8 @@ class PlayedBackend:
                 if ring.pages < _TRIED_PAGES:
                     ring.pages += 1
                     writable = self._maps(request.gref, readonly=False)
-                copies[request.slot] = data
+                if status == 0:
+                    copies[request.slot] = data
                 self._add(Page("tx", ring.queue, request.slot, request.gref, status, writable, data))
             ring.chains.append((chain, copies))
             if not chain.multicast and len(copies) == len(chain.requests):
@@ -532,9 +561,18 @@ class PlayedBackend:
         return sum(ring.kind == "rx" for ring in self.rings)
 
     def posted(self, ring: _Ring) -> int:
-        """RX buffers that wait for a frame."""
-        self._look(ring)
+        """RX buffers that wait for a frame. Only a frontend without feature-rx-notify is polled for them."""
+        if not self.announces:
+            self._look(ring)
         return len(ring.waiting)
+
+    def caught_up(self) -> bool:
+        """Whether the frontend asks for an event behind the last response of every RX ring."""
+        return all(
+            0 < (ring.page.rsp_event - ring.rsp) % WRAP < WRAP // 2
+            for ring in self.rings
+            if ring.kind == "rx"
+        )
 
     async def put(
         self,
@@ -559,6 +597,7 @@ class PlayedBackend:
             if not self.gone:
                 self._add(Frame(form, queue, need, False))
             return False
+        self._skip_rings(ring)
         out: list[bytes] = []
         first = ring.rsp
         for number, piece in enumerate(pieces):
@@ -586,6 +625,13 @@ class PlayedBackend:
             if not self.gone:
                 self._add(Frame(form, queue, need, True, consumed, frame))
         return True
+
+    def _skip_rings(self, ring: _Ring) -> None:
+        """Return buffers that are a ring's page with ERROR: a frame in them would destroy the ring."""
+        taken = {other.gref for other in self.rings}
+        while ring.waiting and RX_REQUEST.unpack(ring.waiting[0])[2] in taken:
+            ident = RX_REQUEST.unpack(ring.waiting.popleft())[0]
+            self._publish(ring, ring.rsp, [RX_RESPONSE.pack(ident, 0, 0, Status.ERROR)])
 
     def _consumed(self, ring: _Ring, before: int) -> bool:
         """Whether the frontend has looked behind the last response, or posted a buffer since."""
@@ -617,8 +663,9 @@ def _pieces(frame: bytes, room: int, split: int) -> list[bytes]:
 
 
 def _number(text: str) -> int:
-    """A decimal number, -1 for any other text."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 11 else -1
+    """A number as sscanf reads it: blanks and a plus sign may precede it; -1 for any other text."""
+    digits = text.strip().removeprefix("+")
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 11 else -1
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

@@ -121,8 +121,8 @@ class Drive:
             steps += [("return", self._return)] * profile.restarts
             steps += [("again", partial(self._form, "echo"))]
             for name, step in steps:
-                if not backend.gone:
-                    await self._step(name, step)
+                if backend.gone or (not await self._step(name, step) and name in ("post", "burst")):
+                    break
         for task in self._replies:
             task.cancel()
         await self._close()
@@ -182,6 +182,7 @@ class Drive:
             if not await backend.put("burst", queue, frames.local(self.ends, 60, number), settle=False):
                 return "no slots"
         await self._quiet(before)
+        await backend.until(lambda: backend.gone or backend.caught_up(), backend.limits.settle)
         return "done"
 
     async def _late(self) -> str:
@@ -203,7 +204,7 @@ class Drive:
     async def _odd_states(self) -> str:
         for state in ODD_STATES:
             await self.backend.set_state(str(int(state)))
-            await asyncio.sleep(self.backend.limits.settle / len(ODD_STATES))
+            await asyncio.sleep(self.backend.limits.event)
         return await self._form("echo")
 
     async def _return(self) -> str:
@@ -213,18 +214,21 @@ class Drive:
     async def _close(self) -> None:
         """The toolstack removes the device: online=0, Closing; the frontend should reach Closed."""
         backend = self.backend
+        await asyncio.sleep(backend.limits.event)
         backend.rest()
         if backend.gone or backend.state is State.INIT_WAIT:
             await self._step("leave", self._left)
             return
         backend.step("close")
-        await backend.go_offline()
+        if backend.state is State.CONNECTED:
+            await backend.go_offline()
         done = await backend.until(
             lambda: backend.theirs in (State.CLOSED, State.UNKNOWN) and backend.state is State.CLOSED,
             backend.limits.answer,
         )
         backend.step("close", "done" if done else "timeout")
-        backend.close_rings()
+        if not done:
+            await backend.force()
 
     async def _left(self) -> str:
         backend = self.backend

@@ -149,6 +149,8 @@ class Indices(Event, frozen=True):
     """req_prod, req_event, rsp_prod, rsp_event."""
     req_event: int
     rsp_prod: int
+    quiet: bool = True
+    """False: the frontend was leaving, perhaps with a frame half taken."""
 
 
 class Control(Event, frozen=True):

@@ -2,7 +2,7 @@
 """The backends that `netback conform` plays, as data: what each offers, how it answers, and what it does next."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from netback.abi.netif import Status
 from netback.abi.netif_keys import Key
@@ -22,6 +22,8 @@ class BackendProfile:
     """TX responses of one push come in the reverse order of their requests; netif.h identifies them by `id`."""
     late: bool = False
     """TX responses wait: first for the frontend's further requests, then for a moment."""
+    lazy: bool = False
+    """It looks at a ring for a while before it asks for the next event, as NAPI does."""
     rx_offset: int = 0
     """Where a frame begins in its first page."""
     rx_errors: bool = False
@@ -63,6 +65,13 @@ LINUX = BackendProfile(
     "linux",
     "offers what Linux 6.12's xen-netback offers, with one queue",
     _LINUX,
+    lazy=True,
+    forms=(*_PLAIN, *_LARGE),
+)
+PLAIN = BackendProfile(
+    "plain",
+    "takes frames of several slots, no blank checksum and no segmentation: it offers feature-no-csum-offload",
+    {**_RX_COPY, str(Key.SG): "1", str(Key.NO_CSUM): "1"},
     forms=(*_PLAIN, *_LARGE),
 )
 QNIC = BackendProfile(
@@ -76,6 +85,7 @@ QUEUES = BackendProfile(
     "queues",
     "as linux, with four queues, an event channel for each ring, and a control ring",
     {**_LINUX, str(Key.MAX_QUEUES): "4"},
+    lazy=True,
     forms=(*_PLAIN, *_LARGE, *_PLAIN),
 )
 EVERYTHING = BackendProfile(
@@ -111,7 +121,7 @@ NOTHING = BackendProfile(
     forms=_PLAIN,
 )
 
-PROFILES = (STRICT, LINUX, QNIC, QUEUES, EVERYTHING, ADVERSARIAL, NOTHING)
+PROFILES = (STRICT, LINUX, PLAIN, QNIC, QUEUES, EVERYTHING, ADVERSARIAL, NOTHING)
 
 
 def find_profile(name: str) -> BackendProfile:
@@ -122,8 +132,3 @@ def find_profile(name: str) -> BackendProfile:
     raise ConfigError(
         f"there is no backend profile {name!r}; there are {', '.join(p.name for p in PROFILES)}"
     )
-
-
-def offered(profile: BackendProfile, **keys: str) -> BackendProfile:
-    """A profile with other keys, underscores for dashes."""
-    return replace(profile, offer={**profile.offer, **{k.replace("_", "-"): v for k, v in keys.items()}})

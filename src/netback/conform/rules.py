@@ -42,6 +42,7 @@ from netback.conform.observation import (
     Requests,
     Responses,
     Ring,
+    Step,
     StoreLoad,
     StoreRequest,
 )
@@ -233,7 +234,8 @@ def _(view: View) -> Occasions:
     for change in view.changes:
         if change.side == FRONT and view.connected < change.at < view.leaving:
             leaf = change.key.rpartition("/")[2]
-            yield leaf not in rings and leaf != Key.QUEUES, f"{change.key} became {change.value!r}"
+            if change.key in view.keys:
+                yield leaf not in rings and leaf != Key.QUEUES, f"{change.key} became {change.value!r}"
 
 
 @rule("xenbus.state-values", "xenbus.h, XenbusState: 1 to 8 in decimal")
@@ -445,11 +447,9 @@ def _(view: View) -> Occasions:
     if view.connected is None:
         return
     names = (Key.TX_RING_REF, Key.RX_RING_REF)
-    for path in view.queue_paths:
-        yield all(path + name in view.keys for name in names), f"ring keys in {path or 'the directory'}"
-    if len(view.queue_paths) > 1:
-        beside = [name for name in names if name in view.keys]
-        yield not beside, f"{', '.join(beside) or 'none'} beside queue-0"
+    several = len(view.queue_paths) > 1
+    wrong = [key for key in view.keys if key.rpartition("/")[2] in names and several != ("/" in key)]
+    yield not wrong, f"{', '.join(wrong) or 'none'} beside those of {len(view.queue_paths)} queues"
 
 
 @rule("keys.booleans", "netif.h: features are 0 or 1")
@@ -502,7 +502,7 @@ def _(view: View) -> Occasions:
 def _(view: View) -> Occasions:
     """A control ring has its page and its event channel."""
     pair = [key in view.keys for key in (Key.CTRL_RING_REF, Key.EVENT_CHANNEL_CTRL)]
-    if any(pair):
+    if any(pair) and view.offers(Key.CTRL_RING):
         yield all(pair), f"ctrl-ring-ref {pair[0]}, event-channel-ctrl {pair[1]}"
 
 
@@ -964,10 +964,11 @@ def _(view: View) -> Occasions:
 
 @rule("tx.checksum", "RFC 9293, RFC 768: no other part completes it", level=Level.SHOULD)
 def _(view: View) -> Occasions:
-    """A TCP or UDP frame without csum_blank has its checksum."""
+    """A TCP or UDP frame without csum_blank and GSO has its checksum."""
     for sent in view.frames:
         found = sent.transport
-        if not sent.chain.flags & TxFlag.CSUM_BLANK and found is not None and sent.frame is not None:
+        whole = sent.chain.gso is None and not sent.chain.flags & TxFlag.CSUM_BLANK
+        if whole and found is not None and sent.frame is not None:
             state = checksum_state(sent.frame, found)
             yield state in ("right", "none"), f"{sent}: the checksum is {state}"
 
@@ -1018,7 +1019,7 @@ def _(view: View) -> Occasions:
 def _(view: View) -> Occasions:
     """With feature-sg a queue posts at least 18 buffers before its first frame."""
     if view.keys.get(Key.SG) == "1" and view.step("post") == "done":
-        first = view.begin("arp")
+        first = next((at for at, _ in view.all(Frame)), len(view.seen.events))
         for opened in view.opened("rx"):
             count = sum(request.queue == opened.queue and request.at < first for request in view.posted)
             yield count >= MIN_SLOTS, f"queue {opened.queue}: {count} buffers"
@@ -1084,15 +1085,15 @@ def _(view: View) -> Occasions:
     """At rest the RX ring asks for an event with the next response."""
     used = {responses.queue for _, responses in view.all(Responses) if responses.ring == "rx"}
     for _, at_rest in view.all(Indices):
-        if at_rest.ring == "rx" and at_rest.queue in used:
+        if at_rest.ring == "rx" and at_rest.queue in used and at_rest.quiet:
             _, _, rsp_prod, rsp_event = at_rest.header
             ahead = (rsp_event - rsp_prod) % WRAP
             yield 0 < ahead <= 256, f"queue {at_rest.queue}: rsp_event {rsp_event}, rsp_prod {rsp_prod}"
 
 
 def _consumes(view: View, forms: tuple[str, ...]) -> Occasions:
-    for _, frame in view.all(Frame):
-        if frame.form in forms and frame.posted:
+    for at, frame in view.all(Frame):
+        if frame.form in forms and frame.posted and at < view.begin("burst"):
             yield (
                 frame.consumed,
                 f"{frame.form} of {frame.slots} slots {'' if frame.consumed else 'not '}consumed",
@@ -1241,7 +1242,9 @@ def _(view: View) -> Occasions:
     """The frontend reaches Closed within the time limit after the backend's Closing."""
     outcome = view.step("close")
     if outcome is not None:
-        yield outcome == "done", f"state {(view.states(FRONT) or [(0, 'none')])[-1][1]} at the end"
+        end = [at for at, step in view.all(Step) if step.name == "close"][-1]
+        before = [value for at, value in view.states(FRONT) if at < end]
+        yield outcome == "done", f"state {before[-1] if before else 'none'} at the time limit or before"
 
 
 @rule("close.by-closing", "xenbus.h: Closing, then Closed", level=Level.SHOULD)
@@ -1268,14 +1271,16 @@ def _(view: View) -> Occasions:
 @rule("close.grants", "grant_table.h: a leak of grants ends with none left", level=Level.SHOULD)
 def _(view: View) -> Occasions:
     """After both ends are Closed the frontend grants nothing any more."""
-    if view.reached(FRONT, State.CLOSED) is not None:
-        for _, event in view.all(Remains):
+    closed = view.reached(FRONT, State.CLOSED)
+    for at, event in view.all(Remains):
+        if closed is not None and closed < at:
             yield event.grants == 0, f"{event.grants} grants"
 
 
 @rule("close.ports", "event_channel.h: a leak of ports ends with none left", level=Level.SHOULD)
 def _(view: View) -> Occasions:
     """After both ends are Closed the frontend has closed the event channels of its rings."""
-    if view.reached(FRONT, State.CLOSED) is not None:
-        for _, event in view.all(Remains):
+    closed = view.reached(FRONT, State.CLOSED)
+    for at, event in view.all(Remains):
+        if closed is not None and closed < at:
             yield not event.ports, f"ports {event.ports}"

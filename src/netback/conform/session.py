@@ -9,8 +9,9 @@ import os
 import shlex
 import signal
 import tempfile
+import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -25,13 +26,15 @@ from netback.conform.profiles import BackendProfile
 from netback.conform.recorder import Recorder, RecordingStore
 from netback.errors import PlatformError
 from netback.platforms.emulated import EmulatedPlatform, Emulator, print_env
+from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.events import AttachedHandles
-from netback.platforms.emulated.memory import GRANTS_PER_PAGE, Mapping
+from netback.platforms.emulated.memory import Mapping
 from netback.platforms.emulated.protocol import Op, PortState
 from netback.xenbus.names import DeviceName
 
 MAC = "00:16:3e:5e:00:02"
 HOST_MAC = "02:00:00:5e:00:01"
+_TICK = 0.02
 OUTPUT_BYTES = 2000
 """Bytes of the command's last output that are kept."""
 
@@ -124,8 +127,8 @@ async def _drive(
                         task.cancel()
                     await asyncio.wait({driving, ended})
                     backend.close_rings()
-                await asyncio.sleep(setting.limits.settle)
-                _remains(directory, domid, backend, recorder)
+                if Ended(domid) not in recorder.events:
+                    recorder.add(await _remains(directory, domid, backend, setting.limits.settle))
         except PlatformError as error:
             if not gone.is_set() and error.errno not in ("ESRCH", "ENOENT"):  # the domain may end at any time
                 raise
@@ -137,30 +140,35 @@ async def _after(gone: asyncio.Event, seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-def _remains(directory: Path, domid: int, backend: PlayedBackend, recorder: Recorder) -> None:
-    """Look at the grant table and the ports of a frontend whose device is Closed."""
-    if Ended(domid) in recorder.events:
-        return
-    with suppress(PlatformError):  # the domain has ended, and everything with it
-        handles = AttachedHandles(directory, domid)
-        try:
+async def _remains(directory: Path, domid: int, backend: PlayedBackend, seconds: float) -> Remains:
+    """Look at the grant table and the ports of a frontend whose device is Closed, until it has released all."""
+    seen = Remains(0, [])
+    handles = AttachedHandles(directory, domid)
+    end = time.monotonic() + seconds
+    try:
+        with suppress(PlatformError):  # the domain ends, and everything with it
             handle = handles.attach()
-            ports = [
-                port
-                for port in backend.frontend_ports
-                if handle.request(Op.STATUS, number=port)[0].status != PortState.CLOSED
-            ]
-            reply, (memfd,) = handle.request(Op.MEMORY, domid)
-            try:
-                table = Mapping(memfd, 0, reply.grant_pages)
-            finally:
-                os.close(memfd)
-            raw = b"".join(bytes(table.view(page)) for page in range(reply.grant_pages))
-            table.close()
-            entries = ENTRY.iter_unpack(raw[: reply.grant_pages * GRANTS_PER_PAGE * ENTRY.size])
-            recorder.add(Remains(sum(bool(flags & TYPE_MASK) for flags, _, _ in entries), ports))
-        finally:
-            handles.close()
+            while True:
+                seen = _look(handle, domid, backend.frontend_ports)
+                if seen == Remains(0, []) or time.monotonic() > end:
+                    break
+                await asyncio.sleep(_TICK)
+    finally:
+        handles.close()
+    return seen
+
+
+def _look(handle: Handle, domid: int, ports: Sequence[int]) -> Remains:
+    states = {port: handle.request(Op.STATUS, number=port)[0].status for port in ports}
+    reply, (memfd,) = handle.request(Op.MEMORY, domid)
+    try:
+        table = Mapping(memfd, 0, reply.grant_pages)
+    finally:
+        os.close(memfd)
+    raw = b"".join(bytes(table.view(page)) for page in range(reply.grant_pages))
+    table.close()
+    grants = sum(bool(flags & TYPE_MASK) for flags, _, _ in ENTRY.iter_unpack(raw))
+    return Remains(grants, [port for port, state in states.items() if state != PortState.CLOSED])
 
 
 Bring = Callable[[Path], AbstractAsyncContextManager[asyncio.Event]]

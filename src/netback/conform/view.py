@@ -154,7 +154,7 @@ class View:
     @property
     def is_connected(self) -> bool:
         """Both ends were Connected."""
-        return self.step("connect") == "done"
+        return self.reached(BACK, State.CONNECTED) is not None
 
     @cached_property
     def queue_paths(self) -> list[str]:
