@@ -24,6 +24,8 @@ FLOORS = (
     (1, "netback.vif.terms"),
     (1, "netback.vif.control_messages"),
     (1, "netback.dataplane"),
+    (1, "netback.conform.answers"),
+    (1, "netback.conform.backend_rules"),
     (1, "netback.conform.chains"),
     (1, "netback.conform.frames"),
     (1, "netback.conform.observation"),
