@@ -39,34 +39,38 @@ def render() -> str:
     return f"""<!-- SPDX-License-Identifier: Apache-2.0 -->
 # Conformance
 
-Made by `make docs` (`python -m netback.conform.document`) from the tables in `src/netback/conform/`. The runs of known frontends and
-backends are in [conform-results.md](conform-results.md).
+Made by `make docs` (`python -m netback.conform.document`) from the tables in `src/netback/conform/`. The runs of
+known frontends and backends are in [conform-results.md](conform-results.md).
 
-`netback conform` drives a frontend, or a backend, through the protocol and judges it: {
-        len(frontends)
-    } rules for frontends ({warns} of them warn),
-{len(backends)} for backends. Each verdict has its evidence, the values that were seen.
+`netback conform` drives a frontend, or a backend, through the protocol and judges it: {len(frontends)}
+rules for frontends ({warns} of them warn), {
+        len(backends)
+    } for backends. Each verdict has its evidence, the values
+that were seen.
 
 ## A frontend
 
 ```
 netback conform --frontend './guest "$(dirname "$XENSTORED_PATH")"'      # examples/c/guest.c
 netback conform --frontend 'netback guest --net null'                    # netback's own
-netback conform --frontend 'python examples/reflecting_guest.py windows'  # as another one, and it returns every frame
-netback conform --frontend CMD --profile adversarial -v                  # one backend only, and the rules that hold, too
+netback conform --frontend 'python examples/reflecting_guest.py windows' # as another; it returns every frame
+netback conform --frontend CMD --profile adversarial -v                  # one backend; the rules that hold, too
 ```
 
-The command is run by `sh -c`, once for each backend profile, with the environment that `netback emulate --print-env` prints: it
-[joins that emulated Xen](emulated-xen.md) as a domain. netback makes the device `device/vif/0` for the first domain that joins (`--index` chooses
-another), plays a backend for it slot by slot, sends it frames of every form that its keys allow, and takes the device away at the end. Then the
-command gets SIGTERM and, if that does not end it, SIGKILL for its whole session.
+The command is run by `sh -c`, once for each backend profile, with the environment that `netback emulate --print-env`
+prints: it [joins that emulated Xen](emulated-xen.md) as a domain. netback makes the device `device/vif/0` for the
+first domain that joins (`--index` chooses another), plays a backend for it slot by slot, sends it frames of every
+form that its keys allow, and takes the device away at the end. Then the command gets SIGTERM and, if that does not
+end it, SIGKILL for its whole session.
 
-A rule is judged only where the run gave it an occasion. Rules about frames that the guest sends need a guest that sends: one that answers ARP, ping
-and neighbour solicitation at `--ip` and `--ip6` (the other end has the address before), or one that returns frames of ethertype 88b5.
-`--limit` bounds every wait for the frontend, so a run ends whatever the command does.
+A rule is judged only where the run gave it an occasion. Rules about frames that the guest sends need a guest that
+sends: one that answers ARP, ping and neighbour solicitation at `--ip` and `--ip6` (the other end has the address
+before), or one that returns frames of ethertype 88b5. `--limit` bounds every wait for the frontend, so a run ends
+whatever the command does.
 
-`--record FILE` keeps what was seen, with the guest's frames, in a file for its owner alone. `--replay FILE` judges it again: the verdicts are a function
-of the recording. A file that was cut or edited is refused. `--seed` chooses the contents of the frames that are sent.
+`--record FILE` keeps what was seen, with the guest's frames, in a file for its owner alone. `--replay FILE` judges it
+again: the verdicts are a function of the recording. A file that was cut or edited is refused. `--seed` chooses the
+contents of the frames that are sent.
 
 | output | |
 |---|---|
@@ -79,8 +83,8 @@ Exit code 0: no rule fails. 1: a rule fails. 2: the request is invalid. Warnings
 
 ## A backend
 
-`netback conform --backend` is the guest of a device that is attached as any other, by `netback attach` or a toolstack. It asks its backend one question after the
-other through netback's scripted netfront.
+`netback conform --backend` is the guest of a device that is attached as any other, by `netback attach` or a
+toolstack. It asks its backend one question after the other through netback's scripted netfront.
 
 ```
 netback emulate --dir ~/xen &
@@ -90,8 +94,9 @@ netback attach 1 --net tap:vifx --dir ~/xen
 ip addr add 192.0.2.1/24 dev vifx && ip link set vifx up         # a host that answers ARP and ping: RX is judged, too
 ```
 
-On real Xen it runs in a guest from which Linux's xen-netfront is kept out. `netback lab test conform` judges Linux's xen-netback, QEMU's qnic
-and netback so, and `netback lab conform --kernel KERNEL` plays backends for a guest kernel's own frontend.
+On real Xen it runs in a guest from which Linux's xen-netfront is kept out. `netback lab test conform` judges Linux's
+xen-netback, QEMU's qnic and netback so, and `netback lab conform --kernel KERNEL` plays backends for a guest kernel's
+own frontend.
 
 ## Profiles
 
