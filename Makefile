@@ -67,6 +67,7 @@ docs: build
 	$(BIN)/python -m netback.dataplane.counters > docs/statistics.md
 	$(BIN)/python -m netback.lab.bench.document
 	$(BIN)/python -m netback.control.document > docs/control.md
+	$(BIN)/python -m netback.conform.document > docs/conform.md
 
 man: build $(VENV)/.tools
 	$(BIN)/python scripts/manual.py build/share
