@@ -23,6 +23,8 @@ PLAIN = ("echo", "shortest", "longest")
 FEW = ("longest",)
 SPLIT = FrontConfig(split=True)
 BASE = Deed(forms=FEW)
+WAITED = replace(BASE, answer=2.0)
+"""For what does not come."""
 NEVER = 4000
 """A gref that nothing is granted at."""
 
@@ -467,7 +469,7 @@ DEEDS: Mapping[str, Deed] = {
     "store.transactions-end": replace(BASE, connected=_leaves_open),
     "store.repeats": replace(BASE, profile="adversarial", publish=_once_only),
     "store.quiet": replace(BASE, connected=_floods),
-    "xenbus.connects": replace(BASE, publish=_never_connects),
+    "xenbus.connects": replace(WAITED, publish=_never_connects),
     "xenbus.waits": replace(BASE, offered=_early, publish=_already),
     "xenbus.keys-first": replace(BASE, publish=_state_first),
     "xenbus.keys-stay": replace(BASE, connected=_other_ring),
@@ -555,14 +557,14 @@ DEEDS: Mapping[str, Deed] = {
     "tx.mtu": replace(BASE, frame=_longer),
     "tx.source": replace(BASE, frame=_sends_from),
     "tx.goes-on": replace(BASE, profile="adversarial", stops=True),
-    "rx.posts": replace(BASE, buffers=0),
+    "rx.posts": replace(WAITED, buffers=0),
     "rx.enough": replace(BASE, buffers=8),
     "rx.ids": replace(BASE, rx=rx(5, id=4)),
     "rx.pages-differ": replace(BASE, rx=_same_page),
     "rx.not-a-ring": replace(BASE, rx=_ring_as_buffer),
     "rx.granted": replace(BASE, rx=rx(5, gref=NEVER)),
     "rx.padding": replace(BASE, rx=rx(5, pad=7)),
-    "rx.posts-again": replace(BASE, most=100),
+    "rx.posts-again": replace(WAITED, most=100),
     "rx.asks": replace(BASE, asks=False),
     "rx.consumes": stuck_at(_is(14), forms=("shortest", "longest")),
     "rx.takes-slots": stuck_at(_is(600), 2, forms=("two-slots", "longest")),
@@ -579,9 +581,9 @@ DEEDS: Mapping[str, Deed] = {
     "ctrl.key-size": control((CtrlType.SET_HASH_KEY, 4000, 41), also=ACCEPTED),
     "ctrl.mapping-bounds": control((CtrlType.SET_HASH_MAPPING, 4000, 1, 0), also=ACCEPTED),
     "ctrl.accepted": control((CtrlType.GET_GREF_MAPPING_SIZE, 9)),
-    "close.follows": replace(BASE, closes=_ignores),
+    "close.follows": replace(WAITED, closes=_ignores),
     "close.by-closing": replace(BASE, connected=_done, closes=_straight),
-    "close.finishes": replace(BASE, connected=_done, closes=_half),
+    "close.finishes": replace(WAITED, connected=_done, closes=_half),
     "close.grants": replace(BASE, ends=_keeps_grants),
     "close.ports": replace(BASE, ends=_keeps_ports),
 }

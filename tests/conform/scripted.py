@@ -67,6 +67,8 @@ class Deed:
     offer: Mapping[str, str] = field(default_factory=dict)
     """Keys that the backend offers beside the profile's."""
     config: FrontConfig = FrontConfig(split=False)  # noqa: RUF009 (frozen)
+    answer: float = 10.0
+    """Seconds that the drive waits for its states and buffers."""
     also: frozenset[str] = frozenset()
     """Other rules that cannot hold then."""
     offered: Callable[[Honest], Awaitable[None]] = _offered
@@ -236,16 +238,16 @@ class Honest:
         self.frames += 1
         frame = b"".join(parts)
         self.echoes += frame[12:14] == b"\x08\x00" and len(frame) == 98
-        if frame and self._reflects(frame, RxFlag(first[2]), extra):
+        if len(frame) == 60 and self.frames % 64:
+            return  # of the burst
+        if frame and self.deed.reflects and not self._reflects(frame, RxFlag(first[2]), extra):
+            self.send(bytes.fromhex("02000 05e0001".replace(" ", "")) + MAC + b"\x88\xb6" + bytes(46))
+        elif frame and self.deed.reflects:
             self.send(
                 self._turn(frame), self._tx_flags(RxFlag(first[2])), extra, [len(part) for part in parts]
             )
 
     def _reflects(self, frame: bytes, flags: RxFlag, extra: bytes) -> bool:
-        if not self.deed.reflects:
-            return False
-        if len(frame) == 60 and self.frames % 64:
-            return False  # of the burst
         if self.deed.everything:
             return True
         six = frame[12:14] == b"\x86\xdd"

@@ -16,12 +16,12 @@ from netback.conform.rules import RULES
 from netback.conform.view import View
 from netback.errors import ConfigError
 from tests.conform.deeds import DEEDS
-from tests.conform.test_rules import BRISK, run
+from tests.conform.test_rules import PATIENT, run
 
 
 @pytest.fixture(scope="module")
 def seen() -> Observation:
-    return asyncio.run(run(DEEDS["tx.min-size"], BRISK))
+    return asyncio.run(run(DEEDS["tx.min-size"]))
 
 
 def test_a_replay_has_the_same_verdicts(seen: Observation, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_seed_gives_the_same_frames() -> None:
 
         deed = DEEDS["keys.booleans"]
         profile = replace(find_profile("strict"), forms=("echo", "udp-blank"))
-        found = await observe(profile, Setting(seed=seed, limits=BRISK), partial(bring, deed))
+        found = await observe(profile, Setting(seed=seed, limits=PATIENT), partial(bring, deed))
         return [event.data for event in found.events if isinstance(event, Frame)]
 
     first, again, other = (asyncio.run(frames(seed)) for seed in (1, 1, 2))

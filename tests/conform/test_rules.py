@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from netback.conform import backend_rules, document
 from netback.conform.backend import Limits
 from netback.conform.observation import Observation
 from netback.conform.profiles import PROFILES, find_profile
@@ -24,8 +25,6 @@ from tests.conform.scripted import Deed, living
 from tests.vif.guest import SECONDS
 
 PATIENT = Limits(join=10, answer=10, settle=2, event=0.1, end=5)
-BRISK = Limits(join=10, answer=1, settle=0.4, event=0.1, end=5)
-"""For a frontend that leaves out what is waited for."""
 
 PROCESS = {"domain.joins", "process.sound", "process.ends"}
 """Rules about the command itself: test_process.py."""
@@ -35,13 +34,15 @@ def bring(deed: Deed, directory: Path) -> AbstractAsyncContextManager[asyncio.Ev
     return living(directory, deed)
 
 
-async def run(deed: Deed, limits: Limits) -> Observation:
+async def run(deed: Deed) -> Observation:
     profile = find_profile(deed.profile)
     forms = profile.forms if deed.forms is None else deed.forms
     offer = {**profile.offer, **deed.offer}
     async with asyncio.timeout(SECONDS):
         return await observe(
-            replace(profile, forms=forms, offer=offer), Setting(limits=limits), partial(bring, deed)
+            replace(profile, forms=forms, offer=offer),
+            Setting(limits=replace(PATIENT, answer=deed.answer)),
+            partial(bring, deed),
         )
 
 
@@ -57,20 +58,32 @@ def broken(verdicts: list[Verdict]) -> dict[str, str]:
 @pytest.mark.parametrize("split", [False, True])
 async def test_an_honest_frontend_breaks_no_rule(profile: str, split: bool) -> None:
     split = split and find_profile(profile).offers("feature-split-event-channels")
-    seen = await run(Deed(profile=profile, config=FrontConfig(split=split)), PATIENT)
+    answer = 10.0 if find_profile(profile).offers("feature-rx-copy") else 2.0
+    seen = await run(Deed(profile=profile, config=FrontConfig(split=split), answer=answer))
     assert broken(RULES.judge(View(seen))) == {}
 
 
 @pytest.mark.parametrize("rule", DEEDS)
 async def test_a_frontend_that_breaks_one_rule_fails_it(rule: str) -> None:
     deed = DEEDS[rule]
-    found = broken(RULES.judge(View(await run(deed, BRISK))))
+    found = broken(RULES.judge(View(await run(deed))))
     assert {*found} - deed.also == {rule}, found
 
 
 def test_every_rule_has_a_frontend_that_breaks_it() -> None:
     assert {*DEEDS} | PROCESS == {row.id for row in RULES.rows}
     assert not {*DEEDS} & PROCESS
+
+
+def test_the_numbers_in_the_texts_are_those_of_the_tables() -> None:
+    """And docs/conform.md is made from them."""
+    root = Path(__file__).parents[2]
+    assert (root / "docs" / "conform.md").read_text() == document.render()
+    for page in ("README.md", "CHANGELOG.md"):
+        assert f"{len(RULES.rows)} rules" in (root / page).read_text()
+    assert f"a backend by {len(backend_rules.RULES.rows)};" in " ".join(
+        (root / "CHANGELOG.md").read_text().split()
+    )
 
 
 def test_every_rule_says_what_must_hold_and_where_that_is_written() -> None:

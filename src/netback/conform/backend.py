@@ -58,6 +58,8 @@ from netback.xenstore.aio import Store, StoreError
 _SLOT = {"tx": TX_SLOT, "rx": RX_SLOT, "ctrl": CTRL_SLOT}
 _TRIED_PAGES = 8
 """Pages of each ring of which the backend tries whether it may write to them."""
+_OVERDUE = 2
+"""Looks, `Limits.event` apart, at which a notification may still be on its way."""
 _TICK = 0.005
 """Seconds between two looks for something that no event announces."""
 
@@ -100,8 +102,8 @@ class _Ring:
     chains: deque[tuple[Chain, dict[int, bytes]]] = field(default_factory=deque)
     """TX frames without a response, and the bytes of their slots by index."""
     arming: asyncio.TimerHandle | None = None
-    overdue: int | None = None
-    """req_prod at the last look, if an event for it was due then."""
+    overdue: int = 0
+    """How often an event for its requests was due and had not come."""
 
     @property
     def size(self) -> int:
@@ -383,7 +385,6 @@ class PlayedBackend:
                 port.empty += not moved
                 port.unasked += bool(moved) and not asked
                 for ring in port.rings:
-                    ring.overdue = None
                     self._look(ring, arm=not self.profile.lazy)
                     if self.profile.lazy:
                         self._arm_later(ring)
@@ -405,11 +406,11 @@ class PlayedBackend:
             for ring in self.rings:
                 prod = ring.page.req_prod
                 if prod == ring.seen or ring.broken:
-                    ring.overdue = None
+                    ring.overdue = 0
                 elif not _passed(prod, ring.seen, ring.armed):
                     self._look(ring)
-                elif ring.overdue is None:
-                    ring.overdue = prod
+                elif ring.overdue < _OVERDUE:
+                    ring.overdue += 1
                 else:
                     if ring.kind != "rx" or self.announces:
                         self._add(Missed(ring.kind, ring.queue, prod, ring.armed % WRAP))
@@ -418,7 +419,7 @@ class PlayedBackend:
 
     def _look(self, ring: _Ring, *, arm: bool = True) -> None:
         """Take new requests, then ask for the next event and look once more (io/ring.h, final check)."""
-        ring.overdue = None
+        ring.overdue = 0
         while not ring.broken and ring in self.rings:
             prod = ring.page.req_prod
             if prod == ring.seen and not arm:
