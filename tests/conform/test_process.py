@@ -128,6 +128,31 @@ def test_output_without_an_end_is_cut() -> None:
     assert 0 < len(exited.output) <= OUTPUT_BYTES
 
 
+def test_a_frontend_that_never_rests_does_not_stop_the_drive() -> None:
+    """It sends as fast as its ring has slots, without a pause, and looks at nothing else."""
+    flood = """
+import asyncio
+from netback.frontend import Script
+async def main():
+    async with Script(guest) as script:
+        await script.offered()
+        page = script.grant(bytes(6) + bytes.fromhex("00163e5e0002" "88b6") + bytes(46), readonly=True)
+        await script.connect()
+        number = 0
+        while True:
+            if (script.tx.req_prod - script.tx.rsp_prod) % 2**32 < 250:
+                number += 1
+                slot = page.gref.to_bytes(4, "little") + bytes(4) + (number % 65536).to_bytes(2, "little") + b"<\\0"
+                script.post(script.tx, slot)
+asyncio.run(main())
+"""
+    seen = observed(JOIN % flood, "strict", Limits(join=10, answer=2, settle=0.3, event=0.1, end=1))
+    found = broken(judged(seen))
+    assert {"rx.posts", "close.follows"} <= {*found}, found
+    assert View(seen).sent
+    assert len(seen.events) < 30000
+
+
 def test_a_recording_is_bounded() -> None:
     """A frontend that floods the store costs a bounded number of events."""
     flood = (

@@ -60,6 +60,8 @@ _TRIED_PAGES = 8
 """Pages of each ring of which the backend tries whether it may write to them."""
 _OVERDUE = 2
 """Looks, `Limits.event` apart, at which a notification may still be on its way."""
+_ROUNDS = 4
+"""Times that a ring is emptied before the drive goes on."""
 _TICK = 0.005
 """Seconds between two looks for something that no event announces."""
 
@@ -146,8 +148,8 @@ class PlayedBackend:
         """The frontend notifies of RX buffers."""
         self.gone = False
         """The frontend closes or is gone; the drive ends."""
-        self.frames: list[bytes] = []
-        """Every frame that the guest sent."""
+        self.frames = 0
+        """Frames that the guest sent."""
         self.on_frame: Callable[[bytes], None] = lambda _frame: None
         self._answered = 0
         self._control = ControlState()
@@ -420,7 +422,9 @@ class PlayedBackend:
     def _look(self, ring: _Ring, *, arm: bool = True) -> None:
         """Take new requests, then ask for the next event and look once more (io/ring.h, final check)."""
         ring.overdue = 0
-        while not ring.broken and ring in self.rings:
+        for _ in range(_ROUNDS):
+            if ring.broken or ring not in self.rings:
+                return
             prod = ring.page.req_prod
             if prod == ring.seen and not arm:
                 return
@@ -439,6 +443,9 @@ class PlayedBackend:
             ring.seen = prod
             self._add(Requests(ring.kind, ring.queue, first, prod, taken))
             {"tx": self._take_tx, "rx": self._take_rx, "ctrl": self._take_ctrl}[ring.kind](ring, first, taken)
+        asyncio.get_running_loop().call_soon(
+            self._look, ring
+        )  # a frontend that never rests is not all there is
 
     def _take_rx(self, ring: _Ring, first: int, taken: Sequence[bytes]) -> None:
         for i, slot in enumerate(taken):
@@ -466,7 +473,7 @@ class PlayedBackend:
             ring.chains.append((chain, copies))
             if not chain.multicast and len(copies) == len(chain.requests):
                 frame = b"".join(copies.values())
-                self.frames.append(frame)
+                self.frames += 1
                 self.on_frame(frame)
         if not self._held:
             self._respond(ring)

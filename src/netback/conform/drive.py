@@ -159,7 +159,7 @@ class Drive:
         form = FORMS[name]
         if not form.allowed(self._keys):
             return "not taken"
-        before = len(self.backend.frames)
+        before = self.backend.frames
         queue = self._queue % max(1, self.backend.queues)
         self._queue += 1
         gso = Gso(MSS, form.gso) if form.gso else None
@@ -172,11 +172,11 @@ class Drive:
     async def _quiet(self, before: int) -> None:
         """Wait for what the guest sends because of a frame, if it sends anything."""
         backend = self.backend
-        await backend.until(lambda: backend.gone or len(backend.frames) > before, backend.limits.settle)
+        await backend.until(lambda: backend.gone or backend.frames > before, backend.limits.settle)
 
     async def _burst(self) -> str:
         """More frames than the ring has slots, so that all indices wrap."""
-        backend, before = self.backend, len(self.backend.frames)
+        backend, before = self.backend, self.backend.frames
         for number in range(BURST):
             queue = number % max(1, backend.queues)
             if not await backend.put("burst", queue, frames.local(self.ends, 60, number), settle=False):
