@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import pytest
 
 from netback.conform import recording
 from netback.conform.observation import Observation
+from netback.conform.report import Judged, render
 from netback.conform.rules import RULES
 from netback.conform.view import View
 from netback.errors import ConfigError
+from netback.xenstore.aio import StoreError
 from tests.conform.deeds import DEEDS
+from tests.conform.scripted import Honest
 from tests.conform.test_rules import PATIENT, run
 
 
@@ -80,10 +85,25 @@ def test_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         recording.save(tmp_path, "frontend", [])
 
 
+def test_bytes_that_are_no_text_can_be_recorded(tmp_path: Path) -> None:
+    async def writes(guest: Honest) -> None:
+        await guest.script.write("feature-odd", "\udcff\x1b[31m")
+        with suppress(StoreError):
+            await guest.script.guest.store.write("data/\udcfe", "1")
+
+    deed = replace(
+        DEEDS["keys.booleans"], nodes=lambda nodes: nodes | {"feature-odd": "\udcff\x1b"}, connected=writes
+    )
+    seen = asyncio.run(run(deed))
+    recording.save(tmp_path / "runs", "frontend", [seen])
+    (again,) = recording.load(tmp_path / "runs", "frontend", Observation)
+    found = {verdict.rule: verdict.evidence for verdict in RULES.judge(View(again)) if verdict.broken}
+    assert {*found} == {"keys.booleans", "store.valid-requests"}, found
+    assert "\x1b" not in render("x", RULES.rows, [Judged("strict", RULES.judge(View(again)))])
+
+
 def test_a_seed_gives_the_same_frames() -> None:
     async def frames(seed: int) -> list[bytes]:
-        from dataclasses import replace
-
         from netback.conform.observation import Frame
         from netback.conform.profiles import find_profile
         from netback.conform.session import Setting, observe

@@ -27,7 +27,7 @@ from netback.abi.ring import PAGE_SIZE
 from netback.abi.xenbus import XenbusState as State
 from netback.conform.answers import BackendSeen, Case, Question, Received
 from netback.conform.frames import Addresses, arp_request, echo_request, local
-from netback.errors import PlatformError
+from netback.errors import PlatformError, printable
 from netback.frontend.config import FrontConfig
 from netback.frontend.control import FrontControl
 from netback.frontend.script import Script
@@ -125,7 +125,7 @@ class Asking:
         store, found = self.script.guest.store, {}
         for name in await store.children(path):
             with suppress(StoreError):
-                found[name] = await store.read(f"{path}/{name}")
+                found[name] = printable(await store.read(f"{path}/{name}"))
         return {key: value for key, value in found.items() if key.startswith(_NAMES)}
 
     async def _reaches(self, *states: State) -> bool:

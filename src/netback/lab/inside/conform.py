@@ -21,6 +21,7 @@ from netback.conform.observation import Joined, Observation, StoreRequest
 from netback.conform.profiles import PROFILES, BackendProfile, find_profile
 from netback.conform.recorder import Recorder
 from netback.conform.session import MAC, Setting
+from netback.errors import printable
 from netback.platforms.base import Platform
 from netback.platforms.xen import XenPlatform
 from netback.xenbus.names import DeviceName, remove_device
@@ -55,7 +56,7 @@ class WatchedStore:
         except StoreError:
             value = None
         op = "RM" if value is None else "WRITE"
-        self._recorder.add(StoreRequest(domid, op, path, value or ""))
+        self._recorder.add(StoreRequest(domid, op, printable(path), printable(value or "")))
 
 
 async def observe_device(
