@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from netback.abi.netif import EXTRA_GSO, ExtraType, TxFlag
-from netback.abi.netif_control import CtrlType
+from netback.abi.netif_control import CtrlType, HashType
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState as State
 from netback.errors import PlatformError
-from netback.frontend import FrontConfig
+from netback.frontend import FrontConfig, HashConfig
 from netback.frontend.control import FrontControl
 from netback.platforms.emulated import EmulatedDomain
 from netback.xenstore.aio import StoreError
@@ -402,6 +402,16 @@ def control(*requests: tuple[int, ...], also: frozenset[str] = frozenset()) -> D
     return replace(BASE, profile="linux", publish=publish, connected=connected, ends=ends, also=also)
 
 
+def hashed(deed: Deed) -> Deed:
+    """It selects the hash of TCP over IPv4."""
+    basis = control()
+
+    async def connected(guest: Honest) -> None:
+        await guest.control.set_hash(HashType.IPV4_TCP, HashConfig().key)  # type: ignore[attr-defined]
+
+    return replace(deed, profile="linux", publish=basis.publish, connected=connected, ends=basis.ends)
+
+
 ACCEPTED = frozenset({"ctrl.accepted"})
 
 
@@ -570,6 +580,9 @@ DEEDS: Mapping[str, Deed] = {
     "rx.takes-slots": stuck_at(_is(600), 2, forms=("two-slots", "longest")),
     "rx.takes-blank": stuck_at(lambda _g, response: bool(response[2] & 2), forms=("udp-blank", "longest")),
     "rx.takes-gso": stuck_at(lambda _g, response: bool(response[2] & 8), 4, forms=("gso4", "longest")),
+    "rx.takes-hash": hashed(
+        stuck_at(lambda _g, response: bool(response[2] & 8), 2, forms=("hashed", "longest"))
+    ),
     "rx.content": replace(BASE, frame=_spoiled),
     "rx.survives-error": stuck_at(lambda _g, response: response[3] < 0, 2, profile="adversarial"),
     "life.returns": stuck_at(

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from netback.abi.netif import EXTRA_GSO, RX_REQUEST, RX_RESPONSE, TX_REQUEST, RxFlag, TxFlag
+from netback.abi.netif import EXTRA_GSO, RX_REQUEST, RX_RESPONSE, TX_REQUEST, ExtraType, RxFlag, TxFlag
 from netback.abi.netif_keys import Key
 from netback.abi.ring import PAGE_SIZE
 from netback.abi.xenbus import XenbusState as State
@@ -226,7 +226,7 @@ class Honest:
             self.taken += 1
             slot += 1
             if slot == 1 and flags & RxFlag.EXTRA_INFO:
-                extra = rx.get(self.taken)
+                extra = rx.get(self.taken) if rx.get(self.taken)[0] == ExtraType.GSO else b""
                 self.requests.popleft()
                 self.taken += 1
                 slot += 1

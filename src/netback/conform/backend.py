@@ -25,11 +25,12 @@ from netback.abi.netif import (
     RxFlag,
     Status,
 )
-from netback.abi.netif_control import CTRL_SLOT
+from netback.abi.netif_control import CTRL_SLOT, HashAlgorithm, HashType
 from netback.abi.netif_keys import Key
 from netback.abi.ring import PAGE_SIZE, SRING, slots
 from netback.abi.xenbus import XenbusState as State
 from netback.conform.chains import WRAP, Chain, Gso, read_chains
+from netback.conform.frames import toeplitz
 from netback.conform.observation import (
     Changed,
     Control,
@@ -591,14 +592,18 @@ class PlayedBackend:
         flags: RxFlag = RxFlag(0),  # noqa: B008 (frozen)
         gso: Gso | None = None,
         split: int = 0,
+        hashed: bool = False,
         settle: bool = True,
     ) -> bool:
-        """Give the guest a frame, in slots of at most `split` bytes (0: a page). False: no slots came in time."""
+        """Give the guest a frame, in slots of at most `split` bytes (0: a page); `hashed`: a TCP frame over IPv4 with
+        its Toeplitz hash. False: no slots came in time.
+        """
         ring = self.ring("rx", queue)
         if ring is None:
             return False
         pieces = _pieces(frame, PAGE_SIZE - self.profile.rx_offset, split)
         extras = [] if gso is None else [EXTRA_GSO.pack(ExtraType.GSO, 0, gso.size, gso.type, 0, 0)]
+        extras += [self._hash(frame)] if hashed else []
         need = len(pieces) + len(extras)
         enough = await self.until(lambda: self.gone or self.posted(ring) >= need, self.limits.answer)
         if not enough or self.gone or ring.broken:
@@ -633,6 +638,17 @@ class PlayedBackend:
             if not self.gone:
                 self._add(Frame(form, queue, need, True, consumed, frame))
         return True
+
+    @property
+    def hashes(self) -> bool:
+        """Whether the frontend wants the hash of TCP over IPv4 with its frames."""
+        return self._control.active and bool(self._control.types & HashType.IPV4_TCP)
+
+    def _hash(self, frame: bytes) -> bytes:
+        """The extra info with a frame's hash: the value's least significant byte comes first."""
+        value = toeplitz(self._control.key, frame[26:38])
+        kind = HashType.IPV4_TCP.bit_length() - 1
+        return bytes([ExtraType.HASH, 0, kind, HashAlgorithm.TOEPLITZ]) + value.to_bytes(4, "little")
 
     def _skip_rings(self, ring: _Ring) -> None:
         """Return buffers that are a ring's page with ERROR: a frame in them would destroy the ring."""

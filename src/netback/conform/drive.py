@@ -40,6 +40,8 @@ class Form:
     """Keys that the frontend must have as "1"."""
     without: tuple[str, ...] = ()
     """Keys that it must not have as "1"."""
+    hashed: bool = False
+    """Its hash goes with it, if the frontend selected that."""
 
     def allowed(self, keys: Mapping[str, str]) -> bool:
         """Whether a frontend with these keys takes such frames (netif.h)."""
@@ -87,6 +89,9 @@ FORMS: Mapping[str, Form] = {
         _BLANK,
         GsoType.TCPV6,
         needs=(Key.SG, Key.GSO_TCPV6, Key.IPV6_CSUM),
+    ),
+    "hashed": Form(
+        lambda ends, rng: frames.transport(ends, 4, TCP, rng.randbytes(20), blank=False), hashed=True
     ),
     "validated": Form(
         lambda ends, rng: frames.transport(ends, 4, UDP, rng.randbytes(100), blank=False),
@@ -157,17 +162,29 @@ class Drive:
 
     async def _form(self, name: str) -> str:
         form = FORMS[name]
-        if not form.allowed(self._keys):
+        if not form.allowed(self._keys) or (form.hashed and not await self._hashes()):
             return "not taken"
         before = self.backend.frames
         queue = self._queue % max(1, self.backend.queues)
         self._queue += 1
         gso = Gso(MSS, form.gso) if form.gso else None
         frame = form.build(self.ends, self._rng)
-        if not await self.backend.put(name, queue, frame, flags=form.flags, gso=gso, split=form.split):
+        if not await self.backend.put(
+            name, queue, frame, flags=form.flags, gso=gso, split=form.split, hashed=form.hashed
+        ):
             return "no slots"
         await self._quiet(before)
         return "done"
+
+    async def _hashes(self) -> bool:
+        """Whether the frontend selects a hash, for which a frontend with a control ring has a moment."""
+        backend = self.backend
+        if backend.ring("ctrl") is None:
+            return False
+        return (
+            await backend.until(lambda: backend.gone or backend.hashes, backend.limits.settle)
+            and not backend.gone
+        )
 
     async def _quiet(self, before: int) -> None:
         """Wait for what the guest sends because of a frame, if it sends anything."""

@@ -52,6 +52,15 @@ def fold(data: bytes) -> int:
     return (number % 0xFFFF or 0xFFFF) if number else 0
 
 
+def toeplitz(key: bytes, data: bytes) -> int:
+    """The Toeplitz hash (netif.h): for each set bit of `data` the 32 bits of the key from its place on, by XOR."""
+    window, bits, value = int.from_bytes(key, "big"), len(key) * 8, 0
+    for place in range(len(data) * 8):
+        if data[place // 8] >> (7 - place % 8) & 1:
+            value ^= window >> (bits - 32 - place) & 0xFFFFFFFF
+    return value
+
+
 def find_transport(frame: bytes) -> Transport | None:
     """The TCP or UDP header behind at most two VLAN tags; None for other frames, fragments and extension headers."""
     if len(frame) < ETHERNET.size:

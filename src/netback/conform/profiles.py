@@ -43,7 +43,17 @@ class BackendProfile:
 
 
 _PLAIN = ("arp", "neighbour", "echo", "shortest", "longest", "tcp", "broadcast")
-_LARGE = ("two-slots", "many-slots", "udp-blank", "tcp-blank", "udp6-blank", "gso4", "gso6", "validated")
+_LARGE = (
+    "two-slots",
+    "many-slots",
+    "udp-blank",
+    "tcp-blank",
+    "udp6-blank",
+    "gso4",
+    "gso6",
+    "validated",
+    "hashed",
+)
 
 _RX_COPY = {str(Key.RX_COPY): "1", str(Key.RX_FLIP): "0"}
 _SEGMENTS = {str(key): "1" for key in (Key.SG, Key.GSO_TCPV4, Key.GSO_TCPV6, Key.IPV6_CSUM)}

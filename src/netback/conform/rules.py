@@ -116,7 +116,7 @@ def _(view: View) -> Occasions:
         if event.code > 0 and not view.offers(Key.RX_COPY):
             continue
         last = event.output.splitlines()[-1][:120] if event.output else "no output"
-        if not event.sent:
+        if not event.sent or (event.code < 0 and -event.code != event.sent):
             yield event.code == 0, f"exit code {event.code}: {last}"
         else:
             yield True, f"ended by signal {event.sent}"
@@ -1130,6 +1130,12 @@ def _(view: View) -> Occasions:
 def _(view: View) -> Occasions:
     """The frontend takes GSO frames, with an extra info, of the types that it asks for."""
     yield from _consumes(view, ("gso4", "gso6"))
+
+
+@rule("rx.takes-hash", "netif.h, XEN_NETIF_EXTRA_TYPE_HASH of RX", when=_offers(Key.CTRL_RING))
+def _(view: View) -> Occasions:
+    """A frontend that selected a hash takes frames with an extra info that carries it."""
+    yield from _consumes(view, ("hashed",))
 
 
 @rule("rx.content", "netif.h: offset and status bound a slot's bytes")

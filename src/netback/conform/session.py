@@ -82,6 +82,9 @@ async def observe(profile: BackendProfile, setting: Setting, frontend: "Bring | 
             if domid:
                 await _drive(directory, domid, profile, setting, recorder, gone)
                 recorder.add(store.load(domid))
+            if Ended(domid) in recorder.events:
+                with suppress(TimeoutError):  # its process is about to end, too, by itself
+                    await asyncio.wait_for(gone.wait(), setting.limits.settle)
     return Observation(
         profile.name, dict(profile.offer), domid, setting.index, MAC, setting.seed, recorder.events
     )
