@@ -209,7 +209,7 @@ def _ask(plan: _Plan) -> "BackendSeen":
     ends = Addresses(bytes(6), bytes(6), (ip - 1).packed, ip.packed, (ip6 - 1).packed, ip6.packed)
     target = Target.choose(*plan.target)
     domain = target.open_domain(name="conform" if target.platform is PlatformName.EMULATED else "")
-    patience = Patience(answer=plan.limit)
+    patience = Patience(device=max(60.0, 12 * plan.limit), answer=plan.limit)
     click.echo(f"domain {domain.domid}: waits for device {plan.index}", err=True)
     try:
         return _run(lambda: ask_backend(domain, ends, patience, index=plan.index))

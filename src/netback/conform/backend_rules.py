@@ -340,7 +340,9 @@ def _(seen: BackendSeen) -> Occasions:
         yield outcome.rpartition(": ")[2] in ("closed", "alive"), outcome
 
 
-@rule("fatal.closes", "XSA-39; xen-netback disables a vif whose req_prod cannot be")
+@rule(
+    "fatal.closes", "XSA-39; xen-netback takes such a vif's carrier and leaves its state", level=Level.SHOULD
+)
 def _(seen: BackendSeen) -> Occasions:
     """At a req_prod that cannot be the backend ends the connection."""
     for outcome in seen.fatal:
