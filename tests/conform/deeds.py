@@ -480,7 +480,7 @@ DEEDS: Mapping[str, Deed] = {
     "store.repeats": replace(BASE, profile="adversarial", publish=_once_only),
     "store.quiet": replace(BASE, connected=_floods),
     "xenbus.connects": replace(WAITED, publish=_never_connects),
-    "xenbus.waits": replace(BASE, offered=_early, publish=_already),
+    "xenbus.waits": replace(BASE, event=1.0, offered=_early, publish=_already),
     "xenbus.keys-first": replace(BASE, publish=_state_first),
     "xenbus.keys-stay": replace(BASE, connected=_other_ring),
     "xenbus.state-values": replace(BASE, publish=_strange_state),

@@ -69,6 +69,8 @@ class Deed:
     config: FrontConfig = FrontConfig(split=False)  # noqa: RUF009 (frozen)
     answer: float = 10.0
     """Seconds that the drive waits for its states and buffers."""
+    event: float = 0.1
+    """Seconds after which a notification is missed, and of the backend before InitWait."""
     also: frozenset[str] = frozenset()
     """Other rules that cannot hold then."""
     offered: Callable[[Honest], Awaitable[None]] = _offered

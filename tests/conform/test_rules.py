@@ -41,7 +41,7 @@ async def run(deed: Deed) -> Observation:
     async with asyncio.timeout(SECONDS):
         return await observe(
             replace(profile, forms=forms, offer=offer),
-            Setting(limits=replace(PATIENT, answer=deed.answer)),
+            Setting(limits=replace(PATIENT, answer=deed.answer, event=deed.event)),
             partial(bring, deed),
         )
 
