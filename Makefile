@@ -75,6 +75,7 @@ docs: build
 	$(BIN)/python -m netback.lab.bench.document
 	$(BIN)/python -m netback.control.document > docs/control.md
 	$(BIN)/python -m netback.daemon.document > docs/explain.md
+	$(BIN)/python -m netback.conform.document > docs/conform.md
 
 site: $(VENV)/.site
 	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -b html . build/site

@@ -98,6 +98,15 @@ static void find_device(struct vif *vif)
     check(exen_store_watch(&vif->xen, vif->backend), "watch the backend");
 }
 
+/* The guest's side of page flipping is gone: a backend that cannot copy cannot serve it. */
+static void check_backend(struct vif *vif)
+{
+    char path[300], value[4];
+    snprintf(path, sizeof(path), "%s/feature-rx-copy", vif->backend);
+    if (exen_store_read(&vif->xen, 0, path, value, sizeof(value)) < 1 || strcmp(value, "1") != 0)
+        check(-EOPNOTSUPP, "the backend has no feature-rx-copy");
+}
+
 static void set_state(struct vif *vif, enum state state)
 {
     char value[4];
@@ -234,6 +243,7 @@ int main(int argc, char **argv)
     fflush(stdout);
     find_device(&vif);
     wait_backend(&vif, INIT_WAIT, "the backend does not offer the vif");
+    check_backend(&vif);
     make_rings(&vif);
     publish(&vif);
     set_state(&vif, CONNECTED);

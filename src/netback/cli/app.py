@@ -39,6 +39,7 @@ _COMMANDS: Mapping[str, str] = {
     "metrics": "metrics",
     "web": "web",
     "guest": "guest",
+    "conform": "conform",
     "demo": "demo",
     "lab": "lab",
 }

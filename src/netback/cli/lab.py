@@ -94,6 +94,57 @@ def run(
     sys.exit(asyncio.run(run_custom_guest(scenario, guest, _directory(out), _say, accel=accel)))
 
 
+@lab.command
+@click.option(
+    "--kernel", type=_existing, help="The guest's kernel or unikernel.  [default: the lab's Linux 6.12]"
+)
+@click.option("--initrd", type=_existing, help="The guest's initial ramdisk.")
+@click.option("--append", "options", default="", help="The guest's kernel command line.")
+@click.option("--memory", type=int, default=256, show_default=True, help="The guest's memory in MiB.")
+@click.option("--type", "kind", default="pv", show_default=True, help="pv or pvh.")
+@click.option(
+    "--address", default="10.0.0.2", show_default=True, help="The address that the guest gives its links."
+)
+@click.option(
+    "--profile", "profiles", multiple=True, metavar="NAME", help="A backend to play, as in `netback conform`."
+)
+@_machine
+def conform(
+    kernel: Path | None,
+    initrd: Path | None,
+    options: str,
+    memory: int,
+    kind: str,
+    address: str,
+    profiles: tuple[str, ...],
+    accel: str,
+    out: Path | None,
+) -> None:
+    """Judge a guest kernel's own netfront on real Xen, by the rules of `netback conform --frontend`.
+
+    The recording is conform.runs in --out, for `netback conform --replay`.
+    """
+    from netback.conform.profiles import find_profile
+    from netback.conform.report import holds, render
+    from netback.conform.rules import RULES
+    from netback.lab.conform import judge_kernel
+    from netback.lab.custom_guest import CustomGuest
+
+    for name in profiles:
+        find_profile(name)
+    if kernel is None and (initrd or options):
+        raise ConfigError("--initrd and --append are those of --kernel")
+    guest = None
+    if kernel is not None:
+        guest = CustomGuest(kernel.resolve(), initrd and initrd.resolve(), options, memory, kind, address)
+    directory = _directory(out)
+    runs = asyncio.run(judge_kernel(guest, directory, _say, accel=accel, profiles=profiles))
+    subject = f"the frontend of {kernel or 'Linux 6.12'}, on Xen"
+    click.echo(render(subject, RULES.rows, runs))
+    _say(f"{directory}")
+    sys.exit(0 if holds(runs) else 1)
+
+
 @lab.command("test")
 @click.argument("scenarios", metavar="[SCENARIO]...", nargs=-1)
 @click.option("--full", is_flag=True, help="All scenarios, with all their rounds.")

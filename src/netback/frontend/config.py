@@ -4,7 +4,7 @@
 This module uses neither store nor rings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -103,6 +103,8 @@ class Handshake:
     """The order in which keys are written; keys that are not named keep their places behind these."""
     more: tuple[tuple[str, str], ...] = ()
     """Keys and values that no feature of FrontConfig stands for."""
+    needs: tuple[tuple[str, str], ...] = ()
+    """Keys that are written only where the backend's directory has another: (key, the backend's key)."""
     first: tuple[str, ...] = ()
     """Keys that are written before the others, one by one."""
     transaction: bool = True
@@ -121,9 +123,10 @@ class Handshake:
     removes: tuple[str, ...] = ()
     """Keys that it removes at the end of that."""
 
-    def sort(self, nodes: Mapping[str, str]) -> dict[str, str]:
-        """The nodes of a connection in the order in which they are written."""
-        known = {**dict(self.more), **nodes}
+    def sort(self, nodes: Mapping[str, str], offered: Collection[str] | None = None) -> dict[str, str]:
+        """The nodes of a connection in the order in which they are written; `offered` are the backend's keys."""
+        left_out = {key for key, other in self.needs if offered is not None and other not in offered}
+        known = {**{key: value for key, value in self.more if key not in left_out}, **nodes}
         return {key: known[key] for key in dict.fromkeys((*self.keys, *nodes, *known)) if key in known}
 
 
@@ -173,6 +176,8 @@ class BackFeatures:
     """An event channel for each ring is possible."""
     queues: int = 1
     """The most queues."""
+    keys: frozenset[str] = frozenset()
+    """The keys of FEATURE_KEYS that exist."""
 
     @classmethod
     def of(cls, keys: Mapping[str, str | None]) -> Self:
@@ -181,7 +186,8 @@ class BackFeatures:
             keys.get(key) == "1" for key in FEATURE_KEYS
         )
         caps = _caps(sg, not no_csum4, csum6, gso4, gso6)
-        return cls(rx_copy, sg, caps, multicast, xdp, control, split, Limits.offered(keys).queues)
+        existing = frozenset(str(key) for key, value in keys.items() if value is not None)
+        return cls(rx_copy, sg, caps, multicast, xdp, control, split, Limits.offered(keys).queues, existing)
 
 
 def _caps(sg: bool, csum4: bool, csum6: bool, gso4: bool, gso6: bool) -> Can:

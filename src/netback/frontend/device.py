@@ -399,7 +399,7 @@ class Frontend:
         if self.config.uses_control and self.features.control:
             self.control = FrontControl(self.guest.domain, backend)
             nodes |= self.control.nodes()
-        await self._publish(self.handshake.sort(nodes | self.config.nodes()))
+        await self._publish(self.handshake.sort(nodes | self.config.nodes(), self.features.keys))
 
     async def _start(self) -> None:
         """Connected: the worker starts both rings, posts buffers, and notifies the backend once."""

@@ -73,6 +73,7 @@ LINUX = Profile(
             "feature-ipv6-csum-offload",
         ),
         more=(("xdp-headroom", "0"), ("multi-queue-num-queues", "1")),
+        needs=(("multi-queue-num-queues", "multi-queue-max-queues"),),
         first=("xdp-headroom",),
     ),
     notes="asks for a queue for each of its processors, and for headroom when an XDP program is attached; closes when"

@@ -66,11 +66,9 @@ async def run_custom_guest(
     if scenario not in SCENARIOS:
         raise ConfigError(f"unknown scenario {scenario!r}; a custom guest has {', '.join(SCENARIOS)}")
     async with open_lab(directory, say, options=Options(accel=accel)) as lab:
-        await asyncio.to_thread(_copy, guest, directory)
-        (directory / "custom.cfg").write_text(_config(guest))
         fault = ""
         try:
-            await lab.dom0("xl create /lab/custom.cfg", seconds=120)
+            await create(lab, guest, directory)
             await SCENARIOS[scenario](lab, guest)
         except LabError as error:
             fault = str(error)
@@ -84,13 +82,21 @@ async def run_custom_guest(
         return 1 if fault else 0
 
 
+async def create(lab: Lab, guest: CustomGuest, directory: Path, *, vif: bool = True) -> int:
+    """Create the guest, with a vif on the bridge or without; returns its domid."""
+    await asyncio.to_thread(_copy, guest, directory)
+    (directory / "custom.cfg").write_text(_config(guest, vif=vif))
+    await lab.dom0("xl create /lab/custom.cfg", seconds=120)
+    return int(await lab.dom0("xl domid custom"))
+
+
 def _copy(guest: CustomGuest, directory: Path) -> None:
     shutil.copyfile(guest.kernel, directory / "custom.kernel")
     if guest.initrd is not None:
         shutil.copyfile(guest.initrd, directory / "custom.initrd")
 
 
-def _config(guest: CustomGuest) -> str:
+def _config(guest: CustomGuest, *, vif: bool) -> str:
     lines = [
         'name="custom"',
         f'type="{guest.kind}"',
@@ -98,7 +104,7 @@ def _config(guest: CustomGuest) -> str:
         f"extra={guest.options!r}",
         f"memory={guest.memory}",
         "vcpus=1",
-        f"vif=['mac=00:16:3e:01:00:00,bridge={BRIDGE}']",
+        f"vif=['mac=00:16:3e:01:00:00,bridge={BRIDGE}']" if vif else "vif=[]",
     ]
     if guest.initrd is not None:
         lines.append('ramdisk="/lab/custom.initrd"')

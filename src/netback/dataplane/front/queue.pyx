@@ -126,7 +126,7 @@ cdef class FrontQueue(Link):
 
 
 cdef class RingPage:
-    """A ring's page as a script has it: any index, any slot, nothing checked but the page's bounds.
+    """A ring's page as a script of either end has it: any index, any slot, nothing checked but the page's bounds.
 
     `address` is the page's, `slot_size` 12 for TX, 8 for RX, 16 for control; `keep` is kept alive.
     """
@@ -168,6 +168,13 @@ cdef class RingPage:
         full_fence()
         return <uint32_t>(req_prod - load_relaxed(&self.shared.req_event)) < <uint32_t>(req_prod - old)
 
+    def respond(self, uint32_t rsp_prod) -> bool:
+        """Publish responses up to `rsp_prod`; returns whether the frontend asked for an event."""
+        cdef uint32_t old = load_relaxed(&self.shared.rsp_prod)
+        self.rsp_prod = rsp_prod
+        full_fence()
+        return <uint32_t>(rsp_prod - load_relaxed(&self.shared.rsp_event)) < <uint32_t>(rsp_prod - old)
+
     @property
     def raw(self) -> bytes:
         """The whole page."""
@@ -187,7 +194,9 @@ cdef class RingPage:
 
     @req_event.setter
     def req_event(self, uint32_t value):
+        """Ask for an event; a fence follows, so that later reads are not older than this."""
         store_release(&self.shared.req_event, value)
+        full_fence()
 
     @property
     def rsp_prod(self) -> int:

@@ -25,12 +25,13 @@ _MAC = "00:16:3e:77:00:00"
 
 
 @asynccontextmanager
-async def _attached(guest: Guest) -> AsyncIterator[None]:
+async def _attached(guest: Guest, link: bool) -> AsyncIterator[None]:
     """A vif attached by xl for the length of the context; the running backend of `backend/vif` serves it."""
     lab = guest.lab
     await lab.dom0(f"xl network-attach {guest.name} mac={_MAC} bridge={BRIDGE}", seconds=90)
     try:
-        await _up(guest)
+        if link:
+            await _up(guest)
         yield
     finally:
         await lab.dom0(f"xl network-detach {guest.name} {_MAC}", seconds=90)
@@ -47,7 +48,10 @@ async def _up(guest: Guest) -> None:
 
 
 class LabBackend:
-    """A backend; `serving` attaches one of its vifs to the guest."""
+    """A backend; `serving` attaches one of its vifs to the guest and waits until the guest's link of it answers.
+
+    Without `link` the guest's frontend is a program that makes no link, and nothing is waited for.
+    """
 
     name = ""
     baseline = True
@@ -59,7 +63,7 @@ class LabBackend:
         return self.name
 
     @asynccontextmanager
-    async def serving(self, guest: Guest) -> AsyncIterator[None]:
+    async def serving(self, guest: Guest, *, link: bool = True) -> AsyncIterator[None]:
         yield
 
 
@@ -70,10 +74,10 @@ class _Kernel(LabBackend):
     name: str = "kernel"
 
     @asynccontextmanager
-    async def serving(self, guest: Guest) -> AsyncIterator[None]:
+    async def serving(self, guest: Guest, *, link: bool = True) -> AsyncIterator[None]:
         await guest.lab.dom0("modprobe xen-netback")
         try:
-            async with _attached(guest):
+            async with _attached(guest, link):
                 yield
         finally:
             await guest.lab.dom0("modprobe -r xen-netback")
@@ -95,12 +99,12 @@ class Netback(LabBackend):
         return f"{self.name}={shlex.join((*self.environment, *self.options))}"
 
     @asynccontextmanager
-    async def serving(self, guest: Guest) -> AsyncIterator[None]:
+    async def serving(self, guest: Guest, *, link: bool = True) -> AsyncIterator[None]:
         netback = guest.lab.netback
         netback.environment, netback.options = shlex.join(self.environment), shlex.join(self.options)
         await netback.start()
         try:
-            async with _attached(guest):
+            async with _attached(guest, link):
                 yield
         finally:
             await netback.stop()
@@ -113,7 +117,7 @@ class _Qnic(LabBackend):
     name: str = "qnic"
 
     @asynccontextmanager
-    async def serving(self, guest: Guest) -> AsyncIterator[None]:
+    async def serving(self, guest: Guest, *, link: bool = True) -> AsyncIterator[None]:
         lab = guest.lab
         await lab.dom0(f"ip tuntap add {QNIC_TAP} mode tap && ip link set {QNIC_TAP} master {BRIDGE} up")
         try:
@@ -123,7 +127,8 @@ class _Qnic(LabBackend):
                 f" -device xen-net-device,netdev=n0,mac={_MAC},idx=0"
                 f" >>/lab/qnic.log 2>&1 </dev/null & echo $! >{QNIC_PID}"
             )
-            await _up(guest)
+            if link:
+                await _up(guest)
             yield
         finally:
             await self._end(lab, guest)

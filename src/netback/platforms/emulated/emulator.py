@@ -48,9 +48,11 @@ async def emulate(directory: Path, ready: Callable[[], None] | None = None) -> N
         await _serve(directory, stop, ready or (lambda: None))
 
 
-async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+async def _serve(
+    directory: Path, stop: asyncio.Event, ready: Callable[[], None], store: Server | None = None
+) -> None:
     allow_descriptors()
-    domains = _Domains()
+    domains = _Domains(store or Server())
     hypervisor = Hypervisor(domains.began, domains.ended)
     with Directory.open(directory) as place, _locked(place):
         place.socket_path(HYPERVISOR_SOCKET)  # the longer one
@@ -69,8 +71,8 @@ async def _serve(directory: Path, stop: asyncio.Event, ready: Callable[[], None]
 class _Domains:
     """Shows domains in the store: home, name, domid, a guest's UUID, @introduceDomain and @releaseDomain."""
 
-    def __init__(self) -> None:
-        self.store = Server()
+    def __init__(self, store: Server) -> None:
+        self.store = store
         self._dom0 = self.store.connect(0, lambda _reply: None)
         self._attaching: set[asyncio.Task[None]] = set()
         self._machines: dict[int, str] = {}
@@ -113,10 +115,14 @@ class Emulator:
 
     with Emulator(directory):
         guest = EmulatedDomain.join(directory)
+
+    `store` replaces the store's server, for a program that watches or alters its requests. The emulator's thread alone
+    calls it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, store: Server | None = None) -> None:
         self.directory = directory
+        self._store = store
         self._ready: Future[None] = Future()
         self._stop: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="emulator", daemon=True)
@@ -152,7 +158,7 @@ class Emulator:
     async def _main(self) -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
-        await _serve(self.directory, stop, lambda: self._ready.set_result(None))
+        await _serve(self.directory, stop, lambda: self._ready.set_result(None), self._store)
 
 
 @contextmanager

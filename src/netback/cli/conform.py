@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback conform`: judges a frontend, or a backend, against the protocol."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from netback.cli import options
+from netback.cli.options import Seconds, echo_json, interruptible
+from netback.cli.target import PlatformName, Target
+from netback.errors import ConfigError, PlatformError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from netback.conform.answers import BackendSeen
+    from netback.conform.observation import Observation
+    from netback.conform.report import Judged
+    from netback.conform.rule import Rules
+
+T = TypeVar("T")
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the command line asks for, of either side."""
+
+    profiles: tuple[str, ...]
+    index: int
+    ip: str
+    ip6: str
+    seed: int
+    limit: float
+    target: tuple[PlatformName | None, Path | None]
+    replay: Path | None
+    record: Path | None
+    junit: Path | None
+    tap: bool
+    json: bool
+    verbose: bool
+
+
+@click.command
+@click.option(
+    "--frontend",
+    metavar="CMD",
+    help="Judge the frontend that this command is: it joins the emulated Xen that its environment names.",
+)
+@click.option(
+    "--backend",
+    is_flag=True,
+    help="Judge the backend of this guest's device: a new guest of an emulated Xen, or the real domain that this is.",
+)
+@click.option(
+    "--replay", type=_FILE, metavar="FILE", help="Judge a recording again; with --backend, of a backend."
+)
+@click.option(
+    "--rules", "show_rules", is_flag=True, help="List the rules; with --backend, those of backends."
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    help="The backend to play: strict, linux, plain, qnic, queues, everything, adversarial, nothing; may be repeated."
+    "  [default: each]",
+)
+@click.option(
+    "--index", type=click.IntRange(0, 99), default=0, show_default=True, help="Index of the device."
+)
+@click.option(
+    "--ip",
+    default="192.0.2.2",
+    show_default=True,
+    help="The frontend's IPv4 address, if it has a stack; the other end has the one before.",
+)
+@click.option(
+    "--ip6", default="2001:db8::2", show_default=True, help="The frontend's IPv6 address, if it has a stack."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of all that is random.")
+@click.option(
+    "--limit",
+    type=Seconds(min=0.1, max=600),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a state, a buffer or a response may take; twice that to join.",
+)
+@click.option("--record", type=_FILE, metavar="FILE", help="Keep what was seen, for --replay.")
+@click.option("--junit", type=_FILE, metavar="FILE", help="Write the verdicts as JUnit's XML, too.")
+@click.option("--tap", is_flag=True, help="As TAP.")
+@options.json
+@click.option("-v", "--verbose", is_flag=True, help="Show the rules that hold, too.")
+@options.target
+def conform(
+    frontend: str | None,
+    backend: bool,
+    show_rules: bool,
+    platform: PlatformName | None,
+    directory: Path | None,
+    **plan: Any,
+) -> None:
+    """Drive a frontend, or a backend, through the protocol and judge it, rule by rule.
+
+    --frontend: for each profile netback makes an emulated Xen, runs the command, plays a backend for the device of the
+    domain that joins, and ends it. --backend: netback is the guest of a device, which is attached as any other.
+    Exit code: 0 no rule fails, 1 a rule fails, 2 the request is invalid.
+    """
+    chosen = _Plan(target=(platform, directory), **plan)
+    replays = chosen.replay is not None
+    if frontend is None and not backend and not replays and not show_rules:
+        raise click.UsageError("give one of --frontend, --backend, --replay and --rules")
+    for one, other, clash in (
+        ("--frontend", "--backend", frontend is not None and backend),
+        ("--frontend", "--replay", frontend is not None and replays),
+        ("--frontend", "--rules", frontend is not None and show_rules),
+        ("--replay", "--rules", replays and show_rules),
+        ("--replay", "--record", replays and chosen.record is not None),
+        ("--replay", "--profile", replays and chosen.profiles != ()),
+        ("--backend", "--profile", backend and chosen.profiles != ()),
+        ("--tap", "--json", chosen.tap and chosen.json),
+    ):
+        if clash:
+            raise click.UsageError(f"{one} and {other} do not go together")
+    if show_rules:
+        _list(backend=backend)
+    elif backend:
+        _judge_backend(chosen)
+    else:
+        _judge_frontend(frontend, chosen)
+
+
+def _list(*, backend: bool) -> None:
+    from netback.conform import backend_rules, rules
+
+    table: Rules[Any] = backend_rules.RULES if backend else rules.RULES
+    for row in table.rows:
+        click.echo(f"{row.id:28} {row.level.value:6} {row.text}")
+
+
+def _judge_frontend(command: str | None, plan: _Plan) -> None:
+    from netback.conform import recording
+    from netback.conform.observation import Observation
+    from netback.conform.report import Judged
+    from netback.conform.rules import RULES
+    from netback.conform.view import View
+
+    if plan.replay is not None:
+        seen, subject = recording.load(plan.replay, "frontend", Observation), f"the recording {plan.replay}"
+    else:
+        seen, subject = _observe(command or "", plan), f"the frontend {command}"
+        if plan.record is not None:
+            recording.save(plan.record, "frontend", seen)
+    _show(subject, RULES, [Judged(run.profile, RULES.judge(View(run))) for run in seen], plan)
+
+
+def _observe(command: str, plan: _Plan) -> "list[Observation]":
+    from netback.conform.backend import Limits
+    from netback.conform.profiles import PROFILES, find_profile
+    from netback.conform.session import Setting, observe
+
+    if not command.strip():
+        raise ConfigError("--frontend is empty: it is a command for sh, such as './guest DIR'")
+    profiles = [find_profile(name) for name in plan.profiles] or PROFILES
+    ip, ip6 = _addresses(plan)
+    setting = Setting(
+        command=command,
+        index=plan.index,
+        seed=plan.seed,
+        limits=Limits(join=2 * plan.limit, answer=plan.limit),
+        address4=str(ip),
+        address6=str(ip6),
+    )
+    seen = []
+    for profile in profiles:
+        click.echo(f"{profile.name} ...", err=True)
+        seen.append(_run(lambda profile=profile: observe(profile, setting)))  # type: ignore[misc]
+    return seen
+
+
+def _judge_backend(plan: _Plan) -> None:
+    from netback.conform import recording
+    from netback.conform.answers import BackendSeen
+    from netback.conform.backend_rules import RULES
+    from netback.conform.report import Judged
+
+    if plan.replay is not None:
+        seen, subject = recording.load(plan.replay, "backend", BackendSeen), f"the recording {plan.replay}"
+    else:
+        seen, subject = [_ask(plan)], "the backend"
+        if plan.record is not None:
+            recording.save(plan.record, "backend", seen)
+    _show(subject, RULES, [Judged(run.platform, RULES.judge(run)) for run in seen], plan)
+
+
+def _ask(plan: _Plan) -> "BackendSeen":
+    """Be the guest until its device was asked everything. PlatformError: no backend offers it."""
+    from netback.conform.asking import Patience, ask_backend
+    from netback.conform.frames import Addresses
+
+    ip, ip6 = _addresses(plan)
+    ends = Addresses(bytes(6), bytes(6), (ip - 1).packed, ip.packed, (ip6 - 1).packed, ip6.packed)
+    target = Target.choose(*plan.target)
+    domain = target.open_domain(name="conform" if target.platform is PlatformName.EMULATED else "")
+    patience = Patience(device=max(60.0, 12 * plan.limit), answer=plan.limit)
+    click.echo(f"domain {domain.domid}: waits for device {plan.index}", err=True)
+    try:
+        return _run(lambda: ask_backend(domain, ends, patience, index=plan.index))
+    except TimeoutError as error:
+        what = f"no backend offers domain {domain.domid} a device {plan.index} within {patience.device:.0f} s"
+        raise PlatformError(f"{what}: attach one, as in `netback attach {domain.domid}`") from error
+
+
+def _run(start: "Callable[[], Coroutine[Any, Any, T]]") -> T:
+    """Run until the end or SIGINT, which ends the command in order."""
+    interruptible()
+    try:
+        return asyncio.run(start())
+    except KeyboardInterrupt:
+        click.echo("netback: interrupted", err=True)
+        sys.exit(130)
+
+
+def _addresses(plan: _Plan) -> tuple[IPv4Address, IPv6Address]:
+    """The frontend's. ConfigError: one is no address of a host that has another before it."""
+    return _address(IPv4Address, "--ip", plan.ip), _address(IPv6Address, "--ip6", plan.ip6)
+
+
+_Address = TypeVar("_Address", IPv4Address, IPv6Address)
+
+
+def _address(kind: type[_Address], option: str, text: str) -> _Address:
+    try:
+        address = kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from error
+    if int(address) < 2 or address.is_multicast:
+        raise ConfigError(f"{option}: {text} is no address of a host")
+    return address
+
+
+def _show(subject: str, rules: "Rules[Any]", runs: "list[Judged]", plan: _Plan) -> None:
+    """Print the verdicts and end with 1 if a rule fails."""
+    from netback.conform import report
+
+    if plan.junit is not None:
+        try:
+            plan.junit.write_text(report.as_junit(subject, rules.rows, runs), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{plan.junit}: cannot be written: {error.strerror}") from error
+    if plan.json:
+        echo_json(report.as_data(subject, rules.rows, runs))
+    elif plan.tap:
+        click.echo(report.as_tap(rules.rows, runs), nl=False)
+    else:
+        click.echo(report.render(subject, rules.rows, runs, verbose=plan.verbose))
+    if not report.holds(runs):
+        sys.exit(1)

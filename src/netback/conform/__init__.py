@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judges frontends and backends against the protocol, rule by rule: `netback conform`."""

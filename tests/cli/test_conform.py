@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netback conform` as users meet it: its exit codes, its files, one line for each mistake, and SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import run, start
+from tests.vif.guest import SECONDS
+
+REFLECT = f"{sys.executable} {Path(__file__).parents[2]}/examples/reflecting_guest.py"
+
+
+async def test_a_frontend_is_judged_recorded_and_judged_again(tmp_path: Path) -> None:
+    record, junit = tmp_path / "runs", tmp_path / "junit.xml"
+    chosen = ("--profile", "strict", "--profile", "qnic")
+    code, out, err = await run(
+        "conform", "--frontend", REFLECT, *chosen, "--record", record, "--junit", junit, "--limit", "20"
+    )
+    assert (code, err) == (0, "strict ...\nqnic ...\n"), out
+    assert "0 fail" in out
+    assert max(map(len, out.splitlines())) <= max(80, len(REFLECT) + 14)
+    assert [suite.get("name") for suite in ET.parse(junit).getroot()] == ["strict", "qnic"]
+    again = await run("conform", "--replay", record)
+    assert (again[0], again[1].splitlines()[-3:]) == (0, out.splitlines()[-3:])
+    code, out, _ = await run("conform", "--replay", record, "--json")
+    assert code == 0
+    assert json.loads(out)["holds"] is True
+    code, out, _ = await run("conform", "--replay", record, "--tap")
+    assert (code, out.splitlines()[0]) == (0, "TAP version 13")
+
+
+async def test_a_rule_that_fails_is_exit_code_1() -> None:
+    code, out, _ = await run("conform", "--frontend", "exit 3", "--profile", "qnic", "--limit", "1")
+    assert code == 1
+    assert "fail domain.joins" in out
+
+
+@pytest.mark.parametrize("side", [(), ("--backend",)])
+async def test_the_rules_are_listed(side: tuple[str, ...]) -> None:
+    code, out, _ = await run("conform", "--rules", *side)
+    assert code == 0
+    assert "tx.ids " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "give one of --frontend, --backend, --replay and --rules"),
+        (("--frontend", "x", "--backend"), "--frontend and --backend do not go together"),
+        (("--frontend", "x", "--replay", "y"), "--frontend and --replay do not go together"),
+        (("--replay", "y", "--profile", "strict"), "--replay and --profile do not go together"),
+        (("--frontend", "x", "--tap", "--json"), "--tap and --json do not go together"),
+        (("--frontend", " "), "--frontend is empty"),
+        (("--frontend", "x", "--profile", "best"), "there is no backend profile 'best'; there are strict,"),
+        (("--frontend", "x", "--ip", "192.0.2"), "--ip: Expected 4 octets in '192.0.2'"),
+        (("--frontend", "x", "--ip", "224.0.0.1"), "--ip: 224.0.0.1 is no address of a host"),
+        (("--frontend", "x", "--limit", "nan"), "is no number of seconds"),
+        (("--replay", "/nowhere"), "/nowhere: cannot be read: No such file or directory"),
+        (("--replay", "/etc/hostname"), "/etc/hostname: line 1: no recording of `netback conform`"),
+    ],
+)
+async def test_one_line_for_each_mistake(arguments: tuple[str, ...], reason: str) -> None:
+    code, out, err = await run("conform", *arguments)
+    assert (code, out) == (2, "")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+async def test_an_interrupt_ends_the_command_too(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    os.mkfifo(mark)
+    process = await start("conform", "--frontend", f"echo $$ > {mark}; exec sleep 1000", "--limit", "300")
+    async with asyncio.timeout(SECONDS):
+        pid = await asyncio.to_thread(mark.read_text)
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
