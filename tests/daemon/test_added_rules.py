@@ -118,6 +118,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
             type=rng.choice([None, "vif", "qnic"]),
             attach=rng.random() < 0.5,
             tx_rate=rng.choice([None, "10Mb/s"]),
+            filters=rng.choice([None, (), ("antispoof", "vlan,access=10")]),
             file=str(path),
         )
         for number in range(300)
@@ -193,7 +194,7 @@ async def test_an_operator_s_detach_lasts(xen: Path, main: Path) -> None:
             assert await backend.store.read_or("/local/domain/0/backend/vif/1/0/state") is None
 
 
-async def test_limits_of_an_added_rule(xen: Path, main: Path, network: PythonNetwork) -> None:
+async def test_limits_and_filters_of_an_added_rule(xen: Path, main: Path, network: PythonNetwork) -> None:
     """Devices that exist get them at once, and lose them with the rule."""
     async with configured(xen, main, networks={"python:lan": network}) as backend:
         with EmulatedDomain.join(xen, domid=1, pages=64, grant_pages=1) as domain:
@@ -201,13 +202,23 @@ async def test_limits_of_an_added_rule(xen: Path, main: Path, network: PythonNet
             name = await add(backend.store, 1)
             await guest.connect()
             await backend.add_rule(
-                make_rule({"net": "null", "index": 0, "tx_rate": "10Mb/s", "name": "slow"})
+                make_rule(
+                    {
+                        "net": "null",
+                        "index": 0,
+                        "tx_rate": "10Mb/s",
+                        "filters": ["antispoof"],
+                        "name": "slow",
+                    }
+                )
             )
             device = backend.devices[name]
             assert device.vif is not None
-            assert str((await device.apply_rates()).tx) == "10Mb/s"
+            vif = await device.apply_settings()
+            assert (str(vif.rates.tx), [str(each) for each in vif.filters.specs]) == ("10Mb/s", ["antispoof"])
             await backend.remove_rule("slow")
-            assert (await device.apply_rates()).tx is None
+            vif = await device.apply_settings()
+            assert (vif.rates.tx, vif.filters.specs) == (None, ())
             await guest.store.close()
 
 

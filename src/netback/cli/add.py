@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     help="Attach the device whenever the guest appears, and now if it runs; needs --guest and --index.",
 )
 @options.rates
+@options.filters
 @click.option("--name", help="The rule's name, for `netback remove`.  [default: added-1, added-2, ...]")
 @options.target
 @options.json
@@ -41,6 +42,7 @@ def add(
     attach: bool,
     tx_rate: str | None,
     rx_rate: str | None,
+    filters: tuple[str, ...],
     name: str | None,
     platform: PlatformName | None,
     directory: Path | None,
@@ -53,6 +55,7 @@ def add(
     from netback.control.schema import AddRequest
 
     check_rates(tx_rate, rx_rate)
+    options.check_filters(filters)
     request = AddRequest(
         net=net,
         name=name,
@@ -64,6 +67,7 @@ def add(
         attach=attach,
         tx_rate=tx_rate,
         rx_rate=rx_rate,
+        filters=filters or None,
     )
     with connect(Target.choose(platform, directory)) as client:
         added = client.add(request)

@@ -30,7 +30,7 @@ def rules(platform: PlatformName | None, directory: Path | None, json: bool) -> 
     if json:
         echo_json(found)
         return
-    rows = [("name", "matches", "net", "attach", "limits", "file"), *map(_row, found)]
+    rows = [("name", "matches", "net", "attach", "limits", "filters", "file"), *map(_row, found)]
     for line in lay_out(rows, None):
         click.echo(line)
 
@@ -39,4 +39,5 @@ def _row(rule: "Rule") -> tuple[str, ...]:
     matches = [f"{key}={value}" for key in _KEYS if (value := getattr(rule, key)) is not None]
     limits = f"{rule.tx_rate or '-'}/{rule.rx_rate or '-'}" if rule.tx_rate or rule.rx_rate else "-"
     attach = "yes" if rule.attach else "no"
-    return rule.name or "-", " ".join(matches) or "all", rule.net, attach, limits, rule.file or "-"
+    filters = "; ".join(rule.filters or ()) or "-"
+    return rule.name or "-", " ".join(matches) or "all", rule.net, attach, limits, filters, rule.file or "-"

@@ -380,6 +380,8 @@ class Rule(Result, frozen=True, kw_only=True):
     """The limit of what the guest sends."""
     rx_rate: str | None
     """The limit of what it receives."""
+    filters: list[str] | None
+    """The devices' filters, in order; null: the configuration's."""
 
 
 class Rules(Result, frozen=True, kw_only=True):
@@ -412,6 +414,8 @@ class AddRequest(Request, frozen=True, kw_only=True):
     """The limit of what the guest sends, as in "10Mb/s"."""
     rx_rate: Name | None = None
     """The limit of what it receives."""
+    filters: FilterTexts | None = None
+    """The devices' filters, in order, as in "antispoof" (docs/filters.md); null: the configuration's."""
 
 
 class Added(Result, frozen=True, kw_only=True):

@@ -77,7 +77,10 @@ def _render(rule: DeviceRule) -> str:
     for key, value in msgspec.structs.asdict(rule).items():
         if key == "file" or value is None or value is False:
             continue
-        text = _quote(value) if isinstance(value, str) else str(value).lower()
+        if isinstance(value, tuple):
+            text = f"[{', '.join(map(_quote, value))}]"
+        else:
+            text = _quote(value) if isinstance(value, str) else str(value).lower()
         lines.append(f"{key} = {text}")
     return "\n".join([*lines, ""])
 

@@ -277,7 +277,8 @@ def _rule(rule: DeviceRule) -> Rule:
     shown: dict[str, Any] = {
         key: printable(value) if isinstance(value, str) else value for key, value in keys.items()
     }
-    return Rule(**shown)
+    filters = None if rule.filters is None else [printable(text) for text in rule.filters]
+    return Rule(**shown | {"filters": filters})
 
 
 def _set_mtu(device: Device, network: Network, mtu: int) -> None:
