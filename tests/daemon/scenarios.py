@@ -513,6 +513,33 @@ async def _(stage: Stage) -> Facts:
     return await stage.see(act)
 
 
+# ---- filters
+
+
+@provokes("antispoof-drops")
+async def _(stage: Stage) -> Facts:
+    await stage.offer(net="null", filters="antispoof", mac="00:16:3e:00:00:01")
+    await stage.guest.connect()
+    await stage.send(stage.request(FRAME))
+    return await stage.see()
+
+
+@provokes("vlan-drops")
+async def _(stage: Stage) -> Facts:
+    await stage.offer(net="null", filters="vlan,access=10")
+    await stage.guest.connect()
+    await stage.send(stage.request(FRAME[:12] + bytes.fromhex("8100000b") + FRAME[12:]))
+    return await stage.see()
+
+
+@provokes("faults-drops")
+async def _(stage: Stage) -> Facts:
+    await stage.offer(net="null", filters="faults,loss=100%")
+    await stage.guest.connect()
+    await stage.send(stage.request(FRAME))
+    return await stage.see()
+
+
 # ---- the guest's slots and events
 
 

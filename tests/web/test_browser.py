@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from netback.dataplane.counters import LOSSES
 from netback.testing import Vif
-from netback.web import lesson as lesson_module
 from netback.web.lesson import STEPS
 from tests.web.conftest import Page
 
@@ -152,12 +149,6 @@ def test_slow_motion(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> Non
     until(browser, "document.querySelectorAll('.ring').length > 1")
     browser.find_element(By.ID, "pace-choice").send_keys("slower")
     WebDriverWait(browser, SECONDS, 0.05).until(lambda _: xen_vif.device.show().device.tx_rate == "10kb/s")
-
-
-def test_the_page_knows_every_loss() -> None:
-    text = (Path(lesson_module.__file__).parent / "static" / "app.js").read_text()
-    listed = text.partition("const LOSSES = [")[2].partition("]")[0]
-    assert {name for names in LOSSES.values() for name in names} == set(re.findall(r'"(\w+)"', listed))
 
 
 def test_a_hostile_name_stays_text(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:

@@ -25,7 +25,7 @@ def save_rules(path: Path, rules: Iterable[DeviceRule]) -> None:
         if not text:
             path.unlink(missing_ok=True)
             return
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         fd, made = tempfile.mkstemp(prefix=".", dir=path.parent)
         try:
             with os.fdopen(fd, "w", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon.facts import USING, Facts, LinkFacts
+from netback.dataplane.counters import FILTERS
 from netback.dataplane.states import State as Poll
 from netback.net.base import ETH_DATA_LEN
 from netback.observe.slots import Ring
@@ -39,6 +40,17 @@ def ever(counter: str, *beside: str) -> Judge:
     def judge(facts: Facts) -> Evidence | None:
         evidence = {name: facts.total(name) for name in (counter, *beside)}
         return {**evidence, f"{counter} now": facts.growth(counter)} if evidence[counter] else None
+
+    return judge
+
+
+def filtered(kind: str) -> Judge:
+    """What a kind of filter dropped, by its counters."""
+    counters = [name for name, counter in FILTERS[kind].items() if counter.lost]
+
+    def judge(facts: Facts) -> Evidence | None:
+        lost = {name: facts.total(name) for name in counters if facts.total(name)}
+        return {**lost, "filters": "; ".join(facts.now.filters or ()) or "none now"} if lost else None
 
     return judge
 

@@ -325,6 +325,22 @@ RULES: tuple[Rule[Facts], ...] = (
         "Raise it if that is too slow: netback set {DEVICE} --{direction}-rate RATE.",
         unless=("link-cut", "rate-zero"),
     ),
+    # ---- filters
+    Rule(
+        "antispoof-drops", "warning", "the counters of `antispoof`", see.filtered("antispoof"),
+        "The guest sends from addresses that are not its own, and the filter `antispoof` drops these frames.",
+        "If they are right, write them into the vif's mac= and ip=; else look for what sends them in the guest.",
+    ),
+    Rule(
+        "vlan-drops", "warning", "the counters of `vlan`", see.filtered("vlan"),
+        "Frames have a VLAN tag, or none, that the filter `vlan` does not pass.",
+        "Compare the VLANs of the guest and of its network with the filter: netback set {DEVICE} --filter vlan,...",
+    ),
+    Rule(
+        "faults-drops", "warning", "the counters of `faults`", see.filtered("faults"),
+        "The filter `faults` drops frames, as it was told.",
+        "When the test is over: netback set {DEVICE} --no-filters.",
+    ),
     # ---- the guest's slots and events
     Rule(
         "stalled", "error", "`stalled`", see.stalled,

@@ -17,12 +17,17 @@ import msgspec
 
 from netback.control import Client, ControlError
 from netback.control.client import Subscription
+from netback.dataplane.counters import LOSSES
 
 RETRY_SECONDS = 0.3
 BACKLOG = 256
 """Events that wait for one browser."""
 REMEMBERED = 200
 """Events of the timeline that a page which was just opened gets."""
+
+
+_LOSSES = [name for names in LOSSES.values() for name in names]
+"""The counters that the page adds up as lost frames."""
 
 
 class Reader:
@@ -112,7 +117,7 @@ class Hub:
             try:
                 with Client(self.directory) as client, subscribe(client) as subscription:
                     self._open.add(subscription)
-                    self._pass_on("backend", msgspec.to_builtins(client.info()))
+                    self._pass_on("backend", msgspec.to_builtins(client.info()) | {"losses": _LOSSES})
                     self._read(kind, subscription)
             except (ControlError, OSError, ValueError):  # the backend ended, or `stop` closed the socket
                 if kind == "state":

@@ -6,13 +6,12 @@ const RING_MS = 400;        // between two looks at the rings
 const HISTORY = 60;         // snapshots of a sparkline
 const MAX_EVENTS = 200;     // lines of the timeline
 const OLD_LOOKS = 8;        // looks after which a slot that did not change is drawn as old
-const LOSSES = ["tx_errors", "tx_dropped", "tx_refused", "rx_dropped", "rx_too_big", "rx_truncated", "rx_expired",
-  "rx_inbox_full"];         // dataplane/counters.py
 
 const $ = (id) => document.getElementById(id);
 const devices = new Map();  // by name: {state, history, last, rates, row}
 let chosen = null;
 let paused = false;
+let losses = [];           // names of counters, which the backend's event brings
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -98,7 +97,7 @@ function onStatistics(event) {
   known.history = [...known.history, (known.rates.tx_bytes ?? 0) + (known.rates.rx_bytes ?? 0)].slice(-HISTORY);
   known.tx.textContent = rate(known, "tx");
   known.rx.textContent = rate(known, "rx");
-  const lost = [...Object.entries(counts).filter(([counter]) => LOSSES.includes(counter)), ...Object.entries(event.drops ?? {})];
+  const lost = [...Object.entries(counts).filter(([counter]) => losses.includes(counter)), ...Object.entries(event.drops ?? {})];
   known.lost.textContent = lost.length ? String(lost.reduce((sum, [, value]) => sum + value, 0)) : "0";
   known.lost.title = lost.map(([counter, value]) => `${counter} ${value}`).join(", ");
   draw(known);
@@ -206,6 +205,7 @@ const handlers = {
     $("backend").textContent = info
       ? `Backend of domain ${info.domid}, ${info.platform} Xen, netback ${info.netback}, process ${info.pid}`
       : "No backend runs. The guests' rings and states stay.";
+    losses = info?.losses ?? losses;
     $("pace").hidden = info?.platform !== "emulated";
     note(info ? `A backend runs, process ${info.pid}` : "The backend ended");
     if (!info) showRings([]);
