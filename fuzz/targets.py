@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fuzz import control, hypervisor, keys, offload, rings, store, xs_wire
+from fuzz import control, hypervisor, keys, offload, rings, sandbox, store, switch, xs_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +36,7 @@ TARGETS = {
         "xs_wire": xs_wire,
         "store": store,
         "hypervisor": hypervisor,
+        "switch": switch,
+        "sandbox": sandbox,
     }.items()
 }

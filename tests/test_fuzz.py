@@ -31,6 +31,8 @@ CASES = {
     "xs_wire": 1500,
     "store": 200,
     "hypervisor": 100,
+    "switch": 100,
+    "sandbox": 500,
 }
 
 

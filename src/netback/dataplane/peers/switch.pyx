@@ -90,6 +90,9 @@ cdef enum:
     DROPPED = -3                 # or none
 
 
+cdef uint64_t NO_ADDRESS = <uint64_t>-1      # beyond 48 bits
+
+
 cdef struct place_t:             # of a frame in its lane
     uint32_t offset              # of its FRAME_HEADROOM bytes
     uint32_t length              # 0: it is not there yet
@@ -393,7 +396,7 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
     cdef uint32_t lengths[BURST_FRAMES]
     cdef uint8_t copy[HEAD]
     cdef const uint8_t *head
-    cdef uint64_t to, sender, last_to = <uint64_t>-1, last_sender = <uint64_t>-1
+    cdef uint64_t to, sender, last_to = NO_ADDRESS, last_sender = NO_ADDRESS
     cdef uint32_t now = seconds()
     cdef uint32_t number
     cdef uint32_t share = FLOODED_SHARE if own.switch.learns else 1
@@ -409,6 +412,7 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
         to, sender = load_address(head + VNET_HDR), load_address(head + VNET_HDR + 6)
         if sender != last_sender and own.switch.learns and not is_multicast(sender):
             addresses_see(&own.switch.addresses, sender, own.port.number, now)
+            last_to = NO_ADDRESS             # it may be the one that was just learned
         last_sender = sender
         if to != last_to:
             target = target_of(own, to, now)
