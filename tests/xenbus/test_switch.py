@@ -17,16 +17,18 @@ from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
 from netback.frontend import FrontConfig, Frontend
 from netback.net.python import PythonNetwork
+from netback.net.switch import SwitchNetwork
 from netback.net.tap import TapNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.xenbus.names import DeviceName
 from tests.dataplane.offload_frames import build
+from tests.frontend.backend import HandBackend
 from tests.frontend.frames import all_on_the_wire
 from tests.net.contract import big_tcp
 from tests.net.far import PLAIN
 from tests.net.namespace import inside, other_network, send_to
 from tests.offload_oracle import UDP
-from tests.vif.guest import SECONDS
+from tests.vif.guest import SECONDS, readable
 from tests.xenbus.toolstack import add, gone, passing, take_away
 
 ALL = b"\xff" * 6
@@ -273,3 +275,26 @@ def expected() -> str:
     for _ in range(MEGABYTES):
         digest.update(rng.randbytes(1 << 20))
     return digest.hexdigest()
+
+
+async def test_at_the_guest_s_end(xen: Path, lan: str) -> None:
+    """A frontend's own network may be a port: its frames lie in granted pages, in pieces."""
+    near, far = SwitchNetwork(lan), SwitchNetwork(lan)
+    async with AsyncExitStack() as undo:
+        for network in (near, far):
+            undo.callback(network.remove)
+            network.carrier(True)
+        vif = await undo.enter_async_context(Frontend(xen, near))
+        host = await undo.enter_async_context(HandBackend(xen, vif.guest.domid))
+        assert isinstance(host.network, PythonNetwork)
+        async with asyncio.timeout(SECONDS):
+            await vif.connected()
+            segment = big_tcp(4)
+            for one in (message(ALL, mac(1), b"out"), segment[:10] + mac(2) + mac(1) + segment[22:]):
+                assert far.peers[0].send([one]) == (1, 0)
+                assert all_on_the_wire([await host.network.recv()]) == all_on_the_wire([one])
+                back = one[:10] + mac(1) + mac(2) + one[22:]
+                await host.network.send(back)
+                await readable(far.peers[0].fd)
+                assert all_on_the_wire(far.peers[0].recv()) == all_on_the_wire([back])
+        await vif.close()
