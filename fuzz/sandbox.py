@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a guest sends to the sandbox, no error is raised, each frame has few answers, and all it keeps ends."""
+"""No frame from the guest raises an error in the sandbox or has many answers, and every connection ends."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two hosts of net/sandbox on a link that loses, repeats, completes and segments frames as a real one does; the network
-`sandbox` and whatever a guest sends to it.
+`sandbox` and hostile frames to it.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def test_each_is_answered_alone(message: bytes) -> None:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_whatever_a_guest_sends(data: st.DataObject) -> None:
+def test_hostile_frames(data: st.DataObject) -> None:
     """No frame raises an error, none is answered by many, and what is kept is bounded."""
     host, sent = sandbox()
     for now in range(data.draw(st.integers(1, 20))):

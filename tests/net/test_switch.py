@@ -231,7 +231,7 @@ def known(network: Network, number: int) -> None:
     network.peers[0].send([message(mac(1000), mac(number))])
 
 
-def test_a_full_port_stops_nobody(lan: str) -> None:
+def test_a_full_port_stops_no_sender(lan: str) -> None:
     with ExitStack() as undo:
         slow, sender, other = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(3))
         known(slow, 1)
@@ -507,7 +507,7 @@ def test_who_shares_a_segment(lan: str) -> None:
 
 
 def test_options_of_any_vif_hold_for_all(lan: str, fixed: None) -> None:
-    """In whatever order they come; two that differ are an error of the second."""
+    """In any order; two that differ are an error of the second."""
     with ExitStack() as undo:
         a, b = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(2))
         c = undo.enter_context(closing(opened(f"switch:{lan},ageing=20")))

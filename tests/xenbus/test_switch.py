@@ -174,7 +174,7 @@ async def test_queues_and_a_hash(xen: Path, lan: str) -> None:
 
 
 async def test_a_hostile_guest_and_two_others(xen: Path, lan: str) -> None:
-    """It sends from thousands of addresses to addresses that nobody has; the two talk on, and it hears none of it."""
+    """It sends from thousands of addresses to unknown addresses; the two talk on, and it hears none of it."""
     flooding = b"\x02\2"
 
     async def between(sender: Frontend, receiver: Frontend, messages: list[bytes]) -> None:

@@ -207,7 +207,7 @@ cdef inline place_t *reserve(lane_t *lane, uint32_t length, uint32_t share) noex
             return place
         if empty or at <= oldest:
             return NULL
-        at = 0                   # the end of the memory is too short: go on at its begin
+        at = 0                   # the end of the memory is too short: go on at the start
 
 
 cdef inline uint32_t begin_at(uint32_t at, uint32_t length) noexcept nogil:
