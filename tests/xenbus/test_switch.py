@@ -15,7 +15,7 @@ import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
-from netback.frontend import FrontConfig, Frontend
+from netback.frontend import FrontConfig, Frontend, HashConfig
 from netback.net.python import PythonNetwork
 from netback.net.switch import SwitchNetwork
 from netback.net.tap import TapNetwork
@@ -150,11 +150,14 @@ async def test_netback_restarts(xen: Path, lan: str) -> None:
             await undo.aclose()
 
 
-async def test_queues_and_a_hash(xen: Path, lan: str) -> None:
+@pytest.mark.parametrize("hash", [None, HashConfig()], ids=["by flow", "by the guest's hash"])
+async def test_queues(xen: Path, lan: str, hash: HashConfig | None) -> None:
     """A guest of four queues and one of two: every flow is in order, and none is lost."""
     async with running(xen, queues=4) as backend, AsyncExitStack() as undo:
         a, _ = await join(undo, xen, backend, f"switch:{lan}", FrontConfig(queues=4))
-        b, name = await join(undo, xen, backend, f"switch:{lan}", FrontConfig(queues=2))
+        b, name = await join(undo, xen, backend, f"switch:{lan}", FrontConfig(queues=2, hash=hash))
+        async with asyncio.timeout(SECONDS):
+            await b.until(lambda: b.hash == hash)
         sent = []
         for number in range(640):
             one = bytearray(message(ALL, mac(1), number.to_bytes(2, "big") * 20))
@@ -170,7 +173,8 @@ async def test_queues_and_a_hash(xen: Path, lan: str) -> None:
             assert frames == all_on_the_wire([one for one in sent if one[44:46] == flow])
         vif = backend.devices[name].vif
         assert vif is not None
-        assert all(queue["rx_frames"] for queue in vif.queue_counters)
+        assert vif.counters["rx_hashed"] == (0 if hash is None else len(sent))
+        assert hash is not None or all(queue["rx_frames"] for queue in vif.queue_counters)
 
 
 async def test_a_hostile_guest_and_two_others(xen: Path, lan: str) -> None:
