@@ -193,6 +193,18 @@ def test_ageing_by_default(lan: str, fixed: None) -> None:
         assert (names(a), names(c)) == ([], [mac(2)])
 
 
+def test_a_worker_whose_time_is_behind(lan: str, fixed: None) -> None:
+    """Another worker saw the address in a second that has not begun for this one: it is known."""
+    with ExitStack() as undo:
+        a, b, c = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(3))
+        clock.fix(1001 * SECOND)
+        known(a, 1)
+        c.drain()
+        clock.fix(1000 * SECOND)
+        b.peers[0].send([message(mac(1), mac(2))])
+        assert names(c) == []
+
+
 def test_a_port_that_goes_forgets_its_addresses(lan: str) -> None:
     with ExitStack() as undo:
         a, b, c = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(3))

@@ -32,7 +32,7 @@ from posix.unistd cimport close, read, write
 from netback.dataplane.abi cimport MIN_FRAME, PAGE_SIZE
 from netback.dataplane.addresses cimport (
     MAX_PORTS, NOWHERE, SETS, WAYS, addresses_find, addresses_forget, addresses_open, addresses_see, addresses_t,
-    is_multicast, load_address,
+    has_aged, is_multicast, load_address,
 )
 from netback.dataplane.clock cimport coarse_ns
 from netback.dataplane.epoll cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
@@ -467,7 +467,7 @@ cdef class Switch:
         free(self.switch)
 
     cdef port_t *take_port(self) except NULL:
-        """A port that no Port uses. OSError: there are too many."""
+        """A port that no Port uses. ValueError: there are too many."""
         cdef uint32_t number
         cdef port_t *port
         for number in range(self.switch.ports_end):
@@ -507,7 +507,7 @@ cdef class Switch:
                 found = <int>(entry & 0xFFFF) - 1
                 if entry == 0 or (wanted != NOWHERE and found != wanted):
                     continue
-                if now - table.sets[i].seen[way] < table.ageing:
+                if not has_aged(table, &table.sets[i], way, now):
                     known[int(entry >> 16).to_bytes(6, "big")] = found
         return known
 
