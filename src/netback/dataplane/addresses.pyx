@@ -11,7 +11,7 @@ cdef inline uint32_t port_of(uint64_t entry) noexcept nogil:
 
 cdef inline void put(
         addresses_t *table, set_t *places, int way, uint64_t entry, uint32_t now) noexcept nogil:
-    """Replace an entry; 0 frees it. The time is stored first: a reader that finds the new word finds its time as well."""
+    """Replace an entry; 0 frees it. The time is stored first: a reader that finds the new word finds its time too."""
     cdef uint64_t old = places.entries[way]
     if old:
         table.counts[port_of(old)] -= 1
