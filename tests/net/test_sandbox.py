@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,12 +21,13 @@ from netback.dataplane import offload
 from netback.net.sandbox.network import IN_FLIGHT, IPV6, MAC, SandboxNetwork, addresses, furnish
 from netback.net.sandbox.packets import Flag, echo
 from netback.net.sandbox.services import BUFFER
+from netback.net.sandbox.stack import MAX_WAITING, Stack
 from netback.net.sandbox.tcp import RESEND_SECONDS, Connection
 from netback.net.sandbox.tcpip import Host
 from netback.net.user import IPV4
 
 from .contract import AnyNetwork, Site
-from .sandbox_frames import GOOD, GUEST, HERE, THERE, dhcp, query, tcp, vouched
+from .sandbox_frames import GOOD, GUEST, HERE, THERE, dhcp, query, tcp, udp, vouched
 
 A, B = "10.0.0.1", "10.0.0.2"
 Change = Callable[[bytes], list[bytes]]
@@ -155,6 +158,26 @@ def test_malformed_frames_are_ignored(tail: bytes, seed: int) -> None:
     ends = bytes((10, 0, 0, 2)) + bytes((10, 0, 0, 1))
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 0xFFFF, 0, 0, 64, protocol, 0) + ends
     wire.a.receive(bytes([1]) + head[1:] + b"\x08\x00" + ip + struct.pack("!HH", 5, port) + tail)
+
+
+async def test_a_link_that_takes_nothing() -> None:
+    """What waits for room is bounded; the answers come in order once there is room."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with far:
+        async with Stack(near.detach(), addresses(IPV4, IPV6), MAC) as stack:
+            furnish(stack.host, IPV4, IPV6)
+            count = 0
+            while stack._waiting_bytes < MAX_WAITING:
+                stack.host.receive(vouched(THERE, HERE, 17, udp(7, count.to_bytes(4, "big") * 10_000)))
+                count += 1
+            for _ in range(100):
+                stack.host.receive(vouched(THERE, HERE, 17, udp(7, bytes(40_000))))
+            assert stack._waiting_bytes <= MAX_WAITING + 40_100
+            far.setblocking(False)
+            loop = asyncio.get_running_loop()
+            for number in range(count):
+                got = await loop.sock_recv(far, 70_000)
+                assert got.endswith(number.to_bytes(4, "big") * 10_000)
 
 
 # ---- the network
