@@ -22,7 +22,7 @@ from netback.net.sandbox.network import IN_FLIGHT, IPV6, MAC, SandboxNetwork, ad
 from netback.net.sandbox.packets import Flag, echo
 from netback.net.sandbox.services import BUFFER
 from netback.net.sandbox.stack import MAX_WAITING, Stack
-from netback.net.sandbox.tcp import RESEND_SECONDS, Connection
+from netback.net.sandbox.tcp import MAX_SENT, RESEND_SECONDS, Connection
 from netback.net.sandbox.tcpip import Host
 from netback.net.user import IPV4
 
@@ -276,6 +276,22 @@ def test_a_guest_that_reads_nothing() -> None:
         assert pieces < 300
     assert at - 1 <= IN_FLIGHT + BUFFER + 65535
     assert struct.unpack_from("!H", sent[-1], 10 + 14 + 20 + 14)[0] == 0
+
+
+def test_an_echo_of_single_bytes() -> None:
+    """The segments that wait for an acknowledgement are bounded; the bytes beyond them go together, later."""
+    host, sent = sandbox()
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 2)))
+    isn = struct.unpack_from("!I", sent[-1], 10 + 14 + 20 + 4)[0]
+    for at in range(1, 1001):
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 24, at, isn + 1, bytes([at % 256]))))
+    pieces = [one[10 + 14 + 20 + 20 :] for one in sent[1:]]
+    assert pieces == [bytes([at % 256]) for at in range(1, MAX_SENT + 1)]
+    sent.clear()
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 16, 1001, isn + 1 + MAX_SENT)))
+    assert b"".join(one[10 + 14 + 20 + 20 :] for one in sent) == bytes(
+        at % 256 for at in range(MAX_SENT + 1, 1001)
+    )
 
 
 def test_neighbours_are_bounded() -> None:
