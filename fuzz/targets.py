@@ -8,7 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fuzz import antispoof, capture, control, hypervisor, keys, offload, rings, store, xs_wire
+from fuzz import (
+    antispoof,
+    capture,
+    control,
+    hypervisor,
+    keys,
+    offload,
+    rings,
+    sandbox,
+    store,
+    switch,
+    xs_wire,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +50,7 @@ TARGETS = {
         "store": store,
         "hypervisor": hypervisor,
         "capture": capture,
+        "switch": switch,
+        "sandbox": sandbox,
     }.items()
 }

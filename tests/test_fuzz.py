@@ -32,6 +32,8 @@ CASES = {
     "store": 200,
     "hypervisor": 100,
     "capture": 100,
+    "switch": 100,
+    "sandbox": 500,
 }
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two hosts of net/sandbox on a link that loses, repeats, completes and segments frames as a real one does; the network
-`sandbox` and whatever a guest sends to it.
+`sandbox` and hostile frames to it.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import random
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,13 +19,15 @@ from hypothesis import strategies as st
 from netback.abi import virtio_net
 from netback.dataplane import offload
 from netback.net.sandbox.network import IN_FLIGHT, IPV6, MAC, SandboxNetwork, addresses, furnish
-from netback.net.sandbox.packets import Flag, echo, icmpv6, packet
+from netback.net.sandbox.packets import Flag, echo
 from netback.net.sandbox.services import BUFFER
-from netback.net.sandbox.tcp import RESEND_SECONDS, Connection
+from netback.net.sandbox.stack import MAX_WAITING, Stack
+from netback.net.sandbox.tcp import MAX_SENT, RESEND_SECONDS, Connection
 from netback.net.sandbox.tcpip import Host
 from netback.net.user import IPV4
 
 from .contract import AnyNetwork, Site
+from .sandbox_frames import GOOD, GUEST, HERE, THERE, dhcp, query, tcp, udp, vouched
 
 A, B = "10.0.0.1", "10.0.0.2"
 Change = Callable[[bytes], list[bytes]]
@@ -157,6 +160,26 @@ def test_malformed_frames_are_ignored(tail: bytes, seed: int) -> None:
     wire.a.receive(bytes([1]) + head[1:] + b"\x08\x00" + ip + struct.pack("!HH", 5, port) + tail)
 
 
+async def test_a_link_that_takes_nothing() -> None:
+    """What waits for room is bounded; the answers come in order once there is room."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with far:
+        async with Stack(near.detach(), addresses(IPV4, IPV6), MAC) as stack:
+            furnish(stack.host, IPV4, IPV6)
+            count = 0
+            while stack._waiting_bytes < MAX_WAITING:
+                stack.host.receive(vouched(THERE, HERE, 17, udp(7, count.to_bytes(4, "big") * 10_000)))
+                count += 1
+            for _ in range(100):
+                stack.host.receive(vouched(THERE, HERE, 17, udp(7, bytes(40_000))))
+            assert stack._waiting_bytes <= MAX_WAITING + 40_100
+            far.setblocking(False)
+            loop = asyncio.get_running_loop()
+            for number in range(count):
+                got = await loop.sock_recv(far, 70_000)
+                assert got.endswith(number.to_bytes(4, "big") * 10_000)
+
+
 # ---- the network
 
 
@@ -170,76 +193,12 @@ class TestSandbox(AnyNetwork):
         network.remove()
 
 
-GUEST = bytes.fromhex("02000000000a")
-OWN = bytes.fromhex(MAC.replace(":", ""))
-HERE, THERE = bytes((10, 0, 2, 2)), bytes((10, 0, 2, 15))
-HERE6, THERE6 = (ipaddress.IPv6Address(text).packed for text in ("fd00:10:0:2::2", "fd00:10:0:2::15"))
-NODES = ipaddress.IPv6Address("ff02::1").packed
-
-
 def sandbox() -> tuple[Host, list[bytes]]:
     """A furnished host, and the frames that it sends."""
     sent: list[bytes] = []
     host = Host(addresses(IPV4, IPV6), MAC, sent.append)
     furnish(host, IPV4, IPV6)
     return host, sent
-
-
-def vouched(source: bytes, to: bytes, protocol: int, segment: bytes, mac: bytes = OWN) -> bytes:
-    """A frame whose checksum the link vouches for."""
-    kind = 0x0800 if len(to) == 4 else 0x86DD
-    header = virtio_net.HEADER.pack(virtio_net.F_DATA_VALID, 0, 0, 0, 0, 0)
-    return header + mac + GUEST + kind.to_bytes(2, "big") + packet(source, to, protocol, segment)
-
-
-def tcp(
-    port: int, to: int, flags: int, sequence: int = 0, acknowledged: int = 0, payload: bytes = b""
-) -> bytes:
-    return struct.pack("!HHIIBBHHH", port, to, sequence, acknowledged, 5 << 4, flags, 0xFFFF, 0, 0) + payload
-
-
-def udp(to: int, payload: bytes) -> bytes:
-    return struct.pack("!HHHH", 5000, to, 8 + len(payload), 0) + payload
-
-
-def dhcp(kind: int, **options: bytes) -> bytes:
-    head = struct.pack("!BBBBIHH16x16s192x4s", 1, 1, 6, 0, 99, 0, 0, GUEST, bytes((99, 130, 83, 99)))
-    more = b"".join(
-        bytes((int(code.removeprefix("o")), len(value))) + value for code, value in options.items()
-    )
-    return head + bytes((53, 1, kind)) + more + b"\xff"
-
-
-def query(name: str, kind: int = 1) -> bytes:
-    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split("."))
-    return struct.pack("!HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
-
-
-GOOD = (
-    bytes(10)
-    + b"\xff" * 6
-    + GUEST
-    + b"\x08\x06"
-    + struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, GUEST, THERE, bytes(6), HERE),
-    vouched(THERE, HERE, 1, echo(8, 1, 1, b"ping")),
-    vouched(bytes(4), b"\xff" * 4, 17, udp(67, dhcp(1)), b"\xff" * 6),
-    vouched(bytes(4), b"\xff" * 4, 17, udp(67, dhcp(3, o50=THERE, o54=HERE)), b"\xff" * 6),
-    vouched(THERE, HERE, 17, udp(53, query("guest.sandbox"))),
-    vouched(THERE, HERE, 17, udp(53, query("2.2.0.10.in-addr.arpa", 12))),
-    vouched(THERE, HERE, 17, udp(7, b"echo")),
-    vouched(THERE, HERE, 6, tcp(5000, 7, 2)),
-    vouched(THERE, HERE, 6, tcp(5000, 7, 24, 1, 1, b"data")),
-    vouched(THERE, HERE, 6, tcp(5000, 7, 17, 5, 1)),
-    vouched(THERE, HERE, 6, tcp(5000, 19, 2)),
-    vouched(THERE, HERE, 6, tcp(5000, 53, 2)),
-    vouched(THERE, HERE, 6, tcp(5000, 80, 2)),
-    vouched(THERE6, HERE6, 6, tcp(5000, 9, 2)),
-    vouched(THERE6, HERE6, 17, udp(7, b"echo")),
-    vouched(THERE6, HERE6, 58, icmpv6(THERE6, HERE6, 128, bytes(12))),
-    vouched(THERE6, NODES, 58, icmpv6(THERE6, NODES, 133, bytes(4)), b"\x33\x33\0\0\0\2"),
-    vouched(THERE6, NODES, 58, icmpv6(THERE6, NODES, 135, bytes(4) + HERE6), b"\x33\x33\xff\0\0\2"),
-)
-"""One of each kind that is answered, or could be."""
 
 
 @pytest.mark.parametrize("message", GOOD)
@@ -254,7 +213,7 @@ def test_each_is_answered_alone(message: bytes) -> None:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_whatever_a_guest_sends(data: st.DataObject) -> None:
+def test_hostile_frames(data: st.DataObject) -> None:
     """No frame raises an error, none is answered by many, and what is kept is bounded."""
     host, sent = sandbox()
     for now in range(data.draw(st.integers(1, 20))):
@@ -317,6 +276,22 @@ def test_a_guest_that_reads_nothing() -> None:
         assert pieces < 300
     assert at - 1 <= IN_FLIGHT + BUFFER + 65535
     assert struct.unpack_from("!H", sent[-1], 10 + 14 + 20 + 14)[0] == 0
+
+
+def test_an_echo_of_single_bytes() -> None:
+    """The segments that wait for an acknowledgement are bounded; the bytes beyond them go together, later."""
+    host, sent = sandbox()
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 2)))
+    isn = struct.unpack_from("!I", sent[-1], 10 + 14 + 20 + 4)[0]
+    for at in range(1, 1001):
+        host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 24, at, isn + 1, bytes([at % 256]))))
+    pieces = [one[10 + 14 + 20 + 20 :] for one in sent[1:]]
+    assert pieces == [bytes([at % 256]) for at in range(1, MAX_SENT + 1)]
+    sent.clear()
+    host.receive(vouched(THERE, HERE, 6, tcp(900, 7, 16, 1001, isn + 1 + MAX_SENT)))
+    assert b"".join(one[10 + 14 + 20 + 20 :] for one in sent) == bytes(
+        at % 256 for at in range(MAX_SENT + 1, 1001)
+    )
 
 
 def test_neighbours_are_bounded() -> None:

@@ -193,6 +193,18 @@ def test_ageing_by_default(lan: str, fixed: None) -> None:
         assert (names(a), names(c)) == ([], [mac(2)])
 
 
+def test_a_worker_whose_time_is_behind(lan: str, fixed: None) -> None:
+    """Another worker saw the address in a second that has not begun for this one: it is known."""
+    with ExitStack() as undo:
+        a, b, c = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(3))
+        clock.fix(1001 * SECOND)
+        known(a, 1)
+        c.drain()
+        clock.fix(1000 * SECOND)
+        b.peers[0].send([message(mac(1), mac(2))])
+        assert names(c) == []
+
+
 def test_a_port_that_goes_forgets_its_addresses(lan: str) -> None:
     with ExitStack() as undo:
         a, b, c = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(3))
@@ -231,7 +243,7 @@ def known(network: Network, number: int) -> None:
     network.peers[0].send([message(mac(1000), mac(number))])
 
 
-def test_a_full_port_stops_nobody(lan: str) -> None:
+def test_a_full_port_stops_no_sender(lan: str) -> None:
     with ExitStack() as undo:
         slow, sender, other = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(3))
         known(slow, 1)
@@ -507,7 +519,7 @@ def test_who_shares_a_segment(lan: str) -> None:
 
 
 def test_options_of_any_vif_hold_for_all(lan: str, fixed: None) -> None:
-    """In whatever order they come; two that differ are an error of the second."""
+    """In any order; two that differ are an error of the second."""
     with ExitStack() as undo:
         a, b = (undo.enter_context(closing(opened(f"switch:{lan}"))) for _ in range(2))
         c = undo.enter_context(closing(opened(f"switch:{lan},ageing=20")))

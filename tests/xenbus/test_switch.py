@@ -15,18 +15,20 @@ import pytest
 
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend, BackendConfig
-from netback.frontend import FrontConfig, Frontend
+from netback.frontend import FrontConfig, Frontend, HashConfig
 from netback.net.python import PythonNetwork
+from netback.net.switch import SwitchNetwork
 from netback.net.tap import TapNetwork
 from netback.platforms.emulated import EmulatedPlatform
 from netback.xenbus.names import DeviceName
 from tests.dataplane.offload_frames import build
+from tests.frontend.backend import HandBackend
 from tests.frontend.frames import all_on_the_wire
 from tests.net.contract import big_tcp
 from tests.net.far import PLAIN
 from tests.net.namespace import inside, other_network, send_to
 from tests.offload_oracle import UDP
-from tests.vif.guest import SECONDS
+from tests.vif.guest import SECONDS, readable
 from tests.xenbus.toolstack import add, gone, passing, take_away
 
 ALL = b"\xff" * 6
@@ -148,11 +150,14 @@ async def test_netback_restarts(xen: Path, lan: str) -> None:
             await undo.aclose()
 
 
-async def test_queues_and_a_hash(xen: Path, lan: str) -> None:
+@pytest.mark.parametrize("hash", [None, HashConfig()], ids=["by flow", "by the guest's hash"])
+async def test_queues(xen: Path, lan: str, hash: HashConfig | None) -> None:
     """A guest of four queues and one of two: every flow is in order, and none is lost."""
     async with running(xen, queues=4) as backend, AsyncExitStack() as undo:
         a, _ = await join(undo, xen, backend, f"switch:{lan}", FrontConfig(queues=4))
-        b, name = await join(undo, xen, backend, f"switch:{lan}", FrontConfig(queues=2))
+        b, name = await join(undo, xen, backend, f"switch:{lan}", FrontConfig(queues=2, hash=hash))
+        async with asyncio.timeout(SECONDS):
+            await b.until(lambda: b.hash == hash)
         sent = []
         for number in range(640):
             one = bytearray(message(ALL, mac(1), number.to_bytes(2, "big") * 20))
@@ -168,11 +173,12 @@ async def test_queues_and_a_hash(xen: Path, lan: str) -> None:
             assert frames == all_on_the_wire([one for one in sent if one[44:46] == flow])
         vif = backend.devices[name].vif
         assert vif is not None
-        assert all(queue["rx_frames"] for queue in vif.queue_counters)
+        assert vif.counters["rx_hashed"] == (0 if hash is None else len(sent))
+        assert hash is not None or all(queue["rx_frames"] for queue in vif.queue_counters)
 
 
 async def test_a_hostile_guest_and_two_others(xen: Path, lan: str) -> None:
-    """It sends from thousands of addresses to addresses that nobody has; the two talk on, and it hears none of it."""
+    """It sends from thousands of addresses to unknown addresses; the two talk on, and it hears none of it."""
     flooding = b"\x02\2"
 
     async def between(sender: Frontend, receiver: Frontend, messages: list[bytes]) -> None:
@@ -273,3 +279,26 @@ def expected() -> str:
     for _ in range(MEGABYTES):
         digest.update(rng.randbytes(1 << 20))
     return digest.hexdigest()
+
+
+async def test_at_the_guest_s_end(xen: Path, lan: str) -> None:
+    """A frontend's own network may be a port: its frames lie in granted pages, in pieces."""
+    near, far = SwitchNetwork(lan), SwitchNetwork(lan)
+    async with AsyncExitStack() as undo:
+        for network in (near, far):
+            undo.callback(network.remove)
+            network.carrier(True)
+        vif = await undo.enter_async_context(Frontend(xen, near))
+        host = await undo.enter_async_context(HandBackend(xen, vif.guest.domid))
+        assert isinstance(host.network, PythonNetwork)
+        async with asyncio.timeout(SECONDS):
+            await vif.connected()
+            segment = big_tcp(4)
+            for one in (message(ALL, mac(1), b"out"), segment[:10] + mac(2) + mac(1) + segment[22:]):
+                assert far.peers[0].send([one]) == (1, 0)
+                assert all_on_the_wire([await host.network.recv()]) == all_on_the_wire([one])
+                back = one[:10] + mac(1) + mac(2) + one[22:]
+                await host.network.send(back)
+                await readable(far.peers[0].fd)
+                assert all_on_the_wire(far.peers[0].recv()) == all_on_the_wire([back])
+        await vif.close()

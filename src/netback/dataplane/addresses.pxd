@@ -8,7 +8,7 @@ A guest may send from any number of addresses. Three bounds keep that from harmi
 the table has a fixed size, a port has a limit, and a set that is full loses an entry of the port that has most of it.
 Which addresses share a set depends on a secret, so a guest cannot choose those of another one's.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     MAX_PORTS = 4096
@@ -35,8 +35,8 @@ cdef struct addresses_t:
 
 cdef extern from *:
     """
-    static inline uint64_t load_word(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
-    static inline void store_word(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+    static inline uint64_t load_word(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    static inline void store_word(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline uint32_t load_seconds(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
     static inline void store_seconds(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
     /* Six bytes, which two more may follow or not: the lowest bit of the first one is bit 40. */
@@ -59,6 +59,11 @@ cdef inline bint is_multicast(uint64_t address) noexcept nogil:
     return address >> 40 & 1
 
 
+cdef inline bint has_aged(const addresses_t *table, const set_t *places, int way, uint32_t now) noexcept nogil:
+    """Threads may bring their times out of order: one that is ahead has seen the address."""
+    return <int32_t>(now - load_seconds(&places.seen[way])) >= <int32_t>table.ageing
+
+
 cdef inline set_t *set_of(addresses_t *table, uint64_t address) noexcept nogil:
     cdef uint64_t number = (address ^ table.secret) * <uint64_t>0x9E3779B97F4A7C15
     number = (number ^ number >> 32) * (table.secret | 1)
@@ -79,7 +84,7 @@ cdef inline int addresses_find(addresses_t *table, uint64_t address, uint32_t no
     cdef set_t *places = set_of(table, address)
     cdef int way = find_way(places, address)
     cdef uint64_t entry
-    if way < 0 or now - load_seconds(&places.seen[way]) >= table.ageing:
+    if way < 0 or has_aged(table, places, way, now):
         return NOWHERE
     entry = load_word(&places.entries[way])
     return <int>(entry & 0xFFFF) - 1 if entry >> 16 == address else NOWHERE

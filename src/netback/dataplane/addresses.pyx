@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes of a switch's table of addresses: see addresses.pxd."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from netback.dataplane.lock cimport lock_release, lock_take
 
@@ -9,15 +9,9 @@ cdef inline uint32_t port_of(uint64_t entry) noexcept nogil:
     return <uint32_t>(entry & 0xFFFF) - 1
 
 
-cdef inline bint has_aged(addresses_t *table, set_t *places, int way, uint32_t now) noexcept nogil:
-    return now - load_seconds(&places.seen[way]) >= table.ageing
-
-
 cdef inline void put(
         addresses_t *table, set_t *places, int way, uint64_t entry, uint32_t now) noexcept nogil:
-    """Replace what is there, 0 by nothing. The time goes first: a reader that still has the old word takes no aged one
-    for new, but for the same address.
-    """
+    """Replace an entry; 0 frees it. The time is stored first: a reader that finds the new word finds its time too."""
     cdef uint64_t old = places.entries[way]
     if old:
         table.counts[port_of(old)] -= 1
@@ -62,7 +56,7 @@ cdef int choose_way(addresses_t *table, set_t *places, uint32_t port, uint32_t n
         share = port_of(places.entries[way]) == port
         for other in range(WAYS):
             share += port_of(places.entries[other]) == port_of(places.entries[way])
-        if share > most or (share == most and now - places.seen[way] > now - places.seen[chosen]):
+        if share > most or (share == most and <int32_t>(places.seen[chosen] - places.seen[way]) > 0):
             most = share
             chosen = way
     return chosen

@@ -32,7 +32,7 @@ from posix.unistd cimport close, read, write
 from netback.dataplane.abi cimport MIN_FRAME, PAGE_SIZE
 from netback.dataplane.addresses cimport (
     MAX_PORTS, NOWHERE, SETS, WAYS, addresses_find, addresses_forget, addresses_open, addresses_see, addresses_t,
-    is_multicast, load_address,
+    has_aged, is_multicast, load_address,
 )
 from netback.dataplane.clock cimport coarse_ns
 from netback.dataplane.epoll cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
@@ -88,6 +88,9 @@ cdef enum:
     SECOND = 1000 * 1000 * 1000
     EVERYWHERE = -2              # target of a frame: all other ports,
     DROPPED = -3                 # or none
+
+
+cdef uint64_t NO_ADDRESS = <uint64_t>-1      # beyond 48 bits
 
 
 cdef struct place_t:             # of a frame in its lane
@@ -204,7 +207,7 @@ cdef inline place_t *reserve(lane_t *lane, uint32_t length, uint32_t share) noex
             return place
         if empty or at <= oldest:
             return NULL
-        at = 0                   # the end of the memory is too short: go on at its begin
+        at = 0                   # the end of the memory is too short: go on at the start
 
 
 cdef inline uint32_t begin_at(uint32_t at, uint32_t length) noexcept nogil:
@@ -393,7 +396,7 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
     cdef uint32_t lengths[BURST_FRAMES]
     cdef uint8_t copy[HEAD]
     cdef const uint8_t *head
-    cdef uint64_t to, sender, last_to = <uint64_t>-1, last_sender = <uint64_t>-1
+    cdef uint64_t to, sender, last_to = NO_ADDRESS, last_sender = NO_ADDRESS
     cdef uint32_t now = seconds()
     cdef uint32_t number
     cdef uint32_t share = FLOODED_SHARE if own.switch.learns else 1
@@ -409,6 +412,7 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
         to, sender = load_address(head + VNET_HDR), load_address(head + VNET_HDR + 6)
         if sender != last_sender and own.switch.learns and not is_multicast(sender):
             addresses_see(&own.switch.addresses, sender, own.port.number, now)
+            last_to = NO_ADDRESS             # it may be the one that was just learned
         last_sender = sender
         if to != last_to:
             target = target_of(own, to, now)
@@ -463,7 +467,7 @@ cdef class Switch:
         free(self.switch)
 
     cdef port_t *take_port(self) except NULL:
-        """A port that no Port uses. OSError: there are too many."""
+        """A port that no Port uses. ValueError: there are too many."""
         cdef uint32_t number
         cdef port_t *port
         for number in range(self.switch.ports_end):
@@ -503,7 +507,7 @@ cdef class Switch:
                 found = <int>(entry & 0xFFFF) - 1
                 if entry == 0 or (wanted != NOWHERE and found != wanted):
                     continue
-                if now - table.sets[i].seen[way] < table.ageing:
+                if not has_aged(table, &table.sets[i], way, now):
                     known[int(entry >> 16).to_bytes(6, "big")] = found
         return known
 

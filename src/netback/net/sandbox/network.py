@@ -2,8 +2,8 @@
 """A network that needs no programs and no privileges: one host that gives the guest its addresses and answers it.
 Nothing is routed anywhere.
 
-All sandboxes of a process share a thread. After each burst it rests as long as it worked, so whatever guests send, it
-takes half a processor at most; what it has not read waits in its socket, and then in the guest's ring.
+All sandboxes of a process share a thread. After each burst it rests as long as it worked, so hostile guests cost half a
+processor at most. Frames that it has not read wait in its socket, and then in the guest's ring.
 """
 
 import asyncio

@@ -23,7 +23,8 @@ ECHO_REPLY, ECHO_REQUEST = 0, 8
 ECHO6_REQUEST, ECHO6_REPLY = 128, 129
 BROADCAST = b"\xff" * 6
 EVERYONE = b"\xff" * 4
-NOBODY = bytes(4)
+UNASSIGNED = bytes(4)
+"""The source of a host that has no address yet."""
 
 L2 = ETHERNET.size
 MTU = 1500

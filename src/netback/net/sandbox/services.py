@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the sandbox answers: DHCP, router advertisements, DNS of its own names, and the echo, discard and chargen of
-RFC 862 to 864. Functions of bytes; whatever comes, they return an answer or None.
+RFC 862 to 864. Functions of bytes: for any input they return an answer or None.
 """
 
 import ipaddress
@@ -65,18 +65,18 @@ class Dhcp:
         if options.get(SERVER, self._own) != self._own:  # it took another server's offer
             return None
         wanted = options.get(WANTED) or client
-        told, lease, given = self._options, LEASE_SECONDS.to_bytes(4, "big"), self._guest
+        answers, lease, given = self._options, LEASE_SECONDS.to_bytes(4, "big"), self._guest
         reply = OFFER if kind == DISCOVER else ACK
         if kind == REQUEST and wanted != self._guest:
-            reply, told, given = NAK, bytes((SERVER, 4)) + self._own, bytes(4)
+            reply, answers, given = NAK, bytes((SERVER, 4)) + self._own, bytes(4)
         elif kind == INFORM:
             given = bytes(4)
         if reply != NAK and kind != INFORM:
-            told += bytes((LEASE, 4)) + lease
+            answers += bytes((LEASE, 4)) + lease
         head = DHCP.pack(
             BOOT_REPLY, htype, hlen, 0, xid, 0, flags, client, given, self._own, relay, hardware, COOKIE
         )
-        return head + bytes((KIND, 1, reply)) + told + bytes((END,))
+        return head + bytes((KIND, 1, reply)) + answers + bytes((END,))
 
 
 # ---- router advertisements (RFC 4861, 4862, 8106)
@@ -155,7 +155,7 @@ class Dns:
         number, flags, questions, _, _, _ = DNS.unpack_from(query)
         if flags & RESPONSE or questions != 1:
             return None
-        said = RESPONSE | AUTHORITATIVE | flags & (OPCODE | RECURSION)
+        heading = RESPONSE | AUTHORITATIVE | flags & (OPCODE | RECURSION)
         named = read_name(query)
         if named is None or len(query) < named[1] + QUESTION.size:
             return None
@@ -163,14 +163,14 @@ class Dns:
         question = query[DNS.size : end + QUESTION.size]
         kind, klass = QUESTION.unpack_from(query, end)
         if flags & OPCODE:
-            return DNS.pack(number, said | NOT_IMPLEMENTED, 1, 0, 0, 0) + question
+            return DNS.pack(number, heading | NOT_IMPLEMENTED, 1, 0, 0, 0) + question
         known = self._records.get(name)
         found = [record for record in known or () if kind in (record[0], ANY) and klass == IN]
         code = 0 if known is not None else NO_NAME
         records = b"".join(
             RECORD.pack(NAME_POINTER, own, IN, TTL, len(value)) + value for own, value in found
         )
-        return DNS.pack(number, said | code, 1, len(found), 0, 0) + question + records
+        return DNS.pack(number, heading | code, 1, len(found), 0, 0) + question + records
 
     def serve(self, connection: Connection) -> None:
         """Answer queries over TCP, each after its length (RFC 7766, 8)."""

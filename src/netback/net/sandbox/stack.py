@@ -17,8 +17,8 @@ BUFFER = 1 << 22
 BURST, GENTLE_BURST = 64, 16
 TICK_SECONDS = 0.05
 PING_SECONDS = 1.0
-MAX_WAITING = 1024
-"""Frames that wait for room in the socket; further ones are lost, as on a wire."""
+MAX_WAITING = 1 << 22
+"""Bytes of frames that wait for room in the socket; further ones are lost, as on a wire."""
 
 
 class Stack:
@@ -36,6 +36,7 @@ class Stack:
         self.host = Host(addresses, mac, self._send)
         self._gentle = gentle
         self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._resting: asyncio.TimerHandle | None = None
 
@@ -105,9 +106,10 @@ class Stack:
 
     def _send(self, frame: bytes) -> None:
         """Queue a frame after those that still wait for room."""
-        if len(self._waiting) >= MAX_WAITING:
+        if self._waiting_bytes >= MAX_WAITING:
             return
         self._waiting.append(frame)
+        self._waiting_bytes += len(frame)
         if len(self._waiting) == 1:
             self._drain()
 
@@ -115,11 +117,12 @@ class Stack:
         try:
             while self._waiting:
                 self._socket.send(self._waiting[0])
-                self._waiting.popleft()
+                self._waiting_bytes -= len(self._waiting.popleft())
         except BlockingIOError:
             self._loop.add_writer(self._socket, self._drain)
         except OSError:  # the other end is closed: drop every frame
             self._waiting.clear()
+            self._waiting_bytes = 0
         if not self._waiting:
             self._loop.remove_writer(self._socket)
 

@@ -18,12 +18,12 @@ WINDOW_SHIFT = 7
 MAX_SHIFT = 14
 """RFC 7323, 2.3."""
 MIN_MSS = 88
-"""tcp_min_snd_mss of Linux: whatever the far end asks for, a segment is no smaller."""
+"""tcp_min_snd_mss of Linux: the smallest that the far end can ask for."""
 RESEND_SECONDS = 0.2
 LINGER_SECONDS = 2.0
 """A connection that has ended still answers repeated segments for so long."""
 MAX_SENT = 128
-"""Segments that wait for their acknowledgement: a bound on their number, whatever their sizes are."""
+"""Segments that wait for their acknowledgement: a bound on their number, which one on their bytes is not."""
 OPTION_MSS, OPTION_SHIFT = 2, 3
 WORD = 1 << 32
 HALF = 1 << 31
@@ -153,7 +153,7 @@ class Connection:
         self._owes = False
 
     def acknowledge(self) -> None:
-        """Send an ACK if one is owed, or if there is room again for a sender that was told of none."""
+        """Send an ACK if one is owed, or if there is room again after a window of none."""
         if self._owes or (self._synchronised and self._offered < self._mss <= self.room()):
             self._emit(self._next, Flag.ACK, b"")
 

@@ -2,7 +2,7 @@
 """One host on one link: ARP and neighbour discovery, ICMP echo, UDP and TCP over IPv4 and IPv6.
 
 Like a kernel's stack it leaves checksums of TCP and UDP and, where `segmentation` allows it, segmentation to the link,
-and marks both in the header. It does no I/O: frames and the time are arguments. Whatever comes, it keeps a bounded
+and marks both in the header. It does no I/O: frames and the time are arguments. It keeps a bounded
 number of neighbours, waiting packets and connections. It takes no fragments and no extension headers.
 """
 
@@ -29,7 +29,6 @@ from netback.net.sandbox.packets import (
     IPV4,
     IPV6,
     L2,
-    NOBODY,
     PLAIN,
     TCP,
     TCP_CSUM_AT,
@@ -40,6 +39,7 @@ from netback.net.sandbox.packets import (
     UDP,
     UDP_CSUM_AT,
     UDP_PROTOCOL,
+    UNASSIGNED,
     Flag,
     echo,
     folded,
@@ -228,7 +228,7 @@ class Host:
         _, _, _, _, operation, mac, address, _, target = ARP.unpack_from(frame, L2)
         if target not in self._addresses:
             return
-        if address != NOBODY:
+        if address != UNASSIGNED:
             self._know(address, mac)
         if operation == ARP_REQUEST:
             own = ARP.pack(1, TYPE_IPV4, 6, 4, ARP_REPLY, self._mac, target, mac, address)
@@ -239,10 +239,10 @@ class Host:
         if version != 0x45 or fragment & FRAGMENT or not IPV4.size <= length <= len(whole):
             return
         if (
-            to == EVERYONE and protocol == UDP_PROTOCOL and source == NOBODY
+            to == EVERYONE and protocol == UDP_PROTOCOL and source == UNASSIGNED
         ):  # of a host that has no address yet
             self._receive_udp(flags, source, to, whole[IPV4.size : length])
-        elif to in self._addresses and source not in (NOBODY, EVERYONE):
+        elif to in self._addresses and source not in (UNASSIGNED, EVERYONE):
             self._know(source, mac)
             self._receive_packet(flags, source, to, protocol, whole[IPV4.size : length])
 
@@ -315,7 +315,7 @@ class Host:
         answer = self.udp[port](segment[UDP.size :])
         if answer is not None and far:
             own = to if to in self._addresses else self._own(4)
-            self._send_udp(own, EVERYONE if source == NOBODY else source, (port, far), answer)
+            self._send_udp(own, EVERYONE if source == UNASSIGNED else source, (port, far), answer)
 
     def _receive_tcp(self, vouched: int, source: bytes, to: bytes, segment: bytes) -> None:
         if len(segment) < TCP.size or not self._is_whole(vouched, source, to, TCP_PROTOCOL, segment):
