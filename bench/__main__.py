@@ -18,7 +18,7 @@ from .native import OUT
 from .report import Row, draw, show, write_json
 
 WIDTH = 110
-PARTS = ("rings", "queues", "control", "endtoend", "passt", "idle", "subscription", "store")
+PARTS = ("rings", "queues", "control", "endtoend", "af_xdp", "passt", "idle", "subscription", "store")
 
 
 def arguments() -> argparse.Namespace:

@@ -19,6 +19,7 @@ from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.credit import Credit
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.null import NullPeer
+from netback.dataplane.peers.peer import Peer
 from netback.dataplane.platform.emulated_events import EmulatedEvents
 from netback.dataplane.platform.emulated_memory import EmulatedMemory
 from netback.dataplane.staged import Staged
@@ -139,9 +140,12 @@ def guest_memory() -> tuple[mmap.mmap, EmulatedMemory]:
 class Ring:
     """One ring of a queue, filled by `fill` and emptied by `worker.step(queue)`; the queue's other ring stays empty."""
 
-    def __init__(self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, shape: Shape, *, tx: bool, rate: tuple[int, int] | None = None, peer: Peer | None = None
+    ) -> None:
         self.shape = shape
         self.tx = tx
+        self._peer = peer or NullPeer(caps=ALL_CAPS, template=b"" if tx else shape.template())
         self.own, self.memory = guest_memory()
         self._requests = ctypes.create_string_buffer(tx_requests(shape) if tx else rx_requests(shape))
         self._slot = netif.TX_SLOT if tx else netif.RX_SLOT
@@ -161,9 +165,8 @@ class Ring:
     def _queue(self, events: EmulatedEvents) -> BackQueue:
         busy = self.memory.page_address(RING_PAGE)
         idle = ctypes.addressof(ctypes.c_char.from_buffer(self._idle))
-        peer = NullPeer(caps=ALL_CAPS, template=b"" if self.tx else self.shape.template())
         return BackQueue(
-            events, self.memory, peer, Journal(),
+            events, self.memory, self._peer, Journal(),
             tx_page=busy if self.tx else idle, rx_page=idle if self.tx else busy, tx_name=1, rx_name=2,
             tx_port=1, rx_port=1, caps=ALL_CAPS, sg=True, keep=self._idle,
         )  # fmt: skip
@@ -186,11 +189,14 @@ class Ring:
         WORD.pack_into(self.own, base + RSP_EVENT, end)
         WORD.pack_into(self.own, base + REQ_PROD, end)
 
+    @property
+    def answered(self) -> int:
+        """The ring's index of responses."""
+        return int(WORD.unpack_from(self.own, RING_PAGE * PAGE + RSP_PROD)[0])
+
     def check(self) -> None:
         """RuntimeError unless every request has its response and every frame was moved."""
-        produced, answered = (
-            WORD.unpack_from(self.own, RING_PAGE * PAGE + at)[0] for at in (REQ_PROD, RSP_PROD)
-        )
+        (produced,), answered = WORD.unpack_from(self.own, RING_PAGE * PAGE + REQ_PROD), self.answered
         counted = self.queue.counters
         way = "tx" if self.tx else "rx"
         bad = counted[f"{way}_errors"] + counted[f"{way}_dropped"]
