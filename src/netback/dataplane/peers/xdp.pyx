@@ -249,7 +249,7 @@ cdef struct xsk_set:
 cdef struct xdp_peer:            # `peer` is first: a peer_t * of this kind is an xdp_peer *
     peer_t peer
     xdp_peer *base               # whose sockets send; of a duplicate another one
-    int lock                     # held while something is sent, and while `set` changes
+    int lock                     # held while something is sent, and while `next` becomes `set`
     xsk_set *set                 # NULL: none. Changed by the thread that receives
     void *next                   # xsk_set *: what takes its place
 
@@ -477,15 +477,18 @@ cdef int send_by(
 
 
 cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
+    """New sockets send at once, even if none of them is read yet since the guest has no slots."""
     cdef xdp_peer *base = (<xdp_peer *>peer).base
+    cdef xsk_set *sockets
     cdef int done = count
     peer.blocked = PEER_TAKES
     lock_take(&base.lock)
-    if base.set == NULL:
+    sockets = latest(base)
+    if sockets == NULL:
         refused[0] += count
         peer.condition = PEER_DOWN
     else:
-        done = send_by(base.set.sockets[0], peer, vectors, first, count, refused)
+        done = send_by(sockets.sockets[0], peer, vectors, first, count, refused)
     lock_release(&base.lock)
     return done
 
