@@ -57,7 +57,7 @@ _tx_rate = click.option("--tx-rate", help=f"Limit of what the guest sends, {_RAT
 _rx_rate = click.option("--rx-rate", help=f"Limit of what the guest receives, {_RATE_HELP}")
 WIDE = 1000
 """Width of output that is not a terminal; wide enough to keep each row on one line."""
-SPEC_HELP = "Network: tap[:NAME], packet:LINK, vhost-user:PATH[,server] or null."
+SPEC_HELP = "Network, as in tap, bridge:xenbr0, packet:eth1 or null: docs/networks.md has every kind."
 
 
 def target(command: F) -> F:
