@@ -23,6 +23,7 @@ PARTS = (
     "queues",
     "control",
     "endtoend",
+    "af_xdp",
     "passt",
     "switch",
     "idle",

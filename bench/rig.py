@@ -202,11 +202,14 @@ class Ring:
         WORD.pack_into(self.own, base + RSP_EVENT, end)
         WORD.pack_into(self.own, base + REQ_PROD, end)
 
+    @property
+    def answered(self) -> int:
+        """The ring's index of responses."""
+        return int(WORD.unpack_from(self.own, RING_PAGE * PAGE + RSP_PROD)[0])
+
     def check(self) -> None:
         """RuntimeError unless every request has its response and every frame was moved."""
-        produced, answered = (
-            WORD.unpack_from(self.own, RING_PAGE * PAGE + at)[0] for at in (REQ_PROD, RSP_PROD)
-        )
+        (produced,), answered = WORD.unpack_from(self.own, RING_PAGE * PAGE + REQ_PROD), self.answered
         counted = self.queue.counters
         way = "tx" if self.tx else "rx"
         bad = counted[f"{way}_errors"] + counted[f"{way}_dropped"]

@@ -236,6 +236,8 @@ def test_a_link_that_goes_and_comes_back(goes: str) -> None:
             assert network.peers == (peer,)
             assert peer.fd == fd
             with closing(FarLink("far1")) as far:
+                assert peer.send([frame(1)]) == (1, 0)  # before anything is read
+                assert far.recv() == frame(1)
                 message = PLAIN + b"\x02\0\0\0\0\x77" + frame(1)[16:]
                 far.send(message)
                 assert receive(network, 1) == [message]

@@ -57,9 +57,7 @@ _tx_rate = click.option("--tx-rate", help=f"Limit of what the guest sends, {_RAT
 _rx_rate = click.option("--rx-rate", help=f"Limit of what the guest receives, {_RATE_HELP}")
 WIDE = 1000
 """Width of output that is not a terminal; wide enough to keep each row on one line."""
-SPEC_HELP = (
-    "Network: tap[:NAME], packet:LINK, ovs:BRIDGE, switch:NAME, user, sandbox, null, ... (docs/networks.md)."
-)
+SPEC_HELP = "Network, as in tap, bridge:xenbr0, packet:eth1 or null: docs/networks.md has every kind."
 
 
 _FILTER_HELP = "A filter, as in antispoof; may be repeated. They stand in this order, from the guest on."

@@ -218,6 +218,7 @@ cdef enum:
     TX_CHUNKS = 512
     CHUNK = 4096                 # of the largest frame, and XDP_PACKET_HEADROOM (256) before a received one
     MAX_QUEUES = 64
+    MAX_HELD = 2 * BURST_FRAMES  # frames of several reads, before their `release`
 
 cdef uint64_t VOID = <uint64_t>-1        # an address outside the memory
 
@@ -232,7 +233,7 @@ cdef struct xsk_t:               # a socket; RX and TX may be used by different 
     xdp_ring rx
     xdp_ring tx
     xdp_ring done
-    uint64_t held[BURST_FRAMES]  # chunks of the frames that `receive` returned
+    uint64_t held[MAX_HELD]      # chunks of the frames that `receive` returned
     uint32_t held_count
     uint64_t free[TX_CHUNKS + 1]     # with room to look at an address
     uint32_t free_count
@@ -248,7 +249,7 @@ cdef struct xsk_set:
 cdef struct xdp_peer:            # `peer` is first: a peer_t * of this kind is an xdp_peer *
     peer_t peer
     xdp_peer *base               # whose sockets send; of a duplicate another one
-    int lock                     # held while something is sent, and while `set` changes
+    int lock                     # held while something is sent, and while `next` becomes `set`
     xsk_set *set                 # NULL: none. Changed by the thread that receives
     void *next                   # xsk_set *: what takes its place
 
@@ -289,10 +290,19 @@ cdef inline xsk_set *latest(xdp_peer *own) noexcept nogil:
     return <xsk_set *>next if next != NULL else own.set
 
 
+cdef inline bint holds(xsk_set *own) noexcept nogil:
+    """Whether frames of these sockets are in use."""
+    cdef int i
+    for i in range(own.count if own != NULL else 0):
+        if own.sockets[i].held_count:
+            return True
+    return False
+
+
 cdef inline void take_next(xdp_peer *own) noexcept nogil:
-    """Use the sockets that control code gave, if it did. The caller returned every frame of the earlier ones."""
+    """Use the sockets that control code gave, if it did, once every frame of the earlier ones was released."""
     cdef xsk_set *old = own.set
-    if load_pointer(&own.next) == NULL:
+    if load_pointer(&own.next) == NULL or holds(old):
         return
     lock_take(&own.lock)
     own.set = <xsk_set *>exchange_pointer(&own.next, NULL)
@@ -304,7 +314,7 @@ cdef int take_frames(xsk_t *own, frame_t *frames, int count) noexcept nogil:
     cdef uint32_t consumer = load_relaxed(own.rx.consumer)
     cdef uint32_t pending = load_acquire(own.rx.producer) - consumer
     cdef xdp_desc *slot
-    cdef uint32_t i, got = min(pending, <uint32_t>count)
+    cdef uint32_t i, got = min(pending, min(<uint32_t>count, MAX_HELD - own.held_count))
     for i in range(got):
         slot = &(<xdp_desc *>own.rx.slots)[(consumer + i) & own.rx.mask]
         frames[i].data = own.area + slot.addr
@@ -467,15 +477,18 @@ cdef int send_by(
 
 
 cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
+    """New sockets send at once, even if none of them is read yet since the guest has no slots."""
     cdef xdp_peer *base = (<xdp_peer *>peer).base
+    cdef xsk_set *sockets
     cdef int done = count
     peer.blocked = PEER_TAKES
     lock_take(&base.lock)
-    if base.set == NULL:
+    sockets = latest(base)
+    if sockets == NULL:
         refused[0] += count
         peer.condition = PEER_DOWN
     else:
-        done = send_by(base.set.sockets[0], peer, vectors, first, count, refused)
+        done = send_by(sockets.sockets[0], peer, vectors, first, count, refused)
     lock_release(&base.lock)
     return done
 
