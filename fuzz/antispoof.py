@@ -21,7 +21,7 @@ IPS = (None, (), ("192.0.2.1",), ("192.0.2.0/24", "2001:db8::1"), ("2001:db8::/6
 @dataclass(frozen=True, slots=True)
 class Case:
     ips: tuple[str, ...] | None
-    frames: tuple[bytes, ...]
+    ops: tuple[bytes, ...]
 
 
 WORDS = (Case,)
@@ -51,10 +51,10 @@ def peer(ips: tuple[str, ...] | None) -> AntispoofPeer:
 
 def play(case: Case) -> int:
     filtering, oracle = peer(case.ips), Oracle(parts.MAC, case.ips)
-    for each in case.frames:
+    for each in case.ops:
         before = filtering.counters
         assert filtering.send([virtio_net.HEADER.pack(0, 0, 0, 0, 0, 0) + each]) == (1, 0)
         grown = {name for name, value in filtering.counters.items() if value != before[name]}
         reason = oracle.judge(each)
         assert grown == ({f"tx_antispoof_{reason}"} if reason else set()), (each.hex(), reason, grown)
-    return len(case.frames)
+    return len(case.ops)

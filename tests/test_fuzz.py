@@ -28,6 +28,7 @@ CASES = {
     "keys": 2000,
     "control": 200,
     "offload": 200,
+    "antispoof": 200,
     "xs_wire": 1500,
     "store": 200,
     "hypervisor": 100,

@@ -103,6 +103,39 @@ async def test_limits_are_set_and_shown(xen: Path) -> None:
                 await until(guest.store, node, lambda found, value=value: found == value)
 
 
+async def test_filters_are_set_and_shown(xen: Path) -> None:
+    """By `attach` and by `set`, in their order; a mistake is one line and changes nothing."""
+    async with join(xen) as guest:
+        domain = (str(guest.domid), "--dir", xen)
+        code, _, err = await run("attach", *domain, "--net", "null", "--filter", "antispof")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "filter 'antispof': unknown kind (kinds: antispoof, vlan" in err
+        async with running("serving domain 0", "run", "--dir", xen, "--workers", "1"):
+            words = ("--filter", "antispoof", "--filter", "vlan,access=10")
+            assert (await run("attach", *domain, "--net", "null", *words))[0] == 0
+            await guest.connect()
+            name = f"vif{guest.domid}.0"
+            _, out, _ = await run("show", *domain)
+            assert re.search(r"^filters +antispoof; vlan,access=10$", out, re.MULTILINE)
+            answer = await run("set", *domain, "--filter", "faults,loss=1%")
+            assert answer == (0, f"{name}: tx none, rx none, carrier, filters faults,loss=1%\n", "")
+            for words, reason in (
+                (("--filter", "vlan"), "filter 'vlan': a port is either access=VLAN or trunk=VLANS"),
+                (
+                    ("--filter", "antispoof", "--no-filters"),
+                    "--filter and --no-filters contradict each other",
+                ),
+            ):
+                code, out, err = await run("set", *domain, *words)
+                assert (code, out, err.count("\n")) == (2, "", 1)
+                assert reason in err
+            _, out, _ = await run("list", "--json", "--dir", xen)
+            assert json.loads(out)[0]["filters"] == ["faults,loss=1%"]
+            _, out, _ = await run("stats", *domain, "--all")
+            assert "tx_faults_lost" in out
+            assert (await run("set", *domain, "--no-filters"))[1] == f"{name}: tx none, rx none, carrier\n"
+
+
 def test_the_table_fits_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netback.cli import options
-from netback.cli.options import SPEC_HELP, TYPES, check_filters, check_rates, warn
+from netback.cli.options import SPEC_HELP, TYPES, check_rates, warn
 from netback.cli.query import connect
 from netback.cli.target import PlatformName, Target
 
@@ -50,7 +50,6 @@ def attach(
     from netback.control.schema import AttachRequest
 
     check_rates(tx_rate, rx_rate)
-    check_filters(filters)
     target = Target.choose(platform, directory)
     request = AttachRequest(
         guest=domain,

@@ -86,13 +86,6 @@ def check_rates(tx: str | None, rx: str | None) -> None:
             raise ConfigError(f"{option}: {error}") from error
 
 
-def check_filters(texts: tuple[str, ...]) -> None:
-    """ConfigError names the mistake of a filter."""
-    from netback.net.filters import parse_filters
-
-    parse_filters(texts)
-
-
 def warn(text: str) -> None:
     """A line that is no part of the output."""
     click.echo(f"netback: {printable(text)}", err=True)
