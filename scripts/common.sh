@@ -27,12 +27,11 @@ start() {   # COMMAND...: in the background, its process in $started, its output
     started=$!
     jobs="$jobs $started"
 }
-until_true() {   # SECONDS COMMAND...: call it until it succeeds, or fail
-    tries=$(($1 * 5))
+until_true() {   # SECONDS COMMAND...: call it until it succeeds; fail if it does not in that time
+    deadline=$(($(date +%s) + $1))
     shift
     until "$@" >/dev/null 2>&1; do
-        tries=$((tries - 1))
-        if [ $tries = 0 ]; then echo "failed: $*"; return 1; fi
+        if [ "$(date +%s)" -ge "$deadline" ]; then echo "failed: $*"; return 1; fi
         sleep 0.2
     done
 }
