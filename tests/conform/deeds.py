@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from netback.abi.netif import EXTRA_GSO, ExtraType, TxFlag
+from netback.abi.netif import EXTRA_GSO, RX_REQUEST, TX_REQUEST, ExtraType, TxFlag
 from netback.abi.netif_control import CtrlType, HashType
 from netback.abi.netif_keys import Key
 from netback.abi.xenbus import XenbusState as State
@@ -55,8 +55,6 @@ def tx(
 def first(slots: Slots, **changes: int) -> Slots:
     """The chain with other fields in its first slot."""
     names = ("gref", "offset", "flags", "id", "size")
-    from netback.abi.netif import TX_REQUEST
-
     fields = dict(zip(names, TX_REQUEST.unpack(slots[0]), strict=True)) | changes
     return [TX_REQUEST.pack(*(fields[name] for name in names)), *slots[1:]]
 
@@ -356,7 +354,6 @@ def hash_extra(kind: int, algorithm: int = 1, more: int = 0) -> bytes:
 
 def rx(number: int, **changes: int) -> Callable[[Honest, int, bytes], bytes]:
     """Another RX request at this place."""
-    from netback.abi.netif import RX_REQUEST
 
     def change(_guest: Honest, at: int, slot: bytes) -> bytes:
         fields = dict(zip(("id", "pad", "gref"), RX_REQUEST.unpack(slot), strict=True))
@@ -367,14 +364,10 @@ def rx(number: int, **changes: int) -> Callable[[Honest, int, bytes], bytes]:
 
 
 def _ring_as_buffer(guest: Honest, at: int, slot: bytes) -> bytes:
-    from netback.abi.netif import RX_REQUEST
-
     return RX_REQUEST.pack(at % 256, 0, guest.script.rings.tx.gref) if at == 5 else slot
 
 
 def _same_page(guest: Honest, at: int, slot: bytes) -> bytes:
-    from netback.abi.netif import RX_REQUEST
-
     return RX_REQUEST.pack(at % 256, 0, guest.pages[4].gref) if at == 5 else slot
 
 

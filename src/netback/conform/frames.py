@@ -2,7 +2,6 @@
 """Ethernet frames: those that the drive sends, and what the checksum of a received one is. Pure."""
 
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 ETHERNET = struct.Struct("!6s6sH")
@@ -178,8 +177,3 @@ def transport(ends: Addresses, version: int, protocol: int, payload: bytes, *, b
 def _packet4(ends: Addresses, protocol: int, body: bytes) -> bytes:
     head = _IP4.pack(0x45, 0, _IP4.size + len(body), 0, 0x4000, 64, protocol, 0, ends.host4, ends.guest4)
     return head[:10] + (0xFFFF - fold(head)).to_bytes(2, "big") + head[12:] + body
-
-
-def returned(sent: bytes, frames: Iterator[bytes]) -> bool:
-    """Whether one of `frames` carries what `sent` carried: the same bytes behind the addresses."""
-    return any(frame[12:] == sent[12:] for frame in frames)
