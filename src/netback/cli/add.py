@@ -55,7 +55,6 @@ def add(
     from netback.control.schema import AddRequest
 
     check_rates(tx_rate, rx_rate)
-    options.check_filters(filters)
     request = AddRequest(
         net=net,
         name=name,
