@@ -4,6 +4,7 @@
 import asyncio
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -221,11 +222,11 @@ async def test_frames_that_the_backend_keeps(
     assert (code, out) == (0, f"{name}: tx none, rx none, carrier, pcap {path}\n")
     await exchange(guest, network)
     await until(lambda: b"RX ring" in path.read_bytes())
-    assert f"pcap       {path}, 2 frames\n" in (await run("show", name, *at))[1]
+    assert re.search(rf"^pcap +{path}, 2 frames$", (await run("show", name, *at))[1], re.MULTILINE)
     assert (await run("set", name, "--no-pcap", *at))[1] == f"{name}: tx none, rx none, carrier\n"
     assert len(fields_of(path, "frame.number")) == 2
     code, _, err = await run("set", name, "--pcap", path, "--no-pcap", *at)
-    assert (code, err) == (2, "netback: --pcap and --no-pcap: choose one\n")
+    assert (code, err) == (2, "netback: --pcap and --no-pcap contradict each other: give one of them\n")
 
 
 async def written(path: Path, least: int = 2000) -> None:

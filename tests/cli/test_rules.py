@@ -23,6 +23,7 @@ async def test_add_rules_remove(xen: Path, main: Path) -> None:
     """A rule is in force at once, after a reload and after kill -9, and its device goes with it on request."""
     serve = ("run", "--dir", xen, "--workers", "1", "--config", main)
     rule = ("--net", "null", "--guest", "web", "--index", "0", "--attach", "--tx-rate", "10Mb/s")
+    rule += ("--filter", "antispoof")
     with EmulatedDomain.join(xen, domid=1, name="web"):
         async with running("serving domain 0", *serve) as backend:
             assert (await run("add", *rule, "--dir", xen))[:2] == (0, "added-1 vif1.0\n")
@@ -42,10 +43,10 @@ async def test_add_rules_remove(xen: Path, main: Path) -> None:
         async with running("serving domain 0", *serve):
             _, out, _ = await run("rules", "--dir", xen)
             head, first, second, third = (line.split() for line in out.splitlines())
-            assert head == ["name", "matches", "net", "attach", "limits", "file"]
+            assert head == ["name", "matches", "net", "attach", "limits", "filters", "file"]
             added = str(main.parent / "conf.d" / "50-added.toml")
-            assert first == ["added-1", "guest=web", "index=0", "null", "yes", "10Mb/s/-", added]
-            assert (second[0], third) == ("seven", ["-", "all", "tap", "no", "-", str(main)])
+            assert first == ["added-1", "guest=web", "index=0", "null", "yes", "10Mb/s/-", "antispoof", added]
+            assert (second[0], third) == ("seven", ["-", "all", "tap", "no", "-", "-", str(main)])
             assert await run("remove", "seven", "--dir", xen) == (0, "", "")
             assert await run("remove", "added-1", "--detach", "--dir", xen) == (0, "vif1.0\n", "")
             assert (await run("list", "--json", "--dir", xen))[1] == "[]\n"

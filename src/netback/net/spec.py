@@ -91,7 +91,7 @@ KINDS = {
     "ovs": Kind(
         "must",
         "ovs:br-int",
-        OvsNetwork,
+        lambda bridge, tap, **options: OvsNetwork(bridge, tap, **options),
         "bridge",
         bridge_fault,
         OVS_OPTIONS,
