@@ -16,6 +16,7 @@ OPTIONS = "--hotplug netback"
 
 
 async def run(lab: Lab) -> None:
+    other = await lab.create("g1")
     driver = await start_driver(lab)
     await start_netback(driver, OPTIONS)
     guest = await lab.create("g2", vif=(f"bridge={BRIDGE},backend=driver",), up=False)
@@ -42,3 +43,4 @@ async def run(lab: Lab) -> None:
         ran = log.count(f"/vif-bridge {action} is done")
         assert ran == times, f"{action} ran {ran} times, not {times}: {log}"
     await driver.destroy()
+    await other.reachable()
