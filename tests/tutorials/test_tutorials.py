@@ -53,7 +53,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def script_of(blocks: list[Block]) -> str:
-    """The page's commands in their order, with a mark before those of each block; a Python block is written as a file."""
+    """The page's commands in their order, a mark before those of each block; a Python block is written to a file."""
     lines = ["trap 'exit 1' ERR"]
     for number, block in enumerate(blocks):
         if block.kind == "sh":
