@@ -9,10 +9,10 @@ SECONDS ?= 60
 ARGS ?=
 INSTALL ?= yes
 # The lists of packages.txt that the commands given to make need; `build` is in each of them.
-LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh ovn,$(MAKECMDGOALS))),build)
+LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh deb ovn,$(MAKECMDGOALS))),build)
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test ovn lab lab-full lint types fuzz bench fresh sanitize docs site wheels man clean build need
+.PHONY: help demo test ovn lab lab-full lint types fuzz bench fresh sanitize docs site wheels deb man clean build need
 
 help:
 	@echo "make demo      frames over Xen's rings, end to end, on this machine (ARGS='--break csum', ...)"
@@ -25,6 +25,7 @@ help:
 	@echo "make fresh     make demo and make test in minimal chroots of Debian 12, 13 and testing (ARGS='--suite trixie --only demo')"
 	@echo "make site      the documentation as a site: build/site/docs/index.html"
 	@echo "make wheels    dist/: source archive and wheel, tried in fresh environments"
+	@echo "make deb       dist/: the package for Debian 13, built, installed and removed in minimal chroots (as root)"
 	@echo "make lint types docs man build clean"
 	@echo "As root on a Debian each command installs the packages that it lacks; with INSTALL=no it only names them."
 
@@ -82,6 +83,9 @@ site: $(VENV)/.site
 
 wheels: $(VENV)/.wheels
 	$(BIN)/python scripts/wheels.py $(ARGS)
+
+deb: $(VENV)/.venv-made
+	$(BIN)/python scripts/deb.py $(ARGS)
 
 man: build $(VENV)/.tools
 	$(BIN)/python scripts/manual.py build/share

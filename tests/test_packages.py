@@ -87,5 +87,5 @@ def test_every_command_of_make_has_its_list() -> None:
         for line in (NEED.parent / "packages.txt").read_text().splitlines()
         if line and not line.startswith("#")
     }
-    assert set(lists) == {"build", "demo", "test", "bench", "lab", "fresh", "ovn"}
+    assert set(lists) == {"build", "demo", "test", "bench", "lab", "fresh", "deb", "ovn"}
     assert {word[1:] for words in lists.values() for word in words if word.startswith("+")} <= set(lists)

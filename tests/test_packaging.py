@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unit as systemd reads it."""
+"""The unit as systemd reads it, and what Debian's package repeats of the project. `make deb` tries the package."""
 
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import netback
+from netback.daemon.auto_attach import NET
+from netback.daemon.config import Config, DeviceRule, load_config, parse_config
 from netback.daemon.systemd.unit import HOTPLUG, UNIT, hidden, lookup, needed, quote, unit
 
 NAMES = (
@@ -23,6 +28,11 @@ NAMES = (
     "-dash @at !bang",
     "'",
 )
+
+ROOT = Path(__file__).parents[1]
+DEBIAN = ROOT / "debian"
+NO_KEYS = {"file", "files", "rules_file"}
+OTHER_NAMES = {"Cython": "cython3", "setuptools": "python3-setuptools"}
 
 WORD = r""""((?:[^"\\]|\\.)*)"|'([^']*)'|(\S+)"""
 
@@ -146,3 +156,63 @@ def test_it_may_do_little() -> None:
         check=False,
     )
     assert seen.returncode == 0, seen.stdout[-400:] + seen.stderr
+
+
+def relations(stanza: str, field: str) -> dict[str, set[str]]:
+    """A field of debian/control: each package with its bounds, as in {"cython3": {">= 3.0.10", "<< 4"}}."""
+    (text,) = re.findall(rf"^{field}:((?:.*\n)(?: .*\n)*)", stanza, re.MULTILINE)
+    found: dict[str, set[str]] = {}
+    for name, bound in re.findall(r"([a-z0-9][a-z0-9+.-]+)(?: \((.+?)\))?(?:,|\s*\Z)", text):
+        found.setdefault(name, set()).update([bound] if bound else [])
+    return found
+
+
+def debian(requirement: str) -> tuple[str, set[str]]:
+    """A requirement of pyproject.toml as Debian's package and bounds."""
+    name, bounds = re.fullmatch(r"([A-Za-z0-9-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
+    return (
+        OTHER_NAMES.get(name, f"python3-{name}"),
+        {
+            re.sub(r"^([<>]=?)", lambda sign: {"<": "<<"}.get(sign[1], sign[1]) + " ", bound)
+            for bound in bounds.split(",")
+        },
+    )
+
+
+def test_the_debian_package_needs_what_the_project_needs() -> None:
+    """dh_python3 makes its Depends of the project's own list; the build needs those to print the manual."""
+    source, binary = (DEBIAN / "control").read_text().split("\n\n", 1)
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = pyproject["build-system"]["requires"] + pyproject["project"]["dependencies"]
+    named = relations(f"{source}\n", "Build-Depends")
+    assert dict(map(debian, wanted)) == {
+        name: bounds for name, bounds in named.items() if bounds and name != "debhelper-compat"
+    }
+    suggested = relations(binary, "Suggests")
+    web = dict(map(debian, pyproject["project"]["optional-dependencies"]["web"]))
+    assert {name: suggested.get(name) for name in web} == web
+    assert "${python3:Depends}" in binary
+
+
+def test_the_debian_package_has_the_projects_version() -> None:
+    newest = (DEBIAN / "changelog").read_text().splitlines()[0]
+    assert newest.startswith(f"netback ({netback.__version__}) ")
+
+
+def test_the_default_configuration_changes_nothing(tmp_path: Path) -> None:
+    main = tmp_path / "netback.toml"
+    main.write_text((DEBIAN / "netback.toml").read_text())
+    nothing = load_config(tmp_path / "none.toml", optional=True)
+    assert load_config(main) == msgspec.structs.replace(nothing, files=(str(main),))
+
+
+def test_the_default_configuration_has_each_key_with_its_default() -> None:
+    """A key without "#" is what netback does without the key; where that depends on the machine, the text says so."""
+    text = re.sub(r"^#(?=[a-z_]+ = |\[\[)", "", (DEBIAN / "netback.toml").read_text(), flags=re.MULTILINE)
+    table = tomllib.loads(text)
+    assert [*table] == [name for name in Config.__struct_fields__ if name not in NO_KEYS]
+    assert set(table["device"][0]) == set(DeviceRule.__struct_fields__) - NO_KEYS
+    found, default = parse_config(text), Config(net=NET)
+    for name in table:
+        if name != "device" and getattr(default, name) is not None:
+            assert getattr(found, name) == getattr(default, name), name

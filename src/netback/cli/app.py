@@ -86,7 +86,8 @@ def main() -> int:
 
 def _explain(error: click.UsageError) -> None:
     """Print a mistake in the command line as one line; print the help if no command was given."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    # click 8.1, Debian 13's, has no such error: it prints the help itself, and the exit code is 0.
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         error.show()
         return
     command = error.ctx.command_path if error.ctx is not None else "netback"

@@ -77,7 +77,7 @@ cdef inline uint8_t *hexadecimal(uint8_t *to, uint32_t value, int digits) noexce
     to = text(to, b"0x")
     while shift >= 0:
         if value >> shift or shift < 4 * digits:
-            to[0] = b"0123456789abcdef"[value >> shift & 15]
+            to[0] = (<const char*> b"0123456789abcdef")[value >> shift & 15]
             to += 1
         shift -= 4
     return to
