@@ -249,7 +249,9 @@ async def test_a_subscriber_that_does_not_read_costs_its_feed(tmp_path: Path) ->
                     feeds[0].post(DeviceState(device=text, backend="a", frontend="b"))
 
             await asyncio.to_thread(flood)
-            waiting = len(feeds[0]._events)  # without those that the server took for the socket at the last moment
+            waiting = len(
+                feeds[0]._events
+            )  # without those that the server took for the socket at the last moment
             assert MAX_EVENTS - BATCH <= waiting <= MAX_EVENTS
             await works(tmp_path)
         await works(tmp_path)
