@@ -18,7 +18,7 @@ from netback.lab.machine import LabError
 BACKEND = "none"
 ADDRESS = "10.0.0.2"
 """The guest's; dom0 has the address before it."""
-SECONDS = 300.0
+SECONDS = 1800.0
 _ASK = (
     "setsid /opt/netback/bin/netback conform --backend --platform xen"
     f" --ip {ADDRESS} --limit 30 --record /run/runs --json >/run/verdicts 2>/run/conform & echo $! >/run/conform.pid"
