@@ -21,6 +21,8 @@ from .far import PLAIN, await_readable
 from .namespace import ip, new_network
 from .test_dgram import free_port
 
+pytestmark = pytest.mark.xdist_group("l2tpv3")
+"""One process: sessions over IP hear each other's packets on loopback, and lose some if there are many."""
 L2TP = 115
 
 

@@ -74,7 +74,9 @@ class _Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ACCEPT_STEPS = 8
-"""Iterations of the loop in which a connection that asyncio has accepted becomes a client, which can then be ended."""
+"""Iterations of the loop in which a connection that asyncio has accepted becomes a client, which can then be ended.
+asyncio never closes one that it has accepted, but not made a transport of, when its server is closed.
+"""
 
 
 @asynccontextmanager
@@ -95,10 +97,11 @@ async def serve_control(
     try:
         yield
     finally:
-        server.close()
-        directory.unlink(rpc.SOCKET)
+        asyncio.get_running_loop().remove_reader(listening)  # accept no more
         for _ in range(ACCEPT_STEPS):
             await asyncio.sleep(0)
+        server.close()
+        directory.unlink(rpc.SOCKET)
         clients = tuple(shared.clients)
         for client in clients:
             client.task.cancel()

@@ -6,13 +6,14 @@ gone. Must hold: the guest reaches the driver domain's bridge; after kill -9 no 
 not exist is that vif's error alone; each vif gets one `online` and, when it goes, one `offline`; nothing is left.
 """
 
-from netback.lab.host import BRIDGE, Lab
+from netback.lab.host import BRIDGE, Guest, Lab
 from netback.lab.runner import FAULTS
 from netback.lab.scenarios.driver_domain import ADDRESS, KILL, has, start_driver, start_netback
 from netback.lab.scenarios.hotplug_failure import REASON
 
 MAC, OTHER_MAC = "00:16:3e:66:00:04", "00:16:3e:66:00:05"
 OPTIONS = "--hotplug netback"
+DONE = "/vif-bridge {} is done"
 
 
 async def run(lab: Lab) -> None:
@@ -26,7 +27,7 @@ async def run(lab: Lab) -> None:
     await start_netback(driver, OPTIONS)
     await guest(f"ping -c 3 {ADDRESS}")
     await lab.dom0(f"xl network-attach g2 mac={MAC} bridge={BRIDGE} backend=driver", seconds=90)
-    await lab.until(lambda: has(driver, 2), "the driver domain has a second vif")
+    await lab.until(lambda: has_run(driver, "online", 2), "the second vif's script has run")
     await lab.dom0(f"xl network-detach g2 {MAC}", seconds=90)
     await lab.until(lambda: has(driver, 1), "nothing is left of the vif that was detached")
     await lab.machine.run(f"xl network-attach g2 mac={OTHER_MAC} bridge=nosuch backend=driver", seconds=90)
@@ -40,7 +41,12 @@ async def run(lab: Lab) -> None:
     log = await driver("cat /tmp/netback.log")
     assert not any(fault in log for fault in FAULTS), log
     for action, times in (("add", 3), ("online", 2), ("offline", 2), ("remove", 3)):
-        ran = log.count(f"/vif-bridge {action} is done")
+        ran = log.count(DONE.format(action))
         assert ran == times, f"{action} ran {ran} times, not {times}: {log}"
     await driver.destroy()
     await other.reachable()
+
+
+async def has_run(driver: Guest, action: str, times: int) -> bool:
+    """Whether scripts have run so often with this argument."""
+    return (await driver("cat /tmp/netback.log")).count(DONE.format(action)) >= times
