@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -21,8 +22,6 @@ from .far import PLAIN, await_readable
 from .namespace import ip, new_network
 from .test_dgram import free_port
 
-pytestmark = pytest.mark.xdist_group("l2tpv3")
-"""One process: sessions over IP hear each other's packets on loopback, and lose some if there are many."""
 L2TP = 115
 
 
@@ -112,7 +111,21 @@ def namespace() -> Iterator[None]:
         ip("link set lo up")
         for host in ("fd00::1", "fd00::2"):
             ip(f"addr add {host}/128 dev lo nodad")
+            await_route(host)
         yield
+
+
+def await_route(host: str) -> None:
+    """Wait until an address receives: Linux adds its route later, by a work queue (addrconf_dad_work)."""
+    for _ in range(100):
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock, suppress(OSError):
+            sock.settimeout(0.1)
+            sock.bind((host, 0))
+            sock.connect(sock.getsockname())
+            sock.send(b"x")
+            if sock.recv(1):
+                return
+    raise AssertionError(f"{host} does not receive")
 
 
 @pytest.fixture(params=WAYS)
