@@ -16,7 +16,7 @@ import pytest
 from netback.frontend import FrontConfig, Frontend
 from netback.net.tap import TapNetwork
 from tests.crash.respawn import SECONDS, Respawner, launcher
-from tests.crash.test_tcp import PAUSE, Transfer, tcp_socket
+from tests.crash.test_tcp import pass_both_ways, tcp_socket
 from tests.crash.topology import attach
 from tests.net.namespace import ip, new_network
 
@@ -51,24 +51,7 @@ async def two_guests(xen: Path, queues: int) -> AsyncIterator[tuple[Respawner, l
 
 @pytest.mark.parametrize("queues", [1, 2])
 async def test_transfers_both_ways(xen: Path, queues: int) -> None:
-    rng = random.Random(5)
     async with two_guests(xen, queues) as (backends, (client, listener)):
-        loop = asyncio.get_running_loop()
         listener.bind(("192.0.2.2", 0))
         listener.listen()
-        async with asyncio.timeout(SECONDS):
-            await loop.sock_connect(client, listener.getsockname())
-            server, _ = await loop.sock_accept(listener)
-        with server:
-            transfers = Transfer(client, server, 1), Transfer(server, client, 2)
-            while backends.kills < KILLS:
-                await asyncio.gather(*(transfer.goes_on() for transfer in transfers))
-                await asyncio.sleep(rng.uniform(0, PAUSE))
-                if rng.random() < 0.5:
-                    backends.replace()
-                else:
-                    await backends.kill()
-                    backends.start()
-            for transfer in transfers:
-                await transfer.goes_on()
-            assert await asyncio.gather(*(transfer.intact() for transfer in transfers)) == [True, True]
+        await pass_both_ways(backends, client, listener, kills=KILLS, rng=random.Random(5))

@@ -117,25 +117,31 @@ async def two_stacks(xen: Path, queues: int) -> AsyncIterator[tuple[Respawner, s
         guest_net.remove()
 
 
+async def pass_both_ways(
+    backends: Respawner, client: socket.socket, listener: socket.socket, *, kills: int, rng: random.Random
+) -> None:
+    """Connect, and transfer both ways while so many backends are killed or replaced: every byte arrives."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(SECONDS):
+        await loop.sock_connect(client, listener.getsockname())
+        server, _ = await loop.sock_accept(listener)
+    with server:
+        transfers = Transfer(client, server, 1), Transfer(server, client, 2)
+        while backends.kills < kills:
+            await asyncio.gather(*(transfer.goes_on() for transfer in transfers))
+            await asyncio.sleep(rng.uniform(0, PAUSE))
+            if rng.random() < 0.5:
+                backends.replace()
+            else:
+                await backends.kill()
+                backends.start()
+        for transfer in transfers:
+            await transfer.goes_on()
+        assert await asyncio.gather(*(transfer.intact() for transfer in transfers)) == [True, True]
+
+
 @pytest.mark.parametrize("queues", [1, 2])
 async def test_transfers_both_ways(xen: Path, queues: int) -> None:
     """This test failed with rings that are not drained at the resume, or not resumed at rsp_prod."""
-    rng = random.Random(7)
     async with two_stacks(xen, queues) as (backends, client, listener):
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(SECONDS):
-            await loop.sock_connect(client, listener.getsockname())
-            server, _ = await loop.sock_accept(listener)
-        with server:
-            transfers = Transfer(client, server, 1), Transfer(server, client, 2)
-            while backends.kills < KILLS:
-                await asyncio.gather(*(transfer.goes_on() for transfer in transfers))
-                await asyncio.sleep(rng.uniform(0, PAUSE))
-                if rng.random() < 0.5:
-                    backends.replace()
-                else:
-                    await backends.kill()
-                    backends.start()
-            for transfer in transfers:
-                await transfer.goes_on()
-            assert await asyncio.gather(*(transfer.intact() for transfer in transfers)) == [True, True]
+        await pass_both_ways(backends, client, listener, kills=KILLS, rng=random.Random(7))

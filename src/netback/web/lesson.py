@@ -32,7 +32,7 @@ from netback.web.server import listen, serve
 SECONDS = 10.0
 STALL_SECONDS = 1
 BUFFERS = 4
-MAC = "00:16:3e:00:00:01"
+GUEST_MAC = bytes.fromhex("00163e000001")
 ETHERTYPE = b"\x88\xb5"
 """For local experiments (IEEE 802)."""
 NETWORK_MAC = bytes.fromhex("020000000001")
@@ -114,7 +114,7 @@ class Scene:
     async def attach(self) -> None:
         """As a toolstack does."""
         net = f"dgram:{self._near},local={self._far}"
-        request = AttachRequest(guest=str(self.guest.guest.domid), net=net, mac=MAC)
+        request = AttachRequest(guest=str(self.guest.guest.domid), net=net, mac=GUEST_MAC.hex(":"))
 
         def attach() -> str:
             with Client(self.directory) as client:
@@ -128,7 +128,7 @@ class Scene:
 
     async def put_request(self) -> None:
         """A TX request that no event announces."""
-        head = b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) + ETHERTYPE
+        head = b"\xff" * 6 + GUEST_MAC + ETHERTYPE
         frame = head + b"hello from the guest".ljust(46, b".")
         page = self.guest.grant(frame, readonly=True)
         self._posted += 1
@@ -155,7 +155,7 @@ class Scene:
         self.guest.notify(rx)
 
     async def frames_for_guest(self, count: int) -> None:
-        loop, head = asyncio.get_running_loop(), bytes.fromhex(MAC.replace(":", "")) + NETWORK_MAC + ETHERTYPE
+        loop, head = asyncio.get_running_loop(), GUEST_MAC + NETWORK_MAC + ETHERTYPE
         for number in range(count):
             frame = head + f"frame {number}".encode().ljust(46, b".")
             await loop.sock_sendto(self._network, frame, os.fspath(self._far))
