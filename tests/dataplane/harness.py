@@ -12,8 +12,10 @@ import mmap
 import os
 import socket
 
+from netback.abi import netif
 from netback.abi.grant_table import ENTRY, GrantFlag
-from netback.abi.ring import PAGE_SIZE, SRING
+from netback.abi.netif import ExtraType, GsoType, TxFlag
+from netback.abi.ring import PAGE_SIZE, REQ_PROD, SRING, slot_offset
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.peer import Peer
@@ -185,3 +187,32 @@ class Bench:
         for end in (self.our_end, self.peer_end):
             if end is not None:
                 end.close()
+
+
+def post(bench: Bench, ring: int, slots: list[bytes], first: int = 0) -> None:
+    """Write requests from index `first` on, and publish them."""
+    for number, slot in enumerate(slots, first):
+        bench.write(ring, slot_offset(number % 256, len(slot)), slot)
+    bench.write(ring, REQ_PROD, (first + len(slots)).to_bytes(4, "little"))
+
+
+TWO_SLOTS = 3000
+"""Bytes in the first slot of `post_gso_frame`."""
+TWO_SLOTS_FLAGS = TxFlag.CSUM_BLANK | TxFlag.DATA_VALIDATED | TxFlag.MORE_DATA | TxFlag.EXTRA_INFO
+
+
+def post_gso_frame(bench: Bench, whole: bytes) -> None:
+    """Have the guest send this TCP frame in two slots, at offset 96 of grant 8 and in grant 9, with a GSO extra."""
+    bench.grant(8, 10)
+    bench.grant(9, 11)
+    bench.write(10, 96, whole[:TWO_SLOTS])
+    bench.write(11, 0, whole[TWO_SLOTS:])
+    post(
+        bench,
+        1,
+        [
+            netif.TX_REQUEST.pack(8, 96, TWO_SLOTS_FLAGS, 1, len(whole)),
+            netif.EXTRA_GSO.pack(ExtraType.GSO, 0, 1448, GsoType.TCPV4, 0, 0) + bytes(4),
+            netif.TX_REQUEST.pack(9, 0, 0, 2, len(whole) - TWO_SLOTS),
+        ],
+    )

@@ -19,14 +19,13 @@ from pathlib import Path
 import pytest
 
 from netback.abi import netif
-from netback.abi.netif import ExtraType, GsoType, RxFlag, TxFlag
-from netback.abi.ring import REQ_PROD, slot_offset
+from netback.abi.netif import ExtraType, GsoType, RxFlag
 from netback.abi.virtio_net import F_NEEDS_CSUM, GSO_TCPV4, HEADER
 from netback.dataplane.capture import MIN_RING, CaptureMemory, Sink
 from netback.dataplane.capture_reader import CaptureReader
 from netback.dataplane.toeplitz import Toeplitz
 from tests.capture_oracle import CONTROLS, DEVICE, HASHED, PAGE, RECORD, RX, TAIL, TX, Frame, Producer
-from tests.dataplane.harness import Bench
+from tests.dataplane.harness import TWO_SLOTS_FLAGS, Bench, post, post_gso_frame
 from tests.dataplane.offload_frames import build, with_pseudo
 from tests.offload_oracle import TCP
 
@@ -67,13 +66,6 @@ def frames(reader: CaptureReader) -> list[Frame]:
     return found
 
 
-def post(bench: Bench, ring: int, slots: list[bytes], first: int = 0) -> None:
-    """Write requests from index `first` on."""
-    for number, slot in enumerate(slots, first):
-        bench.write(ring, slot_offset(number % 256, len(slot)), slot)
-    bench.write(ring, REQ_PROD, (first + len(slots)).to_bytes(4, "little"))
-
-
 def send(bench: Bench, count: int, first: int = 0, size: int = 60) -> None:
     """Let the guest send frames of one slot, 64 at most, so that the socket takes them."""
     bench.grant(8, 10)
@@ -89,23 +81,9 @@ def send(bench: Bench, count: int, first: int = 0, size: int = 60) -> None:
 
 def test_what_a_guest_sent(bench: Bench) -> None:
     whole = build(4, TCP, bytes(range(256)) * 20)
-    first = 3000
-    bench.grant(8, 10)
-    bench.grant(9, 11)
-    bench.write(10, 96, whole[:first])
-    bench.write(11, 0, whole[first:])
-    flags = TxFlag.CSUM_BLANK | TxFlag.DATA_VALIDATED | TxFlag.MORE_DATA | TxFlag.EXTRA_INFO
     memory = CaptureMemory(1, MIN_RING)
     bench.queue.watch(traced=False, sinks=[sink(memory, queue=3)])
-    post(
-        bench,
-        1,
-        [
-            netif.TX_REQUEST.pack(8, 96, flags, 1, len(whole)),
-            netif.EXTRA_GSO.pack(ExtraType.GSO, 0, 1448, GsoType.TCPV4, 0, 0) + bytes(4),
-            netif.TX_REQUEST.pack(9, 0, 0, 2, len(whole) - first),
-        ],
-    )
+    post_gso_frame(bench, whole)
     before = time.time_ns()
     bench.run()
     reader = CaptureReader(memory.fd)
@@ -114,7 +92,7 @@ def test_what_a_guest_sent(bench: Bench) -> None:
     at = 14 + 20 + 16  # its checksum field: the sum of the pseudo header by now
     assert frame.data[:at] + frame.data[at + 2 :] == whole[:at] + whole[at + 2 :]
     assert replace(frame, time=0, data=b"") == Frame(
-        time=0, length=len(whole), gref=8, index=0, queue=3, flags=int(flags), offset=96, slots=3, gso_size=1448,
+        time=0, length=len(whole), gref=8, index=0, queue=3, flags=int(TWO_SLOTS_FLAGS), offset=96, slots=3, gso_size=1448,
         gso_type=GsoType.TCPV4, direction=TX, extras=1 << ExtraType.GSO,
     )  # fmt: skip
     assert reader.devices() == ["vif7.0"]

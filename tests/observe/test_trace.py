@@ -8,14 +8,12 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from netback.abi import netif
-from netback.abi.netif import ExtraType, GsoType, TxFlag
-from netback.abi.ring import REQ_PROD, slot_offset
 from netback.abi.virtio_net import F_NEEDS_CSUM, GSO_TCPV4, HEADER
 from netback.dataplane.link import COUNTERS
 from netback.dataplane.records import Record, RecordKind, parse_records
 from netback.errors import ConfigError
 from netback.observe.trace import TRACE_POINTS, LogBudget, Tracer
-from tests.dataplane.harness import Bench
+from tests.dataplane.harness import TWO_SLOTS, TWO_SLOTS_FLAGS, Bench, post, post_gso_frame
 from tests.dataplane.offload_frames import build, with_pseudo
 from tests.offload_oracle import TCP
 
@@ -110,30 +108,10 @@ def records(bench: Bench) -> list[Record]:
     return list(parse_records(data))
 
 
-def post(bench: Bench, ring: int, slots: list[bytes]) -> None:
-    """Write requests and notify."""
-    for number, slot in enumerate(slots):
-        bench.write(ring, slot_offset(number, len(slot)), slot)
-    bench.write(ring, REQ_PROD, len(slots).to_bytes(4, "little"))
-
-
 def test_what_a_guest_sent_is_written_down_slot_by_slot(bench: Bench) -> None:
     whole = build(4, TCP, bytes(range(256)) * 20)
-    first = 3000
-    bench.grant(8, 10)
-    bench.grant(9, 11)
-    bench.write(10, 96, whole[:first])
-    bench.write(11, 0, whole[first:])
-    flags = TxFlag.CSUM_BLANK | TxFlag.DATA_VALIDATED | TxFlag.MORE_DATA | TxFlag.EXTRA_INFO
-    post(
-        bench,
-        1,
-        [
-            netif.TX_REQUEST.pack(8, 96, flags, 1, len(whole)),
-            netif.EXTRA_GSO.pack(ExtraType.GSO, 0, 1448, GsoType.TCPV4, 0, 0) + bytes(4),
-            netif.TX_REQUEST.pack(9, 0, 0, 2, len(whole) - first),
-        ],
-    )
+    first, flags = TWO_SLOTS, TWO_SLOTS_FLAGS
+    post_gso_frame(bench, whole)
     before = time.time_ns()
     bench.run()
     head, tail = records(bench)

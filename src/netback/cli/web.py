@@ -8,7 +8,7 @@ import click
 
 from netback.cli import options
 from netback.cli.target import PlatformName, Target
-from netback.errors import ConfigError
+from netback.web import needs_extra
 
 PORT = 8470
 
@@ -28,11 +28,9 @@ def web(port: int, platform: PlatformName | None, directory: Path | None) -> Non
     It listens on loopback alone and prints the address to open, with a token without which nobody reads it. Needs
     `pip install netback[web]`.
     """
-    try:
+    with needs_extra():
         from netback.web.hub import Hub
         from netback.web.server import listen, serve
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'netback[web]'") from error
 
     target = Target.choose(platform, directory)
     asyncio.run(serve(listen(port), Hub(target.directory), click.echo))

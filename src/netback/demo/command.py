@@ -21,6 +21,7 @@ from netback.demo.run import CAPTURE, Break, Options, Run
 from netback.demo.tiers import Tier
 from netback.demo.ui import Terminal, Ui
 from netback.errors import ConfigError, NetbackError
+from netback.web import needs_extra
 
 SECONDS = 20.0
 MIN_SECONDS = 4.0
@@ -81,10 +82,8 @@ def demo(tier: str | None, broken: str | None, json: bool, seconds: float, web: 
 
 def teach(port: int) -> None:
     """Serve the lesson until a signal. ConfigError: the packages for it are missing, or the port is taken."""
-    try:
+    with needs_extra():
         from netback.web import lesson
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'netback[web]'") from error
 
     with runtime_directory() as directory:
         asyncio.run(lesson.teach(directory, port, click.echo))
