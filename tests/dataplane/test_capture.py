@@ -92,8 +92,8 @@ def test_what_a_guest_sent(bench: Bench) -> None:
     at = 14 + 20 + 16  # its checksum field: the sum of the pseudo header by now
     assert frame.data[:at] + frame.data[at + 2 :] == whole[:at] + whole[at + 2 :]
     assert replace(frame, time=0, data=b"") == Frame(
-        time=0, length=len(whole), gref=8, index=0, queue=3, flags=int(TWO_SLOTS_FLAGS), offset=96, slots=3, gso_size=1448,
-        gso_type=GsoType.TCPV4, direction=TX, extras=1 << ExtraType.GSO,
+        time=0, length=len(whole), gref=8, index=0, queue=3, flags=int(TWO_SLOTS_FLAGS), offset=96, slots=3,
+        gso_size=1448, gso_type=GsoType.TCPV4, direction=TX, extras=1 << ExtraType.GSO,
     )  # fmt: skip
     assert reader.devices() == ["vif7.0"]
     assert reader.counts(0) == (1, 0, 0, 0)
