@@ -184,6 +184,11 @@ class MacvtapNetwork(TapNetwork):
         link = get_link(name) if name is not None else None
         return link if link is not None and link.index == self._index else None
 
+    def _found_index(self) -> int | None:
+        name = joined_to(self._fd)
+        found = socket.if_nametoindex(name) if name is not None else None
+        return found if found == self._index else None
+
     @property
     def up(self) -> bool:
         """A macvtap has the carrier of the link that it is on."""
@@ -317,8 +322,8 @@ class MacvtapNetwork(TapNetwork):
         if self._mode != MODES["passthru"]:
             super().set_address(address)
 
-    def _lost(self, link: Link) -> int:
-        return link.rx_dropped
+    def _lost(self, rx: int, _tx: int) -> int:
+        return rx
 
     def _unmake(self) -> None:
         link = self._found()

@@ -43,6 +43,7 @@ from netback.net.rtnetlink import (
     add_altname,
     delete_link,
     get_bridge,
+    get_drops,
     get_link,
     join_bridge,
     remove_altname,
@@ -355,6 +356,7 @@ class TapNetwork:
         self._vhost = vhost
         self._bridge_name = bridge
         self._dropped = self._dropped_before = 0
+        self._here: int | None = None
         self._several = several
         try:
             if not self._fds:
@@ -431,6 +433,16 @@ class TapNetwork:
     def _found(self) -> Link | None:
         """The link that the descriptor is joined to; None if it is gone or in another network namespace."""
         return find_joined(self._fd)
+
+    def _found_index(self) -> int | None:
+        """The same link's index, without all else that is known of it. OSError: it went meanwhile."""
+        name = joined_to(self._fd)
+        index = socket.if_nametoindex(name) if name is not None else None
+        if index != self._here and is_here(
+            self._fd
+        ):  # Linux gives no index twice, so one look at each is enough
+            self._here = index
+        return index if index == self._here else None
 
     @property
     def name(self) -> str:
@@ -633,13 +645,14 @@ class TapNetwork:
         """Frames dropped because the tap's queue was full, the guest being slow or absent; counted since the link was
         made.
         """
-        if link := self._found():
-            self._dropped = self._lost(link)
+        with suppress(OSError):  # the link is gone
+            if (index := self._found_index()) is not None:
+                self._dropped = self._lost(*get_drops(index))
         return {"rx_overflow": self._dropped_before + self._dropped}
 
-    def _lost(self, link: Link) -> int:
-        """The link's count of frames for which its queue was full."""
-        return link.tx_dropped
+    def _lost(self, _rx: int, tx: int) -> int:
+        """Which of the link's drops are frames for the guest for which its queue was full."""
+        return tx
 
     def queued(self) -> dict[str, int]:
         """The kernel does not tell how many frames a tap holds."""
