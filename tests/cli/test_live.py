@@ -111,14 +111,12 @@ async def test_trace(xen: Path) -> None:
             for kind in ((), ("--json",), ("--perfetto",))
         ]
         assert await line(tracing[2]) == "[\n"
+        for process in tracing:
+            assert process.stderr is not None
+            assert await process.stderr.readline() == b"netback: tracing\n"
         await guest.connect()
         await sends(guest)
         text, objects, perfetto = tracing
-        while True:
-            await sends(guest)
-            if all(process.returncode is not None for process in tracing):
-                break
-            await asyncio.sleep(0)
         (out, _), (data, _), (instants, _) = [await process.communicate() for process in tracing]
         assert [process.returncode for process in (text, objects, perfetto)] == [0, 0, 0]
         assert re.search(

@@ -70,6 +70,7 @@ def trace(
     with query.connect(Target.choose(platform, directory)) as client:
         device = None if vif is None else query.find(client, vif, None, None)
         with client.trace(*points, device=device) as subscription:
+            warn("tracing")  # what happens from here on is shown, however long nothing does
             if perfetto:
                 click.echo("[")
             lost = 0
