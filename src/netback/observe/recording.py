@@ -8,12 +8,13 @@ CRC is no protection from an author.
 """
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -24,10 +25,12 @@ from netback.errors import ConfigError
 
 MAGIC = b"netback recording 1\r\n\x1a\n"
 """With the version of the format. The line's end and the control character are damaged by transfers as text."""
+_FAMILY = b"netback recording "
 MAX_BYTES = 1 << 30
 """Bytes of a file, at most."""
 _BLOCK = struct.Struct("<II")
 """Length and CRC-32."""
+MAX_QUEUES = 256
 _MAX_HEADER = 1 << 20
 _MAX_POLL = 1 << 24
 _HEAD = struct.Struct("<IBBBB7Q8IHH9B3x")
@@ -90,7 +93,7 @@ class Note(msgspec.Struct, frozen=True):
 class QueueHeader(msgspec.Struct, frozen=True):
     """A queue's part of a recording."""
 
-    polls: int
+    polls: Annotated[int, msgspec.Meta(ge=0)]
     """Blocks that follow."""
     recorded: int
     """Polls of the connection: more than `polls` if the first ones are not there any more."""
@@ -191,7 +194,10 @@ def encode(header: Header, queues: Sequence[Sequence[bytes]]) -> bytes:
 def read(path: Path) -> Recording:
     """Read a file. ConfigError: it cannot be read, or is damaged; the line has the place."""
     try:
-        with path.open("rb", opener=_open) as file:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ConfigError(f"{path}: it is no regular file")
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
@@ -201,21 +207,12 @@ def read(path: Path) -> Recording:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
 def decode(data: bytes) -> Recording:
     """A file's contents. ValueError says what is wrong with it and where."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes: it is no recording")
     if not data.startswith(MAGIC):
-        known = MAGIC[: data.find(b"\r") if b"\r" in data[:64] else len(data)]
-        raise ValueError(
-            "it is cut within its first line" if data and MAGIC.startswith(data)
-            else "it is a recording of another version" if data.startswith(MAGIC[:18]) and known
-            else "it is no recording of netback"
-        )  # fmt: skip
+        raise ValueError(_foreign(data))
     at, block = _block(data, len(MAGIC), _MAX_HEADER, "the header")
     try:
         header = msgspec.json.decode(block, type=Header)
@@ -226,16 +223,25 @@ def decode(data: bytes) -> Recording:
     for number, queue in enumerate(header.queues):
         polls = []
         for count in range(queue.polls):
-            what = f"poll {count + 1} of {queue.polls} of queue {number}"
-            begin, (at, block) = at, _block(data, at, _MAX_POLL, what)
+            what, begin = f"poll {count + 1} of {queue.polls} of queue {number}", at
+            at, block = _block(data, at, _MAX_POLL, what)
             try:
                 polls.append(decode_poll(block))
-            except (struct.error, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{what} at offset {begin} is damaged: {error}") from error
         queues.append(tuple(polls))
     if at != len(data):
         raise ValueError(f"{len(data) - at} bytes follow its end at offset {at}")
     return Recording(header, tuple(queues))
+
+
+def _foreign(data: bytes) -> str:
+    """What a file is that does not begin as a recording."""
+    if MAGIC.startswith(data):
+        return f"it is cut within its first line: the file ends at {len(data)}"
+    if data.startswith(_FAMILY):
+        return "it is a recording in another version of the format, or its first line is damaged"
+    return "it is no recording of netback"
 
 
 def _block(data: bytes, at: int, most: int, what: str) -> tuple[int, bytes]:
@@ -258,12 +264,14 @@ def _check(header: Header) -> None:
     """What a poll's numbers mean must be what they mean here."""
     if header.states != tuple(state.name for state in State):
         raise ValueError(f"netback {header.netback} recorded it, whose states are not those of this netback")
-    if any(queue.polls < 0 for queue in header.queues):
-        raise ValueError("the header is damaged: a queue has less than no polls")
+    if len(header.queues) > MAX_QUEUES:
+        raise ValueError(f"the header at offset {len(MAGIC)} is damaged: it has {len(header.queues)} queues")
 
 
 def decode_poll(data: bytes) -> Poll:
-    """One poll. ValueError or struct.error: it is damaged."""
+    """One poll. ValueError: it is damaged."""
+    if len(data) < _HEAD.size:
+        raise ValueError("it is shorter than its head")
     head = _Head(*_HEAD.unpack_from(data))
     if head.size != len(data) or head.ring not in (1, 2) or head.state >= len(State):
         raise ValueError("its head is wrong")
@@ -278,7 +286,9 @@ def decode_poll(data: bytes) -> Poll:
         item, taken = _item(rest, _SLOT_BYTES[ring])
         if item.kind == "slots":
             slots = taken
-        if item.kind == "index" and not (items and items[-1].kind == "responses"):  # behind those it is rsp_event
+        if item.kind == "index" and not (
+            items and items[-1].kind == "responses"
+        ):  # behind those it is rsp_event
             req_prod = item.a
         items.append(item)
     if rest.at != len(data):
@@ -312,7 +322,7 @@ def _item(rest: "_Rest", slot: int) -> tuple[Item, bytes]:
 
 
 class _Rest:
-    """The bytes of a poll from `at` on. ValueError, struct.error: they end."""
+    """The bytes of a poll from `at` on. ValueError: they end."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self._data, self.at = data, at

@@ -55,7 +55,7 @@ def play(recording: Recording) -> Iterator[Step | Note]:
     """Play the polls of all queues in the order of time, with the notes between them. ConfigError: a poll is damaged in
     a way that its form does not show.
     """
-    replays = [Replay() for _ in recording.queues]
+    replays: dict[int, Replay] = {}
     numbers = itertools.count(1)
     for _, number, what in heapq.merge(
         _in_order(-1, recording.header.notes), *(_in_order(*each) for each in enumerate(recording.queues)),
@@ -66,7 +66,8 @@ def play(recording: Recording) -> Iterator[Step | Note]:
             continue
         step = next(numbers)
         try:
-            yield _step(replays[number], step, number, what, recording)
+            replay = replays[number] if number in replays else replays.setdefault(number, Replay())
+            yield _step(replay, step, number, what, recording)
         except ValueError as error:
             raise ConfigError(f"step {step}, a poll of queue {number}, is damaged: {error}") from error
 
@@ -137,9 +138,7 @@ def describe(poll: Poll) -> str:
                 lost = f", {item.c} refused" if item.c else ""
                 parts.append(f"{item.a} of {_count(item.b, 'frame')} sent{lost}")
             case "frames" if item.a:
-                parts.append(
-                    f"{_count(item.a, 'frame')} received" if item.a < 1 << 31 else "a read failed"
-                )
+                parts.append(f"{_count(item.a, 'frame')} received" if item.a < 1 << 31 else "a read failed")
             case "responses":
                 parts.append(_count(item.count, "response"))
     parts += ["the guest is notified"] if poll.end.c else []

@@ -28,6 +28,7 @@ from netback.errors import (
     printable,
 )
 from netback.observe.pcap import PcapState
+from netback.observe.recorder import Recorder
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, queue_keys, read_live
 from netback.vif.queue import BindError, queue_name
@@ -138,6 +139,11 @@ class Device:
     def pcap(self) -> PcapState | None:
         """How the file does in which its frames are kept; None if there is none."""
         return self._nic.pcap.state
+
+    @property
+    def recorder(self) -> Recorder:
+        """What records its data path and its frontend's keys."""
+        return self._nic.recorder
 
     @property
     def link_down(self) -> bool:
@@ -254,6 +260,7 @@ class Device:
         news = self.news_now(gone=gone)
         if news != self._announced:
             self._announced = news
+            self.recorder.note("frontend {}, backend {}", news.theirs.title, news.ours.title)
             self._context.news.states.announce(news)
 
     async def _read_settings(self) -> None:
@@ -408,7 +415,9 @@ class Device:
         """Nodes of the frontend's directory; None for a missing one."""
         frontend = self._reader.frontend
         values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in keys))
-        return dict(zip(keys, values, strict=True))
+        read = dict(zip(keys, values, strict=True))
+        self.recorder.note_keys(read)
+        return read
 
     async def _read_offered(self) -> Limits:
         """What this frontend was offered."""
@@ -452,6 +461,7 @@ class Device:
         reason = self._fault or (self.vif and self.vif.broken) or "no reason given"
         self._fault = ""
         self._reader.refuse()
+        await self._nic.save_fault(reason)
         await self._disconnect()
         self._nic.carrier_off()
         await self._check_unchanged()
