@@ -232,7 +232,9 @@ async def hostile(
     """Both guests attached, the honest one connected, the hostile one idle; `record`: whether they are recorded."""
     caplog.set_level(logging.INFO)
     networks = {name: PythonNetwork(name) for name in ("python:bad", "python:good", "guest")}
-    config = BackendConfig(directory, networks=networks, workers=1, queues=QUEUES, times=PATIENT, record=record)
+    config = BackendConfig(
+        directory, networks=networks, workers=1, queues=QUEUES, times=PATIENT, record=record
+    )
     with ExitStack() as undo:
         for network in networks.values():
             undo.callback(network.remove)

@@ -6,7 +6,7 @@ Nothing here depends on this machine or on the time, so two replays of a file ar
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from netback.dataplane.back.replay import Replay
@@ -36,8 +36,19 @@ class Step:
     """It cannot be played: it goes on with a frame that came before the recording."""
     broken: str | None
     """How the guest broke the protocol."""
-    ring: Ring
-    """The ring after it."""
+    states: tuple[State, State]
+    """Of both directions, after it."""
+    pages: Mapping[str, bytes]
+    """Both rings after it."""
+    waiting: int
+    """RX frames that wait for slots."""
+
+    @property
+    def ring(self) -> Ring:
+        """The ring after it, decoded."""
+        copies = {ring: (page, True, 0) for ring, page in self.pages.items()}
+        suffix = f"-q{self.queue}" if self.queue else ""
+        return decode_queue(suffix, self.states, copies, self.waiting, 0)[self.poll.ring == "rx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +119,17 @@ def _step(replay: Replay, step: int, number: int, poll: Poll, recording: Recordi
             differs = f"{name} rises by {now.get(name, 0)}, and rose by {was.get(name, 0)}"
     copies, waiting, _ = replay.snapshot()
     tx, rx = replay.states
-    still = {ring: (page, True, 0) for ring, (page, _, _) in copies.items()}
-    rings = decode_queue(f"-q{number}" if number else "", (State(tx), State(rx)), still, waiting, 0)
-    ring = rings[poll.ring == "rx"]
-    return Step(step, number, poll, differs, outcome is None, broken, ring)
+    return Step(
+        number=step,
+        queue=number,
+        poll=poll,
+        differs=differs,
+        skipped=outcome is None,
+        broken=broken,
+        states=(State(tx), State(rx)),
+        pages={ring: page for ring, (page, _, _) in copies.items()},
+        waiting=waiting,
+    )
 
 
 def _state(number: int) -> str:
