@@ -35,7 +35,7 @@ def parse_mode(text: str) -> RecordMode:
     """ConfigError: it is none."""
     mode = next((mode for mode in MODES if mode == text), None)
     if mode is None:
-        raise ConfigError(f"record: {printable(text[:40])!r} is none of {', '.join(MODES)}")
+        raise ConfigError(f"record: {text[:40]!r} is none of {', '.join(MODES)}")
     return mode
 
 
