@@ -45,7 +45,8 @@ from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, virtio_to_netif,
 )
 from netback.dataplane.peers.peer cimport (
-    BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, LARGE_BYTES, PEER_CLOSED, VNET_HDR, frame_t, peer_t, vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, LARGE_BYTES, PEER_CLOSED, VNET_HDR, frame_t, peer_t,
+    vnet_header,
 )
 from netback.dataplane.record cimport RECORD_RX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
@@ -196,6 +197,8 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
         if <uint32_t>got < count:
             drained[0] = True
             return 0
+        if last > FRAME_BYTES:
+            return 0             # the arena has no room for many of these, and dropped ones do not count as bytes
         arena = next_buffer(arena, count, last)
     return 0
 
