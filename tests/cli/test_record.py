@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback run --record`, `set --record`, `record` and `replay` as processes."""
 
+import asyncio
 import json
+import os
+import pty
 import re
 import signal
 import stat
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
-from netback.abi.netif import TX_REQUEST, TX_SLOT, TxFlag
+from netback.abi.netif import TX_REQUEST, TX_RESPONSE, TX_SLOT, Status, TxFlag
 from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
 from netback.net.python import PythonNetwork
 from netback.observe.recording import read
 from netback.xenbus.names import DeviceName
-from tests.cli.commands import run, running
+from tests.cli.commands import COMMAND, run, running
 from tests.cli.test_capture import backend, guest, name
-from tests.vif.guest import FRAME, Guest, exchange, until_state
+from tests.vif.guest import FRAME, SECONDS, Guest, exchange, until_state
 
 __all__ = ["backend", "guest", "name"]
 
 REASON = "TX chain runs past req_prod"
 
 
-def break_protocol(guest: Guest) -> None:
-    """A chain that names a slot which is not published."""
+def post(guest: Guest, flags: TxFlag, number: int) -> None:
+    """A TX request; with MORE_DATA it is a chain that names a slot which is not published."""
     index = guest.tx.index(0)
-    TX_REQUEST.pack_into(guest.tx.slot(index, TX_SLOT), 0, guest.grefs[0], 0, TxFlag.MORE_DATA, 7, 60)
+    TX_REQUEST.pack_into(guest.tx.slot(index, TX_SLOT), 0, guest.grefs[0], 0, flags, number, 60)
     guest.tx.index(0, index + 1)
     guest.kick()
 
@@ -39,7 +43,7 @@ async def test_a_fault_is_saved_and_replayed(xen: Path, guest: Guest) -> None:
         device = out.strip()
         await guest.connect()
         assert await guest.answer(guest.send(FRAME)) == 0
-        break_protocol(guest)
+        post(guest, TxFlag.MORE_DATA, 7)
         await until_state(guest.store, await guest.backend(), State.CLOSING)
         assert process.stderr is not None
         lines = [(await process.stderr.readline()).decode() for _ in range(3)]
@@ -141,6 +145,37 @@ async def test_to_a_step_and_lines_alone(
     assert "pending" not in whole
 
 
+async def test_step_by_step(
+    xen: Path, name: DeviceName, guest: Guest, network: PythonNetwork, tmp_path: Path
+) -> None:
+    """On a terminal each Enter plays a step; the end of the input ends it."""
+    await run("set", name, "--record", "on", "--dir", xen)
+    await exchange(guest, network)
+    await run("record", name, "--out", tmp_path / "some", "--dir", xen)
+    ours, theirs = pty.openpty()
+    words = ("replay", str(tmp_path / "some"), "--brief", "--step")
+    process = await asyncio.create_subprocess_exec(*COMMAND, *words, stdin=theirs, stdout=PIPE, stderr=PIPE)
+    os.close(theirs)
+    assert process.stdout is not None
+    out = process.stdout
+    lines: list[str] = []
+
+    async def steps(count: int) -> None:
+        async with asyncio.timeout(SECONDS):
+            while len([line for line in lines if re.match(r" +\d+ ", line)]) < count:
+                lines.append((await out.readline()).decode())
+
+    await steps(1)
+    os.write(ours, b"\n")
+    await steps(2)
+    os.write(ours, b"\4")
+    async with asyncio.timeout(SECONDS):
+        rest, err = await process.communicate()
+    os.close(ours)
+    assert (process.returncode, err) == (0, b"")
+    assert rest.decode().startswith("replayed 2 steps: the same responses")
+
+
 async def test_what_is_no_recording(tmp_path: Path) -> None:
     for content, reason in (
         (b"", "it is cut within its first line: the file ends at 0"),
@@ -167,18 +202,13 @@ async def test_a_changed_backend_is_found(
     from fuzz.recording import file
 
     await run("set", name, "--record", "on", "--dir", xen)
-    for _ in range(90):
-        index = guest.send(FRAME)
-        assert await guest.answer(index) == 0
+    post(guest, TxFlag(0), 0x5A5A)
+    await guest.responses(guest.tx, 0)
     await run("record", name, "--out", tmp_path / "some", "--dir", xen)
-    okay, error = (
-        (index % 256).to_bytes(2, "little") + b"\0\0",
-        (index % 256).to_bytes(2, "little") + b"\xff\xff",
-    )
+    okay, error = (TX_RESPONSE.pack(0x5A5A, status) for status in (Status.OKAY, Status.ERROR))
     polls = [poll.data for poll in read(tmp_path / "some").queues[0]]
-    at = next(number for number in reversed(range(len(polls))) if polls[number].count(okay + bytes(8)))
-    head, _, tail = polls[at].rpartition(okay + bytes(8))
-    polls[at] = head + error + bytes(8) + tail
+    at = next(number for number, poll in enumerate(polls) if okay in poll)
+    polls[at] = polls[at].replace(okay, error)
     (tmp_path / "other").write_bytes(file(polls))
     code, out, _ = await run("replay", tmp_path / "other", "--brief")
     assert code == 1

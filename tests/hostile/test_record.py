@@ -3,13 +3,17 @@
 
 import stat
 from collections.abc import AsyncIterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
-from netback.abi.netif import Status
+from netback.abi.netif import TX_SLOT, Status
+from netback.abi.xenbus import XenbusState as State
+from netback.dataplane.front.queue import RingPage
 from netback.observe.recording import Recording, read
 from netback.observe.replay import Step, play
+from tests.hostile.test_queues import COUNT, nodes, one_queue_again, open_queues
 from tests.hostile.test_rings import FATAL, WILD
 from tests.hostile.topology import Topology, frame, hostile, tx
 
@@ -76,6 +80,62 @@ async def test_a_wild_index_is_replayed(recorded: Topology, which: str, ahead: i
     assert (last.ring.ring, last.broken) == (which, f"{which.upper()} req_prod is impossible")
     assert last.ring.pending is None
     await recorded.others_pass()
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+async def test_a_broken_queue_of_several_is_replayed(recorded: Topology, number: int) -> None:
+    await recorded.bad.offered()
+    several = open_queues(recorded, split=True)
+    await recorded.say(**nodes(several))
+    await recorded.state(State.CONNECTED)
+    ring = RingPage(several[number].tx.address, TX_SLOT, keep=several)
+    ring.req_prod = 1000
+    recorded.bad.events.native.notify(several[number].tx_port)
+    await recorded.closes("TX req_prod is impossible")
+    recording = await fault(recorded)
+    assert len(recording.queues) == COUNT
+    assert [(step.queue, step.broken) for step in replayed(recording) if step.broken] == [
+        (number, "TX req_prod is impossible")
+    ]
+    await one_queue_again(recorded)
+
+
+async def test_one_ring_page_for_all_queues_is_replayed(recorded: Topology) -> None:
+    """The queues overwrite each other's requests and indices, and each has what it read."""
+    await recorded.bad.offered()
+    several = open_queues(recorded, split=True)
+    same = {f"queue-{n}/tx-ring-ref": str(several[0].tx.gref) for n in range(COUNT)}
+    await recorded.say(**(nodes(several) | same))
+    await recorded.state(State.CONNECTED)
+    ring, page = RingPage(several[0].tx.address, TX_SLOT, keep=several), recorded.bad.grant(frame(1))
+    for index in range(200):
+        ring.put(index, tx(page, 60, number=index))
+    ring.push(200)
+    for rings in several:
+        recorded.bad.events.native.notify(rings.tx_port)
+    await recorded.others_pass()
+    ring.req_prod = 1000
+    for rings in several:
+        recorded.bad.events.native.notify(rings.tx_port)
+    await recorded.closes("TX req_prod is impossible")
+    assert replayed(await fault(recorded))
+
+
+async def test_requests_that_change_while_they_are_read_are_replayed(recorded: Topology) -> None:
+    """XSA-155: what counts is what was read, not what the page has later."""
+    await recorded.connect()
+    page = recorded.bad.grant(frame(1))
+    good, wrong = tx(page, 60), tx(page, 0xFFFF, offset=4095)
+    for number in range(60):
+        recorded.bad.post(recorded.bad.tx, good)
+        slots = cycle((wrong, good))
+        while recorded.bad.tx.rsp_prod == number:
+            recorded.bad.tx.put(number, next(slots))
+    recorded.bad.tx.push(5000)
+    recorded.bad.notify()
+    await recorded.closes("TX req_prod is impossible")
+    steps = replayed(await fault(recorded))
+    assert sum(item.count for step in steps for item in step.poll.find("responses")) == 60
 
 
 async def test_a_ring_that_is_wild_from_the_start_has_no_polls(recorded: Topology) -> None:

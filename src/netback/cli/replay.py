@@ -55,9 +55,7 @@ def replay(file: Path, waits: bool, last: int | None, brief: bool, json: bool) -
         final = each
         differs = differs or (each if each.differs else None)
         _show(each, begin, json=json, brief=brief)
-        if waits:
-            input()
-        if differs or steps == last:
+        if differs or steps == last or (waits and not sys.stdin.readline()):
             break
     result = _result(steps, skipped, differs, final, recording.header)
     if json:

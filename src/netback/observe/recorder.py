@@ -48,6 +48,7 @@ class Recorder:
         self._flights: dict[int, Flight] = {}
         self._notes: deque[Note] = deque(maxlen=_NOTES)
         self._known: dict[str, str | None] = {}
+        self._fault_saved = False
 
     def change(self, mode: RecordMode) -> None:
         """Begin again, or end and release all memory. The caller has the queues watched then (`Vif.watch`)."""
@@ -60,6 +61,13 @@ class Recorder:
     def begin(self) -> None:
         """Forget the polls: the guest has new rings."""
         self._flights.clear()
+        self._fault_saved = False
+
+    def claim_fault(self) -> bool:
+        """Whether a fault of the guest is to be saved: the first one since `begin`, while it is on."""
+        claimed = self.mode != "off" and not self._fault_saved
+        self._fault_saved |= claimed
+        return claimed
 
     def flight(self, queue: int) -> Flight | None:
         """What records a queue from now on; None while it is off."""

@@ -228,6 +228,7 @@ class Device:
             if snapshot.facts.hotplug_done:
                 await self._nic.publish_mtu(self._reader.frontend)
             await self._read_settings()
+            await self._save_fault()
             if action is not Action.NOTHING:
                 with suppress(StateConflict):
                     await self._actions[action](snapshot)
@@ -310,6 +311,12 @@ class Device:
         finally:
             self._rewritten |= moved  # an error of the store, too, leaves it to the next round
         return moved
+
+    async def _save_fault(self) -> None:
+        """Save what led to the frontend's fault, whatever the table does next: the guest may be gone already."""
+        reason = self._fault or (self.vif and self.vif.broken)
+        if reason:
+            await self._nic.save_fault(reason)
 
     async def _disconnect(self) -> None:
         self._context.tracer.emit("xen_netdev_disconnect", self.name)
@@ -461,7 +468,6 @@ class Device:
         reason = self._fault or (self.vif and self.vif.broken) or "no reason given"
         self._fault = ""
         self._reader.refuse()
-        await self._nic.save_fault(reason)
         await self._disconnect()
         self._nic.carrier_off()
         await self._check_unchanged()

@@ -521,8 +521,8 @@ class Nic:
             await self.vif.watch()
 
     async def save_fault(self, reason: str) -> None:
-        """Save what the recorder has, since the guest broke the protocol; once in a while, and to few files."""
-        if self.vif is None or self.recorder.mode == "off":
+        """Save what the recorder has, since the guest broke the protocol: once for a connection, and to few files."""
+        if self.vif is None or not self.recorder.claim_fault():
             return
         data = await self.vif.recording(reason)
         try:
