@@ -67,14 +67,16 @@ def replay(file: Path, waits: bool, last: int | None, brief: bool, json: bool) -
 
 
 def _title(header: "Header") -> str:
+    from netback.observe.recording import ALL
+    from netback.observe.replay import count
+
     polls = sum(queue.polls for queue in header.queues)
     earlier = sum(queue.recorded - queue.polls for queue in header.queues)
-    parts = [
-        f"{header.device}, recorded by netback {header.netback}: {polls} polls of {len(header.queues)} queues"
-    ]
-    parts += [f"{earlier} earlier ones were not kept"] if earlier > 0 else []
+    said = f"{count(polls, 'poll')} of {count(len(header.queues), 'queue')}"
+    parts = [f"{header.device}, recorded by netback {header.netback}: {said}"]
+    parts += [f"{earlier} earlier were not kept"] if earlier > 0 else []
     parts += (
-        [f"the first {header.snaplen} bytes of frames, the rest as zeros"] if header.snaplen < 1 << 20 else []
+        [f"the first {header.snaplen} bytes of frames, the rest as zeros"] if header.snaplen < ALL else []
     )
     parts += [f"the guest broke the protocol: {header.reason}"] if header.reason else []
     return "; ".join(parts)
@@ -95,7 +97,7 @@ def _show(step: "Step", begin: int, *, json: bool, brief: bool) -> None:
         options.echo_json(
             {
                 "step": step.number,
-                "time": step.poll.time - begin,
+                "time": step.time - begin,
                 "queue": step.queue,
                 "what": what,
                 "skipped": step.skipped,
@@ -107,7 +109,7 @@ def _show(step: "Step", begin: int, *, json: bool, brief: bool) -> None:
         )
         return
     note = "not played: its frame came before the recording; " if step.skipped else ""
-    click.echo(f"{step.number:5} {_time(step.poll.time, begin)}  {step.ring.ring:5}  {note}{what}")
+    click.echo(f"{step.number:5} {_time(step.time, begin)}  {step.ring.ring:5}  {note}{what}")
     if step.differs:
         click.echo(f"      differs: {step.differs}")
     if not brief:
@@ -130,9 +132,11 @@ def _picture(step: "Step") -> Iterator[str]:
 
 
 def _result(steps: int, skipped: int, differs: "Step | None", final: "Step | None", header: "Header") -> str:
+    from netback.observe.replay import count
+
     if differs is not None:
         return f"step {differs.number} differs: {differs.differs}"
-    parts = [f"replayed {steps} steps: the same responses"]
+    parts = [f"replayed {count(steps, 'step')}: the same responses"]
     parts += [f"{skipped} not played"] if skipped else []
     if final is not None and final.broken:
         parts.append(f"ends BROKEN: {final.broken}")

@@ -19,13 +19,12 @@ from netback.dataplane.flight import Flight
 from netback.directory import Directory
 from netback.errors import ConfigError, printable
 from netback.observe.choice import RecordMode
-from netback.observe.recording import Header, Note, QueueHeader, encode
+from netback.observe.recording import ALL, Header, Note, QueueHeader, encode
 
 MODES: Final[tuple[RecordMode, ...]] = get_args(RecordMode)
 HEADERS = 128
 """Bytes of a frame that `on` keeps."""
-_ALL = 1 << 20
-_MEMORY: Mapping[RecordMode, tuple[int, int]] = {"on": (1 << 18, HEADERS), "payload": (1 << 21, _ALL)}
+_MEMORY: Mapping[RecordMode, tuple[int, int]] = {"on": (1 << 18, HEADERS), "payload": (1 << 21, ALL)}
 """Bytes of each queue's recorder, and those that it keeps of a frame. A poll with all bytes takes more than 1 MiB."""
 _NOTES = 256
 _NOTE_LENGTH = 256
@@ -104,7 +103,7 @@ class Recorder:
             saved=time.time(),
             clock=clock.now(),
             reason=reason,
-            snaplen=HEADERS if self.mode == "on" else _ALL,
+            snaplen=HEADERS if self.mode == "on" else ALL,
             notes=tuple(self._notes),
             queues=tuple(
                 QueueHeader(len(own), flight.recorded, flight.lost)

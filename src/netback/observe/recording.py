@@ -28,6 +28,8 @@ MAGIC = b"netback recording 1\r\n\x1a\n"
 _FAMILY = b"netback recording "
 MAX_BYTES = 1 << 30
 """Bytes of a file, at most."""
+ALL = 1 << 20
+"""A `snaplen` that keeps every frame whole."""
 _BLOCK = struct.Struct("<II")
 """Length and CRC-32."""
 MAX_QUEUES = 256
@@ -165,6 +167,8 @@ class Poll:
     """The requests that it took, from rsp_prod on."""
     req_prod: int | None
     """As it was read last; None: it was not read."""
+    rsp_event: int | None
+    """Likewise: where the guest asked for an event."""
     items: tuple[Item, ...]
 
     @property
@@ -281,20 +285,20 @@ def decode_poll(data: bytes) -> Poll:
     for _ in range(head.backlog):
         rest.frame()
     items: list[Item] = []
-    slots, req_prod = b"", None
+    slots, req_prod, rsp_event = b"", None, None
     while not items or items[-1].kind != "end":
         item, taken = _item(rest, _SLOT_BYTES[ring])
         if item.kind == "slots":
             slots = taken
-        if item.kind == "index" and not (
-            items and items[-1].kind == "responses"
-        ):  # behind those it is rsp_event
+        if item.kind == "index" and items and items[-1].kind == "responses":
+            rsp_event = item.a
+        elif item.kind == "index":
             req_prod = item.a
         items.append(item)
     if rest.at != len(data):
         raise ValueError("bytes follow its last item")
     return Poll(
-        data, ring, head.state, head.events, head.time, head.rsp_prod, head.backlog, hash, slots, req_prod,
+        data, ring, head.state, head.events, head.time, head.rsp_prod, head.backlog, hash, slots, req_prod, rsp_event,
         tuple(items),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from netback.dataplane.link import COUNTERS, REASONS
 from netback.dataplane.states import State
 from netback.dataplane.toeplitz import Toeplitz
 from netback.errors import ConfigError
-from netback.observe.recording import Note, Poll, Recording, kind_name
+from netback.observe.recording import Item, Note, Poll, Recording, kind_name
 from netback.observe.rings import decode_queue
 from netback.observe.slots import Ring
 
@@ -28,6 +28,8 @@ class Step:
 
     number: int
     """From 1 on, of all queues."""
+    time: int
+    """ns, CLOCK_MONOTONIC, not before the last step of its queue."""
     queue: int
     poll: Poll
     differs: str
@@ -42,11 +44,13 @@ class Step:
     """Both rings after it."""
     waiting: int
     """RX frames that wait for slots."""
+    quiet: int
+    """ns since a response was published in this ring, or since its first poll."""
 
     @property
     def ring(self) -> Ring:
         """The ring after it, decoded."""
-        copies = {ring: (page, True, 0) for ring, page in self.pages.items()}
+        copies = {ring: (page, True, self.quiet) for ring, page in self.pages.items()}
         suffix = f"-q{self.queue}" if self.queue else ""
         return decode_queue(suffix, self.states, copies, self.waiting, 0)[self.poll.ring == "rx"]
 
@@ -66,19 +70,21 @@ def play(recording: Recording) -> Iterator[Step | Note]:
     """Play the polls of all queues in the order of time, with the notes between them. ConfigError: a poll is damaged in
     a way that its form does not show.
     """
-    replays: dict[int, Replay] = {}
-    numbers = itertools.count(1)
-    for _, number, what in heapq.merge(
-        _in_order(-1, recording.header.notes), *(_in_order(*each) for each in enumerate(recording.queues)),
-        key=lambda each: each[0],
-    ):  # fmt: skip
+    queues: dict[int, _Queue] = {}
+    steps = itertools.count(1)
+    parts = [
+        _in_order(-1, recording.header.notes),
+        *itertools.starmap(_in_order, enumerate(recording.queues)),
+    ]
+    for time, number, what in heapq.merge(*parts, key=lambda each: each[0]):
         if isinstance(what, Note):
             yield what
             continue
-        step = next(numbers)
+        if number not in queues:
+            queues[number] = _Queue(number, recording.header.counters)
+        step = next(steps)
         try:
-            replay = replays[number] if number in replays else replays.setdefault(number, Replay())
-            yield _step(replay, step, number, what, recording)
+            yield queues[number].play(step, time, what)
         except ValueError as error:
             raise ConfigError(f"step {step}, a poll of queue {number}, is damaged: {error}") from error
 
@@ -93,43 +99,66 @@ def _in_order(
         yield latest, number, each
 
 
-def _step(replay: Replay, step: int, number: int, poll: Poll, recording: Recording) -> Step:
-    hash = None if poll.hash is None else Toeplitz(*poll.hash)
-    outcome = replay.poll(poll.data, slots=poll.slots, req_prod=poll.req_prod, hash=hash)
-    differs, broken = "", None
-    if outcome is not None:
-        state, reason, notify, counters, wanted, found = outcome
-        broken = REASONS[reason] if reason else None
-        end = poll.end
-        names = recording.header.counters
-        was = {names[number]: added for number, added in end.counters if number < len(names)}
-        now = {COUNTERS[number]: added for number, added in counters.items()}
+class _Queue:
+    """One queue that is played."""
+
+    def __init__(self, number: int, counters: tuple[str, ...]) -> None:
+        self._number, self._counters = number, counters
+        self._replay = Replay()
+        self._responded: dict[str, int] = {}
+        """When each ring got its last response, or was first polled, in ns."""
+
+    def play(self, step: int, time: int, poll: Poll) -> Step:
+        """ValueError: the poll is damaged."""
+        hash = None if poll.hash is None else Toeplitz(*poll.hash)
+        outcome = self._replay.poll(
+            poll.data, slots=poll.slots, req_prod=poll.req_prod, rsp_event=poll.rsp_event, hash=hash
+        )
+        if any(poll.find("responses")):
+            self._responded[poll.ring] = time
+        copies, waiting, _ = self._replay.snapshot()
+        tx, rx = self._replay.states
+        return Step(
+            number=step,
+            time=time,
+            queue=self._number,
+            poll=poll,
+            differs="" if outcome is None else self._difference(poll.end, *outcome),
+            skipped=outcome is None,
+            broken=REASONS[outcome[1]] if outcome is not None and outcome[1] else None,
+            states=(State(tx), State(rx)),
+            pages={ring: page for ring, (page, _, _) in copies.items()},
+            waiting=waiting,
+            quiet=time - self._responded.setdefault(poll.ring, time),
+        )
+
+    def _difference(
+        self,
+        end: Item,
+        state: int,
+        reason: int,
+        notify: bool,
+        counters: dict[int, int],
+        wanted: int,
+        found: int,
+    ) -> str:
+        """How a poll went another way than the recorded one, which ended so; empty if it did not."""
         if wanted and wanted == found:
-            differs = f"its {kind_name(wanted)} are others"
-        elif wanted:
-            differs = f"it comes to {kind_name(wanted)} where the recording has {kind_name(found)}"
-        elif state != end.a:
-            differs = f"its state is {State(state).name}, and was {_state(end.a)}"
-        elif reason != end.b:
-            differs = f"it ends with {broken!r}, and ended with {REASONS.get(end.b)!r}"
-        elif notify != bool(end.c):
-            differs = f"the guest is {'' if notify else 'not '}notified"
-        elif was != now:
-            name = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-            differs = f"{name} rises by {now.get(name, 0)}, and rose by {was.get(name, 0)}"
-    copies, waiting, _ = replay.snapshot()
-    tx, rx = replay.states
-    return Step(
-        number=step,
-        queue=number,
-        poll=poll,
-        differs=differs,
-        skipped=outcome is None,
-        broken=broken,
-        states=(State(tx), State(rx)),
-        pages={ring: page for ring, (page, _, _) in copies.items()},
-        waiting=waiting,
-    )
+            return f"its {kind_name(wanted)} are others"
+        if wanted:
+            return f"it comes to {kind_name(wanted)} where the recording has {kind_name(found)}"
+        if state != end.a:
+            return f"its state is {_state(state)}, and was {_state(end.a)}"
+        if reason != end.b:
+            return f"it ends with {REASONS.get(reason)!r}, and ended with {REASONS.get(end.b)!r}"
+        if notify != bool(end.c):
+            return f"the guest is {'' if notify else 'not '}notified"
+        was = {self._counters[each]: added for each, added in end.counters if each < len(self._counters)}
+        now = {COUNTERS[each]: added for each, added in counters.items()}
+        for name in sorted(was.keys() | now.keys()):
+            if was.get(name) != now.get(name):
+                return f"{name} rises by {now.get(name, 0)}, and rose by {was.get(name, 0)}"
+        return ""
 
 
 def _state(number: int) -> str:
@@ -145,23 +174,24 @@ def describe(poll: Poll) -> str:
     for item in poll.items:
         match item.kind:
             case "slots":
-                parts.append(_count(item.count, "request"))
+                parts.append(count(item.count, "request"))
             case "claim":
-                parts.append(f"credit for {_count(item.a, 'frame')}")
+                parts.append(f"credit for {count(item.a, 'frame')}")
             case "copies":
                 failed = sum(status != 0 for _, _, _, status, _ in item.copies)
                 wrong = f", {failed} failed" if failed else ""
-                parts.append(_count(item.count, "copy", "copies") + wrong)
+                parts.append(count(item.count, "copy", "copies") + wrong)
             case "sent":
                 lost = f", {item.c} refused" if item.c else ""
-                parts.append(f"{item.a} of {_count(item.b, 'frame')} sent{lost}")
+                parts.append(f"{item.a} of {count(item.b, 'frame')} sent{lost}")
             case "frames" if item.a:
-                parts.append(f"{_count(item.a, 'frame')} received" if item.a < 1 << 31 else "a read failed")
+                parts.append(f"{count(item.a, 'frame')} received" if item.a < 1 << 31 else "a read failed")
             case "responses":
-                parts.append(_count(item.count, "response"))
+                parts.append(count(item.count, "response"))
     parts += ["the guest is notified"] if poll.end.c else []
     return f"{', '.join(parts)}; {_state(poll.end.a)}"
 
 
-def _count(number: int, one: str, several: str = "") -> str:
+def count(number: int, one: str, several: str = "") -> str:
+    """A number of things in words."""
     return f"{number} {one if number == 1 else several or one + 's'}"

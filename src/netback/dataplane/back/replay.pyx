@@ -101,9 +101,9 @@ cdef class Replay:
         workspace_free(self.ws)
         free(self.pages)
 
-    def poll(self, bytes poll, *, bytes slots, req_prod: int | None,
+    def poll(self, bytes poll, *, bytes slots, req_prod: int | None, rsp_event: int | None,
              Toeplitz hash: Toeplitz | None) -> tuple[int, int, bool, dict[int, int], int, int] | None:
-        """Play a poll whose requests are `slots`, whose guest last published `req_prod` (None: as before), and whose RX
+        """Play a poll whose requests are `slots`, whose guest last wrote these indices (None: as before), and whose RX
         frames get this hash.
 
         Returns the state after it, the reason of the end, whether the guest is notified, how much each counter rose,
@@ -125,7 +125,7 @@ cdef class Replay:
         queue.hash = NULL if hash is None else &hash.hash
         if not self.restore(&head):
             return None
-        self.write_page(&queue.tx if head.ring == POLL_TX else &queue.rx, head.rsp_prod, req_prod, slots,
+        self.write_page(&queue.tx if head.ring == POLL_TX else &queue.rx, head.rsp_prod, req_prod, rsp_event, slots,
                         TX_SLOT if head.ring == POLL_TX else RX_SLOT)
         memcpy(before, self.queue.link.counters, sizeof(before))
         direction = &self.queue.link.ring_to_peer if head.ring == POLL_TX else &self.queue.link.peer_to_ring
@@ -195,7 +195,7 @@ cdef class Replay:
                 backlog_add(&queue.backlog, &frame)
         return queue.segmenting or not head.segmenting
 
-    cdef int write_page(self, back_ring *ring, uint32_t rsp_prod, object req_prod, bytes slots,
+    cdef int write_page(self, back_ring *ring, uint32_t rsp_prod, object req_prod, object rsp_event, bytes slots,
                         uint32_t size) except -1:
         """Write what the guest wrote to a ring."""
         cdef const uint8_t *data = <const uint8_t *><const char *>slots
@@ -204,6 +204,7 @@ cdef class Replay:
             raise ValueError("it has more requests than a ring")
         ring.rsp_prod = ring.shared.rsp_prod = rsp_prod
         ring.shared.req_prod = ring.shared.req_prod if req_prod is None else <uint32_t>req_prod
+        ring.shared.rsp_event = ring.shared.rsp_event if rsp_event is None else <uint32_t>rsp_event
         for i in range(len(slots) // size):
             memcpy(tx_slot(ring.shared, rsp_prod + i) if size == TX_SLOT else rx_slot(ring.shared, rsp_prod + i),
                    data + i * size, size)
