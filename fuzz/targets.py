@@ -15,6 +15,7 @@ from fuzz import (
     hypervisor,
     keys,
     offload,
+    recording,
     rings,
     sandbox,
     store,
@@ -52,5 +53,6 @@ TARGETS = {
         "capture": capture,
         "switch": switch,
         "sandbox": sandbox,
+        "recording": recording,
     }.items()
 }

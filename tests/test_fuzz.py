@@ -35,6 +35,7 @@ CASES = {
     "capture": 100,
     "switch": 100,
     "sandbox": 500,
+    "recording": 60,
 }
 
 

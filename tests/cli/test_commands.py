@@ -214,6 +214,7 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
             "online": "1", "hotplug-status": "connected", "error": None, "network": "null", "queues": 1,
             "stalled": None, "drops": {}, "queued": {},
             "tx_rate": None, "rx_rate": None, "bridge": None, "mtu": None, "path": None, "link": True, "pcap": None,
+            "record": "off",
             "filters": [],
             "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
         }  # fmt: skip

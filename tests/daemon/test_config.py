@@ -42,6 +42,8 @@ def test_a_good_file() -> None:
         ("workers = 0", "workers: .*>= 1"),
         ("workers = 'two'", "workers: .*whole number"),
         ("hotplug = 'xl'", "hotplug: .*'xl'"),
+        ("record = 'all'", "record: .*'all'"),
+        ("record = true", "record: .*string"),
         ("hotplug_seconds = 0", "hotplug_seconds: .*>= 0.1"),
         ("hotplug_seconds = nan", "hotplug_seconds: .*"),
         ("hotplug_directories = ['scripts']", "hotplug_directories: 'scripts' is no absolute path"),

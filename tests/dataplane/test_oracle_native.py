@@ -86,8 +86,8 @@ FAULTS = {
     "the frontend is notified one response late": (
         "journal",
         "ring.pxd",
-        "load_relaxed(&ring.shared.rsp_event)) <",
-        "load_relaxed(&ring.shared.rsp_event) - 1) <",
+        "rsp_event = load_relaxed(&ring.shared.rsp_event)",
+        "rsp_event = load_relaxed(&ring.shared.rsp_event) - 1",
     ),
     "a full multicast list takes another address": (
         "back/tx",

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -557,3 +558,24 @@ def test_frames_of_more_than_64_kib_arrive_once_one_was_seen() -> None:
         counters = b.queue.counters
         assert (counters["rx_truncated"], counters["rx_segmented"], counters["rx_dropped"]) == (1, 2, 0)
         assert counters["rx_bytes"] >= 2 * 150_000
+
+
+def test_large_frames_that_are_dropped_stay_in_the_arena() -> None:
+    """One poll read frames of a BIG TCP flow behind each other as long as it dropped them, up to 60 of 512 KiB, beyond
+    the end of its memory for 64 of 64 KiB. Here the guest takes no frame larger than a page, and the segments are.
+    """
+    bench = Bench(sg=False)
+    assert bench.peer_end is not None
+    frame = build(4, TCP, bytes(60000)).ljust(8 * 65536 - 1000, b"\0")
+    bench.grant(8, 10)
+    bench.write(RX_PAGE, slot_offset(0, 8), RX_REQUEST.pack(1, 0, 8))
+    bench.write(RX_PAGE, 0, (1).to_bytes(4, "little"))
+    for _ in range(12):
+        bench.peer_end.send(HEADER.pack(1, 1, 54, 8000, 34, 16) + frame)
+    dropped = [0]
+    for _ in range(40):
+        bench.worker.step(bench.queue)
+        dropped.append(bench.queue.counters["rx_too_big"])
+    assert dropped[-1] > 8
+    assert {after - before for before, after in pairwise(dropped)} <= {0, 1}
+    bench.close()

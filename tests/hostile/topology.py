@@ -24,6 +24,7 @@ from netback.daemon import Backend, BackendConfig
 from netback.dataplane.front.queue import RingPage
 from netback.frontend import Frontend, GrantedPage, Guest, Script
 from netback.net.python import PythonNetwork
+from netback.observe.choice import RecordMode
 from netback.platforms.emulated import EmulatedPlatform
 from netback.platforms.emulated.protocol import STORE_SOCKET
 from netback.vif.features import WaitTimes
@@ -225,11 +226,15 @@ async def nothing_left(directory: Path) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def hostile(directory: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Topology]:
-    """Both guests attached, the honest one connected, the hostile one idle."""
+async def hostile(
+    directory: Path, caplog: pytest.LogCaptureFixture, record: RecordMode = "off"
+) -> AsyncIterator[Topology]:
+    """Both guests attached, the honest one connected, the hostile one idle; `record`: whether they are recorded."""
     caplog.set_level(logging.INFO)
     networks = {name: PythonNetwork(name) for name in ("python:bad", "python:good", "guest")}
-    config = BackendConfig(directory, networks=networks, workers=1, queues=QUEUES, times=PATIENT)
+    config = BackendConfig(
+        directory, networks=networks, workers=1, queues=QUEUES, times=PATIENT, record=record
+    )
     with ExitStack() as undo:
         for network in networks.values():
             undo.callback(network.remove)

@@ -19,6 +19,7 @@ from netback.net.filters import Filters
 from netback.net.null import NullNetwork
 from netback.net.python import PythonNetwork
 from netback.observe.captures import Captures
+from netback.observe.recorder import Recorder
 from netback.observe.trace import Tracer
 from netback.platforms.base import EventChannels
 from netback.platforms.emulated import EmulatedPlatform
@@ -91,6 +92,7 @@ def make_vif(
         journal=xen / "journal" / "vif-1-0",
         tracer=Tracer(),
         captures=Captures(len(workers.workers)),
+        recorder=Recorder("vif1.0"),
         on_notice=on_notice,
     )
 

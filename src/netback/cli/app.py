@@ -36,6 +36,8 @@ _COMMANDS: Mapping[str, str] = {
     "trace": "trace",
     "capture": "capture",
     "extcap": "extcap",
+    "record": "record",
+    "replay": "replay",
     "metrics": "metrics",
     "web": "web",
     "guest": "guest",

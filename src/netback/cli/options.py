@@ -64,6 +64,13 @@ _FILTER_HELP = "A filter, as in antispoof; may be repeated. They stand in this o
 filters = click.option("--filter", "filters", metavar="TEXT", multiple=True, help=_FILTER_HELP)
 
 
+record = click.option(
+    "--record",
+    type=click.Choice(["off", "on", "payload"]),
+    help="Record what a guest does, and save that when it breaks the protocol; payload: with all bytes of frames.",
+)
+
+
 def target(command: F) -> F:
     """The options that choose a Xen."""
     return platform(directory(command))

@@ -14,6 +14,7 @@ from netback.cli.target import PlatformName, Target
 if TYPE_CHECKING:
     from netback.control.schema import HotplugBy
     from netback.daemon.config import Config
+    from netback.observe.choice import RecordMode
 
 
 @click.command
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     type=click.Choice(["toolstack", "netback"]),
     help="What runs the devices' hotplug scripts.  [default: toolstack]",
 )
+@options.record
 @click.option(
     "--config",
     type=click.Path(path_type=Path, readable=False),
@@ -45,6 +47,7 @@ def run(
     workers: int | None,
     queues: int | None,
     hotplug: "HotplugBy | None",
+    record: "RecordMode | None",
     config: Path | None,
     check: bool,
 ) -> None:
@@ -56,7 +59,7 @@ def run(
 
     def load() -> "Config":
         return load_config(config).overruled(
-            net=net, trace=trace, workers=workers, queues=queues, hotplug=hotplug
+            net=net, trace=trace, workers=workers, queues=queues, hotplug=hotplug, record=record
         )
 
     if check:

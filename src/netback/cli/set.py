@@ -12,6 +12,7 @@ from netback.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from netback.control.schema import DeviceType
+    from netback.observe.choice import RecordMode
 
 
 @click.command("set")
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     help="Have the backend keep its frames in a file.",
 )
 @click.option("--no-pcap", is_flag=True, help="End that.")
+@options.record
 @options.target
 def set_device(
     vif: str,
@@ -46,6 +48,7 @@ def set_device(
     no_filters: bool,
     pcap: str | None,
     no_pcap: bool,
+    record: "RecordMode | None",
     platform: PlatformName | None,
     directory: Path | None,
 ) -> None:
@@ -63,10 +66,10 @@ def set_device(
     if pcap is not None and no_pcap:
         raise ConfigError("--pcap and --no-pcap contradict each other: give one of them")
     pcap = "none" if no_pcap else None if pcap is None else str(Path.cwd() / pcap)
-    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu, chosen, pcap)):
+    if all(value is None for value in (tx_rate, rx_rate, carrier, link, mtu, chosen, pcap, record)):
         raise ConfigError(
             "nothing to set: give --tx-rate, --rx-rate, --carrier, --no-carrier, --link, --mtu, --filter, "
-            "--no-filters, --pcap or --no-pcap"
+            "--no-filters, --pcap, --no-pcap or --record"
         )
     with query.connect(Target.choose(platform, directory)) as client:
         name = query.find(client, vif, kind, index)
@@ -79,6 +82,7 @@ def set_device(
             mtu=mtu,
             filters=chosen,
             pcap=pcap,
+            record=record,
         )
     parts = [f"tx {answer.tx_rate}", f"rx {answer.rx_rate}", "carrier" if answer.carrier else "no carrier"]
     parts += [] if answer.link else ["link down"]
@@ -86,4 +90,5 @@ def set_device(
     parts += [f"filters {'; '.join(answer.filters)}"] if answer.filters else []
     if answer.pcap:
         parts.append(f"pcap {answer.pcap.file}" + (f" ({answer.pcap.error})" if answer.pcap.error else ""))
+    parts += [] if answer.record == "off" else [f"record {answer.record}"]
     click.echo(printable(f"{answer.device}: {', '.join(parts)}"))

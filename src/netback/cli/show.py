@@ -86,6 +86,8 @@ def _facts(device: "DeviceStatus") -> Iterator[tuple[str, str]]:
     if pcap := device.pcap:
         state = pcap.error or f"{pcap.frames} frames"
         yield "pcap", f"{pcap.file}, {state}" + (f", {pcap.lost} lost" if pcap.lost else "")
+    if device.record and device.record != "off":
+        yield "record", device.record
     for way in ("tx", "rx"):
         yield way, f"{counters.get(f'{way}_frames', 0)} frames, {counters.get(f'{way}_bytes', 0)} bytes"
     yield "lost", ", ".join(f"{name} {count}" for name, count in losses(device).items()) or "nothing"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 from netback.control import rpc, schema
 from netback.control.connection import Connection, ControlError
 from netback.directory import check_trusted
-from netback.observe.choice import MAX_FRAME, Direction
+from netback.observe.choice import MAX_FRAME, Direction, RecordMode
 
 if TYPE_CHECKING:
     from netback.control.capture import Capture
@@ -140,6 +140,7 @@ class Client:
         mtu: int | None = None,
         filters: Sequence[str] | None = None,
         pcap: str | None = None,
+        record: RecordMode | None = None,
     ) -> schema.Settings:
         """Change a device; None: no change."""
         request = schema.SetRequest(
@@ -151,8 +152,13 @@ class Client:
             mtu=mtu,
             filters=None if filters is None else tuple(filters),
             pcap=pcap,
+            record=record,
         )
         return self._call("set", request, schema.Settings)
+
+    def record(self, device: str, file: str) -> schema.Recorded:
+        """Have the backend save what a device's recorder has, in a file that does not exist yet."""
+        return self._call("record", schema.RecordRequest(device=device, file=file), schema.Recorded)
 
     def attach(self, request: schema.AttachRequest) -> str:
         """Give a guest a device, and return the device's name."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from netback.abi.xen import DOMID_FIRST_RESERVED
-from netback.observe.choice import MAX_FRAME, Direction
+from netback.observe.choice import MAX_FRAME, Direction, RecordMode
 from netback.observe.slots import Ring
 
 VERSION = "1.1"
@@ -155,6 +155,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """All rings' indices, by ring and name; None without a running backend."""
     pcap: PcapStatus | None = None
     """The file in which its frames are kept."""
+    record: RecordMode | None = None
+    """Whether it is recorded (docs/record.md); None without a running backend."""
 
 
 class Devices(Result, frozen=True, kw_only=True):
@@ -291,6 +293,8 @@ class SetRequest(Request, frozen=True, kw_only=True):
     pcap: Annotated[str, Meta(max_length=4096)] | None = None
     """Keep its frames in a file of the backend's, as in "/var/lib/netback/web.pcapng,snaplen=128,size=64M,files=4"
     (docs/capture.md), or "none"."""
+    record: RecordMode | None = None
+    """Record what its guest does: "on" keeps the first bytes of each frame, "payload" all of them (docs/record.md)."""
 
 
 class Settings(Result, frozen=True, kw_only=True):
@@ -312,6 +316,28 @@ class Settings(Result, frozen=True, kw_only=True):
     """The filters, in order."""
     pcap: PcapStatus | None = None
     """The file in which its frames are kept."""
+    record: RecordMode = "off"
+    """Whether it is recorded."""
+
+
+class RecordRequest(Request, frozen=True, kw_only=True):
+    """Which device's recorder to save, and where."""
+
+    device: Name
+    """The device's name."""
+    file: Annotated[str, Meta(max_length=4096)]
+    """The absolute path of a file that does not exist. The backend makes it, with mode 0600."""
+
+
+class Recorded(Result, frozen=True, kw_only=True):
+    """What was saved."""
+
+    device: str
+    """The device's name."""
+    file: str
+    """The file."""
+    bytes: int
+    """Its size."""
 
 
 class AttachRequest(Request, frozen=True, kw_only=True):
@@ -582,6 +608,7 @@ METHODS: Mapping[str, Method] = {
     "rings": Method("All rings of a device, slot by slot. Frames flow on meanwhile.", DeviceRequest, Rings),
     "explain": Method("Why a device is not connected, or slow, or loses frames.", ExplainRequest, Explanation),
     "set": Method("Change a device while it works.", SetRequest, Settings),
+    "record": Method("Save what a device's recorder has now.", RecordRequest, Recorded),
     "attach": Method("Give a guest a device. Needs domain 0's rights in the store.", AttachRequest, DeviceName),
     "detach": Method("Take a device from its guest, which is asked first.", DetachRequest, Detached),
     "rules": Method("The configuration's rules in force.", NoParameters, Rules),

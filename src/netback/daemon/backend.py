@@ -34,6 +34,8 @@ from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.net.spec import parse_spec
 from netback.observe.captures import Captures
+from netback.observe.choice import RecordMode
+from netback.observe.recorder import Recordings
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import DeviceType, Limits, WaitTimes, offer
@@ -54,6 +56,8 @@ log = logging.getLogger("netback")
 
 _JOURNALS = "journal"
 """The directory of the journals, inside the runtime directory."""
+_RECORDINGS = "recordings"
+"""The directory of saved faults, likewise."""
 _JOURNAL = re.compile(r"[a-z]+-[0-9]+-.+")
 """A journal's file name: type, domid and index of its device (xenbus/nic.py)."""
 
@@ -88,6 +92,8 @@ class BackendConfig:
     """Who may use the control socket."""
     hotplug: HotplugConfig | None = None
     """How netback runs hotplug scripts; None: a toolstack does. A device keeps what it began with."""
+    record: RecordMode = "off"
+    """Whether devices whose nodes do not say so are recorded (docs/record.md)."""
     filters: tuple[str, ...] = ()
     """The filters of devices for which neither their nodes nor a rule name any (docs/filters.md)."""
     rules: tuple[DeviceRule, ...] = ()
@@ -139,7 +145,8 @@ class Backend:
                 self.store, self.platform.domid, self.config.net, self.config.rules, self.config.filters
             )
             links = undo.enter_context(closing(LinkMonitor()))
-            self._devices = Devices(self._context(links))
+            recordings = Recordings(undo.enter_context(directory.subdirectory(_RECORDINGS)))
+            self._devices = Devices(self._context(links, recordings))
             self._running = asyncio.create_task(self._run())
             undo.push_async_callback(self._stop)
             await self._first_look()
@@ -338,7 +345,7 @@ class Backend:
             raise ConfigError(f"there is no device {printable(name)}")
         return device, device.vif
 
-    def _context(self, links: LinkMonitor) -> Context:
+    def _context(self, links: LinkMonitor, recordings: Recordings) -> Context:
         return Context(
             store=self.store,
             platform=self.platform,
@@ -351,6 +358,8 @@ class Backend:
             net_for=self._auto_attach.net_for,
             rates_for=self._auto_attach.rates_for,
             filters_for=self._auto_attach.filters_for,
+            record=lambda: self.config.record,
+            recordings=recordings,
             times=lambda: self.config.times,
             hotplug=lambda: self.config.hotplug,
             fd_store=self._fd_store,

@@ -26,6 +26,7 @@ from netback.directory import Access
 from netback.errors import ConfigError
 from netback.net.filters import parse_filters
 from netback.net.spec import parse_spec
+from netback.observe.choice import RecordMode
 from netback.observe.trace import Tracer
 from netback.vif.features import MAX_QUEUES, DeviceType, WaitTimes, parse_mac
 from netback.vif.rate import Rates, parse_rate
@@ -132,6 +133,7 @@ class Config(msgspec.Struct, frozen=True):
     control_mode: str = "0600"
     control_group: str | None = None
     filters: tuple[str, ...] = ()
+    record: RecordMode = "off"
     device: tuple[DeviceRule, ...] = ()
     files: tuple[str, ...] = ()
     """The files that it was read from; no key."""
@@ -163,6 +165,7 @@ class Config(msgspec.Struct, frozen=True):
         workers: int | None,
         queues: int | None = None,
         hotplug: HotplugBy | None = None,
+        record: RecordMode | None = None,
     ) -> Self:
         """This configuration, overridden by the command line's values; trace points are added.
 
@@ -177,6 +180,7 @@ class Config(msgspec.Struct, frozen=True):
             workers=self.workers if workers is None else workers,
             queues=self.queues if queues is None else queues,
             hotplug=self.hotplug if hotplug is None else hotplug,
+            record=self.record if record is None else record,
             trace=self.trace + trace,
         )
 

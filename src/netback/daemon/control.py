@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,6 +29,8 @@ from netback.control.schema import (
     Info,
     ListRequest,
     NoParameters,
+    Recorded,
+    RecordRequest,
     Removed,
     RemoveRequest,
     Rings,
@@ -48,13 +51,14 @@ from netback.net.base import ETH_DATA_LEN, Network
 from netback.net.filters import as_node as as_filters_node
 from netback.net.filters import parse_filters
 from netback.observe.pcap import check_file, parse_pcap
+from netback.observe.recorder import write_new
 from netback.vif.rate import UNLIMITED, Rate, as_node, parse_rate
 from netback.vif.vif import Vif
 from netback.xenbus import names
 from netback.xenbus.attach import find_device, list_devices
 from netback.xenbus.device import Device
 from netback.xenbus.domains import await_domain, find_domain
-from netback.xenbus.nodes import CARRIER_OFF, FILTERS, LINK_DOWN, PCAP, RATES, write_nodes
+from netback.xenbus.nodes import CARRIER_OFF, FILTERS, LINK_DOWN, PCAP, RATES, RECORD, write_nodes
 from netback.xenstore.aio import Store
 
 
@@ -70,6 +74,7 @@ def calls(backend: Serving) -> Calls:
         "rings": methods.rings,
         "explain": methods.explain,
         "set": methods.set,
+        "record": methods.record,
         "attach": methods.attach,
         "detach": methods.detach,
         "rules": methods.rules,
@@ -174,6 +179,8 @@ class Methods:
             nodes[FILTERS] = as_filters_node(parse_filters(request.filters))
         if request.pcap is not None:
             nodes[PCAP] = await _pcap(request.pcap)
+        if request.record is not None:
+            nodes[RECORD] = request.record
         vif = await self._apply(device, nodes)
         rates = vif.rates
         return Settings(
@@ -185,13 +192,15 @@ class Methods:
             mtu=vif.network.mtu,
             filters=[str(each) for each in vif.filters.specs],
             pcap=describe_pcap(device),
+            record=device.recorder.mode,
         )
 
     async def _apply(self, device: Device, nodes: Mapping[str, str]) -> Vif:
         """Write nodes and apply them. Filters that cannot be applied leave those of before."""
         store, path = self._backend.store, device.name.backend
         before = await store.read_or(f"{path}/{FILTERS}")
-        await write_nodes(store, path, nodes, {PCAP: [f"n{self._domid}"]} if PCAP in nodes else {})
+        private = {node: [f"n{self._domid}"] for node in (PCAP, RECORD) if node in nodes}
+        await write_nodes(store, path, nodes, private)
         try:
             return await device.apply_settings()
         except (ConfigError, PeerError):
@@ -204,6 +213,20 @@ class Methods:
             with suppress(ConfigError, PeerError):
                 await device.apply_settings()
             raise
+
+    async def record(self, request: RecordRequest) -> Recorded:
+        device, vif = self._backend.opened(request.device)
+        if device.recorder.mode == "off":
+            raise ConfigError(f"{request.device} is not recorded: netback set {request.device} --record on")
+        data = await vif.recording()
+        path = Path(request.file)
+        if not path.is_absolute() or "\0" in request.file:
+            raise ConfigError(f"record {printable(request.file)!r}: give a file by its absolute path")
+        try:
+            await asyncio.to_thread(write_new, path, data)
+        except OSError as error:
+            raise ConfigError(f"record {printable(request.file)}: {error.strerror or error}") from error
+        return Recorded(device=request.device, file=request.file, bytes=len(data))
 
     async def attach(self, request: AttachRequest) -> DeviceName:
         name = await attach_guest(self._backend.store, self._domid, request, self._backend.attach)

@@ -134,6 +134,7 @@ def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
         rules=config.device,
         rules_file=None if config.rules_file is None else Path(config.rules_file),
         filters=config.filters,
+        record=config.record,
         times=config.times,
         hotplug=config.scripts,
         access=config.access,

@@ -17,6 +17,7 @@ import os
 
 from netback.errors import PlatformError
 from netback.dataplane.abi cimport PAGE_SIZE, RING_HEADER, RING_SLOTS
+from netback.dataplane.flight cimport flight_responses
 from netback.dataplane.ring cimport back_push, compiler_fence, full_fence, load_acquire, store_release
 
 cdef enum:
@@ -57,6 +58,8 @@ cdef int push_responses(back_ring *ring, journal_t *journal, const uint8_t *bodi
     an event.
     """
     cdef int notify
+    if ring.flight != NULL:
+        flight_responses(ring.flight, bodies, count, journal.slot)
     kill_point()
     memcpy(<uint8_t *>journal + JOURNAL_BODIES, bodies, count * journal.slot)
     journal.old_prod = ring.rsp_prod

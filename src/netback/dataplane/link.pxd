@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from netback.dataplane.capture cimport sink_t
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport allowance_t
+from netback.dataplane.flight cimport flight_t
 from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_FULL, PEER_UP, Peer, peer_t
 from netback.dataplane.platform.events cimport events_t
 from netback.dataplane.timers cimport timer_t
@@ -88,6 +89,7 @@ cdef struct link_t:
     bint rx_unannounced          # the frontend has no feature-rx-notify: no event follows the slots that it posts
     bint traced
     sink_t *sinks                # of its captures; NULL: none
+    flight_t *flight             # its recorder; NULL: none
     int broken                   # reason
     int reported                 # the condition last reported to Python
     bint noticed                 # in the worker's list of notices

@@ -19,6 +19,7 @@ NOTIFY and RING_FINAL_CHECK_FOR_*).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport RING_HEADER, RING_SLOTS, TX_SLOT, RX_SLOT
 from netback.dataplane.clock cimport coarse_ns
+from netback.dataplane.flight cimport flight_index, flight_t
 
 cdef extern from *:
     """
@@ -50,6 +51,7 @@ cdef struct back_ring:
     sring *shared
     uint32_t rsp_prod            # published so far; requests from here on are not taken until they are answered
     uint64_t pushed_at           # ns: when responses were last published, or the ring was attached
+    flight_t *flight             # of its queue's recorder; NULL: none
 
 
 cdef struct front_ring:
@@ -77,7 +79,10 @@ cdef inline int requests_pending(back_ring *ring, uint32_t slots) noexcept nogil
     """Pending requests of a ring of `slots`, from one read of req_prod; -1 if the guest's index is impossible
     (XSA-39).
     """
-    cdef uint32_t pending = load_acquire(&ring.shared.req_prod) - ring.rsp_prod
+    cdef uint32_t pending, req_prod = load_acquire(&ring.shared.req_prod)
+    if ring.flight != NULL:
+        req_prod = flight_index(ring.flight, req_prod)
+    pending = req_prod - ring.rsp_prod
     return <int>pending if pending <= slots else -1
 
 
@@ -88,12 +93,15 @@ cdef inline int back_pending(back_ring *ring) noexcept nogil:
 
 cdef inline int back_push(back_ring *ring, uint32_t rsp_prod) noexcept nogil:
     """Publish responses up to rsp_prod; returns 1 if the frontend asked for an event."""
-    cdef uint32_t old = ring.rsp_prod
+    cdef uint32_t rsp_event, old = ring.rsp_prod
     store_release(&ring.shared.rsp_prod, rsp_prod)
     ring.rsp_prod = rsp_prod
     ring.pushed_at = coarse_ns()
     full_fence()
-    return <uint32_t>(rsp_prod - load_relaxed(&ring.shared.rsp_event)) < <uint32_t>(rsp_prod - old)
+    rsp_event = load_relaxed(&ring.shared.rsp_event)
+    if ring.flight != NULL:
+        rsp_event = flight_index(ring.flight, rsp_event)
+    return <uint32_t>(rsp_prod - rsp_event) < <uint32_t>(rsp_prod - old)
 
 
 cdef inline int back_arm(back_ring *ring, uint32_t wanted) noexcept nogil:

@@ -6,6 +6,7 @@ A frame that is not done stays in its ring; only the number of its segments that
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
+from netback.dataplane.flight cimport flight_sent
 from netback.dataplane.journal cimport kill_point
 from netback.dataplane.link cimport gives_up
 from netback.dataplane.extras cimport frame_meta
@@ -21,15 +22,13 @@ cdef uint32_t send_vectors(
     """Call the peer's `send` (peer.pxd) for up to BURST_FRAMES frames; returns how many are done. A frame that a busy
     peer has refused for as long as this link may wait is done, and counted as refused.
     """
-    cdef uint32_t done = 0
-    while True:
-        done += link.peer.send(link.peer, vectors, first + done, count - done, refused)
-        if done == count or not gives_up(link):
-            return done
+    cdef uint32_t done = link.peer.send(link.peer, vectors, first, count, refused)
+    while done < count and gives_up(link):
         refused[0] += 1
         done += 1
-        if done == count:
-            return done
+        if done < count:
+            done += link.peer.send(link.peer, vectors, first + done, count - done, refused)
+    return done if link.flight == NULL else flight_sent(link.flight, link.peer, count, done, refused)
 
 
 cdef uint32_t send_frames(link_t *link, frame_t *frames, uint32_t count, int *refused) noexcept nogil:

@@ -10,10 +10,12 @@ from netback.dataplane.extras cimport frame_meta
 
 cdef enum:
     TOEPLITZ_INPUT = 36         # bytes: two IPv6 addresses and two ports
+    TOEPLITZ_KEY = TOEPLITZ_INPUT + 4
 
 
 cdef struct toeplitz_t:
     uint32_t types               # 1 << HASH_TYPE_* of each type that the guest selected
+    uint8_t key[TOEPLITZ_KEY]    # with zeros for the octets that it lacks
     uint32_t table[TOEPLITZ_INPUT][256]
 
 

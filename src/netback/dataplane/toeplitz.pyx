@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hash of a frame, and the tables of a key: see toeplitz.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from netback.dataplane.abi cimport (
     EXTRA_TYPE_HASH, HASH_ALGORITHM_TOEPLITZ, HASH_TYPE_IPV4, HASH_TYPE_IPV4_TCP, HASH_TYPE_IPV6, HASH_TYPE_IPV6_TCP,
@@ -11,7 +11,6 @@ from netback.dataplane.headers cimport (
 )
 
 cdef enum:
-    TOEPLITZ_KEY = TOEPLITZ_INPUT + 4
     PORTS_BYTES = 4
     IPV4_ADDRESSES = 12         # position in the header, and bytes
     IPV4_INPUT = 8
@@ -124,7 +123,8 @@ cdef class Toeplitz:
             raise ValueError(f"a Toeplitz key has at most {TOEPLITZ_KEY} octets")
         memset(&self.hash, 0, sizeof(self.hash))
         self.hash.types = types
-        fill_table(&self.hash, key.ljust(TOEPLITZ_KEY, b"\0"))
+        memcpy(self.hash.key, <const char *>key, len(key))
+        fill_table(&self.hash, self.hash.key)
 
     def of(self, bytes frame) -> tuple[int, int] | None:
         """(hash type, value) of a frame; None if it is of no selected type. For tests."""

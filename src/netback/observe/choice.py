@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which frames a capture takes. A module of its own, since it loads nothing native."""
+"""Which frames a capture takes, and what a recorder keeps. A module of its own, since it loads nothing native."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +8,8 @@ MAX_FRAME = 65535 + 18
 """Bytes of the longest frame, with VLAN tags: the greatest sensible `snaplen`."""
 
 Direction = Literal["both", "tx", "rx"]
+RecordMode = Literal["off", "on", "payload"]
+"""on: a recorder keeps the first bytes of each frame; payload: all of them."""
 
 
 @dataclass(frozen=True, slots=True)

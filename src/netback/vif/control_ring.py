@@ -42,7 +42,8 @@ class Control:
 
     `apply(state)` gives a new state to the queues, before its request is answered; PlatformError refuses it. With
     `restored` it leaves out what cannot be had any more, and returns what is left. `on_broken` is called when the
-    guest broke the protocol; `broken` has the reason. The file at `path` holds the state and outlives this process.
+    guest broke the protocol; `broken` has the reason. `note` takes a format and its values, for each request. The file
+    at `path` holds the state and outlives this process.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class Control:
         queues: int,
         apply: Apply,
         on_broken: Callable[[], object],
+        note: Callable[..., object],
     ) -> None:
         self.state = ControlState()
         self.broken: str | None = None
         self.counters: Counter[str] = Counter()
         self._platform, self._ports, self._domid, self._path = platform, ports, domid, path
-        self._apply, self._on_broken = apply, on_broken
+        self._apply, self._on_broken, self._note = apply, on_broken, note
         self._queues = queues
         self._allowance = Allowance()
         self._due = asyncio.Event()
@@ -152,6 +154,7 @@ class Control:
                 answer = Answer(CtrlStatus.INVALID_PARAMETER)
         if self._ring.commit(answer.encode(request), self._encoded):
             self._events.native.notify(self._port)
+        self._note("control request {}{}: {}", request.type, request.data, answer.status.name)
         self.counters["ctrl_requests"] += 1
         self.counters["ctrl_refused"] += answer.status != CtrlStatus.SUCCESS
 

@@ -18,6 +18,7 @@ from netback.dataplane.back.distributor import Distributor
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.capture import Sink
 from netback.dataplane.credit import Credit
+from netback.dataplane.flight import Flight
 from netback.dataplane.link import Link
 from netback.dataplane.notices import Notice
 from netback.dataplane.peers.peer import Peer
@@ -268,14 +269,33 @@ class Group:
         worker, queue = self._queues[number]
         await finished([_submit(worker, queue, lambda _worker, queue: queue.set_staged(staged))])
 
-    async def watch(self, *, traced: bool, sinks: Callable[[int, int], Sequence[Sink]]) -> None:
-        """Make the queues record each slot, and pass each frame to what `sinks` gives for a queue and its worker."""
+    async def watch(
+        self,
+        *,
+        traced: bool,
+        sinks: Callable[[int, int], Sequence[Sink]],
+        flights: Callable[[int], Flight | None],
+    ) -> None:
+        """Make the queues record each slot, pass each frame to what `sinks` gives for a queue and its worker, and have
+        its polls recorded by what `flights` gives for it.
+        """
         await finished(
             [
-                _submit(worker, queue, partial(_watch, traced, sinks(number, worker.number)))
+                _submit(worker, queue, partial(_watch, traced, sinks(number, worker.number), flights(number)))
                 for number, (worker, queue) in enumerate(self._queues)
             ]
         )
+
+    async def polls(self, flights: Sequence[Flight]) -> list[list[bytes]]:
+        """What these have recorded of the queues, each as of one moment between two bursts."""
+        found: list[list[bytes]] = [[] for _ in flights]
+        await finished(
+            [
+                _submit(worker, queue, partial(_read_polls, flight, polls))
+                for (worker, queue), flight, polls in zip(self._queues, flights, found, strict=False)
+            ]
+        )
+        return found
 
     async def close(self) -> None:
         """Take the queues from their workers, then release rings and ports. Can be called at any time, any number of
@@ -360,8 +380,15 @@ def _submit(worker: QueueWorker, link: L, call: Callable[[Worker, L], object]) -
     return worker.thread.submit(lambda native: call(native, link))
 
 
-def _watch(traced: bool, sinks: Sequence[Sink], _worker: Worker, queue: BackQueue) -> None:
+def _watch(
+    traced: bool, sinks: Sequence[Sink], flight: Flight | None, _worker: Worker, queue: BackQueue
+) -> None:
     queue.watch(traced=traced, sinks=sinks)
+    queue.record(flight)
+
+
+def _read_polls(flight: Flight, polls: list[bytes], _worker: Worker, _queue: BackQueue) -> None:
+    polls.extend(flight.polls())
 
 
 def _set_peer(peer: Peer, inbox: Peer | None, worker: Worker, link: Link) -> None:

@@ -21,6 +21,7 @@ from netback.errors import PeerError
 from netback.net.base import Network
 from netback.net.filters import Filters
 from netback.observe.captures import Captures
+from netback.observe.recorder import Recorder
 from netback.observe.slots import Ring
 from netback.observe.trace import SLOTS, LogBudget, Tracer
 from netback.platforms.base import Platform
@@ -59,6 +60,7 @@ class Vif:
         journal: Path,
         tracer: Tracer,
         captures: Captures,
+        recorder: Recorder,
         on_notice: Callable[[Notice], object],
         times: Callable[[], WaitTimes] = WaitTimes,
     ) -> None:
@@ -73,6 +75,7 @@ class Vif:
         self._journal = journal
         self._tracer = tracer
         self._captures = captures
+        self._recorder = recorder
         self._on_notice = on_notice
         self._times = times
         self._stalled_at: float | None = None
@@ -175,6 +178,7 @@ class Vif:
         nothing is held.
         """
         await self.disconnect()
+        self._recorder.begin()
         group = Group(self._platform, self._workers, self._domid)
         control = self._make_control(group, config)
         try:
@@ -278,10 +282,21 @@ class Vif:
                 self._group = self._control = None
 
     async def watch(self) -> None:
-        """Make the queues record slots if a trace point is on, and pass frames to the captures that want them."""
+        """Make the queues record slots if a trace point is on, pass frames to the captures that want them, and have
+        their polls recorded if the vif's recorder is on.
+        """
         if self._group is not None:
-            traced = any(map(self._tracer.on, SLOTS))
-            await self._group.watch(traced=traced, sinks=partial(self._captures.sinks, self.name))
+            await self._group.watch(
+                traced=any(map(self._tracer.on, SLOTS)),
+                sinks=partial(self._captures.sinks, self.name),
+                flights=self._recorder.flight,
+            )
+
+    async def recording(self, reason: str | None = None) -> bytes:
+        """What its recorder has now, as a file (observe/recording.py); `reason`: how the guest broke the protocol."""
+        flights, group = self._recorder.flights, self._group
+        polls = [flight.polls() for flight in flights] if group is None else await group.polls(flights)
+        return self._recorder.encode(polls, reason)
 
     def _make_control(self, group: Group, config: VifConfig) -> Control | None:
         """The connection's control ring, not opened yet; None if the frontend has none."""
@@ -306,6 +321,7 @@ class Vif:
             queues=len(config.queues),
             apply=apply,
             on_broken=lambda: self._on_notice(Notice.BROKEN),
+            note=self._recorder.note,
         )
 
     def _prepare(self, config: VifConfig, adopt: bool) -> None:

@@ -10,6 +10,8 @@ from netback.net.filters import FilterSpec
 from netback.net.monitor import LinkMonitor
 from netback.net.objects import ObjectNetworks
 from netback.observe.captures import Captures
+from netback.observe.choice import RecordMode
+from netback.observe.recorder import Recordings
 from netback.observe.trace import Tracer
 from netback.platforms.base import Platform
 from netback.vif.features import WaitTimes
@@ -42,6 +44,10 @@ class Context:
     """The limits of a device whose nodes name none, likewise."""
     filters_for: Callable[[DeviceName, str | None], Awaitable[tuple[FilterSpec, ...]]]
     """The filters of a device without a `filters` node, likewise."""
+    record: Callable[[], RecordMode]
+    """Whether devices without a `record` node are recorded, by the present configuration."""
+    recordings: Recordings
+    """Where recordings of faults are saved."""
     times: Callable[[], WaitTimes]
     """How long frames may wait for a guest, by the present configuration."""
     hotplug: Callable[[], HotplugConfig | None]

@@ -28,6 +28,7 @@ from netback.errors import (
     printable,
 )
 from netback.observe.pcap import PcapState
+from netback.observe.recorder import Recorder
 from netback.observe.trace import LogBudget
 from netback.vif.features import KEYS, LIVE, OFFERED, Limits, VifConfig, agree, queue_keys, read_live
 from netback.vif.queue import BindError, queue_name
@@ -140,6 +141,11 @@ class Device:
         return self._nic.pcap.state
 
     @property
+    def recorder(self) -> Recorder:
+        """What records its data path and its frontend's keys."""
+        return self._nic.recorder
+
+    @property
     def link_down(self) -> bool:
         """Whether an operator took its link down: no frame passes."""
         return self._nic.link_down
@@ -222,6 +228,7 @@ class Device:
             if snapshot.facts.hotplug_done:
                 await self._nic.publish_mtu(self._reader.frontend)
             await self._read_settings()
+            await self._save_fault()
             if action is not Action.NOTHING:
                 with suppress(StateConflict):
                     await self._actions[action](snapshot)
@@ -254,6 +261,7 @@ class Device:
         news = self.news_now(gone=gone)
         if news != self._announced:
             self._announced = news
+            self.recorder.note("frontend {}, backend {}", news.theirs.title, news.ours.title)
             self._context.news.states.announce(news)
 
     async def _read_settings(self) -> None:
@@ -303,6 +311,12 @@ class Device:
         finally:
             self._rewritten |= moved  # an error of the store, too, leaves it to the next round
         return moved
+
+    async def _save_fault(self) -> None:
+        """Save what led to the frontend's fault, whatever the table does next: the guest may be gone already."""
+        reason = self._fault or (self.vif and self.vif.broken)
+        if reason:
+            await self._nic.save_fault(reason)
 
     async def _disconnect(self) -> None:
         self._context.tracer.emit("xen_netdev_disconnect", self.name)
@@ -408,7 +422,9 @@ class Device:
         """Nodes of the frontend's directory; None for a missing one."""
         frontend = self._reader.frontend
         values = await asyncio.gather(*(read_frontend(self._store, frontend, key) for key in keys))
-        return dict(zip(keys, values, strict=True))
+        read = dict(zip(keys, values, strict=True))
+        self.recorder.note_keys(read)
+        return read
 
     async def _read_offered(self) -> Limits:
         """What this frontend was offered."""

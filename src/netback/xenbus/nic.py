@@ -25,6 +25,7 @@ from netback.net.filters import Addresses, Filters, parse_node
 from netback.net.rtnetlink import get_link, rename
 from netback.net.spec import PeerSpec, open_network, parse_spec, remove_earlier, tap_name
 from netback.net.tap import find_made
+from netback.observe.recorder import Recorder, parse_mode
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
 from netback.vif.rate import Rate, Rates
@@ -35,7 +36,7 @@ from netback.xenbus.domains import identity
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
-from netback.xenbus.nodes import CARRIER_OFF, FILTERS, IP, LINK_DOWN, PCAP, RATES
+from netback.xenbus.nodes import CARRIER_OFF, FILTERS, IP, LINK_DOWN, PCAP, RATES, RECORD
 from netback.xenbus.pcap import PcapFilter
 from netback.xenstore.aio import StoreError
 
@@ -81,6 +82,9 @@ class Nic:
         self._tap = ""
         """The tap's name; empty for other networks."""
         self.pcap = PcapFilter(str(name), context.captures)
+        self.recorder = Recorder(str(name))
+        self._odd_record = ""
+        """The value of the node `record` that was reported, since it is no mode."""
         self._reading_settings = asyncio.Lock()
         self.filter_fault: ConfigError | PeerError | None = None
         """Why the filters that were read last cannot be applied; while there is a reason, no frame passes."""
@@ -141,6 +145,7 @@ class Nic:
             journal=self.journal,
             tracer=self._context.tracer,
             captures=self._context.captures,
+            recorder=self.recorder,
             on_notice=self._on_notice,
             times=self._context.times,
         )
@@ -404,6 +409,7 @@ class Nic:
             if self.vif is not None:
                 await self.vif.limit(rates)
             await self._read_pcap()
+            await self._read_record()
 
     async def _read_filters(self) -> None:
         if self.vif is None:
@@ -497,6 +503,35 @@ class Nic:
         await self.pcap.apply(text, self.vif)
         if self.pcap.error and self.pcap.error != before:
             self._budget.warn(log, f"{self._name}: {self.pcap.error}")
+
+    async def _read_record(self) -> None:
+        """Record the vif as its node or the configuration says. A node that is no mode is reported once, and is off."""
+        text = await read_backend(self._context.store, self._name, RECORD)
+        mode = self._context.record()
+        if text is not None:
+            try:
+                mode = parse_mode(text)
+            except ConfigError as error:
+                mode = "off"
+                if text != self._odd_record:
+                    self._odd_record = text
+                    self._budget.warn(log, f"{self._name}: {error}")
+        if self.vif is not None and mode != self.recorder.mode:
+            self.recorder.change(mode)
+            await self.vif.watch()
+
+    async def save_fault(self, reason: str) -> None:
+        """Save what the recorder has, since the guest broke the protocol: once for a connection, and to few files."""
+        if self.vif is None or not self.recorder.claim_fault():
+            return
+        data = await self.vif.recording(reason)
+        try:
+            path = await asyncio.to_thread(self._context.recordings.save, str(self._name), data)
+        except _FAULTS as error:
+            self._budget.warn(log, f"{self._name}: the recording of its fault cannot be saved: {error}")
+            return
+        if path is not None:
+            self._budget.warn(log, f"{self._name}: what led to its fault is saved: netback replay {path}")
 
     async def _wanted_rates(self) -> Rates:
         name, store = self._name, self._context.store

@@ -25,11 +25,13 @@ RATES: Final = (TX_RATE, RX_RATE)
 PCAP: Final = "pcap"
 """The backend node that names the file in which the device's frames are kept (observe.pcap.parse_pcap); empty: none.
 The guest may not read it."""
+RECORD: Final = "record"
+"""The backend node that says whether the device is recorded (observe.choice.RecordMode). The guest may not read it."""
 FILTERS: Final = "filters"
 """The backend node with the device's filters (`net.filters.as_node`); only netback's own commands write it."""
 IP: Final = "ip"
 """The backend node with the guest's IP addresses; libxl writes it for `ip=` in a vif."""
-SETTINGS: Final = (*RATES, FILTERS, IP, "mac", LINK_DOWN, PCAP)
+SETTINGS: Final = (*RATES, FILTERS, IP, "mac", LINK_DOWN, PCAP, RECORD)
 """The backend nodes that limit and filter what passes a device."""
 
 

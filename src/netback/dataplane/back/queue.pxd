@@ -2,6 +2,7 @@
 """A backend's queue: the state shared by its two directions."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.backlog cimport backlog_t
+from netback.dataplane.flight cimport Flight
 from netback.dataplane.journal cimport Journal, journal_t
 from netback.dataplane.link cimport Link, link_t
 from netback.dataplane.platform.memory cimport memory_t
@@ -53,5 +54,6 @@ cdef class BackQueue(Link):
     cdef uint16_t plain_offset
     cdef readonly Journal journal
     cdef readonly Settings settings
-    cdef Toeplitz hash           # keep alive what queue.hash and queue.staged point to
+    cdef Toeplitz hash           # keep alive what queue.hash, queue.staged and link.flight point to
     cdef Staged staged
+    cdef Flight flight

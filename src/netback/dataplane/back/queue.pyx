@@ -7,11 +7,13 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from netback.errors import GuestError
 from netback.dataplane.abi cimport EXTRA_TYPE_XDP, RX_SLOT, TX_SLOT
+from netback.dataplane.back.recording cimport recorded_rx, recorded_tx
 from netback.dataplane.back.rx cimport poll_rx
 from netback.dataplane.back.tx cimport poll_tx
 from netback.dataplane.backlog cimport backlog_free, backlog_init
-from netback.dataplane.journal cimport Journal, complete_journal
 from netback.dataplane.clock cimport now_ns
+from netback.dataplane.flight cimport Flight, flight_t
+from netback.dataplane.journal cimport Journal, complete_journal
 from netback.dataplane.link cimport REASON_RX_INDEX, REASON_TX_INDEX, copy_ring, ring_indices
 from netback.dataplane.link import REASONS
 from netback.dataplane.peers.peer cimport Peer
@@ -110,6 +112,14 @@ cdef class BackQueue(Link):
         """Use staged pages from the next burst on, or none. The pages of the table before it are not used any more."""
         self.queue.staged = NULL if staged is None else &staged.staged
         self.staged = staged
+
+    def record(self, Flight flight: Flight | None) -> None:
+        """Have this recorder keep each poll from the next one on, or none. Without one a poll costs what it did."""
+        cdef flight_t *native = NULL if flight is None else &flight.flight
+        self.link.flight = self.queue.tx.flight = self.queue.rx.flight = native
+        self.link.ring_to_peer.poll = poll_tx if native == NULL else recorded_tx
+        self.link.peer_to_ring.poll = poll_rx if native == NULL else recorded_rx
+        self.flight = flight
 
     @property
     def rings(self) -> dict[str, dict[str, int]]:

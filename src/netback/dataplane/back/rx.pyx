@@ -31,6 +31,7 @@ from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.clock cimport coarse_ns, now_ns
 from netback.dataplane.credit cimport credit_claim, credit_settle
 from netback.dataplane.extras cimport clear_meta, copy_extras, extras_count, frame_meta, write_extra
+from netback.dataplane.flight cimport flight_claim, flight_copies, flight_frames, flight_slots
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     EVENT_TIMER, REASON_RX_INDEX, RX_BURSTS, RX_BYTES, RX_COMPLETED, RX_COPIES, RX_DROPPED, RX_ERRORS, RX_EXPIRED,
@@ -44,7 +45,8 @@ from netback.dataplane.offload cimport (
     OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_SEGMENT, OFFLOAD_SPLIT, virtio_to_netif,
 )
 from netback.dataplane.peers.peer cimport (
-    BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, LARGE_BYTES, PEER_CLOSED, VNET_HDR, frame_t, peer_t, vnet_header,
+    BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, FRAME_STRIDE, LARGE_BYTES, PEER_CLOSED, VNET_HDR, frame_t, peer_t,
+    vnet_header,
 )
 from netback.dataplane.record cimport RECORD_RX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, rx_slot
@@ -171,6 +173,8 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
     while taken + BACKLOG_FRAMES <= BURST_FRAMES and burst.used < burst.room and burst.bytes < BURST_BYTES:
         count = read_ahead(queue, burst)
         got = source.receive(source, arena, LARGE_BYTES, ws.frames, count)
+        if queue.link.flight != NULL:
+            got = flight_frames(queue.link.flight, source, arena, ws.frames, count, got, True)
         note_rx_losses(&queue.link, got)
         if got <= 0:
             drained[0] = True
@@ -193,6 +197,8 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
         if <uint32_t>got < count:
             drained[0] = True
             return 0
+        if last > FRAME_BYTES:
+            return 0             # the arena has no room for many of these, and dropped ones do not count as bytes
         arena = next_buffer(arena, count, last)
     return 0
 
@@ -276,6 +282,8 @@ cdef uint32_t limit(back_queue *queue, burst_t *burst, frame_t *frames, uint32_t
     for i in range(count):
         costs[i] = most_bytes(&frames[i])
     i = credit_claim(&queue.link.peer_to_ring.allowance, now_ns(), costs, count)
+    if queue.link.flight != NULL:
+        i = flight_claim(queue.link.flight, i)
     burst.unpaid = i < count
     return i
 
@@ -512,6 +520,22 @@ cdef void capture_staged(
 
 # --- deliver: copies, then one push
 
+cdef uint32_t record_requests(back_queue *queue, workspace_t *ws, burst_t *burst, uint32_t copies) noexcept nogil:
+    """Have the recorder keep the requests of a burst as they were read, and its copies. An extra info's response has
+    no id, so that of its request is not known any more.
+    """
+    cdef rx_request requests[RING_SLOTS]
+    cdef rx_response *bodies = <rx_response *>ws.bodies
+    cdef uint32_t i
+    memset(requests, 0, burst.used * sizeof(rx_request))
+    for i in range(burst.used):
+        requests[i].gref = ws.grefs[i]
+    for i in range(burst.segments):
+        requests[ws.segment_body[i]].id = bodies[ws.segment_body[i]].id
+    flight_slots(queue.link.flight, requests, burst.used, sizeof(rx_request))
+    return flight_copies(queue.link.flight, ws, 0, burst.segments, copies)
+
+
 cdef void deliver(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept nogil:
     cdef uint64_t *counters = queue.link.counters
     cdef rx_response *bodies = <rx_response *>ws.bodies
@@ -520,6 +544,8 @@ cdef void deliver(back_queue *queue, workspace_t *ws, burst_t *burst) noexcept n
         return
     kill_point()
     copies = copy_segments(queue.memory, queue.staged, ws, burst.segments)
+    if queue.link.flight != NULL:
+        copies = record_requests(queue, ws, burst, copies)
     counters[RX_COPIES] += copies
     counters[RX_STAGED] += burst.segments - copies
     for i in range(burst.segments):
@@ -578,11 +604,13 @@ cdef inline bint has_waited(link_t *link) noexcept nogil:
         link.peer_to_ring.state == STATE_NO_SLOTS_UNANNOUNCED and link.peer_to_ring.events & EVENT_TIMER)
 
 
-cdef inline int read_unplaced(back_queue *queue, workspace_t *ws) noexcept nogil:
-    """One read of the peer whose frames are not placed now."""
+cdef inline int read_unplaced(back_queue *queue, workspace_t *ws, bint kept) noexcept nogil:
+    """One read of the peer whose frames are not placed now, and are `kept` or dropped."""
     cdef peer_t *source = queue.link.source
-    cdef int got = source.receive(
-        source, ws.arena, LARGE_BYTES, ws.frames, min(<uint32_t>BACKLOG_FRAMES, source.frames_per_read))
+    cdef int count = min(<uint32_t>BACKLOG_FRAMES, source.frames_per_read)
+    cdef int got = source.receive(source, ws.arena, LARGE_BYTES, ws.frames, count)
+    if queue.link.flight != NULL:
+        got = flight_frames(queue.link.flight, source, ws.arena, ws.frames, count, got, kept)
     note_rx_losses(&queue.link, got)
     return got
 
@@ -590,7 +618,7 @@ cdef inline int read_unplaced(back_queue *queue, workspace_t *ws) noexcept nogil
 cdef void read_one(back_queue *queue, workspace_t *ws) noexcept nogil:
     """One read of the peer, into the backlog."""
     cdef peer_t *source = queue.link.source
-    cdef int got = read_unplaced(queue, ws)
+    cdef int got = read_unplaced(queue, ws, True)
     if got > 0 and queue.multicast_control:
         got = drop_unwanted(queue, ws.frames, got)
     keep(queue, ws, 0, got)
@@ -616,7 +644,7 @@ cdef void drop_waiting(back_queue *queue, workspace_t *ws) noexcept nogil:
     queue.backlog.count = 0
     queue.segmenting = False
     while got > 0 and dropped < MAX_DROPPED:
-        got = read_unplaced(queue, ws)
+        got = read_unplaced(queue, ws, False)
         if source.release != NULL:
             source.release(source)
         dropped += max(got, 0)

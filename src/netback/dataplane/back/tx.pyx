@@ -28,6 +28,7 @@ from netback.dataplane.checksum cimport complete_checksum
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport credit_claim, credit_settle
 from netback.dataplane.extras cimport EXTRAS_KNOWN, EXTRAS_MULTICAST, EXTRAS_OKAY, clear_meta, read_extras
+from netback.dataplane.flight cimport flight_claim, flight_copies, flight_slots
 from netback.dataplane.journal cimport kill_point, push_responses
 from netback.dataplane.link cimport (
     REASON_EXTRA, REASON_GSO, REASON_NONE, REASON_SLOTS, REASON_TRUNCATED, REASON_TX_INDEX, STATE_NO_CREDIT,
@@ -96,6 +97,8 @@ cdef inline void take(back_queue *queue, workspace_t *ws, uint32_t count) noexce
     memcpy(ws.requests, slots + at * TX_SLOT, run * TX_SLOT)
     memcpy(ws.requests + run, slots, (count - run) * TX_SLOT)
     compiler_fence()             # after the copies: the compiler must not read the page again for them
+    if queue.link.flight != NULL:
+        flight_slots(queue.link.flight, ws.requests, count, TX_SLOT)
 
 
 # --- read: chains, validated
@@ -205,6 +208,8 @@ cdef inline void copy(back_queue *queue, workspace_t *ws, uint32_t chains) noexc
         segments = ws.chains[chains - 1].segment + ws.chains[chains - 1].segments
     kill_point()
     copies = copy_segments(queue.memory, queue.staged, ws, segments)
+    if queue.link.flight != NULL:
+        copies = flight_copies(queue.link.flight, ws, chains, segments, copies)
     queue.link.counters[TX_COPIES] += copies
     queue.link.counters[TX_STAGED] += segments - copies
 
@@ -220,6 +225,8 @@ cdef uint32_t limit(back_queue *queue, workspace_t *ws, uint32_t chains) noexcep
     for i in range(chains):
         costs[i] = ws.chains[i].length if ws.chains[i].status == NETIF_RSP_OKAY else 0
     i = credit_claim(&queue.link.ring_to_peer.allowance, now_ns(), costs, chains)
+    if queue.link.flight != NULL:
+        i = flight_claim(queue.link.flight, i)
     queue.link.ring_to_peer.due = queue.link.ring_to_peer.allowance.due
     return i
 

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+from netback.dataplane.toeplitz import Toeplitz
+
+class Replay:
+    """A backend's queue whose guest, peer and clock are a recording."""
+
+    def __init__(self) -> None: ...
+    def poll(
+        self, poll: bytes, *, slots: bytes, req_prod: int | None, rsp_event: int | None, hash: Toeplitz | None
+    ) -> tuple[int, int, bool, dict[int, int], int, int] | None: ...
+    def snapshot(self) -> tuple[dict[str, tuple[bytes, bool, int]], int, int]: ...
+    @property
+    def states(self) -> tuple[int, int]: ...
