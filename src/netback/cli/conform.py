@@ -221,11 +221,7 @@ def _ask(plan: _Plan) -> "BackendSeen":
 def _run(start: "Callable[[], Coroutine[Any, Any, T]]") -> T:
     """Run until the end or SIGINT, which ends the command in order."""
     interruptible()
-    try:
-        return asyncio.run(start())
-    except KeyboardInterrupt:
-        click.echo("netback: interrupted", err=True)
-        sys.exit(130)
+    return asyncio.run(start())
 
 
 def _addresses(plan: _Plan) -> tuple[IPv4Address, IPv6Address]:

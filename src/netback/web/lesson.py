@@ -339,7 +339,7 @@ class Lesson:
 
 
 async def teach(directory: Path, port: int, ready: Callable[[str], object]) -> None:
-    """Serve the page with the lesson, below `directory`, until SIGINT or SIGTERM; `ready` gets its address."""
+    """Serve the page with the lesson, below `directory`, until cancelled; `ready` gets its address."""
     sock = listen(port)
     async with Lesson(directory) as lesson:
         await serve(sock, Hub(directory), ready, lesson)
