@@ -219,11 +219,13 @@ EDITS: Mapping[str, Edit] = {
     "rx.slots": frame(
         lambda r: {"requests": r.requests * 30, "responses": r.responses * 30},
     ),
+    "rx.not-more": change(rx_ahead=2),
+    "rx.notifies": frame(lambda r: {"asked": True, "notified": False}),
     "rx.unmaps": frame(lambda r: {"in_use": 1}),
     "ctrl.answers": question(4, lambda q: b""),
     "ctrl.unknown": question(99, lambda q: CTRL_RESPONSE.pack(*CTRL_REQUEST.unpack(q.request)[:2], 2, 0)),
     "fatal.one-device": lambda seen: msgspec.structs.replace(
-        seen, fatal=["40 slots: closed for good", *seen.fatal]
+        seen, fatal=["40 slots: closed, and did not return", *seen.fatal]
     ),
     "fatal.closes": lambda seen: msgspec.structs.replace(seen, fatal=["req_prod 1000 ahead: alive"]),
 }

@@ -209,10 +209,14 @@ def _ask(plan: _Plan) -> "BackendSeen":
     ends = Addresses(bytes(6), bytes(6), (ip - 1).packed, ip.packed, (ip6 - 1).packed, ip6.packed)
     target = Target.choose(*plan.target)
     domain = target.open_domain(name="conform" if target.platform is PlatformName.EMULATED else "")
-    patience = Patience(device=max(60.0, 12 * plan.limit), answer=plan.limit)
+    patience = Patience.of_limit(plan.limit)
+
+    def say(question: str) -> None:
+        click.echo(f"{question} ...", err=True)
+
     click.echo(f"domain {domain.domid}: waits for device {plan.index}", err=True)
     try:
-        return _run(lambda: ask_backend(domain, ends, patience, index=plan.index))
+        return _run(lambda: ask_backend(domain, ends, patience, index=plan.index, say=say))
     except TimeoutError as error:
         what = f"no backend offers domain {domain.domid} a device {plan.index} within {patience.device:.0f} s"
         raise PlatformError(f"{what}: attach one, as in `netback attach {domain.domid}`") from error

@@ -21,7 +21,7 @@ ADDRESS = "10.0.0.2"
 SECONDS = 1800.0
 _ASK = (
     "setsid /opt/netback/bin/netback conform --backend --platform xen"
-    f" --ip {ADDRESS} --limit 30 --record /run/runs --json >/run/verdicts 2>/run/conform & echo $! >/run/conform.pid"
+    f" --ip {ADDRESS} --limit 30 --record /run/runs --json 2>&1 >/run/verdicts | while read l; do echo \"$(cut -d' ' -f1 /proc/uptime) $l\"; done >/run/conform & echo $! >/run/conform.pid"
 )
 _ENDED = "while kill -0 $(cat /run/conform.pid) 2>/dev/null; do sleep 0.2; done"
 
@@ -48,6 +48,7 @@ async def ask(guest: Guest, backend: LabBackend) -> BackendSeen:
         output = await guest("cat /run/conform", check=False)
         raise LabError(f"{backend.name}: {error}\nthe frontend printed:\n{output}") from error
     directory = guest.lab.machine.directory
+    (directory / f"{backend.name}.log").write_text(await guest("cat /run/conform"))
     encoded = await guest("base64 /run/runs")
     path = directory / f"{backend.name}.runs"
     path.write_bytes(base64.b64decode(encoded))
