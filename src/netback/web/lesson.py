@@ -212,9 +212,9 @@ class Scene:
 STEPS = (
     Step(
         "The toolstack writes a device",
-        "netback attach wrote two directories into xenstore, one for each end of the vif, each with a node named state. "
-        "The backend offers its features and is in InitWait. The guest's end is Initialising: its driver has not "
-        "looked yet.",
+        "netback attach wrote two directories into xenstore, one for each end of the vif, each with a node named "
+        "state. The backend offers its features and is in InitWait. The guest's end is Initialising: its driver has "
+        "not looked yet.",
         Scene.attach,
     ),
     Step(

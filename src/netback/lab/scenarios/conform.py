@@ -2,7 +2,7 @@
 """netback's netfront judges Linux's xen-netback, QEMU's qnic and netback, rule by rule (`netback conform --backend`).
 
 Linux's netfront is kept out of the guest. Each backend serves it in turn; netback breaks no rule. The recordings stay
-in the lab's directory, and the remark says what the others break.
+in the lab's directory as NAME.runs, NAME.made says of what, and the remark says what the others break.
 """
 
 import base64
@@ -12,6 +12,7 @@ from netback.conform.answers import BackendSeen
 from netback.conform.backend_rules import RULES
 from netback.conform.rule import Outcome
 from netback.lab.bench.backends import BACKENDS, NETBACK, LabBackend
+from netback.lab.conform import made_of
 from netback.lab.host import Guest, Lab
 from netback.lab.machine import LabError
 
@@ -51,6 +52,7 @@ async def ask(guest: Guest, backend: LabBackend) -> BackendSeen:
     (directory / f"{backend.name}.log").write_text(await guest("cat /run/conform"))
     encoded = await guest("base64 /run/runs")
     path = directory / f"{backend.name}.runs"
+    path.with_suffix(".made").write_text(await made_of(guest.lab))
     path.write_bytes(base64.b64decode(encoded))
     (seen,) = recording.load(path, "backend", BackendSeen)
     return seen
