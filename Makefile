@@ -77,6 +77,7 @@ docs: build
 	$(BIN)/python -m netback.control.document > docs/control.md
 	$(BIN)/python -m netback.daemon.document > docs/explain.md
 	$(BIN)/python -m netback.conform.document > docs/conform.md
+	$(BIN)/python -m tests.conform.results
 	$(BIN)/python -m netback.cli.document > docs/reference.md
 	$(BIN)/python -m tests.advisories > docs/advisories.md
 

@@ -51,14 +51,13 @@ LAB_FRONTEND = "Linux's netfront"
 Side = Literal["frontend", "backend"]
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A rule's verdict over all runs of an end."""
+class Broken(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A rule that does not hold."""
 
     rule: str
-    outcome: Outcome
-    profiles: list[str]
-    """The runs that have it, unless all have."""
-    evidence: str = ""
+    evidence: str
+    profiles: tuple[str, ...] = ()
+    """The runs in which it does not, unless in all."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -68,11 +67,13 @@ class End(msgspec.Struct, frozen=True):
     title: str
     made: str
     """When, of which netback, on what."""
-    rows: list[Row]
+    verdicts: dict[str, Outcome]
+    """The worst of all runs, by rule."""
+    broken: list[Broken]
 
-    def having(self, *outcomes: Outcome) -> list[Row]:
-        """The rules with these verdicts."""
-        return [row for row in self.rows if row.outcome in outcomes]
+    def having(self, outcome: Outcome) -> list[str]:
+        """The rules with this verdict."""
+        return [rule for rule, found in self.verdicts.items() if found is outcome]
 
 
 WHY: dict[tuple[str, str], str] = {}
@@ -84,14 +85,13 @@ WHY: dict[tuple[str, str], str] = {}
 
 def end_of(side: Side, title: str, made: str, table: Rules[Any], runs: Sequence[Judged]) -> End:
     """The verdicts of all runs together; evidence of what does not hold."""
-    rows = []
-    for each in together(table.rows, runs):
-        broken = each.outcome in (Outcome.FAIL, Outcome.WARN)
-        some = broken and len(each.profiles) < len(runs)
-        rows.append(
-            Row(each.rule.id, each.outcome, each.profiles if some else [], each.evidence if broken else "")
-        )
-    return End(side, title, made, rows)
+    rows = together(table.rows, runs)
+    broken = [
+        Broken(row.rule.id, row.evidence, tuple(row.profiles) if len(row.profiles) < len(runs) else ())
+        for row in rows
+        if row.outcome in (Outcome.FAIL, Outcome.WARN)
+    ]
+    return End(side, title, made, {row.rule.id: row.outcome for row in rows}, broken)
 
 
 def frontend(title: str, made: str, runs: Sequence[Observation]) -> End:
@@ -170,7 +170,7 @@ def sums(ends: Sequence[End]) -> str:
     for end in ends:
         counts = f"{len(end.having(Outcome.PASS))} | {len(end.having(Outcome.NOT_APPLICABLE))}"
         names = [
-            ", ".join(f"`{row.rule}`" for row in end.having(outcome)) or "-"
+            ", ".join(f"`{rule}`" for rule in end.having(outcome)) or "-"
             for outcome in (Outcome.WARN, Outcome.FAIL)
         ]
         lines.append(f"| {end.title} | {counts} | {names[0]} | {names[1]} |")
@@ -180,10 +180,9 @@ def sums(ends: Sequence[End]) -> str:
 
 def each_rule(ends: Sequence[End]) -> str:
     """A line for each rule, a column for each end."""
-    verdicts = [{row.rule: row.outcome.value for row in end.rows} for end in ends]
     lines = [f"| rule | {' | '.join(end.title for end in ends)} |", "|---" * (1 + len(ends)) + "|"]
     for rule in backend_rules.RULES.rows:
-        cells = [found.get(rule.id, "-") for found in verdicts]
+        cells = [end.verdicts[rule.id].value if rule.id in end.verdicts else "-" for end in ends]
         shown = [f"**{cell}**" if cell in ("fail", "warn") else cell for cell in cells]
         lines.append(f"| `{rule.id}` | {' | '.join(shown)} |")
     return "\n".join(lines)
@@ -193,8 +192,8 @@ def broken(ends: Sequence[End]) -> str:
     """What was seen of each rule that does not hold, and where its source shows the same."""
     lines = ["| end | rule | what was seen | in its source |", "|---|---|---|---|"]
     for end in ends:
-        for row in end.having(Outcome.FAIL, Outcome.WARN):
-            word = "fails" if row.outcome is Outcome.FAIL else "warns"
+        for row in end.broken:
+            word = "fails" if end.verdicts[row.rule] is Outcome.FAIL else "warns"
             where = f" ({', '.join(row.profiles)})" if row.profiles else ""
             lines.append(
                 f"| {end.title} | `{row.rule}` {word}{where} | {_cell(row.evidence)} | {WHY[end.title, row.rule]} |"

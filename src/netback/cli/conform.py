@@ -3,6 +3,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -210,9 +211,10 @@ def _ask(plan: _Plan) -> "BackendSeen":
     target = Target.choose(*plan.target)
     domain = target.open_domain(name="conform" if target.platform is PlatformName.EMULATED else "")
     patience = Patience.of_limit(plan.limit)
+    start = time.monotonic()
 
     def say(question: str) -> None:
-        click.echo(f"{question} ...", err=True)
+        click.echo(f"{time.monotonic() - start:6.1f} s  {question} ...", err=True)
 
     click.echo(f"domain {domain.domid}: waits for device {plan.index}", err=True)
     try:

@@ -104,8 +104,9 @@ class Asking:
             closed = await self._close()
             in_use = self._in_use([script.rings.tx, script.rings.rx])
             self._say("return")
-            returned = closed and await self._return()
-            fatal = await self._fatal() if returned else []
+            again = closed and await self._return()
+            returned = again and "InitWait" not in self._missed
+            fatal = await self._fatal() if again else []
         finally:
             following.cancel()
             await asyncio.wait([following])
@@ -342,10 +343,11 @@ class Asking:
         return await self._reaches(State.CLOSED)
 
     async def _return(self) -> bool:
-        """Initialising, and a new connection on new rings."""
+        """Initialising, and a new connection on new rings; also to a backend that is not in InitWait before."""
         await self.script.set_state(State.INITIALISING)
-        if not await self._reaches(State.INIT_WAIT):
-            return False
+        seconds = self.patience.settle if "InitWait" in self._missed else self.patience.answer
+        if not await self._reaches(State.INIT_WAIT, seconds=seconds):
+            self._missed.add("InitWait")
         await self.script.open_rings()
         for key, value in self.script.nodes.items():
             await self.script.write(key, value)

@@ -2,7 +2,8 @@
 """netback's netfront judges Linux's xen-netback, QEMU's qnic and netback, rule by rule (`netback conform --backend`).
 
 Linux's netfront is kept out of the guest. Each backend serves it in turn; netback breaks no rule. The recordings stay
-in the lab's directory as NAME.runs, NAME.made says of what, and the remark says what the others break.
+in the lab's directory as NAME.runs; NAME.made says of what they are, NAME.log when each question was asked. The remark
+says what the others break.
 """
 
 import base64
@@ -22,7 +23,7 @@ ADDRESS = "10.0.0.2"
 SECONDS = 1800.0
 _ASK = (
     "setsid /opt/netback/bin/netback conform --backend --platform xen"
-    f" --ip {ADDRESS} --limit 30 --record /run/runs --json 2>&1 >/run/verdicts | while read l; do echo \"$(cut -d' ' -f1 /proc/uptime) $l\"; done >/run/conform & echo $! >/run/conform.pid"
+    f" --ip {ADDRESS} --limit 30 --record /run/runs --json >/run/verdicts 2>/run/conform & echo $! >/run/conform.pid"
 )
 _ENDED = "while kill -0 $(cat /run/conform.pid) 2>/dev/null; do sleep 0.2; done"
 
