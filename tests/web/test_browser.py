@@ -130,6 +130,20 @@ def test_it_is_accessible(
     assert faults(browser) == []
 
 
+@pytest.mark.parametrize(("motion", "seconds"), [("no-preference", "0.3s"), ("reduce", "0s")])
+def test_slots_change_at_once_with_reduced_motion(
+    browser: webdriver.Chrome, page: Page, xen_vif: Vif, motion: str, seconds: str
+) -> None:
+    media = {"features": [{"name": "prefers-reduced-motion", "value": motion}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(page.address)
+    until(browser, "document.querySelectorAll('.ring').length > 1")
+    assert (
+        until(browser, "getComputedStyle(document.querySelector('.ring .slot')).transitionDuration")
+        == seconds
+    )
+
+
 def test_rates_appear_and_pause_holds(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
     browser.get(page.address)
     until(browser, "document.querySelector('#rows button')?.textContent === 'vif1.0'")
