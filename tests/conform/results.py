@@ -110,7 +110,7 @@ def emulated() -> Iterator[End]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as name:
         for title, command in subjects(Path(name)).items():
-            setting = Setting(command=command, limits=Limits(answer=2.0))
+            setting = Setting(command=command, limits=Limits(join=60.0, answer=5.0, end=20.0))
             print(title, file=sys.stderr)
             yield frontend(title, made, [asyncio.run(observe(profile, setting)) for profile in PROFILES])
 
