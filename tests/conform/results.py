@@ -76,7 +76,12 @@ class End(msgspec.Struct, frozen=True):
         return [rule for rule, found in self.verdicts.items() if found is outcome]
 
 
-WHY: dict[tuple[str, str], str] = {}
+WHY: dict[tuple[str, str], str] = {
+    ("Linux's xen-netback", "fatal.closes"): "`xenvif_tx_build_gops` calls `xenvif_fatal_tx_err`, which sets"
+    " `vif->disabled`: the ring is not served any more, the link's carrier goes, and the state stays",
+    ("QEMU's qnic", "fatal.closes"): "`net_tx_packets` compares its consumer with its own `rsp_prod`"
+    " (RING_REQUEST_CONS_OVERFLOW) and answers each request before the next: it serves 1000 slots, old ones again",
+}
 """Where an end's source shows what it breaks: by its title and the rule. Only what ran as it is has an entry."""
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """netback's netfront judges Linux's xen-netback, QEMU's qnic and netback, rule by rule (`netback conform --backend`).
 
-Linux's netfront is kept out of the guest. Each backend serves it in turn; netback breaks no rule. The recordings stay
-in the lab's directory as NAME.runs; NAME.made says of what they are, NAME.log when each question was asked. The remark
-says what the others break.
+Linux's netfront is kept out of the guest. Each backend serves it in turn; netback breaks no rule, and the remark says
+what the others break. The recordings stay in the lab's directory as NAME.runs, with NAME.made, of what they are, and
+NAME.asked, when each question was asked.
 """
 
 import base64
@@ -49,7 +49,7 @@ async def ask(guest: Guest, backend: LabBackend) -> BackendSeen:
         output = await guest("cat /run/conform", check=False)
         raise LabError(f"{backend.name}: {error}\nthe frontend printed:\n{output}") from error
     directory = guest.lab.machine.directory
-    (directory / f"{backend.name}.log").write_text(await guest("cat /run/conform"))
+    (directory / f"{backend.name}.asked").write_text(await guest("cat /run/conform"))
     encoded = await guest("base64 /run/runs")
     path = directory / f"{backend.name}.runs"
     path.with_suffix(".made").write_text(await made_of(guest.lab))
