@@ -29,9 +29,9 @@ _ENDED = "until [ -e /run/ended ]; do sleep 0.2; done"
 
 async def run(lab: Lab) -> str:
     guest = await lab.create("g1", vif=(), python=True, more="netback.nofront")
-    remarks = []
+    remarks, made = [], await made_of(lab)
     for backend in BACKENDS:
-        seen = await ask(guest, backend)
+        seen = await ask(guest, backend, made)
         bad = [verdict for verdict in RULES.judge(seen) if verdict.outcome in (Outcome.FAIL, Outcome.WARN)]
         shown = "; ".join(f"{verdict.rule}: {verdict.evidence}" for verdict in bad)
         assert backend is not NETBACK or not bad, shown
@@ -39,8 +39,8 @@ async def run(lab: Lab) -> str:
     return f"({'; '.join(remarks)})"
 
 
-async def ask(guest: Guest, backend: LabBackend) -> BackendSeen:
-    """One backend's answers; its recording goes to the lab's directory as NAME.runs."""
+async def ask(guest: Guest, backend: LabBackend, made: str) -> BackendSeen:
+    """One backend's answers; its recording goes to the lab's directory as NAME.runs, and `made` as NAME.made."""
     await guest(_ASK)
     try:
         async with backend.serving(guest, link=False):
@@ -52,7 +52,7 @@ async def ask(guest: Guest, backend: LabBackend) -> BackendSeen:
     (directory / f"{backend.name}.asked").write_text(await guest("cat /run/conform"))
     encoded = await guest("base64 /run/runs")
     path = directory / f"{backend.name}.runs"
-    path.with_suffix(".made").write_text(await made_of(guest.lab))
+    path.with_suffix(".made").write_text(made)
     path.write_bytes(base64.b64decode(encoded))
     (seen,) = recording.load(path, "backend", BackendSeen)
     return seen
