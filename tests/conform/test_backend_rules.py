@@ -22,6 +22,7 @@ from netback.conform.frames import Addresses
 from netback.conform.profiles import find_profile
 from netback.conform.recorder import Recorder
 from netback.daemon import Backend, BackendConfig
+from netback.errors import PlatformError
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform, Emulator
 from netback.xenbus.names import DeviceName
@@ -94,6 +95,18 @@ async def test_no_device_is_one_clear_error(tmp_path: Path) -> None:
         guest = EmulatedDomain.join(tmp_path, name="conform")
         with pytest.raises(TimeoutError):
             await ask_backend(guest, ENDS, Patience(device=0.2))
+
+
+async def test_an_address_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    async with asyncio.timeout(SECONDS), Emulator(tmp_path):
+        guest = EmulatedDomain.join(tmp_path, name="conform")
+        with EmulatedPlatform(tmp_path) as platform:
+            device, profile = DeviceName("vif", 0, guest.domid, "0"), find_profile("strict")
+            async with PlayedBackend(platform, device, profile, Recorder(), Limits(), "nonsense") as backend:
+                asking = asyncio.ensure_future(ask_backend(guest, ENDS, PATIENCE))
+                await backend.offer()
+                with pytest.raises(PlatformError, match="device/vif/0/mac: failed to parse"):
+                    await asking
 
 
 def test_a_recording_has_the_same_verdicts(seen: BackendSeen, tmp_path: Path) -> None:

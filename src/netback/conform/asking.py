@@ -33,6 +33,7 @@ from netback.frontend.config import FrontConfig
 from netback.frontend.control import FrontControl
 from netback.frontend.script import Script
 from netback.platforms.base import Domain, GrantedPage
+from netback.vif.features import parse_mac
 from netback.xenstore.aio import StoreError
 
 Say = Callable[[str], object]
@@ -83,12 +84,17 @@ class Asking:
         """Notifications before the last question, if the next RX frame was to come with one."""
 
     async def run(self) -> BackendSeen:
-        """Every question. TimeoutError: no device, or a backend that offers none, within the patience."""
+        """Every question. TimeoutError: no device, or a backend that offers none, within the patience. PlatformError:
+        the device has no MAC address.
+        """
         script = self.script
         async with asyncio.timeout(self.patience.device):
             await script.offered()
-        mac = await script.read("mac") or ""
-        self.ends = self.ends._replace(guest_mac=b"\xff" * 6, host_mac=bytes.fromhex(mac.replace(":", "")))
+        try:
+            mac = bytes.fromhex(parse_mac(await script.read("mac")).replace(":", ""))
+        except ValueError as error:
+            raise PlatformError(f"{script.path}/mac: {error}") from error
+        self.ends = self.ends._replace(guest_mac=b"\xff" * 6, host_mac=mac)
         following = asyncio.ensure_future(self._follow())
         try:
             offer = await self._keys(script.backend_path)
@@ -230,9 +236,8 @@ class Asking:
         last = (first + len(slots)) % WRAP
         tx.rsp_event = last if event_of == "tx" else (first + FAR) % WRAP
         rx.rsp_event = (self._taken + (1 if event_of == "rx" else FAR)) % WRAP
-        await asyncio.sleep(
-            0 if event_of == "tx" else self.patience.settle
-        )  # an earlier event may be on its way
+        # an earlier event may be on its way
+        await asyncio.sleep(0 if event_of == "tx" else self.patience.settle)
         before = script.notifications
         self._rx_asked_at = before if event_of == "rx" and rx.rsp_prod == self._taken % WRAP else None
         script.post(tx, *slots)
