@@ -77,6 +77,9 @@ docs: build
 	$(BIN)/python -m netback.control.document > docs/control.md
 	$(BIN)/python -m netback.daemon.document > docs/explain.md
 	$(BIN)/python -m netback.conform.document > docs/conform.md
+	$(BIN)/python -m tests.conform.results
+	$(BIN)/python -m netback.cli.document > docs/reference.md
+	$(BIN)/python -m tests.advisories > docs/advisories.md
 
 site: $(VENV)/.site
 	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -b html . build/site

@@ -12,7 +12,7 @@ import pytest
 
 import netback
 from netback.daemon.auto_attach import NET
-from netback.daemon.config import Config, DeviceRule, load_config, parse_config
+from netback.daemon.config import NO_KEYS, Config, DeviceRule, load_config, parse_config
 from netback.daemon.systemd.unit import HOTPLUG, UNIT, hidden, lookup, needed, quote, unit
 
 NAMES = (
@@ -31,7 +31,6 @@ NAMES = (
 
 ROOT = Path(__file__).parents[1]
 DEBIAN = ROOT / "debian"
-NO_KEYS = {"file", "files", "rules_file"}
 OTHER_NAMES = {"Cython": "cython3", "setuptools": "python3-setuptools"}
 
 WORD = r""""((?:[^"\\]|\\.)*)"|'([^']*)'|(\S+)"""

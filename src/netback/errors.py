@@ -1,5 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error that netback raises on purpose, by the party at fault, and the escaping of its text."""
+"""Every error that netback raises on purpose, by the party at fault, the escaping of its text, and exit codes."""
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes of commands."""
+
+    DONE = 0
+    FAILED = 1
+    INVALID = 2
+    NO_BACKEND = 75
+    """EX_TEMPFAIL of sysexits.h."""
+    INTERRUPTED = 130
+    """As a shell says it: 128 and the number of SIGINT."""
+
+
+EXIT_MEANINGS: Mapping[Exit, str] = {
+    Exit.DONE: "done; for `run`, `emulate`, `guest`, `metrics` and `web`: ended by SIGTERM or SIGINT, at any time from"
+    " the first line of netback on",
+    Exit.FAILED: "something failed that a new start may find mended; `doctor`: a check failed; `explain`: there are"
+    " findings; `conform`: a rule fails; `lab test`: a scenario does not hold",
+    Exit.INVALID: "a mistake in the command or the configuration, a directory that is not private, a missing device of"
+    " Xen, another netback: the unit does not restart it",
+    Exit.NO_BACKEND: "there is no store or no backend, or it is gone (EX_TEMPFAIL)",
+    Exit.INTERRUPTED: "`conform`, `demo` and `lab`: ended by SIGINT; everything that they had made is removed",
+}
+"""What each says; docs/reference.md is made from it."""
 
 
 class NetbackError(Exception):
@@ -27,7 +55,7 @@ class PlatformError(NetbackError):
 
 
 class ConfigError(NetbackError):
-    """The user's request is invalid: exit code 2."""
+    """The user's request is invalid: Exit.INVALID."""
 
 
 def printable(text: str) -> str:

@@ -41,6 +41,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "run": ("run", "--net", "null", "--workers", "1"),
     "emulate": ("emulate",),
     "guest": ("guest", "--net", "null"),
+    "web": ("web", "--port", "0"),
 }
 
 
@@ -124,7 +125,8 @@ async def test_a_hypervisor_that_does_not_answer(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("command", "ready"), [("run", "serving"), ("emulate", "emulated Xen"), ("guest", "domain")]
+    ("command", "ready"),
+    [("run", "serving"), ("emulate", "emulated Xen"), ("guest", "domain"), ("web", "http:")],
 )
 async def test_signals_until_the_end(
     xen: Path, tmp_path: Path, command: str, ready: str, number: signal.Signals

@@ -22,6 +22,7 @@ from netback.conform.frames import Addresses
 from netback.conform.profiles import find_profile
 from netback.conform.recorder import Recorder
 from netback.daemon import Backend, BackendConfig
+from netback.errors import PlatformError
 from netback.net.python import PythonNetwork
 from netback.platforms.emulated import EmulatedDomain, EmulatedPlatform, Emulator
 from netback.xenbus.names import DeviceName
@@ -94,6 +95,18 @@ async def test_no_device_is_one_clear_error(tmp_path: Path) -> None:
         guest = EmulatedDomain.join(tmp_path, name="conform")
         with pytest.raises(TimeoutError):
             await ask_backend(guest, ENDS, Patience(device=0.2))
+
+
+async def test_an_address_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    async with asyncio.timeout(SECONDS), Emulator(tmp_path):
+        guest = EmulatedDomain.join(tmp_path, name="conform")
+        with EmulatedPlatform(tmp_path) as platform:
+            device, profile = DeviceName("vif", 0, guest.domid, "0"), find_profile("strict")
+            async with PlayedBackend(platform, device, profile, Recorder(), Limits(), "nonsense") as backend:
+                asking = asyncio.ensure_future(ask_backend(guest, ENDS, PATIENCE))
+                await backend.offer()
+                with pytest.raises(PlatformError, match="device/vif/0/mac: failed to parse"):
+                    await asking
 
 
 def test_a_recording_has_the_same_verdicts(seen: BackendSeen, tmp_path: Path) -> None:
@@ -219,11 +232,13 @@ EDITS: Mapping[str, Edit] = {
     "rx.slots": frame(
         lambda r: {"requests": r.requests * 30, "responses": r.responses * 30},
     ),
+    "rx.not-more": change(rx_ahead=2),
+    "rx.notifies": frame(lambda r: {"asked": True, "notified": False}),
     "rx.unmaps": frame(lambda r: {"in_use": 1}),
     "ctrl.answers": question(4, lambda q: b""),
     "ctrl.unknown": question(99, lambda q: CTRL_RESPONSE.pack(*CTRL_REQUEST.unpack(q.request)[:2], 2, 0)),
     "fatal.one-device": lambda seen: msgspec.structs.replace(
-        seen, fatal=["40 slots: closed for good", *seen.fatal]
+        seen, fatal=["40 slots: closed, and did not return", *seen.fatal]
     ),
     "fatal.closes": lambda seen: msgspec.structs.replace(seen, fatal=["req_prod 1000 ahead: alive"]),
 }

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-_SERVICES = ("run", "emulate", "guest", "metrics")
+_SERVICES = ("run", "emulate", "guest", "metrics", "web")
 """Commands that run until a signal ends them; for these such an end is no failure."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

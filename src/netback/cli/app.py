@@ -5,7 +5,6 @@ Only the command that the command line names is imported, and each imports its i
 every start short. `--help` and completion need all of them.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,7 +12,7 @@ from importlib import import_module
 import click
 
 from netback import __version__
-from netback.errors import ConfigError, NetbackError, PlatformError, printable
+from netback.errors import ConfigError, Exit, NetbackError, PlatformError, printable
 
 _COMMANDS: Mapping[str, str] = {
     "emulate": "emulate",
@@ -75,12 +74,15 @@ def main() -> int:
             # escape characters that the terminal's encoding cannot represent
             stream.reconfigure(errors="backslashreplace")
     try:
-        return netback(prog_name="netback", standalone_mode=False) or 0
+        return netback(prog_name="netback", standalone_mode=False) or Exit.DONE
     except SystemExit as end:
         return _code(end)
     except click.UsageError as error:
         _explain(error)
-        return 2
+        return Exit.INVALID
+    except click.Abort:  # made of KeyboardInterrupt, which options.interruptible has SIGINT raise
+        click.echo("netback: interrupted", err=True)
+        return Exit.INTERRUPTED
     except (NetbackError, OSError) as error:
         click.echo(f"netback: {printable(str(error))}", err=True)
         return exit_code(error)
@@ -96,20 +98,20 @@ def _explain(error: click.UsageError) -> None:
     click.echo(f"netback: {printable(error.format_message().rstrip('.'))}; see {command} --help", err=True)
 
 
-def exit_code(error: Exception) -> int:
-    """The exit code of an error. 2: the request is invalid. 75 (EX_TEMPFAIL): the store or the backend is missing or
-    gone. 1: any other error.
+def exit_code(error: Exception) -> Exit:
+    """The exit code of an error: INVALID is the request's own mistake, NO_BACKEND a store or a backend that is missing
+    or gone, FAILED any other.
     """
     from netback.control import NoBackend
 
     if isinstance(error, ConfigError):
-        return 2
+        return Exit.INVALID
     gone = isinstance(error, NoBackend) or (isinstance(error, PlatformError) and error.errno == "EIO")
-    return os.EX_TEMPFAIL if gone else 1
+    return Exit.NO_BACKEND if gone else Exit.FAILED
 
 
 def _code(end: SystemExit) -> int:
     if isinstance(end.code, str):
         click.echo(end.code, err=True)
-        return 1
-    return end.code or 0
+        return Exit.FAILED
+    return end.code or Exit.DONE

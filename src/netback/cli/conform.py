@@ -3,6 +3,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -209,10 +210,15 @@ def _ask(plan: _Plan) -> "BackendSeen":
     ends = Addresses(bytes(6), bytes(6), (ip - 1).packed, ip.packed, (ip6 - 1).packed, ip6.packed)
     target = Target.choose(*plan.target)
     domain = target.open_domain(name="conform" if target.platform is PlatformName.EMULATED else "")
-    patience = Patience(device=max(60.0, 12 * plan.limit), answer=plan.limit)
+    patience = Patience.of_limit(plan.limit)
+    start = time.monotonic()
+
+    def say(question: str) -> None:
+        click.echo(f"{time.monotonic() - start:6.1f} s  {question} ...", err=True)
+
     click.echo(f"domain {domain.domid}: waits for device {plan.index}", err=True)
     try:
-        return _run(lambda: ask_backend(domain, ends, patience, index=plan.index))
+        return _run(lambda: ask_backend(domain, ends, patience, index=plan.index, say=say))
     except TimeoutError as error:
         what = f"no backend offers domain {domain.domid} a device {plan.index} within {patience.device:.0f} s"
         raise PlatformError(f"{what}: attach one, as in `netback attach {domain.domid}`") from error
@@ -221,11 +227,7 @@ def _ask(plan: _Plan) -> "BackendSeen":
 def _run(start: "Callable[[], Coroutine[Any, Any, T]]") -> T:
     """Run until the end or SIGINT, which ends the command in order."""
     interruptible()
-    try:
-        return asyncio.run(start())
-    except KeyboardInterrupt:
-        click.echo("netback: interrupted", err=True)
-        sys.exit(130)
+    return asyncio.run(start())
 
 
 def _addresses(plan: _Plan) -> tuple[IPv4Address, IPv6Address]:

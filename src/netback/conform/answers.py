@@ -31,6 +31,9 @@ class Received(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     responses: list[bytes]
     in_use: int
     """Grants of the slots that the backend still had mapped; -1: not known."""
+    asked: bool
+    """Whether rsp_event asked for an event with this frame's first response."""
+    notified: bool
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,8 +57,8 @@ class BackendSeen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The frontend's keys."""
     cases: list[Case]
     received: list[Received]
-    rx_armed: int
-    """How far the RX ring's req_event is ahead of its req_prod, at rest: 0 and less, the backend waits for no event."""
+    rx_ahead: int
+    """How far the RX ring's rsp_prod ever went beyond its req_prod, 0 if it did not."""
     questions: list[Question]
     closed: bool
     """The backend reached Closed after the frontend's Closing and Closed."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal, Self
 
 from netback.abi.netif import (
     EXTRA_GSO,
@@ -32,8 +33,10 @@ from netback.frontend.config import FrontConfig
 from netback.frontend.control import FrontControl
 from netback.frontend.script import Script
 from netback.platforms.base import Domain, GrantedPage
+from netback.vif.features import parse_mac
 from netback.xenstore.aio import StoreError
 
+Say = Callable[[str], object]
 WRAP = 1 << 32
 BUFFERS = 64
 NEVER = 0x7FFFFFFF
@@ -45,19 +48,27 @@ FAR = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds that the frontend waits: for its device, for states and answers, and to see that nothing comes."""
+    """Seconds that the frontend waits at most."""
 
     device: float = 60.0
+    """For its device, and the backend's InitWait."""
     answer: float = 5.0
+    """For a state, for responses and for the event that they come with."""
     settle: float = 0.3
+    """To see that nothing comes: no event, no frame."""
+
+    @classmethod
+    def of_limit(cls, limit: float) -> Self:
+        """That of `--limit`, which says how slow the backend's machine is."""
+        return cls(device=max(60.0, 12 * limit), answer=limit, settle=0.06 * limit)
 
 
 class Asking:
     """One connection after the other to a backend, through a scripted frontend."""
 
-    def __init__(self, script: Script, ends: Addresses, patience: Patience) -> None:
+    def __init__(self, script: Script, ends: Addresses, patience: Patience, say: Say) -> None:
         """`ends` as the frontend sees them: its own are the host's, the guest's are those of the network's host."""
-        self.script, self.ends, self.patience = script, ends, patience
+        self.script, self.ends, self.patience, self._say = script, ends, patience, say
         self.states: list[str] = []
         self.cases: list[Case] = []
         self.received: list[Received] = []
@@ -66,17 +77,28 @@ class Asking:
         self._control: FrontControl | None = None
         self._pages: list[GrantedPage] = []
         self._next = 0
+        self._missed: set[str] = set()
+        """What the backend once did not do in time."""
+        self._rx_ahead = 0
+        self._rx_asked_at: int | None = None
+        """Notifications before the last question, if the next RX frame was to come with one."""
 
     async def run(self) -> BackendSeen:
-        """Every question. TimeoutError: no device, or a backend that offers none, within the patience."""
+        """Every question. TimeoutError: no device, or a backend that offers none, within the patience. PlatformError:
+        the device has no MAC address.
+        """
         script = self.script
         async with asyncio.timeout(self.patience.device):
             await script.offered()
-        mac = await script.read("mac") or ""
-        self.ends = self.ends._replace(guest_mac=b"\xff" * 6, host_mac=bytes.fromhex(mac.replace(":", "")))
+        try:
+            mac = bytes.fromhex(parse_mac(await script.read("mac")).replace(":", ""))
+        except ValueError as error:
+            raise PlatformError(f"{script.path}/mac: {error}") from error
+        self.ends = self.ends._replace(guest_mac=b"\xff" * 6, host_mac=mac)
         following = asyncio.ensure_future(self._follow())
         try:
             offer = await self._keys(script.backend_path)
+            self._say("connect")
             connected = await self._connect(offer)
             if connected:
                 await self._ask(offer)
@@ -84,14 +106,13 @@ class Asking:
                 key: value for key, value in (await self._keys(script.backend_path)).items() if key in offer
             }
             keys = await self._keys(script.path)
-            rx_armed = self._armed(script.rx.req_event, script.rx.req_prod) if connected else 0
+            self._say("close")
             closed = await self._close()
             in_use = self._in_use([script.rings.tx, script.rings.rx])
-            returned = closed and await self._return()
-            fatal = (
-                [f"{name}: {await self._fatal(slots)}" for name, slots in FATAL.items()] if returned else []
-            )
-            await self._close()
+            self._say("return")
+            again = closed and await self._return()
+            returned = again and "InitWait" not in self._missed
+            fatal = await self._fatal() if again else []
         finally:
             following.cancel()
             await asyncio.wait([following])
@@ -104,7 +125,7 @@ class Asking:
             keys,
             self.cases,
             self.received,
-            rx_armed,
+            self._rx_ahead,
             self.questions,
             closed,
             in_use,
@@ -128,9 +149,10 @@ class Asking:
                 found[name] = printable(await store.read(f"{path}/{name}"))
         return {key: value for key, value in found.items() if key.startswith(_NAMES)}
 
-    async def _reaches(self, *states: State) -> bool:
+    async def _reaches(self, *states: State, seconds: float | None = None) -> bool:
+        """Whether the backend gets to one of these states in time, by default in that for an answer."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.patience.answer):
+            async with asyncio.timeout(self.patience.answer if seconds is None else seconds):
                 await self.script.backend(*states)
                 return True
         return False
@@ -164,19 +186,20 @@ class Asking:
         for name, needs, build in CASES:
             if not needs or offer.get(needs) == "1":
                 await self._case(name, build(self))
-        await self._case("unasked", [self.request(self.page())], ask=False)
+        await self._case("unasked", [self.request(self.page())], "")
         for _ in range(3):
             await self._case("one after the other", [self.request(self.page())])
         await self._receive()
         for size in (0, 56, 1400, 1400):
             frame = echo_request(self.ends, size, 1) if size else arp_request(self.ends)
-            await self._case("question", [self.request(self.page(frame), size=len(frame))])
+            await self._case("question", [self.request(self.page(frame), size=len(frame))], "rx")
             await self._receive()
         if self._control is not None:
             for kind in (CtrlType.GET_HASH_MAPPING_SIZE, 99):
                 await self._question(self._control, int(kind))
 
     async def _question(self, control: FrontControl, kind: int) -> None:
+        self._say(f"control request {kind}")
         index = control.ring.req_prod
         request = CTRL_REQUEST.pack(index + 5, kind, 0, 0, 0)
         control.ring.put(index, request)
@@ -203,23 +226,32 @@ class Asking:
         gref = page if isinstance(page, int) else page.gref
         return TX_REQUEST.pack(gref, offset, flags, self._next, size)
 
-    async def _case(self, name: str, slots: Sequence[bytes], *, ask: bool = True) -> None:
-        script = self.script
-        tx = script.tx
+    async def _case(
+        self, name: str, slots: Sequence[bytes], event_of: Literal["tx", "rx", ""] = "tx"
+    ) -> None:
+        """Post TX slots, and see what comes. The rings share an event channel, so one of them asks for an event."""
+        self._say(name)
+        script, tx, rx = self.script, self.script.tx, self.script.rx
         first = tx.req_prod
         last = (first + len(slots)) % WRAP
-        tx.rsp_event = last if ask else (first + FAR) % WRAP
-        await asyncio.sleep(0)
+        tx.rsp_event = last if event_of == "tx" else (first + FAR) % WRAP
+        rx.rsp_event = (self._taken + (1 if event_of == "rx" else FAR)) % WRAP
+        # an earlier event may be on its way
+        await asyncio.sleep(0 if event_of == "tx" else self.patience.settle)
         before = script.notifications
+        self._rx_asked_at = before if event_of == "rx" and rx.rsp_prod == self._taken % WRAP else None
         script.post(tx, *slots)
-        end = time.monotonic() + self.patience.answer
-        while (tx.rsp_prod - last) % WRAP >= WRAP // 2 and time.monotonic() < end and self._alive():
-            await self._tick()
+        await self._until(
+            "responses", lambda: (tx.rsp_prod - last) % WRAP < WRAP // 2 or not self._connected()
+        )
         count = (tx.rsp_prod - first) % WRAP
         in_use = self._in_use(self._pages)
-        end = time.monotonic() + self.patience.settle
-        while time.monotonic() < end and not (ask and script.notifications != before):
-            await self._tick()
+        if event_of == "tx" and count == len(slots):
+            await self._until("event", lambda: script.notifications != before)
+        elif event_of != "rx":
+            await asyncio.sleep(self.patience.settle)
+        if count == len(slots):
+            await self._until("arming", lambda: self._armed(tx.req_event, tx.req_prod) == 1)
         taken = count if count <= len(slots) else len(slots)
         self.cases.append(
             Case(
@@ -227,18 +259,32 @@ class Asking:
                 list(slots),
                 [tx.get((first + i) % WRAP) for i in range(taken)],
                 max(0, count - len(slots)) if count < WRAP // 2 else 0,
-                ask,
+                event_of == "tx",
                 script.notifications != before,
                 in_use,
                 self._armed(tx.req_event, tx.req_prod),
-                self._alive(),
+                self._connected(),
             )
         )
+
+    async def _until(self, what: str, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` is true. A backend that once did not do `what` in time gets less of it afterwards."""
+        end = time.monotonic() + (self.patience.settle if what in self._missed else self.patience.answer)
+        while not condition():
+            if time.monotonic() >= end:
+                self._missed.add(what)
+                return
+            await self._tick()
+
+    @property
+    def _taken(self) -> int:
+        """RX responses that were taken."""
+        return sum(len(frame.requests) for frame in self.received)
 
     async def _tick(self) -> None:
         await asyncio.sleep(0.002)
 
-    def _alive(self) -> bool:
+    def _connected(self) -> bool:
         return self.states[-1:] in ([], [str(int(State.CONNECTED))], [str(int(State.INIT_WAIT))])
 
     @staticmethod
@@ -252,21 +298,24 @@ class Asking:
 
     async def _receive(self) -> None:
         """Take the frames that come within the time to settle; an ARP reply tells the host's address."""
-        rx = self.script.rx
-        taken = sum(len(frame.requests) for frame in self.received)
-        rx.rsp_event = (taken + 1) % WRAP
+        script, rx, asked_at, taken = self.script, self.script.rx, self._rx_asked_at, self._taken
         end = time.monotonic() + self.patience.settle
         while time.monotonic() < end and rx.rsp_prod == taken % WRAP:
             await self._tick()
-        while taken < rx.rsp_prod:
+        ahead = (rx.rsp_prod - len(self.posted)) % WRAP
+        self._rx_ahead = max(self._rx_ahead, ahead if ahead < WRAP // 2 else 0)
+        produced = min(rx.rsp_prod, len(self.posted))
+        if asked_at is not None and produced > taken:
+            await self._until("RX event", lambda: script.notifications != asked_at)
+        while taken < produced:
             count, more = 0, True
             extras = False
-            while more and taken + count < rx.rsp_prod:
+            while more and taken + count < produced:
                 flags = RX_RESPONSE.unpack(rx.get(taken + count))[2]
                 count += 1
                 if extras is False and flags & RxFlag.EXTRA_INFO:
                     extras = True
-                    while taken + count < rx.rsp_prod:
+                    while taken + count < produced:
                         count += 1
                         if not rx.get(taken + count - 1)[1] & 1:
                             break
@@ -277,8 +326,11 @@ class Asking:
                     [request for request, _ in slots],
                     [rx.get(taken + i) for i in range(count)],
                     self._in_use([page for _, page in slots]),
+                    asked_at is not None,
+                    script.notifications != asked_at,
                 )
             )
+            asked_at = None
             _, offset, _, status = RX_RESPONSE.unpack(rx.get(taken))
             frame = slots[0][1].read(offset, max(status, 0)) if offset + max(status, 0) <= PAGE_SIZE else b""
             if frame[12:14] == ARP and frame[21:22] == ARP_REPLY:
@@ -296,10 +348,11 @@ class Asking:
         return await self._reaches(State.CLOSED)
 
     async def _return(self) -> bool:
-        """Initialising, and a new connection on new rings."""
+        """Initialising, and a new connection on new rings; also to a backend that is not in InitWait before."""
         await self.script.set_state(State.INITIALISING)
-        if not await self._reaches(State.INIT_WAIT):
-            return False
+        seconds = self.patience.settle if "InitWait" in self._missed else self.patience.answer
+        if not await self._reaches(State.INIT_WAIT, seconds=seconds):
+            self._missed.add("InitWait")
         await self.script.open_rings()
         for key, value in self.script.nodes.items():
             await self.script.write(key, value)
@@ -309,23 +362,31 @@ class Asking:
         await self.script.set_state(State.CONNECTED)
         return await self._reaches(State.CONNECTED)
 
-    async def _fatal(self, build: "Callable[[Asking], list[bytes]]") -> str:
-        """What the backend does at a chain that it cannot serve; the next question has a new connection."""
-        slots = build(self)
-        if slots:
-            self.script.post(self.script.tx, *slots, notify=True)
-        else:
-            self.script.tx.push((self.script.tx.req_prod + 1000) % WRAP)
-            self.script.notify(self.script.tx)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.patience.settle * 3):
-                await self.script.backend(State.CLOSING, State.CLOSED)
+    async def _fatal(self) -> list[str]:
+        """What the backend does at each chain that it cannot serve, a new connection for each; the last one is closed.
+        A device that cannot be connected again is asked nothing more.
+        """
+        found: list[str] = []
+        for name, build in FATAL.items():
+            self._say(name)
+            slots = build(self)
+            if slots:
+                self.script.post(self.script.tx, *slots, notify=True)
+            else:
+                self.script.tx.push((self.script.tx.req_prod + 1000) % WRAP)
+                self.script.notify(self.script.tx)
+            if await self._reaches(State.CLOSING, State.CLOSED, seconds=3 * self.patience.settle):
                 outcome = "closed"
                 await self.script.set_state(State.CLOSED)
                 await self._reaches(State.CLOSED)
-                return outcome if await self._return() else "closed for good"
+            else:
+                outcome = "alive"
+                await self._close()
+            if not await self._return():
+                return [*found, f"{name}: {outcome}, and did not return"]
+            found.append(f"{name}: {outcome}")
         await self._close()
-        return "alive" if await self._return() else "alive, and did not return"
+        return found
 
 
 _NAMES = (
@@ -391,7 +452,12 @@ FATAL: "dict[str, Callable[[Asking], list[bytes]]]" = {
 """Chains that may end the connection, and must end nothing else; no slots: req_prod alone moves."""
 
 
-async def ask_backend(where: Domain, ends: Addresses, patience: Patience, *, index: int = 0) -> BackendSeen:
-    """Be the guest `where` until its device `index` was asked everything. TimeoutError: no backend offers it."""
+async def ask_backend(
+    where: Domain, ends: Addresses, patience: Patience, *, index: int = 0, say: Say = lambda _: None
+) -> BackendSeen:
+    """Be the guest `where` until its device `index` was asked everything; `say` is called with each question's name.
+
+    TimeoutError: no backend offers the device.
+    """
     async with Script(where, index=index, config=FrontConfig(split=False)) as script:
-        return await Asking(script, ends, patience).run()
+        return await Asking(script, ends, patience, say).run()

@@ -300,6 +300,21 @@ def _(seen: BackendSeen) -> Occasions:
         yield len(frame.responses) <= MAX_DATA_SLOTS, f"{len(frame.responses)} slots"
 
 
+@rule("rx.not-more", "ring.h; XSA-376: xen-netfront disables itself")
+def _(seen: BackendSeen) -> Occasions:
+    """The RX ring's rsp_prod never runs ahead of its req_prod."""
+    if seen.received or seen.rx_ahead:
+        yield seen.rx_ahead == 0, f"{seen.rx_ahead} responses too many"
+
+
+@rule("rx.notifies", "ring.h, RING_PUSH_RESPONSES_AND_CHECK_NOTIFY")
+def _(seen: BackendSeen) -> Occasions:
+    """A push of RX responses that passes rsp_event is followed by an event."""
+    for frame in seen.received:
+        if frame.asked:
+            yield frame.notified, "an event" if frame.notified else "no event"
+
+
 @rule("rx.unmaps", "XSA-396: a grant is free when the response comes")
 def _(seen: BackendSeen) -> Occasions:
     """The backend has unmapped a frame's pages when the response is there."""

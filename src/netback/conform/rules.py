@@ -647,7 +647,11 @@ def _(view: View) -> Occasions:
 # ---- TX
 
 
-@rule("tx.waits", "xen-netfront: the queues start when the backend is Connected", level=Level.SHOULD)
+@rule(
+    "tx.waits",
+    "no backend answers then; xen-netfront's queues start with its carrier, before it writes Connected",
+    level=Level.SHOULD,
+)
 def _(view: View) -> Occasions:
     """No TX request is in the ring before the backend is Connected."""
     for opened in view.opened("tx"):

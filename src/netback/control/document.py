@@ -85,7 +85,7 @@ another one than its own.
 def _methods() -> Iterator[str]:
     for name, method in schema.METHODS.items():
         yield f"### {name}\n\n{method.does}\n"
-        if _fields(method.params):
+        if describe_fields(method.params):
             yield from _table("parameter", method.params)
         yield from _table("result", method.result)
 
@@ -148,7 +148,7 @@ serves others for as long as the answer took."""
 
 
 def _table(what: str, struct: type[msgspec.Struct]) -> Iterator[str]:
-    fields = _fields(struct)
+    fields = describe_fields(struct)
     defaults = what == "parameter"
     yield f"| {what} | type | {'default | ' if defaults else ''}meaning |\n|---|---|{'---|' if defaults else ''}---|"
     for field, kind, default, meaning in fields:
@@ -156,8 +156,8 @@ def _table(what: str, struct: type[msgspec.Struct]) -> Iterator[str]:
     yield ""
 
 
-def _fields(struct: type[msgspec.Struct]) -> list[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of each field."""
+def describe_fields(struct: type[msgspec.Struct]) -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each field; a meaning is the text after it."""
     hints, meanings = get_type_hints(struct, include_extras=True), _meanings(struct)
     found = []
     for field in msgspec.structs.fields(struct):

@@ -75,23 +75,35 @@ class BackendCollector(Collector):
                 with closing(client.statistics(queues=True)) as statistics:
                     counted = next(statistics.moments())
         except ControlError:
-            yield GaugeMetricFamily("netback_up", "Whether the backend answers.", 0)
+            yield _up(0)
             return
-        yield GaugeMetricFamily("netback_up", "Whether the backend answers.", 1)
-        yield _build(info)
-        yield _states(known)
-        yield from _traffic(counted)
-        yield _drops(counted)
-        yield from _gauges(counted)
-        for row in _ROWS:
-            yield _counter(row, counted)
+        yield from families([info], known, counted)
 
 
-def _build(info: Info) -> Metric:
+def families(
+    backends: Iterable[Info], states: Iterable[DeviceState], counted: Iterable[DeviceStatistics]
+) -> Iterator[Metric]:
+    """Every metric, in its order; without a series where nothing is given."""
+    yield _up(1)
+    yield _build(backends)
+    yield _states(states)
+    yield from _traffic(counted)
+    yield _drops(counted)
+    yield from _gauges(counted)
+    for row in _ROWS:
+        yield _counter(row, counted)
+
+
+def _up(value: int) -> Metric:
+    return GaugeMetricFamily("netback_up", "Whether the backend answers.", value)
+
+
+def _build(backends: Iterable[Info]) -> Metric:
     family = GaugeMetricFamily(
         "netback_build_info", "Versions and platform.", labels=("version", "protocol", "platform", "domid")
     )
-    family.add_metric((info.netback, info.protocol, info.platform, str(info.domid)), 1)
+    for info in backends:
+        family.add_metric((info.netback, info.protocol, info.platform, str(info.domid)), 1)
     return family
 
 

@@ -63,16 +63,27 @@ class DeviceRule(msgspec.Struct, frozen=True):
     """One `[[device]]` rule. It applies to devices that match every key it has."""
 
     net: str
+    """The devices' network."""
     name: str | None = None
+    """The rule's name, which only one may have: letters, digits and `._-`."""
     guest: str | None = None
+    """Devices of this guest: its name or UUID, whatever its domid is after a reboot, a restore or a migration."""
     domid: Annotated[int, Meta(ge=0, lt=DOMID_FIRST_RESERVED)] | None = None
+    """Devices of this domain."""
     type: DeviceType | None = None
+    """Devices of this type."""
     index: Annotated[int, Meta(ge=0, lt=(1 << 31) - 1)] | None = None
+    """The devices of guests with this number, 0 for a guest's first."""
     mac: str | None = None
+    """The device with this address."""
     attach: bool = False
+    """Attach the device whenever the guest appears; needs `guest` and `index`."""
     tx_rate: str | None = None
+    """A limit of what the guest sends, as in `10Mb/s`; a reload applies it to existing devices."""
     rx_rate: str | None = None
+    """A limit of what the guest receives, likewise."""
     filters: tuple[str, ...] | None = None
+    """Their filters, in place of those of all devices; `[]` for no filter."""
     file: str = ""
     """The file that it is in; no key."""
 
@@ -122,19 +133,38 @@ class Config(msgspec.Struct, frozen=True):
     """The configuration's contents."""
 
     net: str | None = None
+    """The network of a device that names none (Networks); without the key a tap."""
     workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    """Worker threads; without the key one for each core."""
     queues: Annotated[int, Meta(ge=1, le=MAX_QUEUES)] | None = None
+    """The most queues of a vif; a guest that is connected keeps its own. Without the key one for each core, at most 8.
+    """
     trace: tuple[str, ...] = ()
+    """Trace points to log, names or globs such as `xen_netdev_*`."""
     rx_drain_seconds: Annotated[float, Meta(ge=0.03, le=3600)] = WaitTimes().drain
+    """How long frames wait for a guest before they are dropped ([decisions.md](decisions.md))."""
     rx_stall_seconds: Annotated[float, Meta(ge=0, le=86400)] = WaitTimes().stall
+    """After how long a guest that takes no frames loses its link's carrier; 0: never."""
     hotplug: HotplugBy = "toolstack"
+    """What runs the devices' hotplug scripts."""
     hotplug_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = SECONDS
+    """How long a hotplug script may take."""
     hotplug_directories: tuple[str, ...] = DIRECTORIES
+    """Where hotplug scripts may be, or below."""
     control_mode: str = "0600"
+    """The mode of the control socket: `0660` admits its group, `0666` everybody, to all that netback can do."""
     control_group: str | None = None
+    """The group of the control socket; without the key netback's. In systemd's unit, which may give files to no other
+    group, set `Group=` instead.
+    """
     filters: tuple[str, ...] = ()
+    """Filters of every device, as in `antispoof` (Filters); a reload applies them to existing devices."""
     record: RecordMode = "off"
+    """Whether what guests do is recorded ([record.md](record.md)), `payload` with all bytes of frames; a reload applies
+    it to existing devices.
+    """
     device: tuple[DeviceRule, ...] = ()
+    """Rules, each a table `[[device]]`; the first that matches a device decides."""
     files: tuple[str, ...] = ()
     """The files that it was read from; no key."""
     rules_file: str | None = None
@@ -350,7 +380,7 @@ def _tables(value: object) -> list[Mapping[str, Any]]:
 
 
 def _check_keys(table: Mapping[str, Any], struct: type[msgspec.Struct], where: str) -> None:
-    known = [field for field in struct.__struct_fields__ if field not in _NO_KEYS]
+    known = [field for field in struct.__struct_fields__ if field not in NO_KEYS]
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -394,7 +424,7 @@ def check_trace(patterns: tuple[str, ...]) -> None:
         tracer.select(pattern)
 
 
-_NO_KEYS = {"file", "files", "rules_file"}
+NO_KEYS = {"file", "files", "rules_file"}
 """Fields that no file sets."""
 _WORDS = {"array": "list", "object": "table", "int": "whole number", "str": "string", "bool": "boolean"}
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`netback demo`: its options, its files and its exit codes."""
 
-import asyncio
 import json as json_text
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,8 +84,9 @@ def teach(port: int) -> None:
     with needs_extra():
         from netback.web import lesson
 
-    with runtime_directory() as directory:
-        asyncio.run(lesson.teach(directory, port, click.echo))
+    interruption = Interruption()
+    with suppress(Interrupted), runtime_directory() as directory:
+        interruption.run(lesson.teach(directory, port, click.echo))
 
 
 def _options(tier: str | None, broken: str | None, seconds: float) -> Options:

@@ -10,20 +10,18 @@ from netback.conform.observation import Observation
 from netback.conform.report import Judged
 from netback.conform.rules import RULES
 from netback.conform.view import View
+from netback.lab.bench.backends import QEMU
+from netback.lab.bench.made import made
 from netback.lab.custom_guest import CustomGuest, create
-from netback.lab.host import Guest, Lab, open_lab
+from netback.lab.host import Lab, open_lab
 from netback.lab.image import Say
 from netback.lab.machine import Options
 
-ADDRESS = "10.0.0.2"
+ADDRESS, ADDRESS6 = "10.0.0.2", "2001:db8::2"
+"""The guest's, on each link; the played host has those before them."""
 RUNS = "conform.runs"
 SECONDS = 1800.0
 """Of all profiles together, at most."""
-_UP = (
-    "(while true; do for l in $(ls /sys/class/net | grep ^eth); do"
-    f" ip link set $l up; ip addr add {ADDRESS}/24 dev $l 2>/dev/null; done; sleep 0.2; done) >/dev/null 2>&1 &"
-)
-"""Each profile's device is a new link, which the guest takes into use."""
 
 
 async def observe_guest(
@@ -38,10 +36,17 @@ async def observe_guest(
     return recording.load(lab.machine.directory / RUNS, "frontend", Observation)
 
 
-async def observe_linux(guest: Guest, profiles: Sequence[str], say: Say) -> list[Observation]:
-    """Linux's netfront in a guest of the lab, whose links are taken into use as they come."""
-    await guest(_UP)
-    return await observe_guest(guest.lab, guest.domid, ADDRESS, profiles, say)
+async def observe_linux(lab: Lab, profiles: Sequence[str], say: Say) -> list[Observation]:
+    """Linux's netfront in a guest of the lab, which takes each link into use as it comes."""
+    words = f"netback.address={ADDRESS} netback.address={ADDRESS6}"
+    guest = await lab.create("g1", vif=(), up=False, more=words)
+    return await observe_guest(lab, guest.domid, ADDRESS, profiles, say)
+
+
+async def made_of(lab: Lab) -> str:
+    """When, and of what, a recording is: one line."""
+    qemu = await lab.dom0(f"{QEMU} --version | sed -n 's/.*version //p'")
+    return f"{await made(lab)}, QEMU {qemu.strip()}"
 
 
 def judge(runs: Sequence[Observation]) -> list[Judged]:
@@ -55,7 +60,6 @@ async def judge_kernel(
     """Boot a Xen host and a guest of this kernel, None: of the lab's, and judge its netfront."""
     async with open_lab(directory, say, options=Options(accel=accel), backend="none") as lab:
         if guest is None:
-            linux = await lab.create("g1", vif=(), up=False)
-            return judge(await observe_linux(linux, profiles, say))
+            return judge(await observe_linux(lab, profiles, say))
         domid = await asyncio.wait_for(create(lab, guest, directory, vif=False), SECONDS)
         return judge(await observe_guest(lab, domid, guest.address, profiles, say))

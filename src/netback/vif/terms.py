@@ -35,7 +35,9 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """What decides about one feature; docs/reference.md is made from them."""
+
     feature: str
     means: str
     offered: Key | None
@@ -55,39 +57,39 @@ def _can(cap: Can) -> Callable[[VifConfig], bool]:
 
 SG, CSUM4, CSUM6 = "frames of several pages", "IPv4 checksums", "IPv6 checksums"
 TSO4, TSO6, RX_EVENTS, QUEUES = "TSO of IPv4", "TSO of IPv6", "events for RX slots", "several queues"
-_ROWS = (
-    _Row(SG, "the guest receives frames of more than a page", Key.SG, Key.SG, lambda config: config.sg),
-    _Row(
+ROWS = (
+    Row(SG, "the guest receives frames of more than a page", Key.SG, Key.SG, lambda config: config.sg),
+    Row(
         CSUM4, "the guest receives IPv4 packets without a checksum", None, Key.NO_CSUM, _can(Can.CSUM4),
         refusal="the guest refuses it", inverted=True,
     ),
-    _Row(CSUM6, "the same for IPv6", Key.IPV6_CSUM, Key.IPV6_CSUM, _can(Can.CSUM6)),
-    _Row(
+    Row(CSUM6, "the same for IPv6", Key.IPV6_CSUM, Key.IPV6_CSUM, _can(Can.CSUM6)),
+    Row(
         TSO4, "the guest receives up to 64 KiB of TCP as one frame", Key.GSO_TCPV4, Key.GSO_TCPV4,
         _can(Can.TSO4), (SG, CSUM4),
     ),
-    _Row(TSO6, "the same for IPv6", Key.GSO_TCPV6, Key.GSO_TCPV6, _can(Can.TSO6), (SG, CSUM6)),
-    _Row(
+    Row(TSO6, "the same for IPv6", Key.GSO_TCPV6, Key.GSO_TCPV6, _can(Can.TSO6), (SG, CSUM6)),
+    Row(
         RX_EVENTS, "the guest tells when it posts slots; else netback polls every millisecond", None,
         Key.RX_NOTIFY, lambda config: not config.rx_unannounced,
     ),
-    _Row(
+    Row(
         QUEUES, "frames are spread over processors", Key.MAX_QUEUES, Key.QUEUES,
         lambda config: len(config.queues) > 1, refusal="the guest asks for one",
     ),
-    _Row(
+    Row(
         "split event channels", "an event channel for each ring", Key.SPLIT_CHANNELS, Key.EVENT_CHANNEL_TX,
         lambda config: any(queue.tx_channel != queue.rx_channel for queue in config.queues),
     ),
-    _Row(
+    Row(
         "control ring", "the guest sets its hash and stages its buffers", Key.CTRL_RING, Key.CTRL_RING_REF,
         lambda config: config.control is not None,
     ),
-    _Row(
+    Row(
         "multicast control", "the guest receives the multicast frames of its list alone", Key.MULTICAST,
         Key.REQUEST_MULTICAST, lambda config: config.live.multicast_control,
     ),
-    _Row(
+    Row(
         "XDP headroom", "room before each RX frame for the guest's XDP program", Key.XDP, Key.XDP_HEADROOM,
         lambda config: config.live.xdp_headroom > 0,
     ),
@@ -101,15 +103,15 @@ def explain(offered: Keys, keys: Keys, kind: DeviceType, *, connected: bool) -> 
     marks a missing one. `connected`: the frontend has written all of its own.
     """
     if not connected:
-        return [_term(row, offered, keys, None) for row in _ROWS], None
+        return [_term(row, offered, keys, None) for row in ROWS], None
     try:
         config = agree(keys, kind, Limits.offered(offered))
     except GuestError as error:
-        return [_term(row, offered, keys, None) for row in _ROWS], str(error)
-    return [_term(row, offered, keys, config) for row in _ROWS], None
+        return [_term(row, offered, keys, None) for row in ROWS], str(error)
+    return [_term(row, offered, keys, config) for row in ROWS], None
 
 
-def _term(row: _Row, offered: Keys, keys: Keys, config: VifConfig | None) -> Term:
+def _term(row: Row, offered: Keys, keys: Keys, config: VifConfig | None) -> Term:
     value = offered.get(row.offered) if row.offered is not None else None
     asked = _asked(row, keys)
     agreed = None if config is None else row.agreed(config)
@@ -117,15 +119,15 @@ def _term(row: _Row, offered: Keys, keys: Keys, config: VifConfig | None) -> Ter
     return Term(row.feature, row.means, value, asked, agreed, reason)
 
 
-def _asked(row: _Row, keys: Keys) -> str | None:
+def _asked(row: Row, keys: Keys) -> str | None:
     """The frontend's value; that of the first queue where each has its own."""
     return keys.get(row.asked) or keys.get(f"queue-0/{row.asked}")
 
 
-def _reason(row: _Row, offered: str | None, asked: str | None, config: VifConfig) -> str:
+def _reason(row: Row, offered: str | None, asked: str | None, config: VifConfig) -> str:
     if row.offered is not None and offered in _OFF:
         return "it was not offered"
     if (asked in _OFF) is not row.inverted:
         return row.refusal
-    missing = [other.feature for other in _ROWS if other.feature in row.needs and not other.agreed(config)]
+    missing = [other.feature for other in ROWS if other.feature in row.needs and not other.agreed(config)]
     return f"it needs {' and '.join(missing)}" if missing else row.refusal

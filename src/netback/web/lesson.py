@@ -212,9 +212,9 @@ class Scene:
 STEPS = (
     Step(
         "The toolstack writes a device",
-        "netback attach wrote two directories into xenstore, one for each end of the vif, each with a node `state`. "
-        "The backend offers its features and is in InitWait. The guest's end is Initialising: its driver has not "
-        "looked yet.",
+        "netback attach wrote two directories into xenstore, one for each end of the vif, each with a node named "
+        "state. The backend offers its features and is in InitWait. The guest's end is Initialising: its driver has "
+        "not looked yet.",
         Scene.attach,
     ),
     Step(
@@ -339,7 +339,7 @@ class Lesson:
 
 
 async def teach(directory: Path, port: int, ready: Callable[[str], object]) -> None:
-    """Serve the page with the lesson, below `directory`, until SIGINT or SIGTERM; `ready` gets its address."""
+    """Serve the page with the lesson, below `directory`, until cancelled; `ready` gets its address."""
     sock = listen(port)
     async with Lesson(directory) as lesson:
         await serve(sock, Hub(directory), ready, lesson)

@@ -10,8 +10,8 @@ import asyncio
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -225,10 +225,18 @@ def listen(port: int) -> socket.socket:
     return sock
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals to its caller: uvicorn would raise them again before the caller could clean up."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 async def serve(
     sock: socket.socket, hub: Hub, ready: Callable[[str], object], lesson: Lesson | None = None
 ) -> None:
-    """Serve until cancelled, or SIGINT or SIGTERM. `ready` is called with the address to open, which has the token."""
+    """Serve until cancelled. `ready` is called with the address to open, which has the token."""
     port, token = sock.getsockname()[1], secrets.token_urlsafe(16)
     hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost")]
     app = make_app(hub, hosts=hosts, cookie=f"netback-{port}", token=token, lesson=lesson)
@@ -246,4 +254,4 @@ async def serve(
         timeout_graceful_shutdown=1,
     )
     ready(f"http://127.0.0.1:{port}/?token={token}")
-    await uvicorn.Server(config).serve([sock])
+    await _Server(config).serve([sock])

@@ -20,7 +20,7 @@ QNIC_TAP = "qnic0"
 QNIC_PID = "/run/qnic.pid"
 NETBACK_PID = "/run/nb.pid"
 """Files in dom0 with the numbers of their processes."""
-_QEMU = "/usr/libexec/xen-qemu-system-i386"
+QEMU = "/usr/libexec/xen-qemu-system-i386"
 _MAC = "00:16:3e:77:00:00"
 
 
@@ -122,7 +122,7 @@ class _Qnic(LabBackend):
         await lab.dom0(f"ip tuntap add {QNIC_TAP} mode tap && ip link set {QNIC_TAP} master {BRIDGE} up")
         try:
             await lab.dom0(
-                f"setsid {_QEMU} -M xenpv -xen-domid {guest.domid} -xen-attach -nodefaults -display none -monitor none"
+                f"setsid {QEMU} -M xenpv -xen-domid {guest.domid} -xen-attach -nodefaults -display none -monitor none"
                 f" -serial none -netdev tap,id=n0,ifname={QNIC_TAP},script=no,downscript=no"
                 f" -device xen-net-device,netdev=n0,mac={_MAC},idx=0"
                 f" >>/lab/qnic.log 2>&1 </dev/null & echo $! >{QNIC_PID}"

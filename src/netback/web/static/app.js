@@ -241,20 +241,25 @@ const handlers = {
     $("lesson-said").textContent = lesson.said;
     const next = lesson.steps[lesson.done];
     $("next").textContent = next ? `Next: ${next}` : "That was all";
-    $("next").disabled = !next;
+    block(!next);
     look();
   },
 };
 
+// A button that is disabled loses the keyboard's focus, so this one only says that it is.
+function block(value) {
+  $("next").setAttribute("aria-disabled", String(value));
+}
+
 async function teach(verb) {
-  $("next").disabled = true;
+  block(true);
   $("lesson-error").textContent = "";
   const response = await fetch(`/api/lesson/${verb}`, { method: "POST" }).catch(() => null);
   const answer = await response?.json().catch(() => null);
   if (response?.ok) handlers.lesson(answer);
   else {
     $("lesson-error").textContent = answer?.error ?? "The server does not answer.";
-    $("next").disabled = false;
+    block(false);
   }
 }
 
@@ -280,7 +285,7 @@ $("pace-choice").addEventListener("change", async (event) => {
   const path = `/api/pace/${encodeURIComponent(chosen)}/${event.target.value}`;
   if (chosen !== null && !await ask(path, { method: "POST" })) note("The pace was not changed");
 });
-$("next").addEventListener("click", () => teach("next"));
+$("next").addEventListener("click", () => { if ($("next").getAttribute("aria-disabled") !== "true") teach("next"); });
 $("restart").addEventListener("click", () => teach("restart"));
 new MutationObserver(() => { $("none").hidden = $("rows").children.length > 0; }).observe($("rows"), { childList: true });
 setInterval(look, RING_MS);
