@@ -3,6 +3,7 @@
 
 NETBACK_SANITIZE=1 builds it under AddressSanitizer and UndefinedBehaviorSanitizer instead (`make sanitize`).
 NETBACK_ABI3=1 builds it for CPython's stable ABI, so that one wheel serves every Python from 3.11 on (`make wheels`).
+CYTHON_CACHE_DIR names a directory where Cython's output is kept for the next build (`make deb`).
 """
 
 import os
@@ -45,5 +46,6 @@ setup(
         nthreads=os.cpu_count() or 1,
         compiler_directives=compiling["DIRECTIVES"],
         build_dir="build/cython",  # the C code is the same for both ABIs
+        cache=os.environ.get("CYTHON_CACHE_DIR", False),
     ),
 )

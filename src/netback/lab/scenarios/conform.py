@@ -20,7 +20,7 @@ ADDRESS = "10.0.0.2"
 """The guest's; dom0 has the address before it."""
 SECONDS = 1800.0
 _ASK = (
-    "setsid /opt/netback/bin/netback conform --backend --platform xen"
+    "setsid netback conform --backend --platform xen"
     f" --ip {ADDRESS} --limit 30 --record /run/runs --json >/run/verdicts 2>/run/conform & echo $! >/run/conform.pid"
 )
 _ENDED = "while kill -0 $(cat /run/conform.pid) 2>/dev/null; do sleep 0.2; done"
