@@ -39,8 +39,12 @@ extensions = [
     for source in compiling["sources"](PLANE)
 ]
 
+options: dict[str, dict[str, object]] = {"build_ext": {"parallel": os.cpu_count() or 1}}
+if ABI3:
+    options["bdist_wheel"] = {"py_limited_api": "cp311"}
+
 setup(
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+    options=options,
     ext_modules=cythonize(
         extensions,
         nthreads=os.cpu_count() or 1,

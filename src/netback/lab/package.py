@@ -23,7 +23,7 @@ SOURCES = (
     *("debian", "docs", "examples", "include", "pyproject.toml", "scripts/manual.py", "setup.py", "src"),
 )
 """What of a checkout the package is made of."""
-TOOLS = ("ccache", "lintian")
+TOOLS = ("build-essential", "ccache", "lintian")
 """What the root has beside debian/control's Build-Depends."""
 PLACE = "build"
 """The directory in the root that a build may write to: the sources are below it, and what is built comes there."""
@@ -33,7 +33,7 @@ _KEPT = 8
 """Packages in the cache."""
 _BUILD = """
 PATH=/usr/lib/ccache:$PATH
-export DEB_BUILD_OPTIONS="parallel=$(nproc) noautodbgsym"
+export DEB_BUILD_OPTIONS="parallel=$(nproc) noautodbgsym" DEB_CFLAGS_APPEND=-g0
 cd "$1"; shift
 exec dpkg-buildpackage -us -uc "$@"
 """
@@ -145,7 +145,7 @@ def builder(source: Path, say: Say) -> Path:
         with tempfile.TemporaryDirectory(dir=cache(), prefix="new-") as scratch:
             made = Path(scratch) / "root"
             packages = (*build_depends((source / "debian" / "control").read_text()), *TOOLS)
-            bootstrap(made, SUITE, packages, Path(scratch) / "log", variant="buildd")
+            bootstrap(made, SUITE, packages, Path(scratch) / "log")
             for name in (PLACE, _CACHE):
                 (made / name).mkdir()
             move_into_cache(made, root)
