@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fresh  # the script beside this one; it puts src/ on sys.path
@@ -39,25 +41,26 @@ def main() -> None:
     began = time.monotonic()
     try:
         archive = fresh.archive_of(image.SUITE)
-        with tempfile.TemporaryDirectory(dir=archive.parent, prefix="build-") as place:
+        with scratch(archive, "build-") as place, scratch(archive, "root-") as root:
             made = build(Path(place), options.out)
-        with tempfile.TemporaryDirectory(dir=archive.parent, prefix="root-") as place:
-            attempt(archive, Path(place), made)
+            with judged(Path(place)):
+                attempt(archive, Path(root), made)
     except (ConfigError, subprocess.CalledProcessError) as error:
         sys.exit(f"deb: {error}")
     fresh.say(f"{made} works, after {time.monotonic() - began:.0f} s")
 
 
+def scratch(archive: Path, prefix: str) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=archive.parent, prefix=prefix)
+
+
 def build(place: Path, out: Path) -> Path:
-    """Build and judge the package in `place`; returns the binary one's path in `out`."""
+    """Build the package and its source in `place`; returns the binary one's path in `out`."""
     tree = place / "netback"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{fresh.ROOT}", tree], check=True)
     root, kept = package.builder(tree, fresh.say), package.kept(tree)
     fresh.say("the package and its source, from HEAD")
     package.build(root, place, place / "log")
-    fresh.say("lintian")
-    lintian = f"lintian --allow-root --fail-on error /{package.PLACE}/netback_*.changes"
-    subprocess.run([*package.inside(root, place), "sh", "-c", lintian], check=True)
     package.keep(place, kept)
     out.mkdir(parents=True, exist_ok=True)
     for pattern in FILES:
@@ -65,6 +68,26 @@ def build(place: Path, out: Path) -> Path:
             shutil.copy2(made, out)
     (binary,) = place.glob("*.deb")
     return out / binary.name
+
+
+@contextmanager
+def judged(place: Path) -> Iterator[None]:
+    """Run lintian beside what is done meanwhile, since it takes a minute. CalledProcessError: it found an error."""
+    root, log = package.builder(place / "netback", fresh.say), place / "lintian.log"
+    command = f"lintian --allow-root --fail-on error /{package.PLACE}/netback_*.changes"
+    with log.open("wb") as file:
+        lintian = subprocess.Popen(
+            [*package.inside(root, place), "sh", "-c", command], stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            yield
+            lintian.wait()
+        finally:
+            lintian.kill()
+            lintian.wait()
+    fresh.say(f"lintian\n{log.read_text()}".rstrip())
+    if lintian.returncode:
+        raise subprocess.CalledProcessError(lintian.returncode, "lintian")
 
 
 def attempt(archive: Path, root: Path, made: Path) -> None:

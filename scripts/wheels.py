@@ -81,9 +81,14 @@ def build(out: Path, scratch: Path) -> tuple[Path, Path]:
     tree = scratch / "netback"
     run("git", "clone", "-q", "--depth", "1", f"file://{ROOT}", tree)
     say("the source archive and the wheel, from HEAD")
-    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", scratch / "sdists", tree)
+    once = {
+        **os.environ,
+        "CYTHON_CACHE_DIR": str(scratch / "cython"),
+    }  # setup.py translates for an archive, too
+    source = (sys.executable, "-m", "build", "--sdist", "--no-isolation")
+    run(*source, "--outdir", scratch / "sdists", tree, env=once)
     (sdist,) = (scratch / "sdists").glob("*.tar.gz")
-    stable = {**os.environ, "NETBACK_ABI3": "1"}
+    stable = {**once, "NETBACK_ABI3": "1"}
     pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation")
     run(*pip, "--wheel-dir", scratch / "plain", sdist, env=stable)
     (plain,) = (scratch / "plain").glob("*.whl")
