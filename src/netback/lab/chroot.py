@@ -54,6 +54,19 @@ def read_only(root: Path, environment: Mapping[str, str], shared: Mapping[str, P
     return _entry(root, "\n".join(lines), environment)
 
 
+def unchanged(root: Path, environment: Mapping[str, str], shared: Mapping[str, Path]) -> list[str]:
+    """The same in a root that only seems to change: all changes are in its /mnt, as files, until the command's end."""
+    lines = [
+        "mount -t tmpfs tmpfs mnt",
+        "mkdir mnt/upper mnt/work mnt/merged",
+        "mount -t overlay -o lowerdir=.,upperdir=mnt/upper,workdir=mnt/work overlay mnt/merged",
+        "mount --bind mnt/upper mnt/merged/mnt",
+        *(f"mount --bind {shlex.quote(str(path))} mnt/merged/{place}" for place, path in shared.items()),
+        "cd mnt/merged",
+    ]
+    return _entry(root, "\n".join(lines), environment)
+
+
 def _entry(root: Path, more: str, environment: Mapping[str, str]) -> list[str]:
     given = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8", **environment}
     script = _ENTER.format(more=more)

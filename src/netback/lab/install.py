@@ -1,26 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disk from which dom0 and driver domains install netback at their start: its Debian package, the byte code of
-its modules, and the lab's own scripts.
+"""The disk that brings netback to dom0 and driver domains: what its Debian package installs, and the lab's own scripts.
+
+dpkg installs the package in dom0's root on this machine, and dom0 unpacks the difference at its start: dpkg and the
+package's scripts would take a minute on an emulated processor.
 
 The package is built of the checkout that this netback runs from. An installation elsewhere has no debian/: what is
 installed then goes into a plain package, without scripts, manual pages and configuration.
 """
 
+import hashlib
 import os
 import shutil
-import subprocess
-import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import netback
 from netback.daemon.systemd.unit import HOTPLUG, KEEP_KERNEL_OUT, UNIT
 from netback.errors import ConfigError
-from netback.lab import initramfs, package
+from netback.lab import chroot, initramfs, package
 from netback.lab.image import Image, Say, run
 from netback.lab.inside import agent
 
 _MIB = 1 << 20
+_INSTALL = """
+export DEBIAN_FRONTEND=noninteractive
+dpkg --install "/lab/$1"
+tar -C /mnt -cf /lab/installed.tar --exclude=./mnt --exclude=./lab .
+"""
 _PROGRAM = """#!/usr/bin/python3
 import sys
 from netback.cli import main
@@ -51,8 +58,8 @@ class Medium:
 
     @property
     def files(self) -> Path:
-        """The package's files, for guests that have netback in their initramfs."""
-        return self.directory / "package"
+        """What the package installs, for guests that have netback in their initramfs."""
+        return self.directory / "installed"
 
 
 def build(image: Image, directory: Path, say: Say) -> Medium:
@@ -65,22 +72,46 @@ def build(image: Image, directory: Path, say: Say) -> Medium:
         shutil.copyfile(package.package(source, say), medium.package)
     else:
         pack(Path(netback.__file__).parent, _python(image), medium)
-    subprocess.run(["dpkg-deb", "--extract", medium.package, medium.files], check=True)
-    _precompile(image, medium.files)
-    with tarfile.open(tree / "bytecode.tar", "w") as archive:
-        for path in medium.files.rglob("__pycache__"):
-            archive.add(path, path.relative_to(medium.files))
+    installed = install(image, medium.package)
+    shutil.copyfile(installed, tree / "installed.tar")
+    medium.files.mkdir()
+    unpack = ["tar", "-C", str(medium.files), "-xf", str(installed)]
+    run(unpack, directory / "log", "cannot unpack what netback's package installs")
     shutil.copytree(Path(__file__).parent / "init", tree / "init")
     shutil.copyfile(agent.__file__, tree / "agent.py")
     _make_disk(tree, medium.disk)
     return medium
 
 
+def install(image: Image, file: Path) -> Path:
+    """An archive of what changes in dom0's root when dpkg installs a package there, made now if the cache lacks it."""
+    kept = image.directory / f"installed-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}.tar"
+    if not kept.exists():
+        if os.geteuid() != 0:
+            raise ConfigError("netback's package must be installed as root: run this once with sudo -E")
+        with tempfile.TemporaryDirectory(dir=image.directory) as scratch:
+            place = Path(scratch)
+            shutil.copyfile(file, place / file.name)
+            command = [
+                *chroot.unchanged(image.root, {}, {"lab": place}),
+                "sh",
+                "-euc",
+                _INSTALL,
+                "sh",
+                file.name,
+            ]
+            run(command, place / "log", "dom0 cannot install netback's package")
+            for old in image.directory.glob("installed-*.tar"):
+                old.unlink()
+            (place / "installed.tar").replace(kept)
+    return kept
+
+
 def _make_disk(tree: Path, disk: Path) -> None:
     size = sum(path.stat().st_size + 4096 for path in tree.rglob("*") if path.is_file())
     mib = max(64, size * 3 // 2 // _MIB)
     command = ["mke2fs", "-q", "-t", "ext4", "-L", "netback", "-d", str(tree), str(disk), f"{mib}M"]
-    run(command, disk.parent / "mke2fs.log", "cannot make netback's disk")
+    run(command, disk.parent / "log", "cannot make netback's disk")
 
 
 def _python(image: Image) -> str:
@@ -89,30 +120,6 @@ def _python(image: Image) -> str:
     if len(found) != 1:
         raise ConfigError("dom0 has no Python, or more than one")
     return found[0].removeprefix("python")
-
-
-def _precompile(image: Image, files: Path) -> None:
-    """Compile byte code with dom0's Python, run on this machine: dom0 takes a minute, under software emulation.
-
-    py3compile, which the package's installation runs, skips modules whose byte code has the source's time.
-    """
-    usr = image.root / "usr"
-    python = [*initramfs.loader(image.root), str(usr / "bin" / f"python{_python(image)}")]
-    command = [
-        *python,
-        "-m",
-        "compileall",
-        "-q",
-        "-s",
-        str(files),
-        "-p",
-        "/",
-        str(files / initramfs.PACKAGES),
-    ]
-    environment = os.environ | {"PYTHONHOME": str(usr), "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in ("PYTHONPATH", "SOURCE_DATE_EPOCH"):  # with the latter, byte code has no times
-        environment.pop(name, None)
-    subprocess.run(command, env=environment, capture_output=True, check=False)  # a failure costs only speed
 
 
 def pack(installed: Path, python: str, medium: Medium) -> None:
@@ -124,7 +131,7 @@ def pack(installed: Path, python: str, medium: Medium) -> None:
             f"{installed} is compiled for another Python than dom0's {python}: run the lab from a checkout, or from the"
             " wheel of `make wheels`, which is for each Python"
         )
-    tree = medium.directory / "installed"
+    tree = medium.directory / "plain"
     shutil.copytree(
         installed, tree / initramfs.PACKAGES / "netback", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -139,4 +146,4 @@ def pack(installed: Path, python: str, medium: Medium) -> None:
         (tree / path).write_text(content)
     (tree / "usr/bin/netback").chmod(0o755)
     command = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(medium.package)]
-    run(command, medium.directory / "dpkg-deb.log", "cannot pack the installed netback")
+    run(command, medium.directory / "log", "cannot pack the installed netback")
