@@ -24,7 +24,7 @@ help:
 	@echo "make sanitize  the native tests again under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fresh     make demo and make test in minimal chroots of Debian 12, 13 and testing (ARGS='--suite trixie --only demo')"
 	@echo "make site      the documentation as a site: build/site/docs/index.html"
-	@echo "make wheels    dist/: source archive and wheel, tried in fresh environments"
+	@echo "make wheels    dist/: source archive and wheel, tried in fresh environments (ARGS='--suite testing': in a chroot)"
 	@echo "make deb       dist/: the package for Debian 13, built, installed and removed in minimal chroots (as root)"
 	@echo "make lint types docs man build clean"
 	@echo "As root on a Debian each command installs the packages that it lacks; with INSTALL=no it only names them."

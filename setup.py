@@ -3,6 +3,7 @@
 
 NETBACK_SANITIZE=1 builds it under AddressSanitizer and UndefinedBehaviorSanitizer instead (`make sanitize`).
 NETBACK_ABI3=1 builds it for CPython's stable ABI, so that one wheel serves every Python from 3.11 on (`make wheels`).
+CYTHON_CACHE_DIR names a directory where Cython's output is kept for the next build (`make deb`).
 """
 
 import os
@@ -38,12 +39,17 @@ extensions = [
     for source in compiling["sources"](PLANE)
 ]
 
+options: dict[str, dict[str, object]] = {"build_ext": {"parallel": os.cpu_count() or 1}}
+if ABI3:
+    options["bdist_wheel"] = {"py_limited_api": "cp311"}
+
 setup(
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+    options=options,
     ext_modules=cythonize(
         extensions,
         nthreads=os.cpu_count() or 1,
         compiler_directives=compiling["DIRECTIVES"],
         build_dir="build/cython",  # the C code is the same for both ABIs
+        cache=os.environ.get("CYTHON_CACHE_DIR", False),
     ),
 )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds dist/: the Debian package for Debian 13, its source and lintian's verdict; then tries it.
 
-`make deb`, or `python scripts/deb.py [--out DIRECTORY]`, as root. A clone of HEAD is built in a minimal chroot, where
-apt installs what debian/control names. The package is then installed, used, removed and purged in a second one
-(scripts/deb_check.sh). The chroots are those of `make fresh`.
+`make deb`, or `python scripts/deb.py [--out DIRECTORY]`, as root. A clone of HEAD is built as the lab builds its
+package (netback.lab.package), and a lab of HEAD then uses this one. The package is installed, used, removed and purged
+in a minimal chroot of `make fresh` (scripts/deb_check.sh).
 """
 
 from __future__ import annotations
@@ -16,29 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fresh  # the script beside this one; it puts src/ on sys.path
 
 from netback import __version__
 from netback.errors import ConfigError
+from netback.lab import image, package
 
-SUITE = "trixie"
 CHECK = Path(__file__).parent / "deb_check.sh"
-BUILD = """
-set -eu
-export DEBIAN_FRONTEND=noninteractive
-quietly() { "$@" >/build/log 2>&1 || { tail -n 40 /build/log >&2; exit 1; }; }
-cd /build/netback
-quietly apt-get update
-quietly apt-get install -y --no-install-recommends dpkg-dev lintian
-quietly apt-get build-dep -y --no-install-recommends ./
-echo "-- building"
-DEB_BUILD_OPTIONS="parallel=$(nproc) noautodbgsym" quietly dpkg-buildpackage -us -uc
-echo "-- lintian"
-lintian --allow-root --fail-on error ../netback_*.changes
-"""
-"""In the chroot that has the clone in /build/netback; dpkg-buildpackage puts its files beside it."""
 FILES = ("*.deb", "*.dsc", "*.tar.xz", "*.buildinfo", "*.changes")
 
 
@@ -52,56 +40,65 @@ def main() -> None:
         sys.exit("deb: it needs root, for chroots")
     began = time.monotonic()
     try:
-        archive = fresh.archive_of(SUITE)
-        with tempfile.TemporaryDirectory(dir=archive.parent, prefix="root-") as place:
-            package = build(chroot(archive, Path(place)), options.out)
-        with tempfile.TemporaryDirectory(dir=archive.parent, prefix="root-") as place:
-            attempt(chroot(archive, Path(place)), package)
+        archive = fresh.archive_of(image.SUITE)
+        with scratch(archive, "build-") as place, scratch(archive, "root-") as root:
+            made = build(Path(place), options.out)
+            with judged(Path(place)):
+                attempt(archive, Path(root), made)
     except (ConfigError, subprocess.CalledProcessError) as error:
         sys.exit(f"deb: {error}")
-    fresh.say(f"{package} works, after {time.monotonic() - began:.0f} s")
+    fresh.say(f"{made} works, after {time.monotonic() - began:.0f} s")
 
 
-def chroot(archive: Path, root: Path) -> Path:
-    """Unpack a chroot where packages install all of their files, manual pages, too, and dpkg waits for no disk."""
-    subprocess.run(["tar", "-C", root, "-xf", archive, "--numeric-owner"], check=True)
-    settings = root / "etc" / "dpkg" / "dpkg.cfg.d"
-    for excludes in settings.glob("*mmdebstrap"):
-        excludes.unlink()
-    (settings / "scratch").write_text("force-unsafe-io\n")
-    return root
+def scratch(archive: Path, prefix: str) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=archive.parent, prefix=prefix)
 
 
-def build(root: Path, out: Path) -> Path:
-    """Build and judge the package in the chroot; returns the binary one's path in `out`."""
-    fresh.say(f"the packages that build it, on {SUITE}")
-    tree = root / "build" / "netback"
+def build(place: Path, out: Path) -> Path:
+    """Build the package and its source in `place`; returns the binary one's path in `out`."""
+    tree = place / "netback"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{fresh.ROOT}", tree], check=True)
-    inside(root, BUILD)
+    root, kept = package.builder(tree, fresh.say), package.kept(tree)
+    fresh.say("the package and its source, from HEAD")
+    package.build(root, place, place / "log")
+    package.keep(place, kept)
     out.mkdir(parents=True, exist_ok=True)
     for pattern in FILES:
-        for made in tree.parent.glob(pattern):
+        for made in place.glob(pattern):
             shutil.copy2(made, out)
-    (package,) = tree.parent.glob("*.deb")
-    return out / package.name
+    (binary,) = place.glob("*.deb")
+    return out / binary.name
 
 
-def attempt(root: Path, package: Path) -> None:
-    """Install, use, remove and purge the package in the chroot."""
-    for file in (package, CHECK):
+@contextmanager
+def judged(place: Path) -> Iterator[None]:
+    """Run lintian beside what is done meanwhile, since it takes a minute. CalledProcessError: it found an error."""
+    root, log = package.builder(place / "netback", fresh.say), place / "lintian.log"
+    command = f"lintian --allow-root --fail-on error /{package.PLACE}/netback_*.changes"
+    with log.open("wb") as file:
+        lintian = subprocess.Popen(
+            [*package.inside(root, place), "sh", "-c", command], stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            yield
+            lintian.wait()
+        finally:
+            lintian.kill()
+            lintian.wait()
+    fresh.say(f"lintian\n{log.read_text()}".rstrip())
+    if lintian.returncode:
+        raise subprocess.CalledProcessError(lintian.returncode, "lintian")
+
+
+def attempt(archive: Path, root: Path, made: Path) -> None:
+    """Install, use, remove and purge the package in a new chroot. CalledProcessError: something failed."""
+    subprocess.run(["tar", "-C", root, "-xf", archive, "--numeric-owner"], check=True)
+    image.install_whole(root)
+    for file in (made, CHECK):
         shutil.copy2(file, root / "root")
-    inside(root, f"exec sh /root/{CHECK.name} /root/{package.name} {__version__}")
-
-
-def inside(root: Path, script: str) -> None:
-    """Run a shell script in the chroot. CalledProcessError: it failed."""
-    unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    enter = [*unshare, "sh", "-c", fresh.ENTER, "sh", str(root)]
-    done = subprocess.run(
-        [*enter, *fresh.network(root), "sh", "-c", script], stdin=subprocess.DEVNULL, check=False
-    )
+    done = fresh.inside(root, f"exec sh /root/{CHECK.name} /root/{made.name} {__version__}")
     if done.returncode:
-        raise subprocess.CalledProcessError(done.returncode, "the script in the chroot")
+        raise subprocess.CalledProcessError(done.returncode, CHECK.name)
 
 
 if __name__ == "__main__":

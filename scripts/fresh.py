@@ -23,45 +23,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from netback.errors import ConfigError  # noqa: E402
-from netback.lab import image  # noqa: E402
+from netback.lab import chroot, image  # noqa: E402
 
 SUITES = ("bookworm", "trixie", "testing")
 COMMANDS = ("demo", "test")
 PACKAGES = ("make",)
 KEPT_DAYS = 7
 """An older archive of a chroot is made again, so that its packages fit those which apt installs later."""
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun")
 CERTIFICATES = "run/certificates.pem"
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
-
-ENTER = f"""
-set -eu
-cd "$1"; shift
-mount --bind . . && cd "$PWD"
-mount -t proc proc proc
-mount -t sysfs sysfs sys
-mount -t tmpfs -o mode=755 dev dev
-mkdir dev/net dev/pts dev/shm
-for node in {" ".join(DEVICES)}; do
-  test -e /dev/$node || continue
-  touch dev/$node
-  mount --bind /dev/$node dev/$node
-done
-mount -t tmpfs -o mode=1777 shm dev/shm
-mount -t devpts -o newinstance,mode=620,ptmxmode=666 devpts dev/pts
-ln -s pts/ptmx dev/ptmx
-ln -s /proc/self/fd dev/fd
-ln -s /proc/self/fd/0 dev/stdin
-ln -s /proc/self/fd/1 dev/stdout
-ln -s /proc/self/fd/2 dev/stderr
-pivot_root . .
-umount -l .
-exec /usr/sbin/chroot . /usr/bin/env -i "$@"
-"""
-"""Runs in mount and pid namespaces of its own, which end with it: no mount and no process is left behind. The kernel
-refuses user namespaces to a process whose root is not its mount namespace's root (user_namespaces(7)): hence
-pivot_root, since the tests need them."""
 
 
 def main() -> None:
@@ -108,32 +79,32 @@ def passes(archive: Path, suite: str, command: str) -> bool:
         subprocess.run(["tar", "-C", root, "-xf", archive, "--numeric-owner"], check=True)
         clone = ["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", root / "netback"]
         subprocess.run(clone, check=True)
-        environment = network(root)
-        inner = f"cd /netback && exec make {command}"
-        entry = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh", place]
-        done = subprocess.run(
-            [*entry, *environment, "sh", "-c", inner], stdin=subprocess.DEVNULL, check=False
-        )
+        done = inside(root, f"cd /netback && exec make {command}")
     say(
         f"{suite}: make {command} {'failed' if done.returncode else 'passed'} after {time.monotonic() - began:.0f} s"
     )
     return done.returncode == 0
 
 
-def network(root: Path) -> list[str]:
+def inside(root: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell script in a chroot, with the network."""
+    command = [*chroot.writable(root, network(root)), "sh", "-euc", script, "sh", *arguments]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+
+
+def network(root: Path) -> dict[str, str]:
     """Give the chroot this machine's name resolution, proxies and pip settings; return its environment."""
     for name in ("resolv.conf", "hosts"):
         shutil.copyfile(f"/etc/{name}", root / "etc" / name)
     settings = pip_settings()
-    given = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
-    given |= {name: os.environ[name] for name in PROXIES if name in os.environ}
+    given = {name: os.environ[name] for name in PROXIES if name in os.environ}
     given |= {
         f"PIP_{name.upper().replace('-', '_')}": settings[name] for name in PIP_SETTINGS if name in settings
     }
     if certificates := settings.get("cert") or os.environ.get("SSL_CERT_FILE"):
         shutil.copyfile(certificates, root / CERTIFICATES)
         given |= dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE"), f"/{CERTIFICATES}")
-    return [f"{name}={value}" for name, value in given.items()]
+    return given
 
 
 def pip_settings() -> dict[str, str]:

@@ -3,7 +3,9 @@
 
 `make wheels`. The wheel is built for CPython's stable ABI, and auditwheel names the oldest glibc that it runs on. Each
 Python of this machine that netback supports gets it in a fresh virtual environment, where docs/testing.md's example of
-a restart runs as in a user's repository. The source archive is built and tried the same way by one of them.
+a restart runs as in a user's repository. The source archive is built and tried the same way by one of them. With
+`--suite SUITE`, as root, both are tried in a minimal chroot of Debian's too (scripts/fresh.py), with its Python: the
+wheel where there is no compiler, then the source archive, once gcc and the headers are installed.
 """
 
 from __future__ import annotations
@@ -17,20 +19,42 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fresh  # the script beside this one
+
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 DOCUMENT = ROOT / "docs" / "testing.md"
 EXAMPLE = "test_restart.py"
+TRY = """
+"$1" -m venv "$3"
+"$3/bin/python" -m pip install -q --disable-pip-version-check "$2" pytest
+cd "$3/repository"
+"$3/bin/netback" --version
+"$3/bin/python" -m pytest -q -W error
+"""
+"""With a Python, a package and a directory for the environment, which has the repository."""
+INSTALL = """
+export DEBIAN_FRONTEND=noninteractive
+{ apt-get update && apt-get install -y --no-install-recommends "$@"; } >/root/log 2>&1 || { cat /root/log >&2; exit 1; }
+"""
+NO_COMPILER = "! command -v cc && ! command -v gcc"
+FOR_WHEEL = ("python3", "python3-venv")
+FOR_SDIST = ("gcc", "libc6-dev", "python3-dev")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="[default: dist/]")
     parser.add_argument("--only", choices=("wheel", "sdist"), help="try this one alone")
+    parser.add_argument(
+        "--suite", action="append", choices=fresh.SUITES, default=[], help="try it there, too"
+    )
     options = parser.parse_args()
     found = [path for path in map(shutil.which, PYTHONS) if path and works(path)]
     if not found:
         sys.exit(f"wheels: none of {', '.join(PYTHONS)} is on PATH")
+    if options.suite and os.geteuid() != 0:
+        sys.exit("wheels: --suite needs root, for chroots")
     try:
         with tempfile.TemporaryDirectory(prefix="netback-wheels-") as scratch:
             sdist, wheel = build(options.out, Path(scratch))
@@ -39,7 +63,11 @@ def main() -> None:
                     attempt(python, wheel, Path(scratch) / Path(python).name)
             if options.only != "wheel":
                 attempt(found[-1], sdist, Path(scratch) / "sdist")
-    except subprocess.CalledProcessError as error:
+        for suite in options.suite:
+            archive = fresh.archive_of(suite)
+            with tempfile.TemporaryDirectory(dir=archive.parent, prefix="root-") as place:
+                attempt_in(archive, suite, Path(place), sdist, wheel, options.only)
+    except (fresh.ConfigError, subprocess.CalledProcessError) as error:
         sys.exit(f"wheels: {error}")
 
 
@@ -53,9 +81,14 @@ def build(out: Path, scratch: Path) -> tuple[Path, Path]:
     tree = scratch / "netback"
     run("git", "clone", "-q", "--depth", "1", f"file://{ROOT}", tree)
     say("the source archive and the wheel, from HEAD")
-    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", scratch / "sdists", tree)
+    once = {
+        **os.environ,
+        "CYTHON_CACHE_DIR": str(scratch / "cython"),
+    }  # setup.py translates for an archive, too
+    source = (sys.executable, "-m", "build", "--sdist", "--no-isolation")
+    run(*source, "--outdir", scratch / "sdists", tree, env=once)
     (sdist,) = (scratch / "sdists").glob("*.tar.gz")
-    stable = {**os.environ, "NETBACK_ABI3": "1"}
+    stable = {**once, "NETBACK_ABI3": "1"}
     pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation")
     run(*pip, "--wheel-dir", scratch / "plain", sdist, env=stable)
     (plain,) = (scratch / "plain").glob("*.whl")
@@ -69,17 +102,42 @@ def build(out: Path, scratch: Path) -> tuple[Path, Path]:
 
 def attempt(python: str, package: Path, place: Path) -> None:
     """Install a package in a fresh environment and use it as a user's repository does."""
-    run(python, "-m", "venv", place)
-    pip = (place / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check")
+    write_repository(place)
     no_compiler = {**os.environ, "CC": "false"} if package.suffix == ".whl" else None
-    run(*pip, package, "pytest", env=no_compiler)
-    repository = place / "repository"
-    repository.mkdir()
-    (example,) = re.findall(rf"```python\n# {EXAMPLE}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    (repository / EXAMPLE).write_text(example)
-    run(place / "bin" / "netback", "--version", cwd=repository)
-    run(place / "bin" / "python", "-m", "pytest", "-q", "-W", "error", cwd=repository)
+    run("sh", "-euc", TRY, "sh", python, package, place, env=no_compiler)
     say(f"{package.name} works with {Path(python).name}")
+
+
+def attempt_in(archive: Path, suite: str, root: Path, sdist: Path, wheel: Path, only: str | None) -> None:
+    """The same in a new chroot of a suite, with its Python."""
+    run("tar", "-C", root, "-xf", archive, "--numeric-owner")
+    inside(root, INSTALL, *FOR_WHEEL)
+    inside(root, NO_COMPILER)
+    for package, needed in ((wheel, ()), (sdist, FOR_SDIST)):
+        if (only == "wheel" and package is sdist) or (only == "sdist" and package is wheel):
+            continue
+        inside(root, INSTALL, *needed)
+        shutil.copy2(package, root / "root")
+        place = Path("root") / package.suffix[1:]
+        write_repository(root / place)
+        inside(root, TRY, "python3", f"/root/{package.name}", f"/{place}")
+        name = (root / "usr/bin/python3").readlink().name
+        say(f"{package.name} works on Debian {suite} with {name}")
+
+
+def inside(root: Path, script: str, *arguments: str) -> None:
+    """Run a shell script in a chroot. CalledProcessError: it failed."""
+    done = fresh.inside(root, script, *arguments)
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, f"in a chroot: {script.strip()}")
+
+
+def write_repository(place: Path) -> None:
+    """Write a user's repository, which is docs/testing.md's example, into a new directory."""
+    (example,) = re.findall(rf"```python\n# {EXAMPLE}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    repository = place / "repository"
+    repository.mkdir(parents=True)
+    (repository / EXAMPLE).write_text(example)
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

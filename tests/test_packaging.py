@@ -14,6 +14,7 @@ import netback
 from netback.daemon.auto_attach import NET
 from netback.daemon.config import NO_KEYS, Config, DeviceRule, load_config, parse_config
 from netback.daemon.systemd.unit import HOTPLUG, UNIT, hidden, lookup, needed, quote, unit
+from netback.lab import image, package
 
 NAMES = (
     "plain",
@@ -191,6 +192,16 @@ def test_the_debian_package_needs_what_the_project_needs() -> None:
     web = dict(map(debian, pyproject["project"]["optional-dependencies"]["web"]))
     assert {name: suggested.get(name) for name in web} == web
     assert "${python3:Depends}" in binary
+
+
+def test_the_lab_has_what_the_debian_package_needs() -> None:
+    """dom0 installs the package by dpkg alone; what builds it is installed by names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {debian(one)[0] for one in project["dependencies"]} <= set(image.PACKAGES)
+    control = (DEBIAN / "control").read_text()
+    source, binary = control.split("\n\n", 1)
+    assert {name for name in relations(binary, "Depends") if "$" not in name} <= set(image.PACKAGES)
+    assert set(package.build_depends(control)) == set(relations(f"{source}\n", "Build-Depends"))
 
 
 def test_the_debian_package_has_the_projects_version() -> None:

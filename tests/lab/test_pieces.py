@@ -14,6 +14,7 @@ from netback.errors import ConfigError
 from netback.lab import image, initramfs
 from netback.lab.host import Lab, open_lab
 from netback.lab.inside.agent import ANSWER
+from netback.lab.install import Medium
 from netback.lab.machine import LabError, Machine, Options, choose_accel, processor_flags
 from netback.lab.runner import Scenario, choose, find_scenarios, run_one
 from netback.lab.tools import echoes
@@ -132,7 +133,7 @@ class Quiet(Lab):
     """A lab without a machine."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(Machine(IMAGE, directory / "disk", directory), "none")
+        super().__init__(Machine(IMAGE, Medium(directory), directory), "none")
 
     async def reset(self) -> None:
         pass
@@ -168,7 +169,7 @@ async def test_a_machine_that_does_not_start_says_why(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
     with pytest.raises(LabError, match=r"ended before dom0 was up\. kvm: no such processor"):
-        async with Machine(IMAGE, tmp_path / "disk", tmp_path / "out", Options(accel="tcg")):
+        async with Machine(IMAGE, Medium(tmp_path), tmp_path / "out", Options(accel="tcg")):
             pass
 
 

@@ -3,7 +3,9 @@
 
 image         what dom0 and the guests boot: built from Debian packages and cached
 initramfs     a guest's initramfs, built from files of dom0's root
-install       this checkout of netback, compiled for dom0's Python
+package       netback's Debian package, built of this checkout and cached
+chroot        commands in a root of Debian's packages
+install       the disk from which dom0 installs netback
 machine       QEMU, its consoles, and commands in dom0
 host          a booted Xen host with a backend and guests: what scenarios use
 runner        finds scenarios and runs them

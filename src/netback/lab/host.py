@@ -25,7 +25,7 @@ BRIDGE = "xenbr0"
 DOM0 = "10.0.0.1"
 DOM0_6 = "fd00::1"
 GUEST_SECONDS = 90.0
-_BULK = ("netback.img", "vmlinux*", "guest*.img", "custom.kernel", "custom.initrd")
+_BULK = ("vmlinux*", "guest*.img", "custom.kernel", "custom.initrd")
 """Large files of a lab, removed at its end."""
 
 BackendName = Literal["netback", "kernel", "none"]
@@ -92,7 +92,7 @@ class Netback:
         """Start netback and wait until its control socket exists; LabError if it ends before."""
         dom0, serves = self._lab.dom0, "test -S /run/netback/control.sock"
         await dom0(
-            f"setsid env {self.environment} /opt/netback/bin/netback run {self.options} >>/lab/netback.log 2>&1"
+            f"setsid env {self.environment} netback run {self.options} >>/lab/netback.log 2>&1"
             " </dev/null & echo $! >/run/nb.pid"
         )
         try:
@@ -114,7 +114,7 @@ class Netback:
 
     async def __call__(self, arguments: str, *, seconds: float = 60) -> str:
         """Run another netback command, such as `list`, and return its output."""
-        return await self._lab.dom0(f"/opt/netback/bin/netback {arguments}", seconds=seconds)
+        return await self._lab.dom0(f"netback {arguments}", seconds=seconds)
 
     async def list(self) -> list[dict[str, Any]]:
         """The devices that `netback list --json` prints."""
@@ -173,7 +173,7 @@ class Lab:
     ) -> Guest:
         """Create a Linux guest with `xl create`; with `up`, wait until its first vif answers to ping.
 
-        `python` adds Python, netback in /opt/netback and Xen's devices. `more` is appended to the kernel's command
+        `python` adds Python, netback's package and Xen's devices. `more` is appended to the kernel's command
         line; the word `netback.nofront` there keeps Linux's netfront out, so that netback's frontend can take the vifs.
         """
         self._numbers += 1
@@ -232,7 +232,7 @@ vif={vifs!r}
             init = (Path(netback.lab.__file__).parent / "init" / "guest").read_bytes()
             parts = [base.read_bytes(), initramfs.guest_init(init)]
             if python:
-                parts.append(initramfs.guest_python(image.root, directory / "tree"))
+                parts.append(initramfs.guest_python(image.root, self.machine.medium.files))
             (directory / names[1]).write_bytes(b"".join(parts))
         return names
 
@@ -254,12 +254,10 @@ async def open_lab(
     """Boot a Xen host on which `backend` serves the guests' vifs."""
     _check_empty(directory)
     image = await asyncio.to_thread(images.build, say)
-    made, disk = directory / "tree", directory / "netback.img"
     try:
-        await asyncio.to_thread(install.build, image, made, say)
-        await asyncio.to_thread(install.make_disk, made, disk)
+        medium = await asyncio.to_thread(install.build, image, directory / "medium", say)
         say("Xen and dom0 boot")
-        async with Machine(image, disk, directory, options) as machine:
+        async with Machine(image, medium, directory, options) as machine:
             lab = Lab(machine, backend)
             if backend == "kernel":
                 await lab.dom0("modprobe xen-netback")
@@ -278,6 +276,6 @@ def _check_empty(directory: Path) -> None:
 
 def clean_up(directory: Path) -> None:
     """Remove large files; keep consoles, logs and guest configurations."""
-    shutil.rmtree(directory / "tree", ignore_errors=True)
+    shutil.rmtree(directory / "medium", ignore_errors=True)
     for path in [one for pattern in _BULK for one in directory.glob(pattern)]:
         path.unlink()

@@ -173,6 +173,8 @@ def guest_base(root: Path, release: Path) -> bytes:
     return archive.data()
 
 
+PACKAGES = "usr/lib/python3/dist-packages"
+"""Where Debian's packages have Python's."""
 _NOT_FOR_GUESTS = {
     *("test", "idlelib", "tkinter", "ensurepip", "turtledemo", "pydoc_data"),
     *("pytest", "_pytest", "hypothesis", "pygments"),
@@ -180,25 +182,29 @@ _NOT_FOR_GUESTS = {
 """Parts of Python and of packages that `netback guest` does not need. The guest's memory holds the whole archive."""
 
 
-def guest_python(root: Path, tree: Path) -> bytes:
-    """The archive that adds Python and /opt/netback to a guest's base."""
+def guest_python(root: Path, package: Path) -> bytes:
+    """The archive that adds Python, what netback imports, and the files of netback's package to a guest's base."""
     archive = Archive()
     interpreter = next(path for path in (root / "usr/bin").glob("python3.*") if path.name[8:].isdecimal())
     library = root / "usr/lib" / interpreter.name
     programs(archive, root, [f"/usr/bin/{interpreter.name}"])
-    for name in libraries(root, [*library.glob("lib-dynload/*.so"), *tree.rglob("*.so")]):
+    trees = root / PACKAGES, package / PACKAGES
+    native = [path for tree in (library / "lib-dynload", *trees) for path in tree.rglob("*.so")]
+    for name in libraries(root, native):
         archive.copy(root, name)
     archive.link("/usr/bin/python3", interpreter.name)
     _copy_tree(archive, library, f"/usr/lib/{interpreter.name}")
-    _copy_tree(archive, tree, "/opt/netback")
+    for tree in trees:
+        _copy_tree(archive, tree, f"/{PACKAGES}")
+    _copy_tree(archive, package / "usr/bin", "/usr/bin")
     return archive.data()
 
 
 def _copy_tree(archive: Archive, directory: Path, place: str) -> None:
-    """The files that Python reads in a directory, and the programs in its bin/."""
+    """The files that Python reads in a directory, and programs."""
     for path in sorted(directory.rglob("*")):
         inner = path.relative_to(directory)
-        wanted = path.suffix in (".py", ".pyc", ".so") or inner.parts[:-1] == ("bin",)
+        wanted = path.suffix in (".py", ".pyc", ".so") or directory.name == "bin"
         if wanted and path.is_file() and not _NOT_FOR_GUESTS.intersection(inner.parts):
             found = path.stat()
             mode, mtime = stat.S_IMODE(found.st_mode), int(found.st_mtime)

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from netback.errors import ConfigError, NetbackError
 from netback.lab.image import Image
+from netback.lab.install import Medium
 from netback.process import die_with
 
 BOOT_SECONDS = 300.0
@@ -83,15 +84,15 @@ def _accel(accel: str) -> list[str]:
 class Machine:
     """A Xen host from its boot to its end; `directory` is shared with dom0 as /lab and keeps the consoles.
 
-    async with Machine(image, disk, directory) as machine:
+    async with Machine(image, medium, directory) as machine:
         done = await machine.run("xl info")
     """
 
-    def __init__(self, image: Image, disk: Path, directory: Path, options: Options = Options()) -> None:
+    def __init__(self, image: Image, medium: Medium, directory: Path, options: Options = Options()) -> None:
         self.image = image
+        self.medium = medium
         self.directory = directory
         self.options = options
-        self._disk = disk
         self._last = 0
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._ready = asyncio.Event()
@@ -174,7 +175,7 @@ class Machine:
             *("-append", f"console=com1 com1=115200,8n1 sched=credit bootscrub=0 {options.dom0}"),
             *("-initrd", f"{linux} -- {options.host},{image.initrd}"),
             *("-drive", f"file={image.disk},if=virtio,format=raw"),
-            *("-drive", f"file={self._disk},if=virtio,format=raw"),
+            *("-drive", f"file={self.medium.disk},if=virtio,format=raw"),
             *("-drive", f"file={image.disk},if=virtio,format=raw"),  # a second copy, for a driver domain
             *("-virtfs", f"local,path={self.directory},mount_tag=lab,security_model=none"),
             *("-device", "virtio-serial-pci"),

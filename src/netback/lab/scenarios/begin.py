@@ -33,7 +33,7 @@ async def run(lab: Lab) -> None:
 
 async def fails(lab: Lab, before: str = "", options: str = "") -> str:
     """Start netback, which must fail with exit code 2; returns its only line."""
-    done = await lab.machine.run(f"{before} /opt/netback/bin/netback run {options}")
+    done = await lab.machine.run(f"{before} netback run {options}")
     output = (done.out + done.err).strip()
     assert done.code == 2, f"exit code {done.code}: {output}"
     assert len(output.splitlines()) == 1, output
@@ -59,7 +59,7 @@ async def missing(lab: Lab, device: str, module: str) -> None:
 
 async def doctor(lab: Lab) -> str:
     """The failed checks, as one text."""
-    done = await lab.machine.run("/opt/netback/bin/netback doctor --json")
+    done = await lab.machine.run("netback doctor --json")
     assert done.code != 0, "doctor finds nothing wrong"
     wrong = [finding for finding in json.loads(done.out) if finding["verdict"] == "fail"]
     return json.dumps(wrong)

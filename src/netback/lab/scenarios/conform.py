@@ -21,7 +21,7 @@ BACKEND = "none"
 ADDRESS = "10.0.0.2"
 """The guest's; dom0 has the address before it."""
 SECONDS = 1800.0
-_CONFORM = f"/opt/netback/bin/netback conform --backend --platform xen --ip {ADDRESS} --limit 30"
+_CONFORM = f"netback conform --backend --platform xen --ip {ADDRESS} --limit 30"
 _ASK = f"rm -f /run/ended; (setsid {_CONFORM} --record /run/runs >/run/verdicts 2>/run/conform; touch /run/ended) &"
 _ENDED = "until [ -e /run/ended ]; do sleep 0.2; done"
 """Not the end of its process, which stays a zombie: the guest's init reaps none while it waits for a command."""

@@ -32,7 +32,7 @@ ip link add {BRIDGE} type bridge
 ip link set {BRIDGE} up
 ip addr add {ADDRESS}/24 dev {BRIDGE}
 """
-START = "setsid /opt/netback/bin/netback run {} >>/tmp/netback.log 2>&1 </dev/null & echo $! >/run/nb.pid"
+START = "setsid netback run {} >>/tmp/netback.log 2>&1 </dev/null & echo $! >/run/nb.pid"
 KILL = "kill -9 $(cat /run/nb.pid); rm /run/netback/*.sock"
 
 

@@ -21,9 +21,7 @@ async def run(lab: Lab) -> None:
     guest = await lab.create("g1", vif=(), python=True, more="netback.nofront")
     await serve_iperf(guest)
     for backend in BACKENDS:
-        await guest(
-            "setsid /opt/netback/bin/netback guest --net tap:net0 >>/run/front 2>&1 & echo $! >/run/front.pid"
-        )
+        await guest("setsid netback guest --net tap:net0 >>/run/front 2>&1 & echo $! >/run/front.pid")
         try:
             async with backend.serving(guest):
                 await passes(guest)

@@ -27,7 +27,7 @@ async def run(lab: Lab) -> None:
 async def captured(lab: Lab, guest: Guest) -> None:
     """Frames of a ping that goes on until there are enough."""
     pinging = f"ping -q -i 0.2 {guest.address} >/dev/null & pinging=$!; "
-    capture = f"/opt/netback/bin/netback capture {guest.vif} --count {FRAMES} -w {CAPTURE} 2>&1"
+    capture = f"netback capture {guest.vif} --count {FRAMES} -w {CAPTURE} 2>&1"
     said = await lab.dom0(f"{pinging}{capture}; kill $pinging", seconds=180)
     assert f"{FRAMES} frames captured, none lost" in said, said
     count = (
@@ -54,7 +54,7 @@ async def filtered(lab: Lab, one: Guest, two: Guest) -> None:
     await lab.netback.start()
     assert not await answers(one), "the filter is gone after kill -9"
     await one(f"ping -c 3 -W 1 {DOM0}", check=False)
-    text = await lab.dom0(f"/opt/netback/bin/netback explain {one.vif} --json", check=False)
+    text = await lab.dom0(f"netback explain {one.vif} --json", check=False)
     assert "antispoof-drops" in {finding["rule"] for finding in json.loads(text)["findings"]}, text
     await take(one, own)
     await one.reachable()

@@ -62,7 +62,7 @@ async def ask(guest: Guest, op: str, payload: str) -> str:
 
 
 async def script(guest: Guest, text: str) -> str:
-    reply = await guest(f"PYTHONPATH=/opt/netback/lib python3 -P - <<'END'\n{ASK}{text}\nEND", seconds=180)
+    reply = await guest(f"python3 -P - <<'END'\n{ASK}{text}\nEND", seconds=180)
     return reply.strip()
 
 

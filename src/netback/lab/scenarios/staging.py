@@ -49,9 +49,7 @@ async def speeds(guest: Guest, option: str) -> dict[str, float]:
 
 @asynccontextmanager
 async def frontend(guest: Guest, option: str) -> AsyncIterator[None]:
-    await guest(
-        f"setsid /opt/netback/bin/netback guest --net tap:net0 {option} >/run/front 2>&1 & echo $! >/run/front.pid"
-    )
+    await guest(f"setsid netback guest --net tap:net0 {option} >/run/front 2>&1 & echo $! >/run/front.pid")
     try:
         yield
     finally:

@@ -20,9 +20,7 @@ async def run(lab: Lab, rounds: int) -> str:
             await lab.dom0(
                 f"taskset -c 0 {PLAY} /run/xenstored/socket --seeds 1-{rounds}", seconds=60 * rounds
             ),
-            await guest(
-                f"PYTHONPATH=/opt/netback/lib {PLAY} /dev/xen/xenbus --seeds 1-{rounds}", seconds=60 * rounds
-            ),
+            await guest(f"{PLAY} /dev/xen/xenbus --seeds 1-{rounds}", seconds=60 * rounds),
         ]
     finally:
         await lab.dom0("taskset -cp 0-1 $(cat /run/xenstored.pid)")

@@ -67,7 +67,7 @@ async def started(lab: Lab) -> None:
 
 async def confined(lab: Lab) -> None:
     """systemd-analyze finds no error in the unit and a low exposure."""
-    unit = "/etc/systemd/system/netback.service"
+    unit = "/usr/lib/systemd/system/netback.service"
     complaints = await lab.dom0(f"systemd-analyze verify {unit} 2>&1")
     assert "netback.service" not in complaints, complaints
     await lab.dom0(f"systemd-analyze security --no-pager --threshold={EXPOSURE} netback.service")
