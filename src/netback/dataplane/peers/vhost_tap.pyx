@@ -263,6 +263,16 @@ cdef bint set_up(vhost_tap *own) noexcept nogil:
     return True
 
 
+cdef void probe(vhost_tap *own) noexcept nogil:
+    """Note whether the device can be opened, before a stream wants it: then control code tells. It loads the module."""
+    cdef int device = open_device(own.path)
+    if device < 0:
+        fail(own, STEP_OPEN)
+        own.retry_at = 0
+    else:
+        close(device)
+
+
 cdef bint attach(vhost_tap *own) noexcept nogil:
     """Have a pair, unless it was tried in vain a moment ago."""
     cdef uint64_t now
@@ -548,6 +558,7 @@ cdef class VhostTapPeer(Peer):
         self.own.always = always
         self.own.window = WINDOW
         self.own.device = self.own.error = -1
+        probe(&self.own)
 
     def __dealloc__(self):
         forget_pair(&self.own)

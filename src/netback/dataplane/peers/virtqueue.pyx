@@ -7,7 +7,7 @@
 The device is as untrusted as a guest. A lie in a used ring (pair.pyx), no frame taken for `stall`, or calls without end
 break the pair: it is not touched again, its connection is shut down, and frames are refused as on a cable without a
 carrier until control code, which finds the shut-down, has given the peer another pair. What lies in the pair when it
-ends is lost.
+ends is lost; before an orderly end `settle` gives the device a moment to take it.
 
 One pair serves one worker. Where the device has fewer pairs than its vif has queues, duplicates of the first peer send
 through its pair, and a lock is held while frames are copied; they learn by time, not by events, that there is room.
@@ -18,7 +18,7 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.unistd cimport close
+from posix.unistd cimport close, usleep
 
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.epoll cimport (
@@ -97,6 +97,8 @@ cdef enum:
 
     WAKES = 1000                 # in a row and within a second without a used buffer: the device floods
     SECOND = 1000 * 1000 * 1000
+    SETTLE = 50                  # waits of 1 ms, at most, for frames in the pair at an orderly end ...
+    SETTLE_IDLE = 10             # ... and at most so many in a row in which the device takes none
     EVENTS_AT_ONCE = 8
     EVENT_BELL = 0               # what happened, with the pair's number above the two lowest bits
     EVENT_TIMER = 1
@@ -364,6 +366,39 @@ cdef void wake(peer_t *peer) noexcept nogil:
     let_go(own)
 
 
+# --- settle: an orderly end
+
+cdef inline bint is_settled(virtqueue_peer *own, uint64_t *taken) noexcept nogil:
+    """Whether no frame waits for the device; `own` is held. `taken` has what the device has used."""
+    if not works(own):
+        return True
+    pair_reclaim(&own.pair.pair)
+    taken[0] = own.pair.pair.taken
+    return not works(own) or own.pair.pair.oldest == own.pair.pair.newest
+
+
+cdef bint settle(peer_t *peer, bint end) noexcept nogil:
+    """Let a device that goes on taking frames take those that it has: see peer.pxd. A device that does not costs the
+    worker SETTLE_IDLE.
+    """
+    cdef virtqueue_peer *base = (<virtqueue_peer *>peer).base
+    cdef uint64_t taken = 0, before = 0
+    cdef bint settled
+    cdef int idle = 0, _i
+    if end:
+        return False
+    for _i in range(SETTLE):
+        hold(base)
+        settled = is_settled(base, &taken)
+        let_go(base)
+        idle = idle + 1 if taken == before else 0
+        if settled or idle == SETTLE_IDLE:
+            break
+        before = taken
+        usleep(1000)
+    return False
+
+
 # --- Python's side
 
 cdef class VirtqueuePair:
@@ -441,6 +476,7 @@ cdef class VirtqueuePeer(Peer):
         self.peer.receive = receive
         self.peer.send = send
         self.peer.wake = wake
+        self.peer.settle = settle
         if stall == 0:
             return               # a duplicate
         self.peer.fd = epoll_create1(EPOLL_CLOEXEC)
