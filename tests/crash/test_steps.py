@@ -30,7 +30,7 @@ async def test_any_step(xen: Path, direction: str) -> None:
 
 
 async def die_at_each_step(made: Topology, loaded: Flow) -> None:
-    """Kill a backend at each step of a burst in turn, while one direction has frames; each time the next one goes on."""
+    """Kill a backend at each step of a burst in turn, while one direction has frames: each time the next goes on."""
     await made.backends.kill()
     loaded.run()
     for step in range(1, STEPS + 1):

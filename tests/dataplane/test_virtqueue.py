@@ -144,6 +144,29 @@ def test_a_device_that_stops(tmp_path: Path) -> None:
         b.device.recv()
 
 
+def test_a_device_that_sends_and_takes_nothing(tmp_path: Path) -> None:
+    """What it brings is no progress: its guest's frames would wait for ever."""
+    with joined(tmp_path, stall=0.05) as b:
+        b.post_tx(10, 60)
+        b.wake(Event.RING)
+        while not (fault := fault_of(b.network)):
+            if b.device.rx.waiting:
+                b.post_rx(1)
+                b.device.send(frame(1))
+            b.wake(Event.FRAMES)
+        assert "it takes no frames" in fault
+        assert b.counters["rx_frames"] > 10
+
+
+def fault_of(network: VhostUserNetwork) -> str:
+    """What a check of the network finds wrong."""
+    try:
+        network.check()
+    except PeerError as error:
+        return str(error)
+    return ""
+
+
 def test_a_device_that_is_slow_is_not_one_that_stops(tmp_path: Path) -> None:
     with joined(tmp_path, stall=0.02) as b:
         for _ in range(10):

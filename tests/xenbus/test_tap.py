@@ -271,7 +271,7 @@ async def test_the_log_tells_how_a_tap_s_frames_pass(
 ) -> None:
     """With the reason, where vhost-net is wanted and cannot be used; frames pass in any case."""
     with caplog.at_level(logging.INFO, "netback.xenbus"):
-        name = await add(backend.store, guest.domid, net="tap:web0,vhost=on")
+        await add(backend.store, guest.domid, net="tap:web0,vhost=on")
         await guest.connect()
     path = TapNetwork("other0", vhost="on").path
     assert f"network tap:web0,vhost=on by {path}" in caplog.text

@@ -151,7 +151,7 @@ cdef struct virtqueue_peer:      # `peer` is first: a peer_t * of this kind is a
     bint timed                   # it runs
     uint64_t stall               # ns
     uint64_t taken_then          # pair.taken when the timer was set
-    uint64_t taken_at_wake       # ... and at the last wake at which it had changed
+    uint64_t moved_at_wake       # frames moved at the last wake at which that had changed
     uint32_t wakes               # in a row since then
     uint64_t wakes_since
     uint32_t lost                # TX frames lost with their pair, and not counted yet
@@ -336,8 +336,9 @@ cdef void check_progress(virtqueue_peer *own) noexcept nogil:
 
 cdef inline void check_wakes(virtqueue_peer *own) noexcept nogil:
     """A device that calls again and again although it has used nothing would keep the worker busy."""
-    if own.pair != NULL and own.pair.pair.taken != own.taken_at_wake:
-        own.taken_at_wake = own.pair.pair.taken
+    cdef uint64_t moved = own.pair.pair.taken + own.pair.pair.brought if own.pair != NULL else own.moved_at_wake
+    if moved != own.moved_at_wake:
+        own.moved_at_wake = moved
         own.wakes = 0
     if own.wakes == 0:
         own.wakes_since = now_ns()

@@ -93,6 +93,8 @@ async def goes_on(guest: Guest) -> None:
         (device,) = await guest.lab.netback.list()
         assert device["error"] is None, device
         counters = device["counters"]
-        return bool(min(counters["tx_frames"], counters["rx_frames"]) >= FRAMES and device["path"] == "vhost-net")
+        return bool(
+            min(counters["tx_frames"], counters["rx_frames"]) >= FRAMES and device["path"] == "vhost-net"
+        )
 
     await guest.lab.until(passes, "frames pass by vhost-net")
