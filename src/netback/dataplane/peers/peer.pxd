@@ -42,9 +42,9 @@ and virtqueue.pyx show a whole one each). A skeleton:
         this is called again, a few times. The last call has `end`: give back what was attached. NULL if frames never
         lie in the peer.
 
-Only the thread that serves the link calls these functions. None but `settle` waits, none raises. A filter on a frame's path is a
-peer around another one (filter.pxd): it fills the table with its own functions and calls the inner one's; a link
-without a filter has no cost.
+Only the thread that serves the link calls these functions. None but `settle` waits, none raises. A filter on a frame's
+path is a peer around another one (filter.pxd): it fills the table with its own functions and calls the inner one's; a
+link without a filter has no cost.
 """
 from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

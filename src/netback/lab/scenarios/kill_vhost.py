@@ -15,8 +15,9 @@ from netback.lab.scenarios.kill import renew, unchanged
 from netback.lab.tools import know_each_other
 from netback.lab.transfer import Transfer, from_guest, to_guest
 
-ROUNDS = (8, 26)
-"""As many as a burst has steps, and more: tests/crash/test_steps.py."""
+STEPS = 26
+"""More than one burst has in either direction, as in tests/crash/test_steps.py."""
+ROUNDS = (4, STEPS)
 SIZE = 10_000_000
 PAUSE = 1.0
 """The longest time in seconds from new traffic to the next kill."""
@@ -62,7 +63,7 @@ async def kill_under_load(guest: Guest, rounds: int) -> int:
             if all(one.kind != start for one in under_way):
                 under_way.append(await start(guest, SIZE, next(ports)))
 
-    for step in range(1, rounds + 1):
+    for step in range(1, STEPS + 1, STEPS // rounds)[:rounds]:
         await load()
         await lab.netback.stop("KILL")
         await die_at(lab, step)
