@@ -96,9 +96,10 @@ def by_netback(wire: Namespace, guest: Namespace) -> Iterator[None]:
         stack.enter_context(running(guest.command(*frontend, cpu=CPU_B), quiet=True))
         attach = (*NETBACK, "attach", str(DOMID), "--net", f"vhost-user:{sock}", *at)
         until(lambda: guest.try_run(*attach), "attaching a device")
-        until(lambda: guest.try_run("ip", "link", "set", "eth0", "mtu", MTU, "up"), "the guest's tap")
+        until(lambda: guest.try_run("ip", "link", "set", "eth0", "up"), "the guest's tap")
         guest.run("ip", "address", "add", f"{GUEST_ADDRESS}/24", "dev", "eth0")
         await_guest(guest)
+        guest.run("ip", "link", "set", "eth0", "mtu", MTU)  # the frontend sets 1500 when it connects
         yield
 
 

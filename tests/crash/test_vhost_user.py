@@ -8,6 +8,8 @@ import random
 import select
 import socket
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from netback.frontend import FrontConfig, Frontend
 from netback.net.python import PythonNetwork
 from tests.crash.load import BURST, HELD, Flow
 from tests.crash.respawn import SECONDS, launcher
+from tests.crash.test_steps import die_at_each_step
 from tests.crash.topology import GuestVif, Topology, attach, host_socket
 from tests.net.vhost_device import Device
 
@@ -73,8 +76,9 @@ class Pump(threading.Thread):
         self.join()
 
 
-async def test_kills_under_load(xen: Path, tmp_path: Path) -> None:
-    rng = random.Random(11)
+@asynccontextmanager
+async def behind_a_device(xen: Path, tmp_path: Path) -> AsyncIterator[Topology]:
+    """A connected guest behind a device that lives on, and a first backend."""
     far, near = host_socket()
     with Device(tmp_path / "device.sock") as device, far, near, launcher(xen, []) as backends:
         pump = Pump(device, near)
@@ -88,26 +92,42 @@ async def test_kills_under_load(xen: Path, tmp_path: Path) -> None:
             states.clear()
             assert isinstance(frontend.network, PythonNetwork)
             guest = frontend.network.socket
-            flows = Lossy(0, config, guest, far, repeats=True), Lossy(1, config, far, guest, repeats=False)
-            made = Topology(xen, backends, [GuestVif(frontend, *flows, states)])
-            for flow in flows:
+            tx = Lossy(0, config, guest, far, repeats=True)
+            rx = Lossy(1, config, far, guest, repeats=False)
+            for flow in (tx, rx):
                 backends.on_kill.append(flow.killed)
-                flow.run()
-            await made.goes_on()
-            await backends.kill()
-            while backends.kills < KILLS:
-                if rng.random() < 0.5:
-                    backends.start(after=rng.randint(1, STEPS))
-                    await backends.end()
-                else:
-                    backends.start()
-                    await made.goes_on()
-                    await backends.kill()
-                made.check()
-            backends.start()
-            await made.goes_on()
-            await made.stop_sending()
-            made.check()
-            for flow in flows:
+            yield Topology(xen, backends, [GuestVif(frontend, tx, rx, states)])
+            for flow in (tx, rx):
                 flow.close()
         pump.stop()
+
+
+async def test_kills_under_load(xen: Path, tmp_path: Path) -> None:
+    rng = random.Random(11)
+    async with behind_a_device(xen, tmp_path) as made:
+        backends = made.backends
+        for flow in made.flows:
+            flow.run()
+        await made.goes_on()
+        await backends.kill()
+        while backends.kills < KILLS:
+            if rng.random() < 0.5:
+                backends.start(after=rng.randint(1, STEPS))
+                await backends.end()
+            else:
+                backends.start()
+                await made.goes_on()
+                await backends.kill()
+            made.check()
+        backends.start()
+        await made.goes_on()
+        await made.stop_sending()
+        made.check()
+
+
+@pytest.mark.parametrize("direction", ["tx", "rx"])
+async def test_any_step(xen: Path, tmp_path: Path, direction: str) -> None:
+    async with behind_a_device(xen, tmp_path) as made:
+        (vif,) = made.vifs
+        await die_at_each_step(made, vif.tx if direction == "tx" else vif.rx)
+        made.check()

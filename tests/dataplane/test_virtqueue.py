@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import select
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +144,29 @@ def test_a_device_that_stops(tmp_path: Path) -> None:
         b.device.recv()
 
 
+def test_a_device_that_sends_and_takes_nothing(tmp_path: Path) -> None:
+    """What it brings is no progress: its guest's frames would wait for ever."""
+    with joined(tmp_path, stall=0.05) as b:
+        b.post_tx(10, 60)
+        b.wake(Event.RING)
+        while not (fault := fault_of(b.network)):
+            if b.device.rx.waiting:
+                b.post_rx(1)
+                b.device.send(frame(1))
+            b.wake(Event.FRAMES)
+        assert "it takes no frames" in fault
+        assert b.counters["rx_frames"] > 10
+
+
+def fault_of(network: VhostUserNetwork) -> str:
+    """What a check of the network finds wrong."""
+    try:
+        network.check()
+    except PeerError as error:
+        return str(error)
+    return ""
+
+
 def test_a_device_that_is_slow_is_not_one_that_stops(tmp_path: Path) -> None:
     with joined(tmp_path, stall=0.02) as b:
         for _ in range(10):
@@ -225,3 +250,54 @@ def test_descriptors_of_an_earlier_connection_wake_nobody(tmp_path: Path) -> Non
         os.eventfd_write(earlier, 1)
         assert not b.is_readable()
         os.close(earlier)
+
+
+def take_slowly(device: Device, count: int) -> None:
+    """Take so many frames, no two of them at once."""
+    for _ in range(count):
+        select.select([], [], [], 0.001)
+        device.recv()
+
+
+def test_an_orderly_end_waits_for_a_device_that_goes_on(tmp_path: Path) -> None:
+    """What lies in the virtqueue is taken before the connection ends. This test failed without `settle`.
+
+    A busy machine may stop the device's thread for longer than the worker waits, but not each time.
+    """
+    with joined(tmp_path) as b:
+        for _ in range(20):
+            b.post_tx(10, 60)
+            b.wake(Event.RING)
+            taker = threading.Thread(target=take_slowly, args=(b.device, 10))
+            taker.start()
+            b.worker.remove(b.queue)
+            left = b.device.tx.waiting
+            taker.join()
+            b.worker.add(b.queue)
+            if not left:
+                return
+        raise AssertionError(f"{left} frames are left")
+
+
+def test_an_orderly_end_waits_for_no_device_that_stops(tmp_path: Path) -> None:
+    with joined(tmp_path) as b:
+        b.post_tx(20, 60)
+        b.wake(Event.RING)
+        further = Limited(peer=b.peer.duplicate(-1))
+        further.worker.remove(further.queue)
+        b.worker.remove(b.queue)
+        assert b.device.tx.waiting == 20
+        further.close()
+
+
+def test_an_orderly_end_finds_a_lie(tmp_path: Path) -> None:
+    with joined(tmp_path) as b:
+        b.post_tx(20, 60)
+        b.wake(Event.RING)
+        b.device.tx.await_waiting()
+        b.device.tx.put((300, 0))
+        b.worker.remove(b.queue)
+        while b.network.up:
+            await_readable(b.peer.fd)
+        with pytest.raises(PeerError, match="it used a descriptor that it does not have"):
+            b.network.check()

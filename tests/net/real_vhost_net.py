@@ -4,21 +4,28 @@
 The far end is a packet socket on the tap's link. Nothing waits for a time: each step waits for a frame.
 """
 
+import fcntl
 import os
 import random
+import resource
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from netback.dataplane.peers.vhost_tap import VhostTapPeer
+from netback.dataplane.thread import Listener, WorkerThread
 from netback.errors import NetbackError
 from netback.net.tap import TapNetwork
+from tests.dataplane.test_limit import Limited
 
 PROTOCOL = 0x88B5
 """IEEE 802: for local experiments."""
@@ -26,6 +33,16 @@ HEADER = bytes(10)
 HEAD = bytes.fromhex("ffffffffffff 02000000aa01 88b5")
 ROUNDS = 10_000
 SECONDS = 20.0
+TUNSETSNDBUF = 0x400454D4
+HOLDING_PORT = """\
+ip link add slow0 type veth peer name slow1
+ip link set slow1 up
+tc qdisc add dev slow0 root tbf rate 64bit burst 2000 limit 1000000000
+ip link add slowbr type bridge
+ip link set slowbr up
+ip link set slow0 master slowbr up
+ip link set {} master slowbr"""
+"""Commands: a bridge with the tap and with a port that sends eight bytes a second."""
 SO_RCVBUFFORCE = 33
 """asm-generic/socket.h: beyond rmem_max, as root."""
 
@@ -38,6 +55,20 @@ def number_of(data: bytes) -> int:
     return int.from_bytes(data[len(HEAD) : len(HEAD) + 8], "big")
 
 
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def threads() -> int:
+    """Of this process, with the kernel's for vhost-net (vhost-PID)."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def mapped() -> int:
+    """Bytes of this process's address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 class Rig:
     """A tap, its peer, and a packet socket at its far end."""
 
@@ -45,12 +76,24 @@ class Rig:
         self.name = name
         self.network = TapNetwork(name, vhost=vhost)
         self.network.carrier(True)
-        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
-        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        self.up()
+
+    def up(self) -> None:
+        """Set the tap up, with another packet socket: an earlier one belongs to a link that may be gone."""
+        Path(f"/proc/sys/net/ipv6/conf/{self.name}/disable_ipv6").write_text("1")
+        subprocess.run(["ip", "link", "set", self.name, "up"], check=True)
+        if hasattr(self, "far"):
+            self.far.close()
         self.far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(PROTOCOL))
-        self.far.bind((name, PROTOCOL))
+        self.far.bind((self.name, PROTOCOL))
         self.far.settimeout(SECONDS)
         self.far.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
+
+    def drain(self) -> None:
+        """Discard what has come from the guest."""
+        with suppress(BlockingIOError):
+            while self.far.recv(65536, socket.MSG_DONTWAIT):
+                pass
 
     @property
     def peer(self) -> VhostTapPeer:
@@ -155,20 +198,132 @@ def test_settling_returns_what_the_pair_holds(rig: Rig) -> None:
     assert rig.arrived(64) == list(range(64))
 
 
-def test_a_tap_that_is_removed_with_a_full_pair(rig: Rig) -> None:
+@pytest.mark.parametrize("both", [False, True], ids=["tx", "both ways"])
+def test_a_tap_that_is_removed_with_a_full_pair(rig: Rig, both: bool) -> None:
+    """What lies in the pair is refused, the plain path is taken, and works when the tap is back."""
     burst = [frame(number, 1500) for number in range(64)]
+    if both:
+        assert rig.peer.switch()
     while not rig.peer.attached:
         rig.send(burst)
+    rig.send(burst)
     subprocess.run(["ip", "link", "delete", rig.name], check=True)
     refused = sum(rig.send(burst) for _ in range(20))
     assert refused > 0
     rig.network.check()  # made again
-    subprocess.run(["ip", "link", "set", rig.name, "up"], check=True)
-    rig.far.close()
-    rig.far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(PROTOCOL))
-    rig.far.bind((rig.name, PROTOCOL))
-    rig.far.settimeout(SECONDS)
+    rig.up()
     rig.peer.settle(True)
+    assert rig.send([frame(1)]) == 0
+    assert rig.arrived(1) == [1]
+    rig.far.send(frame(2))
+    assert rig.receive(1) == [2]
+
+
+def test_a_tap_that_is_set_down(rig: Rig) -> None:
+    """The kernel loses frames of a link that is down; nothing stops."""
+    burst = [frame(number) for number in range(64)]
+    assert rig.peer.switch()
+    rig.send(burst)
+    subprocess.run(["ip", "link", "set", rig.name, "down"], check=True)
+    for _ in range(20):
+        rig.send(burst)
+    assert rig.peer.recv() == []
+    rig.up()
+    rig.send([frame(100), frame(101)])
+    while rig.arrived(1) != [101]:
+        pass  # what the kernel had not lost yet
+    rig.far.send(frame(102))
+    assert rig.receive(1) == [102]
+
+
+@pytest.mark.parametrize("receives", [False, True], ids=["silent", "sends all the time"])
+def test_a_network_that_takes_nothing(rig: Rig, receives: bool) -> None:
+    """A tap with a small TUNSETSNDBUF, in a bridge behind a port that holds every frame: vhost-net waits for room for
+    ever. After a second the pair is left, its frames count as refused, and the rest waits in the plain path. What comes
+    for the guest meanwhile is no progress.
+    """
+    fcntl.ioctl(rig.peer.fd, TUNSETSNDBUF, struct.pack("i", 100_000))
+    for line in HOLDING_PORT.splitlines():
+        subprocess.run(line.format(rig.name).split(), check=True)
+    try:
+        burst = [HEADER + frame(number, 1500) for number in range(64)]
+        if receives:
+            assert rig.peer.switch()
+        refused = received = 0
+        deadline = time.monotonic() + SECONDS
+        while rig.peer.fault is None:
+            refused += rig.peer.send(burst)[1]
+            if receives:
+                rig.far.send(frame(0))
+            select.select([], [], [], 0.01)
+            received += len(rig.peer.recv())
+            assert time.monotonic() < deadline, "it waits for ever"
+        assert rig.peer.fault == "vhost-net took no frame for a second"
+        assert received > 10 or not receives
+        while rig.peer.attached:
+            rig.peer.recv()
+        refused += rig.peer.send([HEADER + frame(0)])[1]
+        assert rig.peer.blocked
+        assert 0 < refused <= 256
+    finally:
+        subprocess.run(["ip", "link", "delete", "slow0"], check=True)
+        subprocess.run(["ip", "link", "delete", "slowbr"], check=True)
+    rig.drain()
+    assert rig.send([frame(1000)]) == 0
+    assert rig.arrived(1) == [1000]
+
+
+def test_a_guest_without_slots_lets_its_worker_sleep(rig: Rig) -> None:
+    """Frames for it wait in the pair, which the worker looks after 20 times a second. This test failed with a pair that
+    was looked after at reads only: the worker woke for it over and over.
+    """
+    bench = Limited(peer=rig.peer)
+    bench.worker.remove(bench.queue)
+    bench.post_rx(20)
+    assert rig.peer.switch()
+    thread = WorkerThread(bench.worker)
+    try:
+        thread.add(bench.queue, Listener(lambda _: None)).result(SECONDS)
+        for number in range(40):
+            rig.far.send(frame(number))
+        await_frames(bench, 20)
+        before = bench.worker.wakes
+        select.select([], [], [], 1.0)
+        assert bench.worker.wakes - before < 100
+        bench.post_rx(20)
+        bench.ring_the_bell()
+        await_frames(bench, 40)
+        thread.remove(bench.queue).result(SECONDS)
+    finally:
+        thread.stop()
+        bench.close()
+
+
+def await_frames(bench: Limited, count: int) -> None:
+    """Wait until the guest has so many frames."""
+    deadline = time.monotonic() + SECONDS
+    while bench.queue.counters["rx_frames"] < count:
+        select.select([], [], [], 0.01)
+        assert time.monotonic() < deadline, bench.queue.counters
+
+
+def test_an_idle_pair_is_given_back(rig: Rig) -> None:
+    """Its memory, its descriptors and the kernel's thread, once no stream has used it for two seconds."""
+    before = descriptors(), mapped(), threads()
+    burst = [frame(number, 1500) for number in range(64)]
+    while not rig.peer.attached:
+        rig.send(burst)
+    assert mapped() > before[1] + (4 << 20)
+    assert threads() == before[2] + 1
+    deadline = time.monotonic() + SECONDS
+    while rig.peer.attached or threads() > before[2]:
+        rig.peer.recv()
+        select.select([], [], [], 0.01)
+        assert time.monotonic() < deadline, "it is kept"
+    assert rig.peer.fault is None
+    assert descriptors() == before[0] + 2  # the bell and the eventfd of errors stay
+    assert mapped() < before[1] + (1 << 20)
+    rig.drain()
     assert rig.send([frame(1)]) == 0
     assert rig.arrived(1) == [1]
 
@@ -224,10 +379,6 @@ def test_a_second_holder_is_refused(rig: Rig) -> None:
     rig.peer.switch()
     with pytest.raises(NetbackError, match="vt0"):
         TapNetwork(rig.name)
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_the_descriptors_are_given_back(rig: Rig) -> None:

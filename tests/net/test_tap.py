@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -155,14 +156,39 @@ class TestTapThatMayUseVhostNet(FrameNetwork, OffloadNetwork, LinkNetwork, Refus
     """With vhost-net where this machine has it; tests/net/real_vhost_net.py needs it."""
 
 
+CANNOT_OPEN = "/dev/vhost-net cannot be opened"
+NO_MODULE = os.makedev(10, 255)
+"""A misc device for which no module exists: the kernel gives this minor number to none (linux/miscdevice.h)."""
+
+
 @pytest.mark.parametrize(
     ("device", "fault"),
     [
-        ("/nonexistent/vhost-net", "/dev/vhost-net cannot be opened: No such file or directory"),
+        ("/nonexistent/vhost-net", f"{CANNOT_OPEN}: No such file or directory"),
         ("/dev/null", "vhost-net refuses the virtqueues: Inappropriate ioctl for device"),
     ],
 )
 def test_without_vhost_net_frames_take_the_plain_path(device: str, fault: str) -> None:
+    check_plain_path(device, fault)
+
+
+def test_a_node_whose_module_is_refused(tmp_path: Path) -> None:
+    """As /dev/vhost-net is where modprobe finds no vhost_net, or may not load it."""
+    node = tmp_path / "vhost-net"
+    os.mknod(node, 0o600 | stat.S_IFCHR, NO_MODULE)
+    check_plain_path(str(node), f"{CANNOT_OPEN}: No such device")
+
+
+def test_a_node_that_may_not_be_opened(tmp_path: Path) -> None:
+    node = tmp_path / "vhost-net"
+    node.touch(0)
+    check_plain_path(str(node), f"{CANNOT_OPEN}: Permission denied", user=65534)
+
+
+def check_plain_path(device: str, fault: str, user: int = 0) -> None:
+    """Frames pass a tap whose vhost-net is `device`; the peer has this fault, and keeps no descriptor. `user` moves
+    them.
+    """
     network = TapNetwork("vif1.0")
     ip("link set vif1.0 up")
     network.carrier(True)
@@ -171,8 +197,12 @@ def test_without_vhost_net_frames_take_the_plain_path(device: str, fault: str) -
     peer = VhostTapPeer(network.peers[0], always=True, device=device)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     far.send(frame(1))
-    assert peer.recv(1)[0][len(PLAIN_HEADER) :] == frame(1)[len(PLAIN_HEADER) :]
-    assert peer.send([frame(2)]) == (1, 0)
+    os.seteuid(user)
+    try:
+        assert peer.recv(1)[0][len(PLAIN_HEADER) :] == frame(1)[len(PLAIN_HEADER) :]
+        assert peer.send([frame(2)]) == (1, 0)
+    finally:
+        os.seteuid(0)
     assert peer.fault == fault
     assert not peer.attached
     assert not peer.switch()
@@ -186,7 +216,11 @@ def test_a_path_is_named_only_where_there_are_two() -> None:
     assert network.path is None
     network.remove()
     network = TapNetwork("vif1.0", vhost="auto")
-    assert network.path == "system calls; vhost-net for streams"
+    assert network.path == (
+        "system calls; vhost-net for streams"
+        if os.access("/dev/vhost-net", os.W_OK)
+        else f"system calls: {CANNOT_OPEN}: No such file or directory"
+    )
     network.remove()
 
 

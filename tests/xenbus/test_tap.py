@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import logging
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from netback.abi.xenbus import XenbusState as State
 from netback.daemon import Backend
 from netback.net import macvtap
 from netback.net.python import PythonNetwork
+from netback.net.tap import TapNetwork
 from netback.xenstore.aio import Store
 from tests.net.far import PLAIN, FarLink
 from tests.net.namespace import ip, own_sysfs, veth
@@ -262,3 +264,17 @@ async def test_a_tap_driver_that_comes_later(
         await until(backend.store, f"{name.errors}/error", bool)
         await looked(backend, backend.devices[name], State.INITIALISING)
     await until_state(guest.store, name.backend, State.INIT_WAIT)
+
+
+async def test_the_log_tells_how_a_tap_s_frames_pass(
+    backend: Backend, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason, where vhost-net is wanted and cannot be used; frames pass in any case."""
+    with caplog.at_level(logging.INFO, "netback.xenbus"):
+        await add(backend.store, guest.domid, net="tap:web0,vhost=on")
+        await guest.connect()
+    path = TapNetwork("other0", vhost="on").path
+    assert f"network tap:web0,vhost=on by {path}" in caplog.text
+    ip("link set web0 up")
+    assert await guest.answer(guest.send(FRAME)) == 0
+    assert links()["web0"]["stats64"]["rx"]["packets"] == 1

@@ -495,7 +495,8 @@ RULES: tuple[Rule[Facts], ...] = (
     Rule(
         "no-vhost-net", "note", "`path`", see.no_vhost_net,
         "The spec asks for vhost-net, and frames go by {path}: {reason}.",
-        "modprobe vhost_net, and give netback the right to open /dev/vhost-net.",
+        "If it cannot be opened: modprobe vhost_net, and the right to open /dev/vhost-net. After a failure it is tried "
+        "again.",
     ),
     Rule(
         "device-error", "error", "the device's error",

@@ -150,6 +150,8 @@ class Nic:
             times=self._context.times,
         )
         info = f"{name.kind} {name.index} of domain {name.domid}, mac {mac or 'not given'}, network {spec}"
+        if network.path:
+            info = f"{info} by {network.path}"
         log.info("%s: %s", name, info)
         self._context.tracer.emit("xen_netdev_realize", name, info, network.name)
 

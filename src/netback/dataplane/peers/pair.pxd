@@ -46,7 +46,8 @@ cdef struct pair_t:
     uint16_t oldest              # descriptors from here ...
     uint16_t newest              # ... to here are not free
     uint32_t at                  # end of the newest frame
-    uint64_t taken               # frames and buffers that the device has used, ever
+    uint64_t brought             # frames that the device has brought, ever,
+    uint64_t taken               # and frames that it has taken
     int broken                   # reason
 
 

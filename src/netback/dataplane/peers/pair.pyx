@@ -124,7 +124,7 @@ cdef inline int take_frame(pair_t *pair, peer_t *peer, int pending, frame_t *fra
     frame.length = at if at <= FRAME_BYTES else 0
     if frame.length and pair.header != VNET_HDR and is_vouched(vnet_header(frame)):
         vouch(frame)
-    pair.taken += 1
+    pair.brought += 1
     return REASON_NONE
 
 

@@ -36,9 +36,15 @@ and virtqueue.pyx show a whole one each). A skeleton:
     cdef void tick(peer_t *peer) noexcept nogil
         The time `due` has come. NULL if `receive` looks at the clock itself.
 
-Only the thread that serves the link calls these functions. None waits, none raises. A filter on a frame's path is a
-peer around another one (filter.pxd): it fills the table with its own functions and calls the inner one's; a link
-without a filter has no cost.
+    cdef bint settle(peer_t *peer, bint end) noexcept nogil
+        The link will not be served any more, or is joined to another peer. Wait until the network has taken what lies
+        in the peer, 50 ms at most, and return whether frames for the guest lie in it: they are then received, and
+        this is called again, a few times. The last call has `end`: give back what was attached. NULL if frames never
+        lie in the peer.
+
+Only the thread that serves the link calls these functions. None but `settle` waits, none raises. A filter on a frame's
+path is a peer around another one (filter.pxd): it fills the table with its own functions and calls the inner one's; a
+link without a filter has no cost.
 """
 from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -263,6 +263,16 @@ cdef bint set_up(vhost_tap *own) noexcept nogil:
     return True
 
 
+cdef void probe(vhost_tap *own) noexcept nogil:
+    """Note whether the device can be opened, before a stream wants it: then control code tells. It loads the module."""
+    cdef int device = open_device(own.path)
+    if device < 0:
+        fail(own, STEP_OPEN)
+        own.retry_at = 0
+    else:
+        close(device)
+
+
 cdef bint attach(vhost_tap *own) noexcept nogil:
     """Have a pair, unless it was tried in vain a moment ago."""
     cdef uint64_t now
@@ -343,28 +353,32 @@ cdef void leave(vhost_tap *own) noexcept nogil:
 
 
 cdef void check_progress(vhost_tap *own, uint64_t now) noexcept nogil:
-    """Leave if frames of the guest lie in the pair and nothing moves."""
+    """Leave after an error, whatever moves beside: a batch that failed stays for ever. Leave if none of the frames of
+    the guest that lie in the pair is taken.
+    """
     cdef uint64_t drained
     cdef pair_t *pair = own.pair
     pair_reclaim(pair)
-    if pair.taken != own.taken or pair.oldest == pair.newest:
-        own.taken = pair.taken
-        own.taken_at = now
-        return
     if read(own.error, &drained, sizeof(drained)) == sizeof(drained):
         fail(own, STEP_ERROR)
         leave(own)
+    elif pair.taken != own.taken or pair.oldest == pair.newest:
+        own.taken = pair.taken
+        own.taken_at = now
     elif now - own.taken_at >= STALL:
         fail(own, STEP_STALLED)
         leave(own)
 
 
-cdef void tick(vhost_tap *own) noexcept nogil:
-    """At times, while there is a pair."""
+cdef void tick(peer_t *peer) noexcept nogil:
+    """At times, while there is a pair. The worker calls it, since it receives nothing while the guest has no slots."""
+    cdef vhost_tap *own = <vhost_tap *>peer
     cdef uint64_t now = now_ns()
-    if now < own.peer.due:
+    if own.pair == NULL or now < own.peer.due:
         return
     own.peer.due = now + TICK
+    if not own.tx:
+        return                   # it is being left
     if own.pair.broken:
         fail(own, STEP_ERROR)
         leave(own)
@@ -429,7 +443,7 @@ cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames
     cdef vhost_tap *own = <vhost_tap *>peer
     cdef int i, got
     if peer.due:
-        tick(own)
+        tick(peer)
     if own.rx != RX_PLAIN:
         got = pair_receive(own.pair, peer, arena, frames, count)
         for i in range(got):
@@ -545,9 +559,11 @@ cdef class VhostTapPeer(Peer):
         self.own.peer.send = send
         self.own.peer.check = check
         self.own.peer.settle = settle
+        self.own.peer.tick = tick
         self.own.always = always
         self.own.window = WINDOW
         self.own.device = self.own.error = -1
+        probe(&self.own)
 
     def __dealloc__(self):
         forget_pair(&self.own)

@@ -7,7 +7,7 @@
 The device is as untrusted as a guest. A lie in a used ring (pair.pyx), no frame taken for `stall`, or calls without end
 break the pair: it is not touched again, its connection is shut down, and frames are refused as on a cable without a
 carrier until control code, which finds the shut-down, has given the peer another pair. What lies in the pair when it
-ends is lost.
+ends is lost; before an orderly end `settle` gives the device a moment to take it.
 
 One pair serves one worker. Where the device has fewer pairs than its vif has queues, duplicates of the first peer send
 through its pair, and a lock is held while frames are copied; they learn by time, not by events, that there is room.
@@ -18,7 +18,7 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.unistd cimport close
+from posix.unistd cimport close, usleep
 
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.epoll cimport (
@@ -97,6 +97,8 @@ cdef enum:
 
     WAKES = 1000                 # in a row and within a second without a used buffer: the device floods
     SECOND = 1000 * 1000 * 1000
+    SETTLE = 50                  # waits of 1 ms, at most, for frames in the pair at an orderly end ...
+    SETTLE_IDLE = 10             # ... and at most so many in a row in which the device takes none
     EVENTS_AT_ONCE = 8
     EVENT_BELL = 0               # what happened, with the pair's number above the two lowest bits
     EVENT_TIMER = 1
@@ -149,7 +151,7 @@ cdef struct virtqueue_peer:      # `peer` is first: a peer_t * of this kind is a
     bint timed                   # it runs
     uint64_t stall               # ns
     uint64_t taken_then          # pair.taken when the timer was set
-    uint64_t taken_at_wake       # ... and at the last wake at which it had changed
+    uint64_t moved_at_wake       # frames moved at the last wake at which that had changed
     uint32_t wakes               # in a row since then
     uint64_t wakes_since
     uint32_t lost                # TX frames lost with their pair, and not counted yet
@@ -334,8 +336,9 @@ cdef void check_progress(virtqueue_peer *own) noexcept nogil:
 
 cdef inline void check_wakes(virtqueue_peer *own) noexcept nogil:
     """A device that calls again and again although it has used nothing would keep the worker busy."""
-    if own.pair != NULL and own.pair.pair.taken != own.taken_at_wake:
-        own.taken_at_wake = own.pair.pair.taken
+    cdef uint64_t moved = own.pair.pair.taken + own.pair.pair.brought if own.pair != NULL else own.moved_at_wake
+    if moved != own.moved_at_wake:
+        own.moved_at_wake = moved
         own.wakes = 0
     if own.wakes == 0:
         own.wakes_since = now_ns()
@@ -362,6 +365,39 @@ cdef void wake(peer_t *peer) noexcept nogil:
             break_pair(own, REASON_ERROR)
     set_condition(peer, usable(own))
     let_go(own)
+
+
+# --- settle: an orderly end
+
+cdef inline bint is_settled(virtqueue_peer *own, uint64_t *taken) noexcept nogil:
+    """Whether no frame waits for the device; `own` is held. `taken` has what the device has used."""
+    if not works(own):
+        return True
+    pair_reclaim(&own.pair.pair)
+    taken[0] = own.pair.pair.taken
+    return not works(own) or own.pair.pair.oldest == own.pair.pair.newest
+
+
+cdef bint settle(peer_t *peer, bint end) noexcept nogil:
+    """Let a device that goes on taking frames take those that it has: see peer.pxd. A device that does not costs the
+    worker SETTLE_IDLE.
+    """
+    cdef virtqueue_peer *base = (<virtqueue_peer *>peer).base
+    cdef uint64_t taken = 0, before = 0
+    cdef bint settled
+    cdef int idle = 0, _i
+    if end:
+        return False
+    for _i in range(SETTLE):
+        hold(base)
+        settled = is_settled(base, &taken)
+        let_go(base)
+        idle = idle + 1 if taken == before else 0
+        if settled or idle == SETTLE_IDLE:
+            break
+        before = taken
+        usleep(1000)
+    return False
 
 
 # --- Python's side
@@ -441,6 +477,7 @@ cdef class VirtqueuePeer(Peer):
         self.peer.receive = receive
         self.peer.send = send
         self.peer.wake = wake
+        self.peer.settle = settle
         if stall == 0:
             return               # a duplicate
         self.peer.fd = epoll_create1(EPOLL_CLOEXEC)
