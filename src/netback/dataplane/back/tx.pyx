@@ -18,10 +18,11 @@ are answered ERROR), the peer is full or busy (the rest of the burst stays in th
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR,
+    EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR,
     NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data,
     PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, tx_request, tx_response,
 )
+from netback.dataplane.arena cimport arena_t, name_local
 from netback.dataplane.back.queue cimport back_queue
 from netback.dataplane.capture cimport FRAME_TX, capture_frame, frame_record_t
 from netback.dataplane.checksum cimport complete_checksum
@@ -36,7 +37,9 @@ from netback.dataplane.link cimport (
     TX_SEGMENTED, TX_SLOTS, TX_STAGED, TX_THROTTLED, break_link, link_t, peer_refuses,
 )
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
-from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
+from netback.dataplane.peers.peer cimport (
+    BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, VNET_HDR, frame_t, vnet_header,
+)
 from netback.dataplane.record cimport RECORD_TX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 from netback.dataplane.send cimport (
@@ -47,6 +50,10 @@ from netback.dataplane.staged cimport copy_segments
 from netback.dataplane.workspace cimport (
     BURST_BYTES, CHAIN_MULTICAST, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t,
 )
+
+cdef enum:
+    SMALL_FRAME = 512
+    CHAIN_BYTES = BURST_BYTES + FRAME_STRIDE     # of the frames of a burst: the last one begins within the budget
 
 cdef int[4] extras_reason = [REASON_NONE, REASON_TRUNCATED, REASON_EXTRA, REASON_GSO]    # by EXTRAS_*
 
@@ -59,6 +66,7 @@ cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
     cdef int state = STATE_RING_MORE
     cdef int pending, broken = REASON_NONE
     cdef uint32_t chains, allowed, done
+    cdef uint8_t *memory
     pending = back_pending(&queue.tx)
     if pending == 0 and link.poll_follows:
         return STATE_RING_MORE   # while the other direction continues, this one needs no events
@@ -69,7 +77,8 @@ cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
     if pending == 0:
         return STATE_RING_IDLE
     take(queue, ws, pending)
-    chains = read_chains(queue, ws, pending, &broken)
+    memory = link.peer.room(link.peer, CHAIN_BYTES) if link.peer.room != NULL else NULL
+    chains = read_chains(queue, ws, memory if memory != NULL else ws.packed, pending, &broken)
     allowed = chains if link.ring_to_peer.allowance.credit == NULL else limit(queue, ws, chains)
     if allowed == 0 and chains:
         link.counters[TX_THROTTLED] += 1
@@ -151,6 +160,7 @@ cdef inline uint32_t stage_copies(
     cdef uint32_t i
     cdef tx_request *request
     cdef copy_segment *copy
+    cdef arena_t *pages = queue.link.peer.tx_pages if queue.staged == NULL else NULL
     for i in range(chain.slots - chain.extras):
         request = &ws.requests[at + (i + chain.extras if i else 0)]
         if request.size == 0:
@@ -159,18 +169,23 @@ cdef inline uint32_t stage_copies(
         copy.source.foreign.ref = request.gref
         copy.source.foreign.offset = request.offset
         copy.source.foreign.domid = queue.memory.domid
-        copy.dest.virt = to
         copy.len = request.size
         copy.flags = GNTCOPY_source_gref
+        if pages == NULL or request.size > PAGE_SIZE:
+            copy.dest.virt = to
+        elif name_local(pages, &copy.dest, to, request.size):
+            copy.flags |= GNTCOPY_dest_gref
         to += request.size
         segment += 1
     chain.segments = segment - chain.segment
     return segment
 
 
-cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
-    """Turn requests into chains, as many as the burst's budget holds, and stage the copies of their bytes; a budget
-    never splits a chain. `broken` becomes the reason if a chain is fatal; those before it are good.
+cdef uint32_t read_chains(
+        back_queue *queue, workspace_t *ws, uint8_t *memory, uint32_t pending, int *broken) noexcept nogil:
+    """Turn requests into chains, as many as the burst's budget holds, and stage the copies of their bytes to `memory`,
+    of CHAIN_BYTES; a budget never splits a chain. `broken` becomes the reason if a chain is fatal; those before it are
+    good.
     """
     cdef uint32_t count = 0
     cdef uint32_t at = 0
@@ -185,8 +200,8 @@ cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, 
         if broken[0] != REASON_NONE:
             break
         if chain.slots - chain.extras > 1:   # the bytes of its second slot begin at a page, as in back/rx
-            used += -<uint32_t>(<size_t>(ws.packed + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
-        chain.data = ws.packed + used
+            used += -<uint32_t>(<size_t>(memory + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
+        chain.data = memory + used
         chain.segment = segment
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)
@@ -420,6 +435,7 @@ cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
         change_multicast(queue, ws, chains)
     counters[TX_SLOTS] += slots
     counters[TX_BURSTS] += 1
+    queue.link.ring_to_peer.lone = slots == 1 and ws.chains[0].length <= SMALL_FRAME
     if push_responses(&queue.tx, queue.tx_journal, ws.bodies, slots):
         counters[TX_NOTIFIES] += 1
         queue.link.ring_to_peer.notify = True

@@ -28,11 +28,12 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close, read, usleep
 
-from netback.dataplane.clock cimport now_ns
+from netback.dataplane.arena cimport arena_t
+from netback.dataplane.clock cimport nb_flag, now_ns
 from netback.dataplane.epoll cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 from netback.dataplane.peers.pair cimport (
-    LARGE_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames, pair_in_flight,
-    pair_init, pair_receive, pair_reclaim, pair_send, pair_t,
+    LARGE_BUFFER, LENT_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames, pair_in_flight,
+    pair_init_lending, pair_offer, pair_receive, pair_reclaim, pair_release, pair_send, pair_t,
 )
 from netback.dataplane.peers.peer cimport (
     BELL_FRAMES, BELL_ROOM, BURST_FRAMES, PEER_CLOSED, PEER_FULL, PEER_TAKES, VNET_HDR, Peer, frame_t,
@@ -92,6 +93,30 @@ cdef extern from *:
         features &= offered;
         return ioctl(device, VHOST_SET_FEATURES, &features) || ioctl(device, VHOST_SET_MEM_TABLE, table);
     }
+    static int vhost_busy(int device, unsigned queue, unsigned us)
+    {
+        struct vhost_vring_state s = {queue, us};
+        return ioctl(device, VHOST_SET_VRING_BUSYLOOP_TIMEOUT, &s);
+    }
+    #include <stdio.h>
+    #include <sys/mman.h>
+    static int grant_own(void *at, unsigned count, uint32_t *grefs)
+    {
+        struct { uint16_t domid, flags; uint32_t count; uint64_t index; uint32_t grefs[512]; } *a = calloc(1, sizeof *a);
+        FILE *f = fopen("/sys/module/xen_gntalloc/parameters/limit", "w");
+        int fd = open("/dev/xen/gntalloc", O_RDWR | O_CLOEXEC), bad = 1;
+        if (f) { fputs("8192", f); fclose(f); }
+        a->flags = 1;
+        a->count = count;
+        if (fd >= 0 && !ioctl(fd, 0x00184705, a)
+            && mmap(at, count * 4096ul, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, a->index) != MAP_FAILED) {
+            memcpy(grefs, a->grefs, 4 * count);
+            bad = 0;
+        } else perror("grant_own");
+        close(fd);
+        free(a);
+        return bad;
+    }
     static inline int open_device(const char *path) { return open(path, O_RDWR | O_CLOEXEC); }
     """
     enum:
@@ -103,6 +128,8 @@ cdef extern from *:
                     int kick, int call, int error) nogil
     int vhost_begin(int device, uint64_t features, const void *memory, size_t size) nogil
     int open_device(const char *path) nogil
+    int vhost_busy(int device, unsigned queue, unsigned us) nogil
+    int grant_own(void *at, unsigned count, uint32_t *grefs) nogil
 
 cdef extern from "sys/mman.h" nogil:
     enum:
@@ -120,7 +147,7 @@ cdef enum:
     TX_QUEUE = 1
     LARGE_BUFFERS = 64           # RX buffers; a page that no frame has touched costs nothing
     TX_BYTES = 16 * LARGE_BUFFER
-    BYTES = RX_AREA + LARGE_BUFFERS * LARGE_BUFFER + TX_BYTES
+    BYTES = RX_AREA + LARGE_BUFFERS * LENT_BUFFER + TX_BYTES
     MAX_PAIRS = 64               # 340 MiB if all of them carry large frames
 
     MS = 1000 * 1000
@@ -185,6 +212,8 @@ cdef struct vhost_tap:           # `peer` is first: a peer_t * of this kind is a
     uint64_t retry_at            # ns: not attached before
     int step
     int code                     # errno
+    arena_t pages
+    uint32_t *grefs
     uint64_t switches            # changes of the path, both directions
 
 
@@ -200,6 +229,7 @@ cdef bint fail(vhost_tap *own, int step) noexcept nogil:
 
 cdef inline void read_plainly(vhost_tap *own) noexcept nogil:
     own.peer.frames_per_read = 1
+    own.peer.rx_pages = NULL
     own.peer.read = read_tap
     own.peer.by_bell &= ~<uint32_t>BELL_FRAMES
 
@@ -219,6 +249,9 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     free(own.pair)
     give_pair()
     own.pair = NULL
+    own.peer.rx_pages = own.peer.tx_pages = NULL
+    free(own.grefs)
+    own.grefs = NULL
     own.device = -1
     own.rx = RX_PLAIN
     own.tx = False
@@ -226,6 +259,21 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     own.peer.by_bell = 0
     own.peer.due = 0
     read_plainly(own)
+
+
+cdef void grant_pair(vhost_tap *own) noexcept nogil:
+    cdef pair_t *pair = own.pair
+    cdef uint32_t i, stride = LENT_BUFFER // 4096, used = LARGE_BUFFER // 4096, pages = LARGE_BUFFERS * stride + TX_BYTES // 4096
+    own.grefs = <uint32_t *>calloc(pages, sizeof(uint32_t))
+    for i in range(LARGE_BUFFERS):
+        if grant_own(pair.memory + RX_AREA + i * LENT_BUFFER, used + 1, own.grefs + i * stride):
+            return
+    grant_own(pair.memory + pair.tx_area, TX_BYTES // 4096, own.grefs + LARGE_BUFFERS * stride)
+    own.pages.memory = pair.memory + RX_AREA
+    own.pages.named = pages
+    own.pages.grefs = own.grefs
+    own.pages.domid = 0
+    own.peer.tx_pages = &own.pages
 
 
 cdef bint set_up(vhost_tap *own) noexcept nogil:
@@ -237,7 +285,7 @@ cdef bint set_up(vhost_tap *own) noexcept nogil:
     pair.rx.kick = pair.tx.kick = -1
     if memory == MAP_FAILED:
         return fail(own, STEP_MEMORY)
-    pair_init(pair, at, <uint64_t>at, VNET_HDR, <uint64_t>1 << VIRTIO_RING_F_EVENT_IDX, LARGE_BUFFERS, TX_BYTES)
+    pair_init_lending(pair, at, LARGE_BUFFERS, TX_BYTES)
     pair.caps = own.peer.caps
     pair.rx.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     pair.tx.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -257,6 +305,11 @@ cdef bint set_up(vhost_tap *own) noexcept nogil:
     if vhost_vring(own.device, TX_QUEUE, VRING_SLOTS, at + TX_DESC, at + TX_AVAIL, at + TX_USED, pair.tx.kick,
                    own.peer.bell, own.error):
         return fail(own, STEP_SETUP)
+    if nb_flag("busy"):
+        vhost_busy(own.device, RX_QUEUE, 50)
+        vhost_busy(own.device, TX_QUEUE, 50)
+    if nb_flag("grant"):
+        grant_pair(own)
     if vhost_backend(own.device, TX_QUEUE, own.peer.fd):
         return fail(own, STEP_BACKEND)
     own.tx = True
@@ -305,6 +358,8 @@ cdef bint rx_begin(vhost_tap *own) noexcept nogil:
     own.units = own.drains = 0
     own.peer.frames_per_read = BURST_FRAMES
     own.peer.read = NULL
+    if own.grefs != NULL:
+        own.peer.rx_pages = &own.pages
     own.peer.by_bell |= BELL_FRAMES
     return True
 
@@ -324,7 +379,7 @@ cdef void rx_end(vhost_tap *own) noexcept nogil:
     own.switches += 1
     own.units = own.drains = 0
     read_plainly(own)
-    if not own.tx:
+    if not own.tx and not own.pair.reads:
         forget_pair(own)
 
 
@@ -415,7 +470,11 @@ cdef inline bint is_lone(vhost_tap *own) noexcept nogil:
 cdef int read_tap(peer_t *peer, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil:
     """A read of the tap itself."""
     cdef vhost_tap *own = <vhost_tap *>peer
-    cdef int i, got = own.plain_read(peer, vectors, per_frame, received, count)
+    cdef int i, got
+    if peer.unread:
+        peer.unread = False
+        end_reads(own)
+    got = own.plain_read(peer, vectors, per_frame, received, count)
     for i in range(got):
         count_read(own, received[i].length)
     if got < count:
@@ -428,10 +487,10 @@ cdef int read_tap(peer_t *peer, iovec *vectors, int per_frame, received_t *recei
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
     cdef vhost_tap *own = <vhost_tap *>peer
     cdef int i, got
-    if peer.due:
+    if peer.due and not has_lent(own):
         tick(own)
     if own.rx != RX_PLAIN:
-        got = pair_receive(own.pair, peer, arena, frames, count)
+        got = pair_receive(own.pair, peer, arena, largest, frames, count)
         for i in range(got):
             count_read(own, frames[i].length)
         if got == 0:
@@ -440,12 +499,32 @@ cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames
         if own.rx == RX_VHOST:
             if got == 0 and not own.always and is_lone(own):
                 rx_leave(own)
-                got = pair_receive(own.pair, peer, arena, frames, count)
+                got = pair_receive(own.pair, peer, arena, largest, frames, count)
             return got
         if got:
             return got
         rx_end(own)
     return own.plain_receive(peer, arena, largest, frames, count)
+
+
+cdef inline bint has_lent(vhost_tap *own) noexcept nogil:
+    """Whether frames of an earlier read are in use where they lie: the pair cannot be given back."""
+    return own.pair != NULL and own.pair.reads != 0
+
+
+cdef void release(peer_t *peer) noexcept nogil:
+    cdef vhost_tap *own = <vhost_tap *>peer
+    if not has_lent(own):
+        return
+    pair_release(own.pair)
+    if not own.tx and own.rx == RX_PLAIN:
+        forget_pair(own)
+
+
+cdef uint8_t *room(peer_t *peer, uint32_t size) noexcept nogil:
+    """Frames that go through the pair need no copy; those that are written may lie there as well."""
+    cdef vhost_tap *own = <vhost_tap *>peer
+    return pair_offer(own.pair, size) if own.pair != NULL and own.tx else NULL
 
 
 cdef inline bint is_burst(iovec *vectors, const uint32_t *first, int count) noexcept nogil:
@@ -542,7 +621,9 @@ cdef class VhostTapPeer(Peer):
         self.own.plain_check = plain.peer.check
         self.own.peer.receive = receive
         self.own.peer.read = read_tap
+        self.own.peer.release = release
         self.own.peer.send = send
+        self.own.peer.room = room
         self.own.peer.check = check
         self.own.peer.settle = settle
         self.own.always = always
