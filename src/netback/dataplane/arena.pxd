@@ -16,7 +16,7 @@ cdef inline bint name_local(arena_t *arena, copy_end *end, const uint8_t *data, 
     cdef size_t at = <size_t>data - <size_t>arena.memory     # far beyond all of them if it is not in the arena
     cdef size_t page = at // PAGE_SIZE
     cdef uint32_t offset = at % PAGE_SIZE
-    if page >= arena.named or offset + length > PAGE_SIZE or arena.grefs[page] == 0:
+    if page >= arena.named or offset + length > PAGE_SIZE:
         end.virt = <void *>data
         return False
     end.foreign.ref = arena.grefs[page]

@@ -6,14 +6,6 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, clockid_t, timespec
 cdef extern from "time.h" nogil:
     clockid_t CLOCK_MONOTONIC_COARSE
 
-cdef extern from *:
-    """
-    #include <stdlib.h>
-    #include <string.h>
-    static int nb_flag(const char *name) { const char *s = getenv("NB"); return s && strstr(s, name) ? 1 : 0; }
-    """
-    bint nb_flag(const char *name) noexcept nogil
-
 cdef uint64_t fixed_ns           # ns; 0: the system's monotonic clock
 
 

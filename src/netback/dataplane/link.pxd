@@ -6,7 +6,6 @@ from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport allowance_t
 from netback.dataplane.peers.peer cimport PEER_BUSY, PEER_FULL, PEER_UP, Peer, peer_t
 from netback.dataplane.platform.events cimport events_t
-from netback.dataplane.ring cimport sring
 from netback.dataplane.timers cimport timer_t
 from netback.dataplane.workspace cimport workspace_t
 
@@ -68,11 +67,9 @@ cdef struct direction_t:
     uint32_t port                # event channel of this direction's ring; both directions may share one
     const uint32_t *producer     # the index in this ring by which the far side publishes
     uint32_t producer_seen       # its value at the last event of the port
-    uint32_t producer_polled
     # The back-off of the port; a shared port's is in ring_to_peer.
     uint32_t spurious_events     # events in a row before which no index moved
     timer_t unmask               # set while the back-off lasts: the port stays masked
-    bint lone                    # the last response was that of a lone small frame
     bint notify                  # the far side asked for an event after this poll
     uint32_t progress            # changes with every poll that moved something
     uint32_t progress_then       # when the timer was set
@@ -98,8 +95,6 @@ cdef struct link_t:
     uint32_t interest            # epoll events requested for the peer's descriptor ...
     uint32_t source_interest     # ... and for the source's, if it is another one
     int bell                     # the peer's, once it is watched
-    const sring *deferrable
-    timer_t deferred
     timer_t due                  # set while the peer has a time at which it is polled
     bint runnable                # in the worker's list of runnable links
     bint poll_follows            # another poll follows this one, so arming the ring can wait

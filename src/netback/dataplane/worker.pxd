@@ -24,10 +24,6 @@ cdef struct worker_t:
     uint32_t notices[MAX_LINKS]      # indices of links whose condition changed
     uint32_t notice_count
     uint64_t wakes
-    uint32_t link_count
-    bint defer
-    bint late
-    uint32_t *none
     bint stop
 
 

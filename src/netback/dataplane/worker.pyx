@@ -28,7 +28,7 @@ from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
-from netback.dataplane.clock cimport nb_flag, now_ns
+from netback.dataplane.clock cimport now_ns
 from netback.dataplane.credit cimport Credit, credit_leave
 from netback.dataplane.epoll cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
@@ -57,7 +57,6 @@ cdef enum:
     SETTLE_POLLS = 8             # for frames that a peer holds when its link is removed
     MAX_POLLS = 8                # time between two epoll calls, or one round of all links
     NOT_WATCHED = 0xffffffff     # link.interest of a descriptor that is not in epoll's set
-    DEFER = 1000 * 1000
     FREE_EVENTS = 4              # spurious events without a delay
     DELAY_MIN = 1000 * 1000      # ns: back-off of a port that fires without work (XSA-332) ...
     DELAY_DOUBLINGS = 4          # ... and how many times it doubles
@@ -69,8 +68,7 @@ cdef enum:
     TIMER_UNMASK_RING_TO_PEER = 2
     TIMER_UNMASK_PEER_TO_RING = 3
     TIMER_DUE = 4
-    TIMER_NOTIFY = 5
-    LINK_TIMERS = 6
+    LINK_TIMERS = 5
 
 
 # --- what a link waits for
@@ -200,49 +198,6 @@ cdef inline bint has_published(direction_t *direction) noexcept nogil:
     return direction.producer_seen != before
 
 
-cdef bint handle_late(worker_t *worker) noexcept nogil:
-    """With one link: poll it before the event is read."""
-    cdef link_t *link = worker.links[0]
-    if not worker.late or worker.link_count != 1 or link == NULL:
-        return False
-    link.ring_to_peer.producer_polled = load_acquire(link.ring_to_peer.producer)
-    link.peer_to_ring.producer_polled = load_acquire(link.peer_to_ring.producer)
-    raise_events(worker, link, EVENT_RING)
-    return True
-
-
-cdef inline bint late_event(worker_t *worker, link_t *link, direction_t *direction) noexcept nogil:
-    """What is seen counts as of before the poll; whether there is more."""
-    cdef bint published = direction.producer_polled != direction.producer_seen
-    direction.producer_seen = direction.producer_polled
-    if load_acquire(direction.producer) != direction.producer_polled:
-        direction.events |= EVENT_RING
-        activate(worker, link)
-    return published
-
-
-cdef int take_late(worker_t *worker, uint32_t *ports) noexcept nogil:
-    cdef int i, count = events_take(worker.events, ports)
-    cdef direction_t *direction
-    cdef link_t *link
-    cdef bint published
-    cdef uint32_t doublings
-    for i in range(count):
-        direction = port_direction(worker, ports[i], &link)
-        if direction == NULL:
-            continue
-        published = late_event(worker, link, direction)
-        if shares_port(link):
-            published |= late_event(worker, link, &link.peer_to_ring)
-        link.counters[COUNT_EVENTS] += 1
-        link.counters[EVENTS_EMPTY] += not published
-        direction.spurious_events = 0 if published else direction.spurious_events + 1
-        if direction.spurious_events > FREE_EVENTS and not direction.unmask.place:
-            doublings = min(direction.spurious_events - FREE_EVENTS - 1, <uint32_t>DELAY_DOUBLINGS)
-            timers_set(&worker.timers, &direction.unmask, now_ns() + (<uint64_t>DELAY_MIN << doublings))
-    return count
-
-
 cdef void on_event(worker_t *worker, link_t *link, direction_t *direction) noexcept nogil:
     """The port of `direction` fired; it is the first direction of a shared port. Back-off applies only to spurious
     events: those before which no index moved in a ring that the port stands for.
@@ -303,13 +258,6 @@ cdef void on_timer(worker_t *worker, link_t *link, direction_t *direction) noexc
     activate(worker, link)
 
 
-cdef void send_deferred(link_t *link) noexcept nogil:
-    """The guest has not taken the response by itself."""
-    cdef uint32_t prod = load_acquire(&link.deferrable.rsp_prod)
-    if <int>(prod - load_acquire(&link.deferrable.rsp_event)) >= 0:
-        events_notify(link.events, link.ring_to_peer.port)
-
-
 cdef void run_timers(worker_t *worker, uint64_t now) noexcept nogil:
     cdef timer_t *timer = timers_pop(&worker.timers, now)
     cdef link_t *link
@@ -321,8 +269,6 @@ cdef void run_timers(worker_t *worker, uint64_t now) noexcept nogil:
             on_timer(worker, link, &link.peer_to_ring)
         elif timer.kind == TIMER_UNMASK_RING_TO_PEER:
             events_unmask(worker.events, &link.ring_to_peer.port, 1)
-        elif timer.kind == TIMER_NOTIFY:
-            send_deferred(link)
         elif timer.kind == TIMER_DUE:
             if link.peer.tick != NULL:
                 link.peer.tick(link.peer)
@@ -382,17 +328,10 @@ cdef inline void poll_direction(worker_t *worker, workspace_t *ws, link_t *link,
     direction.events = 0
 
 
-cdef inline void notify(worker_t *worker, link_t *link) noexcept nogil:
+cdef inline void notify(link_t *link) noexcept nogil:
     """Notify the far side, once for both rings if they share a port."""
     cdef direction_t *first = &link.ring_to_peer
     cdef direction_t *second = &link.peer_to_ring
-    if worker.defer and first.notify and first.lone and link.deferrable != NULL and not (
-            second.notify and first.port == second.port):
-        if not link.deferred.place:
-            timers_set(&worker.timers, &link.deferred, now_ns() + DEFER)
-        first.notify = False
-    elif first.notify or (second.notify and first.port == second.port):
-        timers_cancel(&worker.timers, &link.deferred)
     if first.port == second.port:
         first.notify |= second.notify
         second.notify = False
@@ -411,7 +350,7 @@ cdef bint poll_link(worker_t *worker, workspace_t *ws, link_t *link) noexcept no
     poll_direction(worker, ws, link, &link.ring_to_peer)
     if not link.broken:
         poll_direction(worker, ws, link, &link.peer_to_ring)
-    notify(worker, link)
+    notify(link)
     if link.broken:
         link.ring_to_peer.state = link.peer_to_ring.state = STATE_BROKEN
     elif link.ring_to_peer.state == STATE_PEER_FULL and link.peer.condition == PEER_CLOSED:
@@ -472,15 +411,12 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
     cdef uint32_t ports[TAKE_PORTS]
     cdef uint64_t drained
     cdef int i, count, fired = 0
-    cdef bint late = False
     while not worker.stop:
         count = epoll_wait(worker.epoll, happened, WAIT_EVENTS, poll_timeout_ms(worker))
         worker.wakes += 1
         for i in range(count):
             if happened[i].data.u64 == TAG_EVENTS:
-                late = handle_late(worker)
-                if not late:
-                    fired = take_ports(worker, ports)
+                fired = take_ports(worker, ports)
             elif happened[i].data.u64 == TAG_WAKEUP:
                 read(worker.wakeup, &drained, sizeof(drained))
                 worker.stop = True
@@ -489,9 +425,6 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
         if timers_next(&worker.timers):
             run_timers(worker, now_ns())
         poll_round(worker, ws)
-        if late:
-            fired = take_late(worker, ports)
-            late = False
         unmask_ports(worker, ports, fired)
         fired = 0
         if ws.records_used:
@@ -559,11 +492,6 @@ cdef class Worker:
         native.peer_to_ring.unmask.kind = TIMER_UNMASK_PEER_TO_RING
         native.due.owner = native
         native.due.kind = TIMER_DUE
-        native.deferred.owner = native
-        native.deferred.kind = TIMER_NOTIFY
-        self.worker.link_count += 1
-        self.worker.defer = nb_flag("defer")
-        self.worker.late = nb_flag("late")
         native.peer.condition = native.source.condition = PEER_UP
         native.reported = LINK_READY
         native.noticed = False
@@ -598,8 +526,6 @@ cdef class Worker:
         timers_cancel(&self.worker.timers, &link.ring_to_peer.unmask)
         timers_cancel(&self.worker.timers, &link.peer_to_ring.unmask)
         timers_cancel(&self.worker.timers, &link.due)
-        timers_cancel(&self.worker.timers, &link.deferred)
-        self.worker.link_count -= 1
         self.worker.runnable_count = without(self.worker.runnable, self.worker.runnable_count, link.index)
         self.worker.notice_count = without(self.worker.notices, self.worker.notice_count, link.index)
         self.worker.by_port[link.ring_to_peer.port % PORTS_END] = 0

@@ -308,11 +308,12 @@ def want_mtu(link: Link, mtu: int, name: str) -> None:
 
 
 def vhost_fault() -> str:
-    """Why this process cannot open vhost-net; "" if it seems that it can. The kernel loads the module at the opening."""
-    if os.access(VHOST_DEVICE, os.R_OK | os.W_OK):
-        return ""
-    reason = "no permission" if os.path.exists(VHOST_DEVICE) else "there is none"
-    return f"{VHOST_DEVICE} cannot be opened: {reason}"
+    """Why this process cannot open vhost-net; "" if it can. The kernel loads the module when the device is opened."""
+    try:
+        os.close(os.open(VHOST_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{VHOST_DEVICE} cannot be opened: {error.strerror}"
+    return ""
 
 
 def give_back(peer: Peer) -> None:

@@ -85,7 +85,6 @@ cdef class BackQueue(Link):
         self.queue.rx_journal = journal.of_ring(1, rx_name, RX_SLOT)
         backlog_init(&self.queue.backlog, BACKLOG_FRAMES)
         attach(&self.queue, tx_page, rx_page)
-        self.link.deferrable = self.queue.tx.shared
         self.link.ring_to_peer.producer = &self.queue.tx.shared.req_prod
         self.link.peer_to_ring.producer = &self.queue.rx.shared.req_prod
 

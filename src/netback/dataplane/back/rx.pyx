@@ -28,7 +28,7 @@ from netback.dataplane.back.queue cimport BACKLOG_FRAMES, back_queue
 from netback.dataplane.backlog cimport backlog_add, backlog_first, backlog_pop
 from netback.dataplane.capture cimport FRAME_RX, capture_frame, frame_record_t
 from netback.dataplane.checksum cimport complete_checksum
-from netback.dataplane.clock cimport coarse_ns, nb_flag, now_ns
+from netback.dataplane.clock cimport coarse_ns, now_ns
 from netback.dataplane.credit cimport credit_claim, credit_settle
 from netback.dataplane.extras cimport clear_meta, copy_extras, extras_count, frame_meta, write_extra
 from netback.dataplane.journal cimport kill_point, push_responses
@@ -63,7 +63,7 @@ cdef extern from *:
 cdef const char *BROADCAST = b"\xff\xff\xff\xff\xff\xff"
 
 cdef enum:
-    LONE = 16                    # bursts of one frame that are a habit, and after which it is checked
+    LONE = 16                    # bursts of one frame that are a habit, and after so many it is checked
     MAX_TCP = 60                 # bytes of a TCP header
     LARGE_FRAMES = 4             # of several slots in one read: more would evict each other from the cache
     MAX_DROPPED = 4096           # frames dropped at once: more than a tap's queue holds; a flood cannot prolong it
@@ -101,9 +101,7 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
     note_posted(queue, pending)
     memset(&burst, 0, sizeof(burst))
     burst.room = pending
-    burst.pages = ws.pages if link.source.rx_pages == NULL else link.source.rx_pages
-    if queue.staged != NULL:
-        burst.pages = &no_pages
+    burst.pages = ws.pages if queue.staged == NULL else &no_pages
     ws.segments_used = 0
     if pending == 0 and queue.backlog.count == 0 and has_waited(link):
         read_one(queue, ws)
@@ -176,7 +174,8 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
         got = source.receive(source, arena, LARGE_BYTES, ws.frames, count)
         note_rx_losses(&queue.link, got)
         if got <= 0:
-            queue.habits.lone = queue.habits.lone + 1 if taken == 1 else 0
+            if taken:
+                queue.habits.lone = queue.habits.lone + 1 if taken == 1 else 0
             drained[0] = True
             return 0
         kill_point()
@@ -197,22 +196,18 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
         if <uint32_t>got < count:
             drained[0] = True
             return 0
-        if taken == 1 and source.frames_per_read == 1 and comes_alone(queue):
+        if came_alone(queue, taken):
             source.unread = drained[0] = True
             return 0
         arena = next_buffer(arena, count, last)
     return 0
 
 
-cdef int flag_lone = -1
-cdef inline bint comes_alone(back_queue *queue) noexcept nogil:
-    """Whether frames have come one by one of late, so that the read after one would find none. Every so often it is
-    tried.
+cdef inline bint came_alone(back_queue *queue, uint32_t taken) noexcept nogil:
+    """Whether the only frame of a burst is its last: frames have come one by one of late, and a read that finds none
+    would only delay this one. Now and then it is tried. A wrong guess costs a call of epoll.
     """
-    global flag_lone
-    if flag_lone < 0:
-        flag_lone = nb_flag("lone")
-    if not flag_lone or queue.habits.lone < LONE:
+    if taken != 1 or queue.link.source.frames_per_read != 1 or queue.habits.lone < LONE:
         return False
     queue.habits.lone += 1
     return queue.habits.lone % LONE != 0

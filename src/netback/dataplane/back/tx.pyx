@@ -18,11 +18,10 @@ are answered ERROR), the peer is full or busy (the rest of the burst stays in th
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from netback.dataplane.abi cimport (
-    EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, GNTCOPY_dest_gref, GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR,
+    EXTRA_TYPE_HASH, EXTRA_TYPE_MCAST_ADD, GNTCOPY_source_gref, GNTST_okay, MIN_FRAME, NETIF_RSP_ERROR,
     NETIF_RSP_NULL, NETIF_RSP_OKAY, NETTXF_csum_blank, NETTXF_data_validated, NETTXF_extra_info, NETTXF_more_data,
     PAGE_SIZE, RING_HEADER, RING_SLOTS, TX_SLOT, copy_segment, tx_request, tx_response,
 )
-from netback.dataplane.arena cimport arena_t, name_local
 from netback.dataplane.back.queue cimport back_queue
 from netback.dataplane.capture cimport FRAME_TX, capture_frame, frame_record_t
 from netback.dataplane.checksum cimport complete_checksum
@@ -52,7 +51,6 @@ from netback.dataplane.workspace cimport (
 )
 
 cdef enum:
-    SMALL_FRAME = 512
     CHAIN_BYTES = BURST_BYTES + FRAME_STRIDE     # of the frames of a burst: the last one begins within the budget
 
 cdef int[4] extras_reason = [REASON_NONE, REASON_TRUNCATED, REASON_EXTRA, REASON_GSO]    # by EXTRAS_*
@@ -160,7 +158,6 @@ cdef inline uint32_t stage_copies(
     cdef uint32_t i
     cdef tx_request *request
     cdef copy_segment *copy
-    cdef arena_t *pages = queue.link.peer.tx_pages if queue.staged == NULL else NULL
     for i in range(chain.slots - chain.extras):
         request = &ws.requests[at + (i + chain.extras if i else 0)]
         if request.size == 0:
@@ -169,12 +166,9 @@ cdef inline uint32_t stage_copies(
         copy.source.foreign.ref = request.gref
         copy.source.foreign.offset = request.offset
         copy.source.foreign.domid = queue.memory.domid
+        copy.dest.virt = to
         copy.len = request.size
         copy.flags = GNTCOPY_source_gref
-        if pages == NULL or request.size > PAGE_SIZE:
-            copy.dest.virt = to
-        elif name_local(pages, &copy.dest, to, request.size):
-            copy.flags |= GNTCOPY_dest_gref
         to += request.size
         segment += 1
     chain.segments = segment - chain.segment
@@ -435,7 +429,6 @@ cdef void respond(back_queue *queue, workspace_t *ws, uint32_t chains) noexcept 
         change_multicast(queue, ws, chains)
     counters[TX_SLOTS] += slots
     counters[TX_BURSTS] += 1
-    queue.link.ring_to_peer.lone = slots == 1 and ws.chains[0].length <= SMALL_FRAME
     if push_responses(&queue.tx, queue.tx_journal, ws.bodies, slots):
         counters[TX_NOTIFIES] += 1
         queue.link.ring_to_peer.notify = True

@@ -49,7 +49,6 @@ without a filter has no cost.
 from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport virtio_net_hdr
-from netback.dataplane.arena cimport arena_t
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
@@ -98,9 +97,7 @@ cdef struct peer_t:
     uint64_t due                 # ns; 0: never
     int header                   # VNET_HDR, or 0: frames are plain
     uint32_t caps                # CAN_* of offload.pxd: offloads that it accepts
-    bint unread                  # the caller takes the peer for empty, and reads it when it is readable again
-    arena_t *rx_pages            # of frames that it returns in its own memory; NULL: none of them is granted
-    arena_t *tx_pages            # of `room`
+    bint unread                  # set by the caller: it read no further, and does when the descriptor is readable
     uint32_t frames_per_read     # 1: each read returns one frame, however many are requested
     int blocked
     bint unsent                  # bytes that it took wait for room

@@ -18,8 +18,9 @@ pair when the process is killed is lost; `settle` empties it before an orderly e
 STALL although there are some, reports an error of a virtqueue (a batch that failed is never marked used), or the tap is
 gone, what lies in the pair is lost and counted, and the plain path goes on.
 
-The kernel is trusted: nothing but bounds is checked. A vnet header is 10 bytes on both paths, as long as neither
-VERSION_1 nor MRG_RXBUF is set, so the tap's own format never changes.
+The kernel is trusted: nothing but bounds is checked, and a frame lies in the pair's memory while it is used (pair.pyx).
+A vnet header is 10 bytes on both paths, as long as neither VERSION_1 nor MRG_RXBUF is set, so the tap's own format
+never changes.
 """
 import os
 
@@ -28,8 +29,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close, read, usleep
 
-from netback.dataplane.arena cimport arena_t
-from netback.dataplane.clock cimport nb_flag, now_ns
+from netback.dataplane.clock cimport now_ns
 from netback.dataplane.epoll cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 from netback.dataplane.peers.pair cimport (
     LARGE_BUFFER, LENT_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames, pair_in_flight,
@@ -93,30 +93,6 @@ cdef extern from *:
         features &= offered;
         return ioctl(device, VHOST_SET_FEATURES, &features) || ioctl(device, VHOST_SET_MEM_TABLE, table);
     }
-    static int vhost_busy(int device, unsigned queue, unsigned us)
-    {
-        struct vhost_vring_state s = {queue, us};
-        return ioctl(device, VHOST_SET_VRING_BUSYLOOP_TIMEOUT, &s);
-    }
-    #include <stdio.h>
-    #include <sys/mman.h>
-    static int grant_own(void *at, unsigned count, uint32_t *grefs)
-    {
-        struct { uint16_t domid, flags; uint32_t count; uint64_t index; uint32_t grefs[512]; } *a = calloc(1, sizeof *a);
-        FILE *f = fopen("/sys/module/xen_gntalloc/parameters/limit", "w");
-        int fd = open("/dev/xen/gntalloc", O_RDWR | O_CLOEXEC), bad = 1;
-        if (f) { fputs("8192", f); fclose(f); }
-        a->flags = 1;
-        a->count = count;
-        if (fd >= 0 && !ioctl(fd, 0x00184705, a)
-            && mmap(at, count * 4096ul, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, a->index) != MAP_FAILED) {
-            memcpy(grefs, a->grefs, 4 * count);
-            bad = 0;
-        } else perror("grant_own");
-        close(fd);
-        free(a);
-        return bad;
-    }
     static inline int open_device(const char *path) { return open(path, O_RDWR | O_CLOEXEC); }
     """
     enum:
@@ -128,8 +104,6 @@ cdef extern from *:
                     int kick, int call, int error) nogil
     int vhost_begin(int device, uint64_t features, const void *memory, size_t size) nogil
     int open_device(const char *path) nogil
-    int vhost_busy(int device, unsigned queue, unsigned us) nogil
-    int grant_own(void *at, unsigned count, uint32_t *grefs) nogil
 
 cdef extern from "sys/mman.h" nogil:
     enum:
@@ -148,7 +122,7 @@ cdef enum:
     LARGE_BUFFERS = 64           # RX buffers; a page that no frame has touched costs nothing
     TX_BYTES = 16 * LARGE_BUFFER
     BYTES = RX_AREA + LARGE_BUFFERS * LENT_BUFFER + TX_BYTES
-    MAX_PAIRS = 64               # 340 MiB if all of them carry large frames
+    MAX_PAIRS = 64               # 365 MiB if all of them carry frames of 64 KiB
 
     MS = 1000 * 1000
     TICK = 50 * MS               # while there is a pair
@@ -212,8 +186,6 @@ cdef struct vhost_tap:           # `peer` is first: a peer_t * of this kind is a
     uint64_t retry_at            # ns: not attached before
     int step
     int code                     # errno
-    arena_t pages
-    uint32_t *grefs
     uint64_t switches            # changes of the path, both directions
 
 
@@ -229,7 +201,6 @@ cdef bint fail(vhost_tap *own, int step) noexcept nogil:
 
 cdef inline void read_plainly(vhost_tap *own) noexcept nogil:
     own.peer.frames_per_read = 1
-    own.peer.rx_pages = NULL
     own.peer.read = read_tap
     own.peer.by_bell &= ~<uint32_t>BELL_FRAMES
 
@@ -249,9 +220,6 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     free(own.pair)
     give_pair()
     own.pair = NULL
-    own.peer.rx_pages = own.peer.tx_pages = NULL
-    free(own.grefs)
-    own.grefs = NULL
     own.device = -1
     own.rx = RX_PLAIN
     own.tx = False
@@ -261,19 +229,10 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     read_plainly(own)
 
 
-cdef void grant_pair(vhost_tap *own) noexcept nogil:
-    cdef pair_t *pair = own.pair
-    cdef uint32_t i, stride = LENT_BUFFER // 4096, used = LARGE_BUFFER // 4096, pages = LARGE_BUFFERS * stride + TX_BYTES // 4096
-    own.grefs = <uint32_t *>calloc(pages, sizeof(uint32_t))
-    for i in range(LARGE_BUFFERS):
-        if grant_own(pair.memory + RX_AREA + i * LENT_BUFFER, used + 1, own.grefs + i * stride):
-            return
-    grant_own(pair.memory + pair.tx_area, TX_BYTES // 4096, own.grefs + LARGE_BUFFERS * stride)
-    own.pages.memory = pair.memory + RX_AREA
-    own.pages.named = pages
-    own.pages.grefs = own.grefs
-    own.pages.domid = 0
-    own.peer.tx_pages = &own.pages
+cdef inline void forget_unused(vhost_tap *own) noexcept nogil:
+    """Give back a pair that was left, unless frames of it are in use."""
+    if own.pair != NULL and not own.tx and own.rx == RX_PLAIN and own.pair.reads == 0:
+        forget_pair(own)
 
 
 cdef bint set_up(vhost_tap *own) noexcept nogil:
@@ -305,11 +264,6 @@ cdef bint set_up(vhost_tap *own) noexcept nogil:
     if vhost_vring(own.device, TX_QUEUE, VRING_SLOTS, at + TX_DESC, at + TX_AVAIL, at + TX_USED, pair.tx.kick,
                    own.peer.bell, own.error):
         return fail(own, STEP_SETUP)
-    if nb_flag("busy"):
-        vhost_busy(own.device, RX_QUEUE, 50)
-        vhost_busy(own.device, TX_QUEUE, 50)
-    if nb_flag("grant"):
-        grant_pair(own)
     if vhost_backend(own.device, TX_QUEUE, own.peer.fd):
         return fail(own, STEP_BACKEND)
     own.tx = True
@@ -358,8 +312,6 @@ cdef bint rx_begin(vhost_tap *own) noexcept nogil:
     own.units = own.drains = 0
     own.peer.frames_per_read = BURST_FRAMES
     own.peer.read = NULL
-    if own.grefs != NULL:
-        own.peer.rx_pages = &own.pages
     own.peer.by_bell |= BELL_FRAMES
     return True
 
@@ -379,12 +331,13 @@ cdef void rx_end(vhost_tap *own) noexcept nogil:
     own.switches += 1
     own.units = own.drains = 0
     read_plainly(own)
-    if not own.tx and not own.pair.reads:
-        forget_pair(own)
+    forget_unused(own)
 
 
 cdef void leave(vhost_tap *own) noexcept nogil:
-    """Use the pair no more. TX frames that are in it are lost, RX frames are still returned."""
+    """Use the pair no more. TX frames that are in it are lost, RX frames are still returned. The caller follows with
+    `forget_unused`, unless it sends a burst, whose frames may lie in the pair.
+    """
     if own.pair == NULL or not own.tx:
         return
     vhost_backend(own.device, TX_QUEUE, -1)
@@ -393,8 +346,6 @@ cdef void leave(vhost_tap *own) noexcept nogil:
     own.tx = False
     own.peer.by_bell &= ~<uint32_t>BELL_ROOM
     rx_leave(own)
-    if own.rx == RX_PLAIN:
-        forget_pair(own)
 
 
 cdef void check_progress(vhost_tap *own, uint64_t now) noexcept nogil:
@@ -420,6 +371,13 @@ cdef void tick(vhost_tap *own) noexcept nogil:
     if now < own.peer.due:
         return
     own.peer.due = now + TICK
+    if own.tx:
+        look_after(own, now)
+    forget_unused(own)
+
+
+cdef inline void look_after(vhost_tap *own, uint64_t now) noexcept nogil:
+    """Leave the pair if it does not work, or is not used."""
     if own.pair.broken:
         fail(own, STEP_ERROR)
         leave(own)
@@ -432,7 +390,7 @@ cdef void tick(vhost_tap *own) noexcept nogil:
     if own.used:
         own.used = False
         own.used_at = now
-    elif own.pair != NULL and not own.always and now - own.used_at >= IDLE and own.pair.oldest == own.pair.newest:
+    elif own.tx and not own.always and now - own.used_at >= IDLE and own.pair.oldest == own.pair.newest:
         leave(own)
 
 
@@ -517,13 +475,13 @@ cdef void release(peer_t *peer) noexcept nogil:
     if not has_lent(own):
         return
     pair_release(own.pair)
-    if not own.tx and own.rx == RX_PLAIN:
-        forget_pair(own)
+    forget_unused(own)
 
 
 cdef uint8_t *room(peer_t *peer, uint32_t size) noexcept nogil:
     """Frames that go through the pair need no copy; those that are written may lie there as well."""
     cdef vhost_tap *own = <vhost_tap *>peer
+    forget_unused(own)
     return pair_offer(own.pair, size) if own.pair != NULL and own.tx else NULL
 
 
@@ -580,6 +538,7 @@ cdef void check(peer_t *peer) noexcept nogil:
     if own.tx:
         fail(own, STEP_LINK)
         leave(own)
+        forget_unused(own)
 
 
 cdef bint settle(peer_t *peer, bint end) noexcept nogil:
@@ -597,6 +556,7 @@ cdef bint settle(peer_t *peer, bint end) noexcept nogil:
             break
         usleep(1000)
     leave(own)
+    forget_unused(own)
     return own.pair != NULL and pair_has_frames(own.pair)
 
 
