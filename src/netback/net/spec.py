@@ -72,23 +72,18 @@ class Kind:
     """
 
 
-def open_tap(tap: str, **options: Any) -> TapNetwork:
-    """A tap whose streams go through vhost-net where that can be opened, unless the spec decides."""
-    return TapNetwork(tap, **{"vhost": "auto", **options})
-
-
 KINDS = {
     "tap": Kind(
         "may",
         "tap:vif1.0",
-        lambda link, tap, owner, **options: open_tap(tap, **options),
+        lambda link, tap, owner, **options: TapNetwork(tap, **options),
         options=TAP_OPTIONS,
         tap=lambda link, device: link or device,
     ),
     "bridge": Kind(
         "must",
         "bridge:xenbr0",
-        lambda bridge, tap, owner, **options: open_tap(tap, bridge=bridge, **options),
+        lambda bridge, tap, owner, **options: TapNetwork(tap, bridge=bridge, **options),
         "bridge",
         options={name: option for name, option in TAP_OPTIONS.items() if name != "bridge"},
         tap=lambda bridge, device: device,

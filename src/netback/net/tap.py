@@ -52,7 +52,6 @@ from netback.net.rtnetlink import (
 Argument = TypeVar("Argument", int, bytes)
 
 DEVICE = "/dev/net/tun"
-VHOST_DEVICE = "/dev/vhost-net"
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 
@@ -108,7 +107,7 @@ MTU = integer(68, 65521)
 """Linux takes no other MTU for a tap (drivers/net/tun.c)."""
 OPTIONS: Options = {
     "mtu": MTU,
-    "vhost": choice("auto", "off", "on"),
+    "vhost": choice("off", "auto", "on"),
     "bridge": Option("the name of a bridge", link_name),
 }
 """Options of its spec."""
@@ -307,15 +306,6 @@ def want_mtu(link: Link, mtu: int, name: str) -> None:
         set_mtu(link.index, mtu)
 
 
-def vhost_fault() -> str:
-    """Why this process cannot open vhost-net; "" if it can. The kernel loads the module when the device is opened."""
-    try:
-        os.close(os.open(VHOST_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return f"{VHOST_DEVICE} cannot be opened: {error.strerror}"
-    return ""
-
-
 def give_back(peer: Peer) -> None:
     """Have the kernel let go of the tap, which no worker serves now."""
     if isinstance(peer, VhostTapPeer):
@@ -329,9 +319,8 @@ class TapNetwork:
     `held` are the descriptors that an earlier process put into a descriptor store: those that still belong to this tap
     are used, and the tap's carrier and queued frames stay unchanged. `several`: a tap that is made here may have
     several queues. `mtu`: set on the tap whenever it is joined. `bridge`: the tap is set up as a port of this link, now
-    and whenever it is a port of none. `vhost`: with "auto" streams go through vhost-net where it can be opened, with
-    "on" every frame. `address`: of a tap that is made here. ConfigError: a tap cannot be opened under this name.
-    PeerError: another process holds it, or there is no such bridge.
+    and whenever it is a port of none. `address`: of a tap that is made here. ConfigError: a tap cannot be opened under
+    this name. PeerError: another process holds it, or there is no such bridge.
     """
 
     KIND = "tap"
@@ -398,9 +387,7 @@ class TapNetwork:
 
     def _make_peer(self, fd: int) -> TapPeer | VhostTapPeer:
         plain = TapPeer(fd, vnet_hdr=True, caps=self._takes, owner=self)
-        if self._vhost == "off" or (self._vhost == "auto" and vhost_fault()):
-            return plain
-        return VhostTapPeer(plain, always=self._vhost == "on", device=VHOST_DEVICE)
+        return plain if self._vhost == "off" else VhostTapPeer(plain, always=self._vhost == "on")
 
     def set_queues(self, count: int) -> None:
         """Join or leave queues of a multi-queue tap. A queue that stays attached gets its share of the frames, even if
@@ -455,8 +442,6 @@ class TapNetwork:
     def path(self) -> str | None:
         if self._vhost == "off":
             return None
-        if self._vhost == "auto" and not any(isinstance(peer, VhostTapPeer) for peer in self._peers):
-            return f"system calls; {vhost_fault() or 'vhost-net was not there when the tap was opened'}"
         by_vhost = [peer for peer in self._peers if isinstance(peer, VhostTapPeer)]
         if used := sum(peer.attached for peer in by_vhost):
             return (
