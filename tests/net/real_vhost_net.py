@@ -21,10 +21,13 @@ from pathlib import Path
 
 import pytest
 
+from netback.abi.netif import RX_RESPONSE, TX_REQUEST, RxFlag
+from netback.abi.ring import slot_offset
 from netback.dataplane.peers.vhost_tap import VhostTapPeer
 from netback.dataplane.thread import Listener, WorkerThread
 from netback.errors import NetbackError
 from netback.net.tap import TapNetwork
+from tests.dataplane.harness import RING_PAGES
 from tests.dataplane.test_limit import Limited
 
 PROTOCOL = 0x88B5
@@ -72,9 +75,9 @@ def mapped() -> int:
 class Rig:
     """A tap, its peer, and a packet socket at its far end."""
 
-    def __init__(self, name: str, vhost: str = "auto") -> None:
+    def __init__(self, name: str, vhost: str = "auto", mtu: int | None = None) -> None:
         self.name = name
-        self.network = TapNetwork(name, vhost=vhost)
+        self.network = TapNetwork(name, vhost=vhost, mtu=mtu)
         self.network.carrier(True)
         self.up()
 
@@ -326,6 +329,81 @@ def test_an_idle_pair_is_given_back(rig: Rig) -> None:
     rig.drain()
     assert rig.send([frame(1)]) == 0
     assert rig.arrived(1) == [1]
+
+
+class Ring(Limited):
+    """A guest and its queue, whose peer is a tap with two paths."""
+
+    def send(self, frames: list[bytes]) -> None:
+        """Post frames of one slot, and serve them."""
+        first = self.posted[RING_PAGES[0]]
+        for at, data in enumerate(frames, first):
+            self.write(10 + at % 250, 0, data)
+            self.write(
+                RING_PAGES[0], slot_offset(at, 12), TX_REQUEST.pack(10 + at % 250, 0, 0, at % 256, len(data))
+            )
+        self.posted[RING_PAGES[0]] += len(frames)
+        self.publish(RING_PAGES[0])
+        for _ in range(1_000_000):
+            self.worker.step(self.queue)
+            if self.queue.rings["tx"]["rsp_prod"] == self.posted[RING_PAGES[0]]:
+                return
+        raise AssertionError(f"the guest's frames are not taken: {self.queue.rings}")
+
+    def received(self, at: int) -> tuple[bytes, int]:
+        """The frame whose first response has this index, and the index after it."""
+        data, more = b"", True
+        while more:
+            body = self.read(RING_PAGES[1], slot_offset(at, 8), RX_RESPONSE.size)
+            _, offset, flags, status = RX_RESPONSE.unpack(body)
+            assert status > 0
+            data += self.read(260 + at % 250, offset, status)
+            more = bool(flags & RxFlag.MORE_DATA)
+            at += 1
+        return data, at
+
+
+def test_frames_of_a_ring_are_sent_from_where_they_were_copied_to() -> None:
+    generator = random.Random(3)
+    with closing(Rig("vt0")) as rig:
+        ring = Ring(peer=rig.peer)
+        rig.peer.switch()
+        for _ in range(500):
+            burst = [
+                HEAD + generator.randbytes(generator.choice((46, 500, 1486, 4082)))
+                for _ in range(generator.choice((1, 1, 2, 5, 30, 200)))
+            ]
+            ring.send(burst)
+            assert [rig.far.recv(65536) for _ in burst] == burst
+        assert rig.peer.attached
+        assert rig.peer.fault is None
+        assert ring.queue.counters["tx_refused"] == 0
+        ring.close()
+
+
+def test_frames_for_a_ring_are_copied_from_where_the_kernel_put_them() -> None:
+    generator = random.Random(4)
+    with closing(Rig("vt0", mtu=65521)) as rig:
+        ring = Ring(peer=rig.peer)
+        at = 0
+        for number in range(600):
+            if number % 7 == 0:
+                rig.peer.switch()
+            burst = [
+                HEAD + generator.randbytes(generator.choice((46, 1486, 9000, 30_000, 65_000)))
+                for _ in range(generator.randint(1, 3))
+            ]
+            ring.post_rx(at + 200 - ring.posted[RING_PAGES[1]])
+            for data in burst:
+                rig.far.send(data)
+            wanted = ring.queue.counters["rx_frames"] + len(burst)
+            while ring.queue.counters["rx_frames"] < wanted:
+                ring.worker.step(ring.queue)
+            for data in burst:
+                got, at = ring.received(at)
+                assert got == data
+        assert rig.peer.fault is None
+        ring.close()
 
 
 HOLDER = """

@@ -29,6 +29,7 @@ from netback.net.rtnetlink import get_link
 from netback.net.tap import TapNetwork
 
 from ..dataplane.offload_frames import build
+from ..dataplane.woken import Woken
 from ..offload_oracle import TCP, UDP
 from .contract import (
     FilteredNetwork,
@@ -222,6 +223,20 @@ def test_a_path_is_named_only_where_there_are_two() -> None:
         else f"system calls: {CANNOT_OPEN}: No such file or directory"
     )
     network.remove()
+
+
+def test_frames_that_come_alone_and_then_in_bursts(site: Site) -> None:
+    """The queue stops reading after a frame that came alone, and misses none that did not."""
+    ring = Woken(site.network.peers[0])
+    ring.post_rx(140)
+    sent = 0
+    for burst in (1,) * 40 + (3, 1, 1, 2, 5) + (1,) * 20 + (30,):
+        for _ in range(burst):
+            site.far.send(frame(sent))
+            sent += 1
+        ring.await_wake()
+        assert ring.counters["rx_frames"] == sent
+    ring.close()
 
 
 def has_carrier(link: str) -> bool:

@@ -35,7 +35,7 @@ _BLOCK = struct.Struct("<II")
 MAX_QUEUES = 256
 _MAX_HEADER = 1 << 20
 _MAX_POLL = 1 << 24
-_HEAD = struct.Struct("<IBBBB7Q8IHH9B3x")
+_HEAD = struct.Struct("<IBBBB7Q9IHH9B7x")
 """poll_t of dataplane/back/recording.pxd, as is `_Head`."""
 _ITEM = struct.Struct("<HHIII")
 _COPY = struct.Struct("<IHHhH")
@@ -67,6 +67,7 @@ class _Head(NamedTuple):
     segments_sent: int
     stalled_needed: int
     most_posted: int
+    lone: int
     caps: int
     peer_caps: int
     frames_per_read: int

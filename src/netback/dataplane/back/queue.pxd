@@ -19,6 +19,7 @@ cdef enum:
 cdef struct rx_habits_t:         # learned from the last bursts; a wrong guess costs time, never a frame
     uint32_t most_posted         # requests that this guest had posted at once: a GSO frame that needs more is segmented
     uint64_t waited  # ns that the current wait for slots has lasted; in the end most_posted becomes what is posted
+    uint32_t lone                # bursts in a row that brought one frame
     bint large                   # the last read had a frame of several slots: read few, the backlog costs a copy
 
 

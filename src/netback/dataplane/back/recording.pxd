@@ -30,6 +30,7 @@ cdef struct poll_t:
     uint32_t segments_sent
     uint32_t stalled_needed
     uint32_t most_posted
+    uint32_t lone
     uint32_t caps
     uint32_t peer_caps
     uint32_t frames_per_read
@@ -45,7 +46,7 @@ cdef struct poll_t:
     uint8_t large
     uint8_t limited              # by a credit
     uint8_t hashed
-    uint8_t zero[3]
+    uint8_t zero[7]
 
 
 cdef int recorded_tx(link_t *link, workspace_t *ws) noexcept nogil

@@ -43,6 +43,7 @@ cdef void begin(back_queue *queue, flight_t *flight, poll_t *poll) noexcept nogi
     poll.drain, poll.stall = queue.drain, queue.stall
     poll.read_at, poll.waits_since, poll.waited = queue.read_at, queue.waits_since, queue.habits.waited
     poll.most_posted, poll.large = queue.habits.most_posted, queue.habits.large
+    poll.lone = queue.habits.lone
     poll.stalled_needed, poll.segmenting = queue.stalled_needed, queue.segmenting
     poll.frames_per_read = queue.link.source.frames_per_read
     poll.backlog = queue.backlog.count if poll.ring == POLL_RX else 0

@@ -170,6 +170,7 @@ cdef class Replay:
         queue.drain, queue.stall = head.drain, head.stall
         queue.read_at, queue.waits_since, queue.habits.waited = head.read_at, head.waits_since, head.waited
         queue.habits.most_posted, queue.habits.large = head.most_posted, head.large
+        queue.habits.lone = head.lone
         queue.stalled_needed = head.stalled_needed
         if head.hashed and not flight_get(&self.flight, key, TOEPLITZ_KEY):
             raise ValueError("its hash is damaged")

@@ -65,6 +65,7 @@ cdef extern from *:
 cdef const char *BROADCAST = b"\xff\xff\xff\xff\xff\xff"
 
 cdef enum:
+    LONE = 16                    # bursts of one frame that are a habit, and after so many it is checked
     MAX_TCP = 60                 # bytes of a TCP header
     LARGE_FRAMES = 4             # of several slots in one read: more would evict each other from the cache
     MAX_DROPPED = 4096           # frames dropped at once: more than a tap's queue holds; a flood cannot prolong it
@@ -177,6 +178,8 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
             got = flight_frames(queue.link.flight, source, arena, ws.frames, count, got, True)
         note_rx_losses(&queue.link, got)
         if got <= 0:
+            if taken:
+                queue.habits.lone = queue.habits.lone + 1 if taken == 1 else 0
             drained[0] = True
             return 0
         kill_point()
@@ -199,8 +202,21 @@ cdef uint32_t receive(back_queue *queue, workspace_t *ws, burst_t *burst, bint *
             return 0
         if last > FRAME_BYTES:
             return 0             # the arena has no room for many of these, and dropped ones do not count as bytes
+        if came_alone(queue, taken):
+            source.unread = drained[0] = True
+            return 0
         arena = next_buffer(arena, count, last)
     return 0
+
+
+cdef inline bint came_alone(back_queue *queue, uint32_t taken) noexcept nogil:
+    """Whether the only frame of a burst is its last: frames have come one by one of late, and a read that finds none
+    would only delay this one. Now and then it is tried. A wrong guess costs a call of epoll.
+    """
+    if taken != 1 or queue.link.source.frames_per_read != 1 or queue.habits.lone < LONE:
+        return False
+    queue.habits.lone += 1
+    return queue.habits.lone % LONE != 0
 
 
 cdef inline bint is_unwanted(back_queue *queue, frame_t *frame) noexcept nogil:

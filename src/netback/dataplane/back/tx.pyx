@@ -37,7 +37,9 @@ from netback.dataplane.link cimport (
     TX_SEGMENTED, TX_SLOTS, TX_STAGED, TX_THROTTLED, break_link, link_t, peer_refuses,
 )
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_PASS, OFFLOAD_SEGMENT, netif_to_virtio
-from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_HEADROOM, VNET_HDR, frame_t, vnet_header
+from netback.dataplane.peers.peer cimport (
+    BURST_FRAMES, FRAME_HEADROOM, FRAME_STRIDE, VNET_HDR, frame_t, vnet_header,
+)
 from netback.dataplane.record cimport RECORD_TX_SLOT, record, record_t
 from netback.dataplane.ring cimport back_arm, back_pending, compiler_fence
 from netback.dataplane.send cimport (
@@ -48,6 +50,9 @@ from netback.dataplane.staged cimport copy_segments
 from netback.dataplane.workspace cimport (
     BURST_BYTES, CHAIN_MULTICAST, MAX_DATA_SLOTS, POLL_SEGMENTS, chain_t, workspace_t,
 )
+
+cdef enum:
+    CHAIN_BYTES = BURST_BYTES + FRAME_STRIDE     # of the frames of a burst: the last one begins within the budget
 
 cdef int[4] extras_reason = [REASON_NONE, REASON_TRUNCATED, REASON_EXTRA, REASON_GSO]    # by EXTRAS_*
 
@@ -60,6 +65,7 @@ cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
     cdef int state = STATE_RING_MORE
     cdef int pending, broken = REASON_NONE
     cdef uint32_t chains, allowed, done
+    cdef uint8_t *memory
     pending = back_pending(&queue.tx)
     if pending == 0 and link.poll_follows:
         return STATE_RING_MORE   # while the other direction continues, this one needs no events
@@ -70,7 +76,8 @@ cdef int poll_tx(link_t *link, workspace_t *ws) noexcept nogil:
     if pending == 0:
         return STATE_RING_IDLE
     take(queue, ws, pending)
-    chains = read_chains(queue, ws, pending, &broken)
+    memory = link.peer.room(link.peer, CHAIN_BYTES) if link.peer.room != NULL else NULL
+    chains = read_chains(queue, ws, memory if memory != NULL else ws.packed, pending, &broken)
     allowed = chains if link.ring_to_peer.allowance.credit == NULL else limit(queue, ws, chains)
     if allowed == 0 and chains:
         link.counters[TX_THROTTLED] += 1
@@ -171,9 +178,11 @@ cdef inline uint32_t stage_copies(
     return segment
 
 
-cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, int *broken) noexcept nogil:
-    """Turn requests into chains, as many as the burst's budget holds, and stage the copies of their bytes; a budget
-    never splits a chain. `broken` becomes the reason if a chain is fatal; those before it are good.
+cdef uint32_t read_chains(
+        back_queue *queue, workspace_t *ws, uint8_t *memory, uint32_t pending, int *broken) noexcept nogil:
+    """Turn requests into chains, as many as the burst's budget holds, and stage the copies of their bytes to `memory`,
+    of CHAIN_BYTES; a budget never splits a chain. `broken` becomes the reason if a chain is fatal; those before it are
+    good.
     """
     cdef uint32_t count = 0
     cdef uint32_t at = 0
@@ -188,8 +197,8 @@ cdef uint32_t read_chains(back_queue *queue, workspace_t *ws, uint32_t pending, 
         if broken[0] != REASON_NONE:
             break
         if chain.slots - chain.extras > 1:   # the bytes of its second slot begin at a page, as in back/rx
-            used += -<uint32_t>(<size_t>(ws.packed + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
-        chain.data = ws.packed + used
+            used += -<uint32_t>(<size_t>(memory + used) + ws.requests[at].size) & (PAGE_SIZE - 1)
+        chain.data = memory + used
         chain.segment = segment
         if chain.status == NETIF_RSP_OKAY:
             segment = stage_copies(queue, ws, at, chain, segment)

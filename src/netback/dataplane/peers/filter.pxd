@@ -31,9 +31,11 @@ ctypedef int (*admit_t)(filter_t *, frame_t *) noexcept nogil
 
 
 cdef inline peer_t *filter_enter(peer_t *peer) noexcept nogil:
-    """The inner peer, which hears what the worker found out about its descriptor."""
+    """The inner peer, which hears what the worker found out about its descriptor, and that it was not read up."""
     cdef peer_t *inner = (<filter_t *>peer).inner
     inner.condition = peer.condition
+    inner.unread |= peer.unread
+    peer.unread = False
     return inner
 
 

@@ -24,6 +24,12 @@ and virtqueue.pyx show a whole one each). A skeleton:
         virtio_net_hdr first; return how many the peer is done with. It counts those that it will never accept (the
         link is down, too long) in `refused`. If fewer than `count` are done, `blocked` names what to wait for.
 
+    cdef uint8_t *room(peer_t *peer, uint32_t size) noexcept nogil
+        Memory of `size` bytes in which the caller may place the frames of its next `send`s, each with FRAME_HEADROOM
+        before it, one behind the other; FRAME_HEADROOM after its beginning a page begins. A frame that lies there may
+        cost the peer no copy, and must not be changed once it was sent. NULL: use other memory. No function if the
+        peer has no use for it.
+
     cdef void check(peer_t *peer) noexcept nogil
         The descriptor reports an error: fetch it, so that it is no longer reported, and set `condition`. NULL if it
         never reports one.
@@ -97,6 +103,7 @@ cdef struct peer_t:
     uint64_t due                 # ns; 0: never
     int header                   # VNET_HDR, or 0: frames are plain
     uint32_t caps                # CAN_* of offload.pxd: offloads that it accepts
+    bint unread                  # set by the caller: it read no further, and does when the descriptor is readable
     uint32_t frames_per_read     # 1: each read returns one frame, however many are requested
     int blocked
     bint unsent                  # bytes that it took wait for room
@@ -108,6 +115,7 @@ cdef struct peer_t:
     void (*release)(peer_t *) noexcept nogil
     int (*read)(peer_t *, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil
     int (*send)(peer_t *, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil
+    uint8_t *(*room)(peer_t *, uint32_t size) noexcept nogil
     void (*check)(peer_t *) noexcept nogil
     void (*wake)(peer_t *) noexcept nogil
     bint (*settle)(peer_t *, bint end) noexcept nogil

@@ -25,6 +25,8 @@ cdef struct redirect:            # `filter` is first: a peer_t * of this kind is
 cdef inline redirect *enter(peer_t *peer) noexcept nogil:
     cdef redirect *own = <redirect *>peer
     own.reader.condition = peer.condition
+    own.reader.unread |= peer.unread
+    peer.unread = False
     return own
 
 

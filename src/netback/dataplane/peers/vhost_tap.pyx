@@ -18,8 +18,9 @@ pair when the process is killed is lost; `settle` empties it before an orderly e
 STALL although there are some, reports an error of a virtqueue (a batch that failed is never marked used), or the tap is
 gone, what lies in the pair is lost and counted, and the plain path goes on.
 
-The kernel is trusted: nothing but bounds is checked. A vnet header is 10 bytes on both paths, as long as neither
-VERSION_1 nor MRG_RXBUF is set, so the tap's own format never changes.
+The kernel is trusted: nothing but bounds is checked, and a frame lies in the pair's memory while it is used (pair.pyx).
+A vnet header is 10 bytes on both paths, as long as neither VERSION_1 nor MRG_RXBUF is set, so the tap's own format
+never changes.
 """
 import os
 
@@ -31,8 +32,8 @@ from posix.unistd cimport close, read, usleep
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.epoll cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 from netback.dataplane.peers.pair cimport (
-    LARGE_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames, pair_in_flight,
-    pair_init, pair_receive, pair_reclaim, pair_send, pair_t,
+    LARGE_BUFFER, LENT_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames, pair_in_flight,
+    pair_init_lending, pair_offer, pair_receive, pair_reclaim, pair_release, pair_send, pair_t,
 )
 from netback.dataplane.peers.peer cimport (
     BELL_FRAMES, BELL_ROOM, BURST_FRAMES, PEER_CLOSED, PEER_FULL, PEER_TAKES, VNET_HDR, Peer, frame_t,
@@ -120,8 +121,8 @@ cdef enum:
     TX_QUEUE = 1
     LARGE_BUFFERS = 64           # RX buffers; a page that no frame has touched costs nothing
     TX_BYTES = 16 * LARGE_BUFFER
-    BYTES = RX_AREA + LARGE_BUFFERS * LARGE_BUFFER + TX_BYTES
-    MAX_PAIRS = 64               # 340 MiB if all of them carry large frames
+    BYTES = RX_AREA + LARGE_BUFFERS * LENT_BUFFER + TX_BYTES
+    MAX_PAIRS = 64               # 365 MiB if all of them carry frames of 64 KiB
 
     MS = 1000 * 1000
     TICK = 50 * MS               # while there is a pair
@@ -228,6 +229,12 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     read_plainly(own)
 
 
+cdef inline void forget_unused(vhost_tap *own) noexcept nogil:
+    """Give back a pair that was left, unless frames of it are in use."""
+    if own.pair != NULL and not own.tx and own.rx == RX_PLAIN and own.pair.reads == 0:
+        forget_pair(own)
+
+
 cdef bint set_up(vhost_tap *own) noexcept nogil:
     """Make the pair, and tell the device."""
     cdef pair_t *pair = own.pair
@@ -237,7 +244,7 @@ cdef bint set_up(vhost_tap *own) noexcept nogil:
     pair.rx.kick = pair.tx.kick = -1
     if memory == MAP_FAILED:
         return fail(own, STEP_MEMORY)
-    pair_init(pair, at, <uint64_t>at, VNET_HDR, <uint64_t>1 << VIRTIO_RING_F_EVENT_IDX, LARGE_BUFFERS, TX_BYTES)
+    pair_init_lending(pair, at, LARGE_BUFFERS, TX_BYTES)
     pair.caps = own.peer.caps
     pair.rx.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     pair.tx.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -334,12 +341,13 @@ cdef void rx_end(vhost_tap *own) noexcept nogil:
     own.switches += 1
     own.units = own.drains = 0
     read_plainly(own)
-    if not own.tx:
-        forget_pair(own)
+    forget_unused(own)
 
 
 cdef void leave(vhost_tap *own) noexcept nogil:
-    """Use the pair no more. TX frames that are in it are lost, RX frames are still returned."""
+    """Use the pair no more. TX frames that are in it are lost, RX frames are still returned. The caller follows with
+    `forget_unused`, unless it sends a burst, whose frames may lie in the pair.
+    """
     if own.pair == NULL or not own.tx:
         return
     vhost_backend(own.device, TX_QUEUE, -1)
@@ -348,8 +356,6 @@ cdef void leave(vhost_tap *own) noexcept nogil:
     own.tx = False
     own.peer.by_bell &= ~<uint32_t>BELL_ROOM
     rx_leave(own)
-    if own.rx == RX_PLAIN:
-        forget_pair(own)
 
 
 cdef void check_progress(vhost_tap *own, uint64_t now) noexcept nogil:
@@ -377,8 +383,13 @@ cdef void tick(peer_t *peer) noexcept nogil:
     if own.pair == NULL or now < own.peer.due:
         return
     own.peer.due = now + TICK
-    if not own.tx:
-        return                   # it is being left
+    if own.tx:
+        look_after(own, now)
+    forget_unused(own)
+
+
+cdef inline void look_after(vhost_tap *own, uint64_t now) noexcept nogil:
+    """Leave the pair if it does not work, or is not used."""
     if own.pair.broken:
         fail(own, STEP_ERROR)
         leave(own)
@@ -391,7 +402,7 @@ cdef void tick(peer_t *peer) noexcept nogil:
     if own.used:
         own.used = False
         own.used_at = now
-    elif own.pair != NULL and not own.always and now - own.used_at >= IDLE and own.pair.oldest == own.pair.newest:
+    elif own.tx and not own.always and now - own.used_at >= IDLE and own.pair.oldest == own.pair.newest:
         leave(own)
 
 
@@ -429,7 +440,11 @@ cdef inline bint is_lone(vhost_tap *own) noexcept nogil:
 cdef int read_tap(peer_t *peer, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil:
     """A read of the tap itself."""
     cdef vhost_tap *own = <vhost_tap *>peer
-    cdef int i, got = own.plain_read(peer, vectors, per_frame, received, count)
+    cdef int i, got
+    if peer.unread:
+        peer.unread = False
+        end_reads(own)
+    got = own.plain_read(peer, vectors, per_frame, received, count)
     for i in range(got):
         count_read(own, received[i].length)
     if got < count:
@@ -442,10 +457,10 @@ cdef int read_tap(peer_t *peer, iovec *vectors, int per_frame, received_t *recei
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
     cdef vhost_tap *own = <vhost_tap *>peer
     cdef int i, got
-    if peer.due:
+    if peer.due and not has_lent(own):
         tick(peer)
     if own.rx != RX_PLAIN:
-        got = pair_receive(own.pair, peer, arena, frames, count)
+        got = pair_receive(own.pair, peer, arena, largest, frames, count)
         for i in range(got):
             count_read(own, frames[i].length)
         if got == 0:
@@ -454,12 +469,32 @@ cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames
         if own.rx == RX_VHOST:
             if got == 0 and not own.always and is_lone(own):
                 rx_leave(own)
-                got = pair_receive(own.pair, peer, arena, frames, count)
+                got = pair_receive(own.pair, peer, arena, largest, frames, count)
             return got
         if got:
             return got
         rx_end(own)
     return own.plain_receive(peer, arena, largest, frames, count)
+
+
+cdef inline bint has_lent(vhost_tap *own) noexcept nogil:
+    """Whether frames of an earlier read are in use where they lie: the pair cannot be given back."""
+    return own.pair != NULL and own.pair.reads != 0
+
+
+cdef void release(peer_t *peer) noexcept nogil:
+    cdef vhost_tap *own = <vhost_tap *>peer
+    if not has_lent(own):
+        return
+    pair_release(own.pair)
+    forget_unused(own)
+
+
+cdef uint8_t *room(peer_t *peer, uint32_t size) noexcept nogil:
+    """Frames that go through the pair need no copy; those that are written may lie there as well."""
+    cdef vhost_tap *own = <vhost_tap *>peer
+    forget_unused(own)
+    return pair_offer(own.pair, size) if own.pair != NULL and own.tx else NULL
 
 
 cdef inline bint is_burst(iovec *vectors, const uint32_t *first, int count) noexcept nogil:
@@ -515,6 +550,7 @@ cdef void check(peer_t *peer) noexcept nogil:
     if own.tx:
         fail(own, STEP_LINK)
         leave(own)
+        forget_unused(own)
 
 
 cdef bint settle(peer_t *peer, bint end) noexcept nogil:
@@ -532,6 +568,7 @@ cdef bint settle(peer_t *peer, bint end) noexcept nogil:
             break
         usleep(1000)
     leave(own)
+    forget_unused(own)
     return own.pair != NULL and pair_has_frames(own.pair)
 
 
@@ -556,7 +593,9 @@ cdef class VhostTapPeer(Peer):
         self.own.plain_check = plain.peer.check
         self.own.peer.receive = receive
         self.own.peer.read = read_tap
+        self.own.peer.release = release
         self.own.peer.send = send
+        self.own.peer.room = room
         self.own.peer.check = check
         self.own.peer.settle = settle
         self.own.peer.tick = tick

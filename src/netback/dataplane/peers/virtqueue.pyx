@@ -262,7 +262,7 @@ cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames
     set_condition(peer, pair)
     if pair == NULL:
         return 0
-    kept = pair_receive(pair, peer, arena, frames, count)
+    kept = pair_receive(pair, peer, arena, largest, frames, count)
     if pair.broken:
         hold(own)
         works(own)

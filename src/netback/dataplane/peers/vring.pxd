@@ -76,6 +76,11 @@ cdef inline int vring_pending(vring_t *ring) noexcept nogil:
     return pending if pending <= <uint16_t>(ring.published - ring.taken) else -1
 
 
+cdef inline uint32_t vring_next_length(vring_t *ring) noexcept nogil:
+    """What the device says of the next used descriptor, which the caller knows to be there."""
+    return load_relaxed(&ring.used.ring[ring.taken % VRING_SLOTS].length)
+
+
 cdef inline uint32_t vring_take(vring_t *ring, uint32_t *length) noexcept nogil:
     """The next used descriptor's id, unchecked, and how many bytes the device says it wrote."""
     cdef vring_used_elem *element = &ring.used.ring[ring.taken % VRING_SLOTS]
