@@ -32,12 +32,11 @@ from posix.unistd cimport close, read, usleep
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.epoll cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 from netback.dataplane.peers.pair cimport (
-    LARGE_BUFFER, LENT_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames, pair_in_flight,
-    pair_init_lending, pair_offer, pair_receive, pair_reclaim, pair_release, pair_send, pair_t,
+    LARGE_BUFFER, LENT_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames,
+    pair_in_flight, pair_init_lending, pair_offer, pair_receive, pair_reclaim, pair_release, pair_send, pair_t,
 )
 from netback.dataplane.peers.peer cimport (
-    BELL_FRAMES, BELL_ROOM, BURST_FRAMES, PEER_CLOSED, PEER_FULL, PEER_TAKES, VNET_HDR, Peer, frame_t,
-    peer_t, received_t,
+    BELL_FRAMES, BELL_ROOM, BURST_FRAMES, PEER_CLOSED, PEER_FULL, PEER_TAKES, Peer, frame_t, peer_t, received_t,
 )
 from netback.dataplane.peers.vring cimport VRING_SLOTS
 from netback.dataplane.sockets cimport iovec
