@@ -79,7 +79,7 @@ connected || fail "the upgrade harmed the guest"
 say "remove"
 echo '# kept' >/etc/netback/conf.d/50-added.toml
 apt-get remove -y netback >removed 2>&1 || { cat removed >&2; fail "the removal failed"; }
-[ "$(grep -c 'connected and lose their network until .*: web (vif1\.0)$' removed)" = 1 ] || { cat removed >&2; fail "it names no guest"; }
+[ "$(grep -c 'connected and lose their network until .*: web (vif1\.0)' removed)" = 1 ] || { cat removed >&2; fail "it names no guest"; }
 for file in /etc/netback/netback.toml /etc/netback/conf.d/50-added.toml /run/netback; do
   [ -e "$file" ] || fail "the removal took $file"
 done
