@@ -55,9 +55,12 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def ignore(_number: int, _frame: object) -> None:
+        """Not SIG_IGN: Python complains on stderr of a signal that comes while that is set."""
+
     def end(_number: int, _frame: object) -> None:
         for number in former:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, ignore)
         loop.call_soon_threadsafe(stop)
 
     for number in former:
