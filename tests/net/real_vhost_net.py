@@ -94,9 +94,11 @@ class Rig:
 
     def drain(self) -> None:
         """Discard what has come from the guest."""
+        self.far.setblocking(False)  # with a timeout recv would wait, also with MSG_DONTWAIT
         with suppress(BlockingIOError):
-            while self.far.recv(65536, socket.MSG_DONTWAIT):
+            while self.far.recv(65536):
                 pass
+        self.far.settimeout(SECONDS)
 
     @property
     def peer(self) -> VhostTapPeer:
