@@ -34,6 +34,8 @@ PROTOCOL = 0x88B5
 """IEEE 802: for local experiments."""
 HEADER = bytes(10)
 HEAD = bytes.fromhex("ffffffffffff 02000000aa01 88b5")
+ONE = bytes.fromhex("02000000bb01")
+"""An address. A bridge sends a frame to it on as it is, and of a broadcast a copy, which TUNSETSNDBUF does not bound."""
 ROUNDS = 10_000
 SECONDS = 20.0
 TUNSETSNDBUF = 0x400454D4
@@ -251,7 +253,7 @@ def test_a_network_that_takes_nothing(rig: Rig, receives: bool) -> None:
     for line in HOLDING_PORT.splitlines():
         subprocess.run(line.format(rig.name).split(), check=True)
     try:
-        burst = [HEADER + frame(number, 1500) for number in range(64)]
+        burst = [HEADER + ONE + frame(number, 1500)[len(ONE) :] for number in range(64)]
         if receives:
             assert rig.peer.switch()
         refused = received = 0
