@@ -35,7 +35,7 @@ PROTOCOL = 0x88B5
 HEADER = bytes(10)
 HEAD = bytes.fromhex("ffffffffffff 02000000aa01 88b5")
 ONE = bytes.fromhex("02000000bb01")
-"""An address. A bridge sends a frame to it on as it is, and of a broadcast a copy, which TUNSETSNDBUF does not bound."""
+"""An address. A bridge sends on frames to it, but copies of broadcasts, which TUNSETSNDBUF does not bound."""
 ROUNDS = 10_000
 SECONDS = 20.0
 TUNSETSNDBUF = 0x400454D4
