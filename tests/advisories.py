@@ -59,6 +59,7 @@ ADVISORIES = (
         "backends read shared memory again after they checked it",
         "requests, and a frame's bytes, are copied once; the copy is checked and used",
         (
+            "tests/hostile/test_record.py::test_requests_that_change_while_they_are_read_are_replayed",
             "tests/hostile/test_rings.py::test_requests_that_change_under_the_backend",
             "tests/hostile/test_rings.py::test_headers_that_change_under_the_backend",
             "tests/hostile/test_control.py::test_pages_that_change_while_they_are_used",

@@ -19,6 +19,8 @@ from tests.dataplane.harness import Bench, post
 
 SEED = 3
 """Of rings with both directions and several polls."""
+HEAD = 120
+"""Bytes of poll_t."""
 WHERE = re.compile(r"offset (\d+)|ends at (\d+)|no recording of netback|first line")
 
 
@@ -83,7 +85,7 @@ def test_a_poll_that_was_edited_with_its_checksum() -> None:
         (last[:5] + b"\xc8" + last[6:], "its head is wrong"),
         (struct.pack("<I", len(last) - 8) + last[4:-8], "its bytes end too early"),
         (struct.pack("<I", len(last) + 8) + last[4:] + bytes(8), "bytes follow its last item"),
-        (last[:112] + b"\x63" + last[113:], "there is no item of kind 99"),
+        (last[:HEAD] + b"\x63" + last[HEAD + 1 :], "there is no item of kind 99"),
     ):
         text = refused(file([*polls[:-1], edited]))
         assert reason in text

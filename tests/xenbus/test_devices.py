@@ -420,7 +420,7 @@ async def test_the_status(backend: Backend, guest: Guest, network: PythonNetwork
     assert status.queue_counters == [status.counters]
     assert replace(status, counters=None, queue_counters=None, rings=None) == DeviceStatus(
         device=str(name), type="vif", domid=guest.domid, index="0", backend="Connected", frontend="Connected",
-        network="python", queues=1, link=True, filters=[],
+        network="python", queues=1, link=True, filters=[], record="off",
     )  # fmt: skip
     assert status.counters is not None
     assert status.rings is not None
