@@ -86,7 +86,17 @@ async def purged(lab: Lab) -> None:
     await lab.dom0("apt-get purge -y netback 2>&1", seconds=DPKG_SECONDS)
     # The kernel's own module, systemd's and udev's records, the latter of the lab's disk and port, and the link of
     # README.Debian, which is the administrator's.
-    others = ("/usr/lib/modules", "/run/systemd", "/run/udev", "/etc/modprobe.d", "/lab", "/mnt", "/proc", "/sys", "/dev")
+    others = (
+        "/usr/lib/modules",
+        "/run/systemd",
+        "/run/udev",
+        "/etc/modprobe.d",
+        "/lab",
+        "/mnt",
+        "/proc",
+        "/sys",
+        "/dev",
+    )
     pruned = " -o ".join(f"-path {path}" for path in others)
     left = await lab.dom0(rf"find / \( {pruned} \) -prune -o -iname '*netback*' -print", seconds=DPKG_SECONDS)
     assert not left, f"the purge left {left}"
