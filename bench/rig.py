@@ -17,6 +17,7 @@ from netback.abi import grant_table, netif, virtio_net
 from netback.dataplane import clock
 from netback.dataplane.back.queue import BackQueue
 from netback.dataplane.credit import Credit
+from netback.dataplane.flight import Flight
 from netback.dataplane.journal import Journal
 from netback.dataplane.peers.antispoof import AntispoofPeer
 from netback.dataplane.peers.null import NullPeer
@@ -26,6 +27,8 @@ from netback.dataplane.platform.emulated_memory import EmulatedMemory
 from netback.dataplane.staged import Staged
 from netback.dataplane.worker import Worker
 from netback.net.sandbox.packets import checksum
+from netback.observe.choice import RecordMode
+from netback.observe.recorder import MEMORY
 
 PAGE = 4096
 SLOTS = 256
@@ -154,6 +157,7 @@ class Ring:
         rate: tuple[int, int] | None = None,
         peer: Peer | None = None,
         filtered: bool = False,
+        record: RecordMode = "off",
     ) -> None:
         self.shape = shape
         inner = peer or NullPeer(caps=ALL_CAPS, template=b"" if tx else shape.template())
@@ -169,6 +173,8 @@ class Ring:
         events = EmulatedEvents(self._eventfd, self.memory.page_address(EVENT_PAGE), lambda port: None)
         self.worker = Worker(events)
         self.queue = self._queue(events)
+        if record != "off":
+            self.queue.record(Flight(*MEMORY[record]))
         if rate is not None:
             self.worker.limit(self.queue, *(Credit(*rate, now=clock.now()) for _ in range(2)))
         for slot in range(SLOTS if tx else 0):

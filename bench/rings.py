@@ -11,11 +11,14 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter_ns
 
 from rich.progress import Progress
+
+from netback.observe.choice import RecordMode
+from netback.observe.recorder import MEMORY
 
 from . import allocations
 from .native import build
@@ -97,12 +100,18 @@ class Case:
 
 
 @dataclass(slots=True)
-class Filtered:
-    """Full rings through `antispoof`, and the same without it, in turn."""
+class Beside:
+    """Full rings with something that costs time, and the same without it, in turn."""
 
+    part: str
     name: str
     rings: dict[str, Ring]
-    samples: dict[str, list[float]]
+    most: float | None = None
+    """Nanoseconds that it may cost a frame."""
+    samples: dict[str, list[float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.samples = {name: [] for name in self.rings}
 
     def sample(self) -> None:
         runs: dict[str, list[int]] = {name: [] for name in self.rings}
@@ -114,17 +123,23 @@ class Filtered:
             ring.check()
 
     def row(self) -> Row:
-        row = Row("filters", f"antispoof, TX {self.name}", "ns/frame", self.samples)
+        row = Row(self.part, self.name, "ns/frame", self.samples)
         added = median(ours - plain for plain, ours in zip(*self.samples.values(), strict=True))
-        return row.judged(f"above < {FILTERED:.0f}", added < FILTERED, {"above": added})
+        if self.most is None:
+            return replace(row, notes={"above": added})
+        return row.judged(f"above < {self.most:.0f}", added < self.most, {"above": added})
 
 
-def filtered(name: str) -> Filtered:
-    rings = {
-        "without": Ring(SHAPES[name], tx=True),
-        "netback": Ring(SHAPES[name], tx=True, filtered=True),
-    }
-    return Filtered(name, rings, {each: [] for each in rings})
+def filtered(name: str) -> Beside:
+    shape = SHAPES[name]
+    rings = {"without": Ring(shape, tx=True), "netback": Ring(shape, tx=True, filtered=True)}
+    return Beside("filters", f"antispoof, TX {name}", rings, FILTERED)
+
+
+def recorded(way: str, name: str, mode: RecordMode) -> Beside:
+    shape, tx = SHAPES[name], way == "TX"
+    rings = {"without": Ring(shape, tx=tx), "netback": Ring(shape, tx=tx, record=mode)}
+    return Beside("recorder", f"{mode}, {way} {name}", rings)
 
 
 def make(way: str, name: str, *, limited: bool = False) -> Case:
@@ -146,11 +161,12 @@ def measure(rounds: int, seconds: float, progress: Progress) -> list[Row]:
     cases = [make(way, name) for way in ("TX", "RX") for name in SHAPES]
     cases += [make(way, "1500 B", limited=True) for way in ("TX", "RX")]
     turns = max(3, round(2 * rounds * seconds))
-    filters = [filtered(name) for name in SHAPES]
+    others = [filtered(name) for name in SHAPES]
+    others += [recorded(way, name, mode) for mode in MEMORY for way in ("TX", "RX") for name in SHAPES]
     task = progress.add_task("rings alone", total=turns)
     with pinned(CPU):
         for _ in range(turns):
-            for case in (*cases, *filters):
+            for case in (*cases, *others):
                 case.sample()
             progress.advance(task)
-    return [case.row() for case in (*cases, *filters)] + allocations.measure_alone()
+    return [case.row() for case in (*cases, *others)] + allocations.measure_alone()

@@ -24,7 +24,7 @@ from netback.observe.recording import ALL, Header, Note, QueueHeader, encode
 MODES: Final[tuple[RecordMode, ...]] = get_args(RecordMode)
 HEADERS = 128
 """Bytes of a frame that `on` keeps."""
-_MEMORY: Mapping[RecordMode, tuple[int, int]] = {"on": (1 << 18, HEADERS), "payload": (1 << 21, ALL)}
+MEMORY: Mapping[RecordMode, tuple[int, int]] = {"on": (1 << 18, HEADERS), "payload": (1 << 21, ALL)}
 """Bytes of each queue's recorder, and those that it keeps of a frame. A poll with all bytes takes more than 1 MiB."""
 _NOTES = 256
 _NOTE_LENGTH = 256
@@ -73,7 +73,7 @@ class Recorder:
         if self.mode == "off":
             return None
         if queue not in self._flights:
-            self._flights[queue] = Flight(*_MEMORY[self.mode])
+            self._flights[queue] = Flight(*MEMORY[self.mode])
         return self._flights[queue]
 
     @property
