@@ -81,10 +81,8 @@ def build(out: Path, scratch: Path) -> tuple[Path, Path]:
     tree = scratch / "netback"
     run("git", "clone", "-q", "--depth", "1", f"file://{ROOT}", tree)
     say("the source archive and the wheel, from HEAD")
-    once = {
-        **os.environ,
-        "CYTHON_CACHE_DIR": str(scratch / "cython"),
-    }  # setup.py translates for an archive, too
+    # setup.py translates the modules for an archive, too: once is enough.
+    once = {**os.environ, "CYTHON_CACHE_DIR": str(scratch / "cython")}
     source = (sys.executable, "-m", "build", "--sdist", "--no-isolation")
     run(*source, "--outdir", scratch / "sdists", tree, env=once)
     (sdist,) = (scratch / "sdists").glob("*.tar.gz")

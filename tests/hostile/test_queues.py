@@ -106,9 +106,8 @@ async def test_a_queue_that_leads_nowhere(topology: Topology, what: str) -> None
     await one_queue_again(topology)
 
 
-@pytest.mark.parametrize("number", range(COUNT))
-async def test_one_broken_queue_ends_the_vif(topology: Topology, number: int) -> None:
-    """XSA-39, -374: its other queues end with it, in order; no other vif does."""
+async def breaks_one(topology: Topology, number: int) -> list[Rings]:
+    """Connect several queues and publish an impossible index in one; the vif closes. Returns all of them."""
     await topology.bad.offered()
     several = open_queues(topology, split=True)
     await topology.say(**nodes(several))
@@ -117,6 +116,13 @@ async def test_one_broken_queue_ends_the_vif(topology: Topology, number: int) ->
     ring.req_prod = 1000
     topology.bad.events.native.notify(several[number].tx_port)
     await topology.closes("TX req_prod is impossible")
+    return several
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+async def test_one_broken_queue_ends_the_vif(topology: Topology, number: int) -> None:
+    """XSA-39, -374: its other queues end with it, in order; no other vif does."""
+    several = await breaks_one(topology, number)
     domain = topology.bad.guest.domain
     assert not any(domain.still_in_use(page.gref) for rings in several for page in (rings.tx, rings.rx))
     await one_queue_again(topology)

@@ -25,9 +25,8 @@ def main() -> None:
 
     code = app.main()
     if ends_well:  # the interpreter's shutdown restores the default handler, but leaves SIG_IGN in place
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, _SIGNALS
-        )  # Python complains of one that comes while that is set
+        # Blocked, since Python complains of one that comes while that is set.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     sys.exit(code)

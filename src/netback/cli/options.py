@@ -5,12 +5,13 @@ import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from netback.cli.target import PlatformName
 from netback.errors import ConfigError, printable
+from netback.observe.choice import RecordMode
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +67,7 @@ filters = click.option("--filter", "filters", metavar="TEXT", multiple=True, hel
 
 record = click.option(
     "--record",
-    type=click.Choice(["off", "on", "payload"]),
+    type=click.Choice(get_args(RecordMode)),
     help="Record what a guest does, and save that when it breaks the protocol; payload: with all bytes of frames.",
 )
 

@@ -94,17 +94,29 @@ cdef uint32_t flight_index(flight_t *flight, uint32_t index) noexcept nogil:
     return item.a if flight_expect(flight, &item, ITEM_INDEX) else index
 
 
+cdef bint expect_slots(flight_t *flight, uint16_t kind, uint32_t count, uint32_t size) noexcept nogil:
+    """Whether a poll that is played comes to just these slots, whose bytes are next."""
+    cdef flight_item item
+    if not flight_expect(flight, &item, kind):
+        return False
+    if item.count != count or item.b != size or <size_t>(flight.end - flight.next) < count * size:
+        differ(flight, kind, kind)
+        return False
+    return True
+
+
+cdef inline void put_slots(
+        flight_t *flight, uint16_t kind, const void *slots, uint32_t count, uint32_t size) noexcept nogil:
+    put_item(flight, kind, count, 0, size, 0)
+    flight_put(flight, slots, count * size)
+
+
 cdef void flight_slots(flight_t *flight, const void *slots, uint32_t count, uint32_t size) noexcept nogil:
     """Requests that were read. Each is read once in a poll, so one that is played finds them in its page."""
-    cdef flight_item item
     if not flight.replaying:
-        put_item(flight, ITEM_SLOTS, count, 0, size, 0)
-        flight_put(flight, slots, count * size)
-    elif flight_expect(flight, &item, ITEM_SLOTS):
-        if item.count != count or item.b != size or <size_t>(flight.end - flight.next) < count * size:
-            differ(flight, ITEM_SLOTS, ITEM_SLOTS)
-        else:
-            flight.next += count * size
+        put_slots(flight, ITEM_SLOTS, slots, count, size)
+    elif expect_slots(flight, ITEM_SLOTS, count, size):
+        flight.next += count * size
 
 
 cdef uint32_t flight_claim(flight_t *flight, uint32_t allowed) noexcept nogil:
@@ -243,13 +255,10 @@ cdef int flight_frames(
 
 cdef void flight_responses(flight_t *flight, const void *bodies, uint32_t count, uint32_t size) noexcept nogil:
     """Responses that are published. A poll that is played must make the same ones."""
-    cdef flight_item item
     if not flight.replaying:
-        put_item(flight, ITEM_RESPONSES, count, 0, size, 0)
-        flight_put(flight, bodies, count * size)
-    elif flight_expect(flight, &item, ITEM_RESPONSES):
-        if (item.count != count or item.b != size or <size_t>(flight.end - flight.next) < count * size
-                or memcmp(flight.next, bodies, count * size) != 0):
+        put_slots(flight, ITEM_RESPONSES, bodies, count, size)
+    elif expect_slots(flight, ITEM_RESPONSES, count, size):
+        if memcmp(flight.next, bodies, count * size) != 0:
             differ(flight, ITEM_RESPONSES, ITEM_RESPONSES)
         else:
             flight.next += count * size

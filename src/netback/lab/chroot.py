@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs commands in a root directory, in mount and pid namespaces that end with them. For root.
-
-Each process and each mount ends with them.
+"""Runs commands in a root directory, in mount and pid namespaces: each process and each mount ends with them. For
+root.
 """
 
 import shlex

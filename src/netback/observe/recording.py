@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 import netback
+from netback.abi.netif import RX_SLOT, TX_SLOT
 from netback.dataplane.counters import MEANINGS
 from netback.dataplane.states import State
 from netback.errors import ConfigError
@@ -43,7 +44,7 @@ _FRAME = struct.Struct("<II10sH")
 _COUNTER = struct.Struct("<II")
 _KEY_BYTES = 40
 _MULTICAST_BYTES = 8
-_SLOT_BYTES = {"tx": 12, "rx": 8}
+_SLOT_BYTES = {"tx": TX_SLOT, "rx": RX_SLOT}
 _KEPT = 1 << 4
 """In `count` of frames: their bytes follow."""
 _MINUS = 1 << 31

@@ -244,7 +244,7 @@ class Device:
         snapshot = await self._reader.read(
             open=self.vif is not None,
             attached=self.vif is not None and self.vif.connected,
-            broken=bool(self._fault or (self.vif is not None and self.vif.broken)),
+            broken=bool(self._why_broken),
             elsewhere=self._elsewhere,
             moved=await self._has_moved(),
         )
@@ -312,10 +312,14 @@ class Device:
             self._rewritten |= moved  # an error of the store, too, leaves it to the next round
         return moved
 
+    @property
+    def _why_broken(self) -> str:
+        """The frontend's fault; empty if it has none."""
+        return self._fault or (self.vif and self.vif.broken) or ""
+
     async def _save_fault(self) -> None:
         """Save what led to the frontend's fault, whatever the table does next: the guest may be gone already."""
-        reason = self._fault or (self.vif and self.vif.broken)
-        if reason:
+        if reason := self._why_broken:
             await self._nic.save_fault(reason)
 
     async def _disconnect(self) -> None:
@@ -465,7 +469,7 @@ class Device:
         """Close because of the frontend's fault. The reason is written first: a guest reads it when it sees
         Closing.
         """
-        reason = self._fault or (self.vif and self.vif.broken) or "no reason given"
+        reason = self._why_broken or "no reason given"
         self._fault = ""
         self._reader.refuse()
         await self._disconnect()

@@ -2,7 +2,7 @@
 """A recorded poll of a backend's queue: how it begins and ends."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from netback.dataplane.back.queue cimport back_queue
-from netback.dataplane.link cimport link_t
+from netback.dataplane.link cimport direction_t, link_t
 from netback.dataplane.workspace cimport workspace_t
 
 cdef enum:                      # poll_t.ring
@@ -47,6 +47,11 @@ cdef struct poll_t:
     uint8_t limited              # by a credit
     uint8_t hashed
     uint8_t zero[7]
+
+
+cdef inline direction_t *direction_of(back_queue *queue, uint8_t ring) noexcept nogil:
+    """The direction that a poll of this ring serves."""
+    return &queue.link.ring_to_peer if ring == POLL_TX else &queue.link.peer_to_ring
 
 
 cdef int recorded_tx(link_t *link, workspace_t *ws) noexcept nogil

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Polls of a backend's queue that its recorder keeps. A queue without one has tx.pyx's and rx.pyx's polls themselves.
 """
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from netback.dataplane.back.rx cimport poll_rx
@@ -20,7 +20,7 @@ cdef enum:
 
 cdef void begin(back_queue *queue, flight_t *flight, poll_t *poll) noexcept nogil:
     """Begin a poll: `poll` has its ring, its time and its rsp_prod."""
-    cdef direction_t *direction = &queue.link.ring_to_peer if poll.ring == POLL_TX else &queue.link.peer_to_ring
+    cdef direction_t *direction = direction_of(queue, poll.ring)
     cdef uint64_t entries[MULTICAST_MAX]
     cdef uint64_t entry
     cdef uint32_t i
@@ -83,31 +83,27 @@ cdef void end(back_queue *queue, flight_t *flight, const uint64_t *before, int s
     flight.begin = flight.head
 
 
-cdef int recorded_tx(link_t *link, workspace_t *ws) noexcept nogil:
-    """A recorded poll_tx."""
+cdef inline int recorded(link_t *link, workspace_t *ws, uint8_t which) noexcept nogil:
+    """A poll of one ring, kept."""
     cdef back_queue *queue = <back_queue *>link
+    cdef direction_t *direction = direction_of(queue, which)
     cdef uint64_t before[COUNTERS_END]
     cdef poll_t poll
     cdef int state
     memset(&poll, 0, sizeof(poll))
     memcpy(before, link.counters, sizeof(before))
-    poll.ring, poll.time, poll.rsp_prod = POLL_TX, now_ns(), queue.tx.rsp_prod
+    poll.ring = which
+    poll.time = now_ns() if which == POLL_TX else coarse_ns()
+    poll.rsp_prod = queue.tx.rsp_prod if which == POLL_TX else queue.rx.rsp_prod
     begin(queue, link.flight, &poll)
-    state = poll_tx(link, ws)
-    end(queue, link.flight, before, state, link.ring_to_peer.notify)
+    state = poll_tx(link, ws) if which == POLL_TX else poll_rx(link, ws)
+    end(queue, link.flight, before, state, direction.notify)
     return state
+
+
+cdef int recorded_tx(link_t *link, workspace_t *ws) noexcept nogil:
+    return recorded(link, ws, POLL_TX)
 
 
 cdef int recorded_rx(link_t *link, workspace_t *ws) noexcept nogil:
-    """A recorded poll_rx."""
-    cdef back_queue *queue = <back_queue *>link
-    cdef uint64_t before[COUNTERS_END]
-    cdef poll_t poll
-    cdef int state
-    memset(&poll, 0, sizeof(poll))
-    memcpy(before, link.counters, sizeof(before))
-    poll.ring, poll.time, poll.rsp_prod = POLL_RX, coarse_ns(), queue.rx.rsp_prod
-    begin(queue, link.flight, &poll)
-    state = poll_rx(link, ws)
-    end(queue, link.flight, before, state, link.peer_to_ring.notify)
-    return state
+    return recorded(link, ws, POLL_RX)

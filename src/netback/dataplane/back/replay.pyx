@@ -8,7 +8,7 @@ from netback.dataplane import clock
 from netback.dataplane.abi cimport EXTRA_TYPE_XDP, GNTST_okay, PAGE_SIZE, RING_SLOTS, RX_SLOT, TX_SLOT, copy_segment
 from netback.dataplane.arena cimport Arena
 from netback.dataplane.back.queue cimport BACKLOG_FRAMES, BackQueue, back_queue
-from netback.dataplane.back.recording cimport POLL_RX, POLL_TX, poll_t
+from netback.dataplane.back.recording cimport POLL_RX, POLL_TX, direction_of, poll_t
 from netback.dataplane.back.rx cimport poll_rx
 from netback.dataplane.back.tx cimport poll_tx
 from netback.dataplane.backlog cimport backlog_add
@@ -128,7 +128,7 @@ cdef class Replay:
         self.write_page(&queue.tx if head.ring == POLL_TX else &queue.rx, head.rsp_prod, req_prod, rsp_event, slots,
                         TX_SLOT if head.ring == POLL_TX else RX_SLOT)
         memcpy(before, self.queue.link.counters, sizeof(before))
-        direction = &self.queue.link.ring_to_peer if head.ring == POLL_TX else &self.queue.link.peer_to_ring
+        direction = direction_of(queue, head.ring)
         direction.notify = False
         self.flight.open = True
         clock.fix(max(head.time, <uint64_t>1))
@@ -150,7 +150,7 @@ cdef class Replay:
     cdef bint restore(self, poll_t *head) except -1:
         """Set what the queue had when the poll began; False: its segmentation is not known."""
         cdef back_queue *queue = &self.queue.queue
-        cdef direction_t *direction = &queue.link.ring_to_peer if head.ring == POLL_TX else &queue.link.peer_to_ring
+        cdef direction_t *direction = direction_of(queue, head.ring)
         cdef uint8_t key[TOEPLITZ_KEY]
         cdef int i
         direction.state, direction.events, direction.period = head.state, head.events, head.period
