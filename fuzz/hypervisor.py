@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.descriptors import open_descriptors
+
 from netback.directory import Directory
 from netback.platforms.emulated.hypervisor import Hypervisor
 from netback.platforms.emulated.protocol import (
@@ -311,17 +313,13 @@ async def run_loop() -> None:
         await asyncio.sleep(0)
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 async def topology(case: Case, directory: Path) -> None:
     complaints, log = Complaints(), logging.getLogger("netback.emulated")
     unexpected: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
     log.addHandler(complaints)
     log.propagate = False
-    before = descriptors()
+    before = open_descriptors()
     try:
         stage = Topology(directory)
         for step in case.ops:
@@ -333,7 +331,7 @@ async def topology(case: Case, directory: Path) -> None:
         log.propagate = True
     assert not unexpected, unexpected
     assert not complaints.found, complaints.found
-    assert descriptors() == before, "descriptors were left open"
+    assert open_descriptors() == before, "descriptors were left open"
 
 
 def play(case: Case) -> int:

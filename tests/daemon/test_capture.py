@@ -28,6 +28,7 @@ from netback.xenbus.names import DeviceName
 from tests.capture_oracle import CONTROLS, PAGE
 from tests.crash.respawn import until
 from tests.daemon.talk import client, talking
+from tests.descriptors import open_descriptors
 from tests.vif.guest import FRAME, SECONDS, Guest, exchange, join, serving, until_state
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "slots_of_frames.py"
@@ -266,23 +267,18 @@ SPARE = 10
 """Descriptors that this process may open once, whatever the clients do."""
 
 
-def descriptors() -> int:
-    """How many are open in this process, and one."""
-    return len([*Path("/proc/self/fd").iterdir()])
-
-
 async def test_clients_that_die(
     xen: Path, backend: Backend, name: DeviceName, guest: Guest, network: PythonNetwork
 ) -> None:
     """In the middle of each step; nothing of them stays."""
-    before = descriptors()
+    before = open_descriptors()
     for _ in range(2 * SPARE):
         async with hostile(xen):
             await exchange(guest, network)
         async with talking(xen) as talk:  # does not take the descriptors
             talk.call("subscribe", topic="frames")
     await until(lambda: backend.captures.sinks(str(name), 0, 0) == ())
-    await until(lambda: descriptors() <= before + SPARE)
+    await until(lambda: open_descriptors() <= before + SPARE)
 
 
 async def test_a_client_that_reads_no_line_gets_no_descriptors_and_blocks_nobody(

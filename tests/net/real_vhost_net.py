@@ -29,6 +29,7 @@ from netback.errors import NetbackError
 from netback.net.tap import TapNetwork
 from tests.dataplane.harness import RING_PAGES
 from tests.dataplane.test_limit import Limited
+from tests.descriptors import open_descriptors
 
 PROTOCOL = 0x88B5
 """IEEE 802: for local experiments."""
@@ -58,10 +59,6 @@ def frame(number: int, size: int = 64) -> bytes:
 
 def number_of(data: bytes) -> int:
     return int.from_bytes(data[len(HEAD) : len(HEAD) + 8], "big")
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def threads() -> int:
@@ -318,7 +315,7 @@ def await_frames(bench: Limited, count: int) -> None:
 
 def test_an_idle_pair_is_given_back(rig: Rig) -> None:
     """Its memory, its descriptors and the kernel's thread, once no stream has used it for two seconds."""
-    before = descriptors(), mapped(), threads()
+    before = open_descriptors(), mapped(), threads()
     burst = [frame(number, 1500) for number in range(64)]
     while not rig.peer.attached:
         rig.send(burst)
@@ -330,7 +327,7 @@ def test_an_idle_pair_is_given_back(rig: Rig) -> None:
         select.select([], [], [], 0.01)
         assert time.monotonic() < deadline, "it is kept"
     assert rig.peer.fault is None
-    assert descriptors() == before[0] + 2  # the bell and the eventfd of errors stay
+    assert open_descriptors() == before[0] + 2  # the bell and the eventfd of errors stay
     assert mapped() < before[1] + (1 << 20)
     rig.drain()
     assert rig.send([frame(1)]) == 0
@@ -466,8 +463,8 @@ def test_a_second_holder_is_refused(rig: Rig) -> None:
 
 
 def test_the_descriptors_are_given_back(rig: Rig) -> None:
-    before = descriptors()
+    before = open_descriptors()
     for _ in range(3):
         rig.peer.switch()
         rig.peer.settle(True)
-    assert descriptors() <= before + 2  # the bell and the eventfd of errors stay
+    assert open_descriptors() <= before + 2  # the bell and the eventfd of errors stay

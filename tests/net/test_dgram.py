@@ -17,6 +17,7 @@ from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.dgram import DgramNetwork
 from netback.net.endpoints import HostPort, UnixPath
 from netback.net.spec import open_network, parse_spec
+from tests.descriptors import open_descriptors
 
 from .contract import FilteredNetwork, FrameNetwork, Site, fill, frame, receive
 from .far import PATIENCE, PLAIN, await_readable
@@ -258,9 +259,6 @@ def test_datagrams_that_are_no_frames(site: Site) -> None:
 
 
 def test_descriptors_in_its_messages_are_closed(network: DgramNetwork, far: Far) -> None:
-    def open_descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
     before = open_descriptors()
     aside = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", far.socket.fileno()))
     far.socket.sendmsg([frame(1)[len(PLAIN) :]], [aside], 0, str(far.to))

@@ -21,6 +21,7 @@ from netback.errors import ConfigError, GoneError, PeerError
 from netback.net import connected
 from netback.net.connected import ConnectedNetwork
 from netback.net.stream import StreamNetwork
+from tests.descriptors import open_descriptors
 
 from .contract import FilteredNetwork, FrameNetwork, Site, fill, frame, receive
 from .far import PATIENCE, PLAIN, await_readable
@@ -35,10 +36,6 @@ WAYS = {
     "tcp, netback listens": (True, "127.0.0.1"),
     "tcp, ipv6": (False, "::1"),
 }
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def free_port() -> int:

@@ -27,6 +27,7 @@ from netback.net import tap
 from netback.net.monitor import ANY_LINK
 from netback.net.rtnetlink import get_link
 from netback.net.tap import TapNetwork
+from tests.descriptors import open_descriptors
 
 from ..dataplane.offload_frames import build
 from ..dataplane.woken import Woken
@@ -196,7 +197,7 @@ def check_plain_path(device: str, fault: str, user: int = 0) -> None:
     await_up("vif1.0")
     far = FarLink("vif1.0")
     peer = VhostTapPeer(network.peers[0], always=True, device=device)
-    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors()
     far.send(frame(1))
     os.seteuid(user)
     try:
@@ -207,7 +208,7 @@ def check_plain_path(device: str, fault: str, user: int = 0) -> None:
     assert peer.fault == fault
     assert not peer.attached
     assert not peer.switch()
-    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2
+    assert open_descriptors() <= before + 2
     network.remove()
     far.close()
 

@@ -18,6 +18,7 @@ from netback.errors import ConfigError, PeerError
 from netback.net import user
 from netback.net.spec import open_network, parse_spec
 from netback.net.user import UserNetwork
+from tests.descriptors import open_descriptors
 
 from .contract import AnyNetwork, FrameNetwork, Site, frame, receive
 from .far import PATIENCE, PLAIN, await_readable
@@ -198,10 +199,10 @@ def test_it_does_not_start(
     passt(mode)
     monkeypatch.setattr(user, "START_SECONDS", 0.5)
     monkeypatch.setattr(user, "END_SECONDS", 0.1)
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors()
     with pytest.raises(PeerError, match=f"user: .*passt: {words}"):
         UserNetwork()
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + PEER_DESCRIPTORS
+    assert open_descriptors() <= before + PEER_DESCRIPTORS
     assert not any(is_running(int(pid)) for pid, *_ in commands(tmp_path))
 
 

@@ -21,6 +21,7 @@ from netback.dataplane.peers.virtqueue import PAIR_SLOTS
 from netback.errors import PeerError
 from netback.net import vhost_user
 from netback.net.vhost_user import VhostUserNetwork
+from tests.descriptors import open_descriptors
 
 from ..dataplane.offload_frames import build, with_pseudo
 from ..offload_oracle import TCP, intact
@@ -91,10 +92,6 @@ def await_fault(network: VhostUserNetwork, words: str) -> str:
             if words in str(error):
                 return str(error)
     raise AssertionError(f"no fault has {words!r}")
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class TestUnderFilters(FilteredNetwork):
