@@ -45,12 +45,16 @@ async def test_a_fault_is_saved_and_replayed(xen: Path, guest: Guest) -> None:
         assert await guest.answer(guest.send(FRAME)) == 0
         post(guest, TxFlag.MORE_DATA, 7)
         await until_state(guest.store, await guest.backend(), State.CLOSING)
+        _, shown, _ = await run("show", device, "--dir", xen)
+        _, explained, _ = await run("explain", device, "--dir", xen)
         assert process.stderr is not None
         lines = [(await process.stderr.readline()).decode() for _ in range(3)]
     (path,) = (xen / "recordings").iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     (said,) = [line for line in lines if "recording" in line]
     assert said.endswith(f"{device}: what led to its fault is saved: netback replay {path}\n")
+    assert re.search(rf"^last fault +netback replay {path}$", shown, re.MULTILINE)
+    assert f"netbackreplay{path}plays" in "".join(explained.split())
     code, out, err = await run("replay", path)
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith(f"{device}, recorded by netback ")

@@ -303,6 +303,17 @@ async def _(stage: Stage) -> Facts:
     return await stage.see()
 
 
+@provokes("fault-recorded")
+async def _(stage: Stage) -> Facts:
+    await stage.serve(record="on")
+    await stage.add()
+    await stage.guest.connect()
+    stage.guest.tx.index(0, 300)
+    stage.guest.kick()
+    await until_state(stage.guest.store, stage.name.backend, State.CLOSING)
+    return await stage.see()
+
+
 @provokes("hotplug-failed")
 async def _(stage: Stage) -> Facts:
     await stage.offer(script=SCRIPT, hotplug_status="error", hotplug_error="no bridge xenbr0")

@@ -123,6 +123,21 @@ def test_all_files_are_bounded(
     assert len(names(path)) == 4
 
 
+def test_the_newest_of_a_device(saved: tuple[Recordings, Path], often: None, tmp_path: Path) -> None:
+    """Also for the next process, and not once the file is gone."""
+    recordings, _ = saved
+    assert recordings.newest("vif1.0") is None
+    for _ in range(11):
+        made = recordings.save("vif1.0", b"x")
+        assert recordings.newest("vif1.0") == made
+    recordings.save("vif1.01", b"x")
+    with Directory.open(tmp_path / "recordings") as directory:
+        assert Recordings(directory).newest("vif1.0") == made
+    assert made is not None
+    Path(made).unlink()
+    assert recordings.newest("vif1.0") is None
+
+
 def test_other_files_stay(saved: tuple[Recordings, Path], often: None) -> None:
     recordings, path = saved
     for name in ("notes", "vif1.0-x.recording", "vif1.0-.recording"):

@@ -88,6 +88,8 @@ def _facts(device: "DeviceStatus") -> Iterator[tuple[str, str]]:
         yield "pcap", f"{pcap.file}, {state}" + (f", {pcap.lost} lost" if pcap.lost else "")
     if device.record and device.record != "off":
         yield "record", device.record
+    if device.recording:
+        yield "last fault", f"netback replay {device.recording}"
     for way in ("tx", "rx"):
         yield way, f"{counters.get(f'{way}_frames', 0)} frames, {counters.get(f'{way}_bytes', 0)} bytes"
     yield "lost", ", ".join(f"{name} {count}" for name, count in losses(device).items()) or "nothing"

@@ -157,6 +157,8 @@ class DeviceStatus(Result, frozen=True, kw_only=True, rename={"hotplug_status": 
     """The file in which its frames are kept."""
     record: RecordMode | None = None
     """Whether it is recorded (docs/record.md); None without a running backend."""
+    recording: str | None = None
+    """The file that has what led to its last fault; None if there is none."""
 
 
 class Devices(Result, frozen=True, kw_only=True):

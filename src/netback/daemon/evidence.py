@@ -369,6 +369,14 @@ def protocol_broken(facts: Facts) -> Evidence | None:
     return {**facts.states, "error": facts.error}
 
 
+def fault_recorded(facts: Facts) -> Evidence | None:
+    """The last recording of a fault, as long as the guest has not connected again."""
+    recording = facts.now.recording
+    if recording is None or facts.now.backend == State.CONNECTED.title:
+        return None
+    return {**facts.states, "recording": recording}
+
+
 def detach_unanswered(facts: Facts) -> Evidence | None:
     """libxl wrote online=0, netback is Closing, and the frontend goes on."""
     closing = facts.going and facts.now.backend == State.CLOSING.title and facts.now.frontend in USING

@@ -180,6 +180,12 @@ RULES: tuple[Rule[Facts], ...] = (
         unless=("keys-refused",),
     ),
     Rule(
+        "fault-recorded", "note", "the newest recording of a fault, while the device is not connected",
+        see.fault_recorded,
+        "What led to the device's last fault was recorded.",
+        "netback replay {recording} plays it, step by step.",
+    ),
+    Rule(
         "hotplug-failed", "error", "`hotplug-status` and `hotplug-error`",
         see.hotplug_failed,
         "The hotplug script failed: {hotplug-error}.",

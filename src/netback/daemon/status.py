@@ -29,7 +29,7 @@ _HIDDEN = "-"
 """Placeholder for the devices below a directory that may not be listed."""
 _SERVED = (
     "network", "path", "bridge", "mtu", "counters", "queue_counters", "queues", "link", "stalled", "drops", "queued",
-    "tx_rate", "rx_rate", "filters", "rings", "pcap", "record",
+    "tx_rate", "rx_rate", "filters", "rings", "pcap", "record", "recording",
 )  # fmt: skip
 """The fields that only the serving backend knows."""
 _READERS = 8
@@ -70,6 +70,7 @@ def describe(device: Device) -> DeviceStatus:
         rings=dict(vif.rings) if vif else {},
         pcap=describe_pcap(device),
         record=device.recorder.mode,
+        recording=printable(device.recording) if device.recording else None,
     )
 
 

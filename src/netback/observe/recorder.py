@@ -130,6 +130,7 @@ class Recordings:
         self._directory = directory
         self._saved_at: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._newest = {_device_of(name): name for _, name, _ in self._files()}
 
     def save(self, device: str, data: bytes) -> str | None:
         """Save a recording with mode 0600, in place of the oldest ones; returns the file's path. None: the device's
@@ -152,7 +153,19 @@ class Recordings:
                 raise
             finally:
                 os.close(fd)
+            self._newest[device] = name
             return str(self._directory.path / name)
+
+    def newest(self, device: str) -> str | None:
+        """The path of the device's last file, also of one from an earlier process; None if there is none any more."""
+        name = self._newest.get(device)
+        if name is None:
+            return None
+        try:
+            os.stat(name, dir_fd=self._directory.fd, follow_symlinks=False)
+        except OSError:
+            return None
+        return str(self._directory.path / name)
 
     def _files(self) -> list[tuple[int, str, int]]:
         """Number, name and size of each, the oldest first."""
@@ -167,13 +180,20 @@ class Recordings:
 
     def _prune(self, files: list[tuple[int, str, int]], device: str, further: int) -> None:
         """Make room for one more."""
-        own = [file for file in files if file[1].rpartition("-")[0] == device]
+        own = [file for file in files if _device_of(file[1]) == device]
         gone = {name for _, name, _ in own[: max(0, len(own) + 1 - MAX_OF_DEVICE)]}
         left = [file for file in files if file[1] not in gone]
         while left and (len(left) >= MAX_FILES or sum(size for _, _, size in left) + further > MAX_BYTES):
             gone.add(left.pop(0)[1])
         for name in gone:
             self._directory.unlink(name)
+            if self._newest.get(_device_of(name)) == name:
+                del self._newest[_device_of(name)]
+
+
+def _device_of(name: str) -> str:
+    """The device that a file is of."""
+    return name.rpartition("-")[0]
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -141,6 +141,11 @@ class Device:
         return self._nic.pcap.state
 
     @property
+    def recording(self) -> str | None:
+        """The file that has what led to its last fault; None if there is none."""
+        return self._context.recordings.newest(str(self.name))
+
+    @property
     def recorder(self) -> Recorder:
         """What records its data path and its frontend's keys."""
         return self._nic.recorder
