@@ -18,7 +18,7 @@ import pytest
 from netback.errors import ConfigError, NetbackError
 from netback.lab.bench import estimate as prices
 from netback.lab.bench import tables
-from netback.lab.bench.counters import Hits, Span, histogram, interrupts, span
+from netback.lab.bench.counters import Hits, Span, histogram, hits, interrupts, span
 from netback.lab.bench.document import render_document, with_tables
 from netback.lab.bench.estimate import Machine, Price, estimate, read_prices, read_profile
 from netback.lab.bench.made import Made
@@ -118,10 +118,11 @@ def test_any_bytes_are_counted_or_refused() -> None:
 
 
 HISTOGRAM = """# event histogram
-# trigger info: hist:keys=id.syscall:vals=hitcount,ret:sort=hitcount:size=2048 if ret>0&&(common_pid==7) [active]
-{ id: sys_read                      [  0] } hitcount:         12  ret:       8200
-{ id: sys_epoll_wait                [232] } hitcount:          3  ret:          4
-{ id: unknown_syscall               [999] } hitcount:          1
+# trigger info: hist:keys=common_pid,id.syscall:vals=hitcount,ret:sort=hitcount:size=2048 if ret>0 [active]
+{ common_pid:          7, id: sys_read                      [  0] } hitcount:         12  ret:       8200
+{ common_pid:          7, id: sys_epoll_wait                [232] } hitcount:          3  ret:          4
+{ common_pid:          7, id: unknown_syscall               [999] } hitcount:          1
+{ common_pid:        900, id: sys_read                      [  0] } hitcount:         50  ret:       9999
 Totals:
     Hits: 16
 """
@@ -129,14 +130,27 @@ Totals:
 
 def test_calls_are_read_from_the_kernel_s_histogram() -> None:
     assert histogram(HISTOGRAM) == {
-        "read": Hits(12, 8200),
+        (7, "read"): Hits(12, 8200),
+        (7, "epoll_wait"): Hits(3, 4),
+        (7, "unknown_syscall"): Hits(1),
+        (900, "read"): Hits(50, 9999),
+    }
+    assert histogram("{ common_pid:        316 } hitcount:        594  count:       5147") == {
+        (316, ""): Hits(594, 5147)
+    }
+    assert histogram("") == {}
+
+
+def test_what_was_counted_before_the_stretch_does_not_count() -> None:
+    earlier = "{ common_pid:          7, id: sys_read [  0] } hitcount:         10  ret: 8000"
+    counted = {"begin": {"histograms": {"calls": earlier}}, "end": {"histograms": {"calls": HISTOGRAM}}}
+    assert hits(counted, "calls", {7, 900}) == {
+        "read": Hits(52, 200 + 9999),
         "epoll_wait": Hits(3, 4),
         "unknown_syscall": Hits(1),
     }
-    assert histogram("{ common_pid:        316 } hitcount:        594  count:       5147") == {
-        "316": Hits(594, 5147)
-    }
-    assert histogram("") == {}
+    assert hits(counted, "calls", {900}) == hits(counted, "calls", {900, 5}) == {"read": Hits(50, 9999)}
+    assert hits(counted, "returned") == {}
 
 
 def test_interrupts_are_those_of_the_backend_s_channels_on_all_processors() -> None:
@@ -212,7 +226,8 @@ def found(**more: Any) -> dict[str, Any]:
     texts = {"calls": HISTOGRAM, "returned": HISTOGRAM, "copies": "{ common_pid: 3 } hitcount: 9  count: 800"}
     missing: dict[str, str] = more.pop("missing", {})
     known = {name: text for name, text in texts.items() if name not in missing}
-    return {"missing": missing, "hz": HZ} | known | more
+    begin, end = {"tasks": {}, "histograms": {}}, {"tasks": {"7": {}}, "histograms": known}
+    return {"missing": missing, "hz": HZ, "begin": begin, "end": end} | more
 
 
 def account_of(backend: str, *, vhost: bool = False, trace: bytes | None = None, **more: Any) -> Account:

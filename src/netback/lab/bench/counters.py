@@ -2,11 +2,11 @@
 """What dom0's counters say of a stretch of a flow: from the texts of inside/counting.py to numbers. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_HIT = re.compile(r"\{[^:]*:\s*(?:sys_)?(\w+)[^}]*\} hitcount:\s*(\d+)(.*)")
+_HIT = re.compile(r"\{ common_pid:\s*(\d+)(?:, id: (?:sys_)?(\w+)[^}]*)?\s*\} hitcount:\s*(\d+)(.*)")
 _VALUE = re.compile(r"\w+:\s*(\d+)")
 _SLEEPS = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)", re.MULTILINE)
 BYTE_CALLS = frozenset(
@@ -50,13 +50,26 @@ class Span:
         return self.to_guest + self.from_guest
 
 
-def histogram(text: str) -> dict[str, Hits]:
-    """The keys of a tracefs histogram (Documentation/trace/histogram.rst), system calls by their names."""
+def histogram(text: str) -> dict[tuple[int, str], Hits]:
+    """The keys of a tracefs histogram (Documentation/trace/histogram.rst): threads, and system calls by their names."""
     found = {}
-    for name, count, rest in _HIT.findall(text):
+    for thread, name, count, rest in _HIT.findall(text):
         value = _VALUE.search(rest)
-        found[name] = Hits(int(count), int(value[1]) if value else 0)
+        found[int(thread), name] = Hits(int(count), int(value[1]) if value else 0)
     return found
+
+
+def hits(counted: Mapping[str, Any], name: str, threads: Collection[int] | None = None) -> dict[str, Hits]:
+    """What a histogram counted between two snapshots, of these threads or of all; nothing without that histogram."""
+    begin, end = (histogram(counted[at]["histograms"].get(name, "")) for at in ("begin", "end"))
+    found: dict[str, Hits] = {}
+    for (thread, call), after in end.items():
+        if threads is None or thread in threads:
+            before, so_far = begin.get((thread, call), Hits(0)), found.get(call, Hits(0))
+            found[call] = Hits(
+                so_far.count + after.count - before.count, so_far.total + after.total - before.total
+            )
+    return {call: one for call, one in found.items() if one.count}
 
 
 def interrupts(text: str, name: str) -> int:

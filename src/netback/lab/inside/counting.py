@@ -30,6 +30,7 @@ COPIES = "gnttab_batch_copy"
 BEGIN_FRAMES = 30
 BEGIN_SECONDS = 30.0
 SETTLE_SECONDS = 0.7
+END_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def threads(job: Job) -> list[int]:
     return [tid for tid in sorted(set(found)) if job.main or tid != job.pid]
 
 
-def snapshot(job: Job, tids: list[int]) -> dict[str, Any]:
+def snapshot(job: Job, tids: list[int], histograms: dict[str, Path]) -> dict[str, Any]:
     """Every text, with the time in seconds."""
     tasks = {}
     for tid in tids:
@@ -96,6 +97,7 @@ def snapshot(job: Job, tids: list[int]) -> dict[str, Any]:
         "link": link(job.link),
         "interrupts": Path("/proc/interrupts").read_text(),
         "tasks": tasks,
+        "histograms": {name: (event / "hist").read_text() for name, event in histograms.items()},
     }
 
 
@@ -148,40 +150,36 @@ def start_trace(path: Path) -> "tuple[subprocess.Popen[str] | None, str]":
     return None, f"xentrace: {lines[-1]}"
 
 
-def count(job: Job) -> dict[str, Any]:
-    """Two snapshots `seconds` apart, and what was counted in between."""
-    found: dict[str, Any] = {"missing": {}}
-    with ExitStack() as undo:
-        tracer = None
-        if job.trace:
-            tracer, fault = start_trace(Path(job.trace))
-            if fault:
-                found["missing"]["trace"] = fault
-        tids = threads(job)
-        histograms = undo.enter_context(_histograms(tids, found["missing"])) if job.trace else {}
-        found["begin"] = snapshot(job, tids)
-        time.sleep(job.seconds)
-        found["end"] = snapshot(job, tids)
-        found |= {name: (event / "hist").read_text() for name, event in histograms.items()}
-        if tracer is not None:
-            tracer.send_signal(signal.SIGINT)
-            tracer.communicate()
+def count(job: Job, histograms: dict[str, Path], missing: dict[str, str]) -> dict[str, Any]:
+    """Two snapshots `seconds` apart, and Xen's trace of what was in between."""
+    tracer = None
+    if job.trace:
+        tracer, fault = start_trace(Path(job.trace))
+        if fault:
+            missing["trace"] = fault
+    tids = threads(job)
+    begin = snapshot(job, tids, histograms)
+    time.sleep(job.seconds)
+    end = snapshot(job, tids, histograms)
+    if tracer is not None:
+        tracer.send_signal(signal.SIGINT)
+        tracer.communicate()
     mhz = re.search(r"cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text())
-    found["hz"] = float(mhz[1]) * 1e6 if mhz else 0.0
-    return found
+    return {"begin": begin, "end": end, "missing": missing, "hz": float(mhz[1]) * 1e6 if mhz else 0.0}
 
 
 @contextmanager
-def _histograms(tids: list[int], missing: dict[str, str]) -> Iterator[dict[str, Path]]:
-    """The events whose histograms count system calls, the bytes that they return, and grant copies."""
+def counting(missing: dict[str, str]) -> Iterator[dict[str, Path]]:
+    """The events whose histograms count the system calls of each thread, the bytes that they return, and grant copies.
+
+    They are set up before frames flow and taken away after that, because Linux patches its own code for either, and an
+    emulated processor that executes the code at that moment may see half of it: then dom0 crashes.
+    """
     enter, leave = (TRACING / "events/raw_syscalls" / name for name in ("sys_enter", "sys_exit"))
-    mine = "||".join(f"common_pid=={tid}" for tid in tids)
-    events = {}
     with ExitStack() as undo:
-        if mine:
-            undo.enter_context(trigger(enter, f"hist:keys=id.syscall if {mine}"))
-            undo.enter_context(trigger(leave, f"hist:keys=id.syscall:vals=ret if ret>0&&({mine})"))
-            events = {"calls": enter, "returned": leave}
+        undo.enter_context(trigger(enter, "hist:keys=common_pid,id.syscall"))
+        undo.enter_context(trigger(leave, "hist:keys=common_pid,id.syscall:vals=ret if ret>0"))
+        events = {"calls": enter, "returned": leave}
         try:
             copies = undo.enter_context(probe("netback_copies", COPIES, "count=%si:u32"))
             undo.enter_context(trigger(copies, "hist:keys=common_pid:vals=count"))
@@ -191,18 +189,36 @@ def _histograms(tids: list[int], missing: dict[str, str]) -> Iterator[dict[str, 
         yield events
 
 
+def wait_for_end(name: str) -> None:
+    """Wait until hardly any frame crosses the link, not for ever."""
+    end = time.monotonic() + END_SECONDS
+    crossed = BEGIN_FRAMES
+    while crossed >= BEGIN_FRAMES and time.monotonic() < end:
+        before = frames(name)
+        time.sleep(SETTLE_SECONDS)
+        crossed = frames(name) - before
+
+
 def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     if job.trace and not (TRACING / "events").exists():
         subprocess.run(["mount", "-t", "tracefs", "tracefs", str(TRACING)], check=True)
-    before, end = frames(job.link), time.monotonic() + BEGIN_SECONDS
-    Path(job.ready).touch()
-    while frames(job.link) < before + BEGIN_FRAMES:
-        if time.monotonic() > end:
-            raise SystemExit(f"fewer than {BEGIN_FRAMES} frames crossed {job.link} in {BEGIN_SECONDS:.0f} s")
-        time.sleep(0.1)
-    time.sleep(SETTLE_SECONDS)
-    print(json.dumps(count(job)))
+    missing: dict[str, str] = {}
+    with ExitStack() as undo:
+        histograms = undo.enter_context(counting(missing)) if job.trace else {}
+        before, end = frames(job.link), time.monotonic() + BEGIN_SECONDS
+        Path(job.ready).touch()
+        while frames(job.link) < before + BEGIN_FRAMES:
+            if time.monotonic() > end:
+                raise SystemExit(
+                    f"fewer than {BEGIN_FRAMES} frames crossed {job.link} in {BEGIN_SECONDS:.0f} s"
+                )
+            time.sleep(0.1)
+        time.sleep(SETTLE_SECONDS)
+        found = count(job, histograms, missing)
+        if histograms:
+            wait_for_end(job.link)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
