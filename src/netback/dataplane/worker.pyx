@@ -28,7 +28,7 @@ from posix.unistd cimport close, read, write
 
 from netback.errors import PlatformError
 from netback.dataplane.arena cimport Arena
-from netback.dataplane.clock cimport now_ns
+from netback.dataplane.clock cimport now_near, now_ns
 from netback.dataplane.credit cimport Credit, credit_leave
 from netback.dataplane.epoll cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
@@ -401,7 +401,7 @@ cdef inline int poll_timeout_ms(worker_t *worker) noexcept nogil:
     deadline = timers_next(&worker.timers)
     if deadline == 0:
         return -1
-    now = now_ns()
+    now = now_near(deadline)
     return <int>((deadline - now + 999999) // 1000000) if deadline > now else 0
 
 
@@ -423,7 +423,7 @@ cdef void serve(worker_t *worker, workspace_t *ws) noexcept nogil:
             else:
                 on_descriptor(worker, happened[i].data.u64, happened[i].events)
         if timers_next(&worker.timers):
-            run_timers(worker, now_ns())
+            run_timers(worker, now_near(timers_next(&worker.timers)))
         poll_round(worker, ws)
         unmask_ports(worker, ports, fired)
         fired = 0
