@@ -23,6 +23,7 @@ import pytest
 
 from netback.abi.netif import RX_RESPONSE, TX_REQUEST, RxFlag
 from netback.abi.ring import slot_offset
+from netback.dataplane.own_grants import OwnGrants
 from netback.dataplane.peers.vhost_tap import VhostTapPeer
 from netback.dataplane.thread import Listener, WorkerThread
 from netback.errors import NetbackError
@@ -74,9 +75,15 @@ def mapped() -> int:
 class Rig:
     """A tap, its peer, and a packet socket at its far end."""
 
-    def __init__(self, name: str, vhost: str = "auto", mtu: int | None = None) -> None:
+    def __init__(
+        self, name: str, vhost: str = "auto", mtu: int | None = None, *, grants: bool = True
+    ) -> None:
+        """`grants`: buffers lie in pages that dom0 grants to itself, which emulated memory cannot copy from."""
         self.name = name
-        self.network = TapNetwork(name, vhost=vhost, mtu=mtu)
+        device = os.open("/dev/xen/gntalloc", os.O_RDWR | os.O_CLOEXEC)
+        own = OwnGrants(device, 0) if grants else None
+        os.close(device)
+        self.network = TapNetwork(name, vhost=vhost, mtu=mtu, grants=own)
         self.network.carrier(True)
         self.up()
 
@@ -134,9 +141,40 @@ class Rig:
 
 
 @pytest.fixture
+def few_grants() -> Iterator[int]:
+    """gntalloc has pages for a few buffers only."""
+    limit = Path("/sys/module/xen_gntalloc/parameters/limit")
+    before = limit.read_text()
+    limit.write_text("100")
+    yield 100
+    limit.write_text(before)
+
+
+@pytest.fixture
 def rig() -> Iterator[Rig]:
     with closing(Rig("vt0")) as made:
         yield made
+
+
+def test_buffers_lie_in_granted_pages_while_there_is_a_pair(rig: Rig) -> None:
+    assert rig.peer.granted == 0
+    assert rig.peer.switch()
+    assert rig.peer.granted == 32 * 17
+    for number in range(100):  # each buffer three times, all sizes of frames that this link takes
+        rig.far.send(frame(number, 64 + 14 * number))
+        assert rig.receive(1) == [number]
+    rig.peer.settle(True)
+    assert rig.peer.granted == 0
+    assert rig.peer.switch(), "what was granted can be granted again"
+    assert rig.peer.granted == 32 * 17
+
+
+def test_other_buffers_than_those_serve_as_well(few_grants: int, rig: Rig) -> None:
+    assert rig.peer.switch()
+    assert 0 < rig.peer.granted <= few_grants
+    for number in range(100):
+        rig.far.send(frame(number))
+        assert rig.receive(1) == [number]
 
 
 def test_frames_for_the_guest_keep_their_order_over_ten_thousand_switches(rig: Rig) -> None:
@@ -386,7 +424,7 @@ def test_frames_of_a_ring_are_sent_from_where_they_were_copied_to() -> None:
 
 def test_frames_for_a_ring_are_copied_from_where_the_kernel_put_them() -> None:
     generator = random.Random(4)
-    with closing(Rig("vt0", mtu=65521)) as rig:
+    with closing(Rig("vt0", mtu=65521, grants=False)) as rig:
         ring = Ring(peer=rig.peer)
         at = 0
         for number in range(600):

@@ -500,7 +500,7 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         "no-vhost-net", "note", "`path`", see.no_vhost_net,
-        "The spec asks for vhost-net, and frames go by {path}: {reason}.",
+        "Frames go by {path}, not by vhost-net: {reason}.",
         "If it cannot be opened: modprobe vhost_net, and the right to open /dev/vhost-net. After a failure it is tried "
         "again.",
     ),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from netback.dataplane.own_grants import OwnGrants
 from netback.dataplane.peers.peer import Peer
 
 ETH_DATA_LEN = 1500
@@ -34,6 +35,8 @@ class Owner:
     """What its nodes and its guest's say: "domid", "devid", "mac", "name", "uuid"; what is not known is missing."""
     wake: Callable[[], object] = bool
     """Has the device check its network soon. Any thread may call it."""
+    grants: OwnGrants | None = None
+    """Pages that this domain grants to itself, for a peer's memory; None: none."""
 
 
 class Network(Protocol):

@@ -132,6 +132,7 @@ class MacvtapNetwork(TapNetwork):
     """
 
     KIND = "macvtap"
+    _usual_vhost = "off"
 
     def __init__(
         self,

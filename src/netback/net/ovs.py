@@ -120,6 +120,7 @@ class OvsNetwork(TapNetwork):
     """
 
     _takes = 0
+    _usual_vhost = "off"
 
     def __init__(
         self,

@@ -76,14 +76,14 @@ KINDS = {
     "tap": Kind(
         "may",
         "tap:vif1.0",
-        lambda link, tap, owner, **options: TapNetwork(tap, **options),
+        lambda link, tap, owner, **options: TapNetwork(tap, grants=owner.grants, **options),
         options=TAP_OPTIONS,
         tap=lambda link, device: link or device,
     ),
     "bridge": Kind(
         "must",
         "bridge:xenbr0",
-        lambda bridge, tap, owner, **options: TapNetwork(tap, bridge=bridge, **options),
+        lambda bridge, tap, owner, **options: TapNetwork(tap, bridge=bridge, grants=owner.grants, **options),
         "bridge",
         options={name: option for name, option in TAP_OPTIONS.items() if name != "bridge"},
         tap=lambda bridge, device: device,

@@ -27,9 +27,10 @@ from typing import TypeVar
 
 from netback.abi import virtio_net
 from netback.dataplane.caps import EVERYTHING, Can
+from netback.dataplane.own_grants import OwnGrants
 from netback.dataplane.peers.peer import Peer
 from netback.dataplane.peers.tap import TapPeer
-from netback.dataplane.peers.vhost_tap import VhostTapPeer
+from netback.dataplane.peers.vhost_tap import VHOST_NET, VhostTapPeer
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net.base import ETH_DATA_LEN, Bridge
 from netback.net.buffers import HEAD, MAX_DRAIN
@@ -319,14 +320,17 @@ class TapNetwork:
 
     `held` are the descriptors that an earlier process put into a descriptor store: those that still belong to this tap
     are used, and the tap's carrier and queued frames stay unchanged. `several`: a tap that is made here may have
-    several queues. `mtu`: set on the tap whenever it is joined. `bridge`: the tap is set up as a port of this link, now
-    and whenever it is a port of none. `address`: of a tap that is made here. ConfigError: a tap cannot be opened under
-    this name. PeerError: another process holds it, or there is no such bridge.
+    several queues. `mtu`: set on the tap whenever it is joined. `vhost`: which frames vhost-net moves (vhost_tap.pyx):
+    none (off), streams (auto) or all (on). `bridge`: the tap is set up as a port of this link, now and whenever it is a
+    port of none. `address`: of a tap that is made here. `grants`: for vhost-net's buffers. ConfigError: a tap cannot be
+    opened under this name. PeerError: another process holds it, or there is no such bridge.
     """
 
     KIND = "tap"
     _takes: int = EVERYTHING
     """The offloads that the network behind the tap takes."""
+    _usual_vhost = "auto"
+    """`vhost`, if it is not given."""
 
     def __init__(
         self,
@@ -335,9 +339,10 @@ class TapNetwork:
         *,
         several: bool = False,
         mtu: int | None = None,
-        vhost: str = "off",
+        vhost: str | None = None,
         bridge: str = "",
         address: str = ADDRESS,
+        grants: OwnGrants | None = None,
     ) -> None:
         self._fds: list[int] = []
         self._peers: list[TapPeer | VhostTapPeer] = []
@@ -353,7 +358,7 @@ class TapNetwork:
         self._carrier = self._limited = False
         self._address = address
         self._mtu = mtu
-        self._vhost = vhost
+        self._vhost, self._asked, self._grants = vhost or self._usual_vhost, vhost is not None, grants
         self._bridge_name = bridge
         self._dropped = self._dropped_before = 0
         self._here: int | None = None
@@ -389,7 +394,9 @@ class TapNetwork:
 
     def _make_peer(self, fd: int) -> TapPeer | VhostTapPeer:
         plain = TapPeer(fd, vnet_hdr=True, caps=self._takes, owner=self)
-        return plain if self._vhost == "off" else VhostTapPeer(plain, always=self._vhost == "on")
+        if self._vhost == "off":
+            return plain
+        return VhostTapPeer(plain, always=self._vhost == "on", grants=self._grants)
 
     def set_queues(self, count: int) -> None:
         """Join or leave queues of a multi-queue tap. A queue that stays attached gets its share of the frames, even if
@@ -462,7 +469,10 @@ class TapNetwork:
                 else f"vhost-net for {used} of {len(by_vhost)} queues"
             )
         fault = next((peer.fault for peer in by_vhost if peer.fault), None)
-        return f"system calls: {fault}" if fault else "system calls; vhost-net for streams"
+        if not fault:
+            return "system calls; vhost-net for streams"
+        missing = fault.startswith(VHOST_NET) and not self._asked
+        return f"system calls{';' if missing else ':'} {fault}"
 
     @property
     def mtu(self) -> int | None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from netback.abi.ring import PAGE_SIZE
 from netback.dataplane.arena import Arena
+from netback.dataplane.own_grants import OwnGrants
 from netback.dataplane.platform.events import Events
 from netback.dataplane.platform.memory import GuestMemory
 from netback.xenstore.aio import Store
@@ -81,6 +82,10 @@ class Platform(Protocol):
 
     def open_arena(self) -> Arena:
         """Allocate the memory of a worker's bursts; copies between it and guests are cheap."""
+
+    @property
+    def own_grants(self) -> OwnGrants | None:
+        """Pages that this domain grants to itself, for a peer's memory; None where a copy from such costs no less."""
 
     def open_memory(self, domid: int) -> GuestMemory:
         """A guest's memory, for copies that check its grants.

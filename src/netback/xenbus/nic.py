@@ -205,7 +205,8 @@ class Nic:
             "name": name,
             "uuid": uuid,
         }
-        return Owner({key: value for key, value in facts.items() if value}, self._changed)
+        known = {key: value for key, value in facts.items() if value}
+        return Owner(known, self._changed, self._context.platform.own_grants)
 
     def _changed(self) -> None:
         """The network has news. Any thread may call this."""

@@ -78,7 +78,8 @@ cdef struct burst_t:             # staged and not yet published
     uint32_t bytes
     uint32_t frames
     bint unpaid                  # a frame waits for credit
-    arena_t *pages               # local pages that a copy may name by gref
+    const arena_t *pages         # local pages that a copy may name by gref: the worker's ...
+    const arena_t *lent          # ... and the peer's
 
 
 cdef arena_t no_pages            # none: a copy to a staged page needs an address
@@ -104,6 +105,7 @@ cdef int poll_rx(link_t *link, workspace_t *ws) noexcept nogil:
     memset(&burst, 0, sizeof(burst))
     burst.room = pending
     burst.pages = ws.pages if queue.staged == NULL else &no_pages
+    burst.lent = link.source.pages if link.source.pages != NULL and queue.staged == NULL else &no_pages
     ws.segments_used = 0
     if pending == 0 and queue.backlog.count == 0 and has_waited(link):
         read_one(queue, ws)
@@ -474,7 +476,7 @@ cdef inline void stage_copy(
     copy.dest.foreign.domid = queue.memory.domid
     copy.len = size
     copy.flags = GNTCOPY_dest_gref
-    if name_local(burst.pages, &copy.source, data, size):
+    if name_local(burst.pages, &copy.source, data, size) or name_local(burst.lent, &copy.source, data, size):
         copy.flags |= GNTCOPY_source_gref
     burst.segments += 1
 

@@ -55,6 +55,7 @@ link without a filter has no cost.
 from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from netback.dataplane.abi cimport virtio_net_hdr
+from netback.dataplane.arena cimport arena_t
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
@@ -111,6 +112,7 @@ cdef struct peer_t:
     int condition
     uint32_t short_frames        # messages without a frame, and
     uint32_t truncated           # frames longer than any buffer: the caller moves both to its counters
+    const arena_t *pages         # its own memory, if pages of that are granted to this domain; else NULL
     int (*receive)(peer_t *, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil
     void (*release)(peer_t *) noexcept nogil
     int (*read)(peer_t *, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil

@@ -7,11 +7,11 @@ writes the tap in place of system calls of ours (linux/vhost.h, drivers/vhost/ne
 
 The two directions choose for themselves, and neither is reordered by it:
 
-    RX        reads that bring several frames are a stream: the tap becomes the backend of the RX virtqueue. If reads
-              bring single frames again it is taken away; the kernel then puts back what it had fetched, and the frames
+    RX        reads that bring much in large frames are a stream: the tap becomes the backend of the RX virtqueue. If
+              they bring little again it is taken away; the kernel then puts back what it had fetched, and the frames
               in the used ring are returned before the tap is read.
-    TX        a burst of several frames, or a large one, goes to the pair, and so does every frame while one is there.
-              A lone small frame that finds the pair empty is written.
+    TX        a burst of small frames goes to the pair, and so does every frame while one is there. Others that find
+              the pair empty are written.
 
 The pair is made at the first stream and given back after IDLE. At most MAX_PAIRS exist in this process. What lies in a
 pair when the process is killed is lost; `settle` empties it before an orderly end. If the kernel takes no frame for
@@ -19,6 +19,8 @@ STALL although there are some, reports an error of a virtqueue (a batch that fai
 gone, what lies in the pair is lost and counted, and the plain path goes on.
 
 The kernel is trusted: nothing but bounds is checked, and a frame lies in the pair's memory while it is used (pair.pyx).
+On real Xen RX frames lie in pages that this domain grants to itself, as far as there are some: see arena.pyx. TX frames
+do not: the kernel reads such pages more slowly.
 A vnet header is 10 bytes on both paths, as long as neither VERSION_1 nor MRG_RXBUF is set, so the tap's own format
 never changes.
 """
@@ -29,8 +31,11 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close, read, usleep
 
-from netback.dataplane.clock cimport now_ns
+from netback.dataplane.abi cimport PAGE_SIZE
+from netback.dataplane.arena cimport arena_t
+from netback.dataplane.clock cimport coarse_ns, now_near
 from netback.dataplane.epoll cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
+from netback.dataplane.own_grants cimport OwnGrants, own_grants_t, own_pages
 from netback.dataplane.peers.pair cimport (
     LARGE_BUFFER, LENT_BUFFER, RX_AREA, RX_AVAIL, RX_DESC, RX_USED, TX_AVAIL, TX_DESC, TX_USED, pair_has_frames,
     pair_in_flight, pair_init_lending, pair_offer, pair_receive, pair_reclaim, pair_release, pair_send, pair_t,
@@ -118,7 +123,8 @@ cdef extern from "sys/mman.h" nogil:
 cdef enum:
     RX_QUEUE = 0                 # VHOST_NET_VQ_RX
     TX_QUEUE = 1
-    LARGE_BUFFERS = 64           # RX buffers; a page that no frame has touched costs nothing
+    LARGE_BUFFERS = 32           # RX buffers; a page that no frame has touched costs nothing ...
+    OWN_PAGES = 17               # ... unless it is granted: those of a frame of 64 KiB, in each buffer
     TX_BYTES = 16 * LARGE_BUFFER
     BYTES = RX_AREA + LARGE_BUFFERS * LENT_BUFFER + TX_BYTES
     MAX_PAIRS = 64               # 365 MiB if all of them carry frames of 64 KiB
@@ -130,8 +136,8 @@ cdef enum:
     RETRY = 10                   # s after a failure
     SETTLE = 50                  # waits of 1 ms, at most, for frames in the pair at an orderly end
 
-    UNIT = 4096                  # bytes of a frame that count as another frame: a large one is a stream by itself
-    WINDOW = 32                  # reads until the tap was empty, over which frames are counted ...
+    UNIT = 4096                  # bytes of a large frame, in which it is counted
+    WINDOW = 32                  # reads until the tap was empty, over which that is counted ...
     MAX_WINDOW = 4096            # ... after streams that ended soon
     STEADY = 1000 * MS           # a stream that lasts so long resets the window
     UNITS = 4 * WINDOW           # without an empty read: a stream
@@ -145,9 +151,11 @@ cdef enum:                       # vhost_tap.rx
 cdef enum:                       # step: where attaching failed
     STEP_NONE, STEP_LIMIT, STEP_OPEN, STEP_MEMORY, STEP_SETUP, STEP_BACKEND, STEP_STALLED, STEP_ERROR, STEP_LINK
 
+VHOST_NET = "/dev/vhost-net"
+
 STEPS = {
     STEP_LIMIT: f"{MAX_PAIRS} queues of this process use vhost-net already",
-    STEP_OPEN: "/dev/vhost-net cannot be opened",
+    STEP_OPEN: f"{VHOST_NET} cannot be opened",
     STEP_MEMORY: "no memory for virtqueues",
     STEP_SETUP: "vhost-net refuses the virtqueues",
     STEP_BACKEND: "vhost-net refuses the tap",
@@ -171,8 +179,9 @@ cdef struct vhost_tap:           # `peer` is first: a peer_t * of this kind is a
     int rx
     bint tx                      # the tap is the backend of TX
     # What the choices look at.
-    uint32_t units               # frames read, large ones counting more, ...
+    uint32_t units               # read in large frames, ...
     uint32_t drains              # ... in so many reads that ended with an empty tap
+    bint some                    # a frame was read since the last one
     uint32_t window
     uint64_t since               # ns: when RX went over to the pair
     uint32_t bursts              # sends that would have gone through a pair, each two more, less the others
@@ -185,6 +194,9 @@ cdef struct vhost_tap:           # `peer` is first: a peer_t * of this kind is a
     uint64_t retry_at            # ns: not attached before
     int step
     int code                     # errno
+    const own_grants_t *grants   # NULL: none
+    arena_t pages                # the pair's memory, with the grefs of its granted pages
+    uint32_t *grefs
     uint64_t switches            # changes of the path, both directions
 
 
@@ -194,13 +206,13 @@ cdef bint fail(vhost_tap *own, int step) noexcept nogil:
     """Note why the pair is not, or no longer, used; False."""
     own.code = errno if STEP_OPEN <= step <= STEP_BACKEND else 0
     own.step = step
-    own.retry_at = now_ns() + <uint64_t>RETRY * 1000 * MS
+    own.retry_at = coarse_ns() + <uint64_t>RETRY * 1000 * MS
     return False
 
 
 cdef inline void read_plainly(vhost_tap *own) noexcept nogil:
     own.peer.frames_per_read = 1
-    own.peer.read = read_tap
+    own.peer.read = read_first if own.always else own.plain_read
     own.peer.by_bell &= ~<uint32_t>BELL_FRAMES
 
 
@@ -217,8 +229,11 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     if own.pair.memory != NULL:
         munmap(own.pair.memory, BYTES)
     free(own.pair)
+    free(own.grefs)
     give_pair()
     own.pair = NULL
+    own.grefs = NULL
+    own.peer.pages = NULL
     own.device = -1
     own.rx = RX_PLAIN
     own.tx = False
@@ -232,6 +247,24 @@ cdef inline void forget_unused(vhost_tap *own) noexcept nogil:
     """Give back a pair that was left, unless frames of it are in use."""
     if own.pair != NULL and not own.tx and own.rx == RX_PLAIN and own.pair.reads == 0:
         forget_pair(own)
+
+
+cdef void grant_buffers(vhost_tap *own) noexcept nogil:
+    """Put RX buffers, which the device has not used yet, into granted pages, as many as there are."""
+    cdef uint8_t *memory = own.pair.memory
+    cdef uint32_t i, page
+    own.grefs = <uint32_t *>calloc(BYTES // PAGE_SIZE, sizeof(uint32_t))
+    if own.grefs == NULL:
+        return
+    for i in range(<uint32_t>LARGE_BUFFERS):
+        page = (RX_AREA + i * LENT_BUFFER) // PAGE_SIZE + 1      # the header before it is for netback alone
+        if not own_pages(own.grants, memory + <size_t>page * PAGE_SIZE, OWN_PAGES, own.grefs + page):
+            break
+    own.pages.memory = memory
+    own.pages.named = BYTES // PAGE_SIZE
+    own.pages.grefs = own.grefs
+    own.pages.domid = own.grants.domid
+    own.peer.pages = &own.pages
 
 
 cdef bint set_up(vhost_tap *own) noexcept nogil:
@@ -286,7 +319,7 @@ cdef bint attach(vhost_tap *own) noexcept nogil:
         return False             # it is being left
     if own.peer.condition == PEER_CLOSED:
         return False
-    now = now_ns()
+    now = coarse_ns()
     if now < own.retry_at:
         return False
     if own.pair != NULL:
@@ -313,11 +346,13 @@ cdef bint rx_begin(vhost_tap *own) noexcept nogil:
     """Have the kernel put frames into the pair from now on."""
     if not attach(own):
         return False
+    if own.grants != NULL and own.grefs == NULL:
+        grant_buffers(own)
     if vhost_backend(own.device, RX_QUEUE, own.peer.fd):
         return fail(own, STEP_BACKEND)
     own.rx = RX_VHOST
     own.switches += 1
-    own.since = now_ns()
+    own.since = coarse_ns()
     own.units = own.drains = 0
     own.peer.frames_per_read = BURST_FRAMES
     own.peer.read = NULL
@@ -331,7 +366,7 @@ cdef void rx_leave(vhost_tap *own) noexcept nogil:
         return
     vhost_backend(own.device, RX_QUEUE, -1)
     own.rx = RX_LEAVING
-    own.window = WINDOW if now_ns() - own.since > STEADY else min(2 * own.window, <uint32_t>MAX_WINDOW)
+    own.window = WINDOW if coarse_ns() - own.since > STEADY else min(2 * own.window, <uint32_t>MAX_WINDOW)
 
 
 cdef void rx_end(vhost_tap *own) noexcept nogil:
@@ -378,7 +413,7 @@ cdef void check_progress(vhost_tap *own, uint64_t now) noexcept nogil:
 cdef void tick(peer_t *peer) noexcept nogil:
     """At times, while there is a pair. The worker calls it, since it receives nothing while the guest has no slots."""
     cdef vhost_tap *own = <vhost_tap *>peer
-    cdef uint64_t now = now_ns()
+    cdef uint64_t now = now_near(own.peer.due)
     if own.pair == NULL or now < own.peer.due:
         return
     own.peer.due = now + TICK
@@ -408,16 +443,18 @@ cdef inline void look_after(vhost_tap *own, uint64_t now) noexcept nogil:
 # --- frames
 
 cdef inline void count_read(vhost_tap *own, uint32_t length) noexcept nogil:
-    own.units += 1 + length // UNIT
+    own.units += length // UNIT
+    own.some = True
 
 
 cdef inline void end_reads(vhost_tap *own) noexcept nogil:
     """A read brought nothing, which ends a row of them."""
-    own.drains += own.units != 0
+    own.drains += own.some
+    own.some = False
 
 
 cdef inline bint is_stream(vhost_tap *own) noexcept nogil:
-    """Whether the tap, read plainly, had several frames each time, or has not been empty for long."""
+    """Whether the tap, read plainly, had 8 KiB in large frames each time, or 512 KiB since it was empty."""
     cdef bint stream
     if own.drains < own.window:
         return own.drains == 0 and own.units >= UNITS
@@ -426,8 +463,8 @@ cdef inline bint is_stream(vhost_tap *own) noexcept nogil:
     return stream
 
 
-cdef inline bint is_lone(vhost_tap *own) noexcept nogil:
-    """Whether the pair brought single frames for some time."""
+cdef inline bint has_ended(vhost_tap *own) noexcept nogil:
+    """Whether the pair brought less than 6 KiB in large frames each time."""
     cdef bint lone
     if own.drains < own.window:
         return False
@@ -436,27 +473,31 @@ cdef inline bint is_lone(vhost_tap *own) noexcept nogil:
     return lone
 
 
-cdef int read_tap(peer_t *peer, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil:
-    """A read of the tap itself."""
-    cdef vhost_tap *own = <vhost_tap *>peer
-    cdef int i, got
-    if peer.unread:
-        peer.unread = False
-        end_reads(own)
-    got = own.plain_read(peer, vectors, per_frame, received, count)
+cdef inline void watch_reads(vhost_tap *own, const frame_t *frames, int got, int count) noexcept nogil:
+    """Count what a read of the tap brought, and begin a stream. That is not done by `read`, so that a frame passes no
+    function more than it must.
+    """
+    cdef int i
     for i in range(got):
-        count_read(own, received[i].length)
+        count_read(own, frames[i].length)
     if got < count:
         end_reads(own)
-    if own.always or is_stream(own):
+    if is_stream(own):
         rx_begin(own)
+
+
+cdef int read_first(peer_t *peer, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil:
+    """A read of a tap all of whose frames are to go through the pair."""
+    cdef vhost_tap *own = <vhost_tap *>peer
+    cdef int got = own.plain_read(peer, vectors, per_frame, received, count)
+    rx_begin(own)
     return got
 
 
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
     cdef vhost_tap *own = <vhost_tap *>peer
     cdef int i, got
-    if peer.due and not has_lent(own):
+    if peer.due and coarse_ns() >= peer.due and not has_lent(own):
         tick(peer)
     if own.rx != RX_PLAIN:
         got = pair_receive(own.pair, peer, arena, largest, frames, count)
@@ -466,14 +507,20 @@ cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames
             end_reads(own)
         own.used |= got > 0
         if own.rx == RX_VHOST:
-            if got == 0 and not own.always and is_lone(own):
+            if got == 0 and not own.always and has_ended(own):
                 rx_leave(own)
                 got = pair_receive(own.pair, peer, arena, largest, frames, count)
             return got
         if got:
             return got
         rx_end(own)
-    return own.plain_receive(peer, arena, largest, frames, count)
+    if peer.unread:
+        peer.unread = False
+        end_reads(own)
+    got = own.plain_receive(peer, arena, largest, frames, count)
+    if not own.always:
+        watch_reads(own, frames, got, count)
+    return got
 
 
 cdef inline bint has_lent(vhost_tap *own) noexcept nogil:
@@ -497,14 +544,14 @@ cdef uint8_t *room(peer_t *peer, uint32_t size) noexcept nogil:
 
 
 cdef inline bint is_burst(iovec *vectors, const uint32_t *first, int count) noexcept nogil:
-    """Whether frames are more than a lone small one."""
+    """Whether these are several small frames: the call that writes a frame costs more than its copy then."""
     cdef size_t bytes = 0
-    cdef uint32_t i
-    if count > 1:
-        return True
-    for i in range(first[0], first[1]):
+    cdef uint32_t i, end = first[count]
+    if count == 1:
+        return False
+    for i in range(first[0], end):
         bytes += vectors[i].iov_len
-    return bytes > UNIT
+    return bytes <= <size_t>count * UNIT
 
 
 cdef inline bint goes_through_pair(vhost_tap *own, iovec *vectors, const uint32_t *first, int count) noexcept nogil:
@@ -533,7 +580,7 @@ cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, in
         peer.by_bell |= BELL_ROOM
         if done == count:
             return done
-        check_progress(own, now_ns())
+        check_progress(own, coarse_ns())
         if own.tx:
             return done
         refused[0] += own.lost
@@ -574,13 +621,15 @@ cdef bint settle(peer_t *peer, bint end) noexcept nogil:
 cdef class VhostTapPeer(Peer):
     """A tap, given as its TapPeer, whose streams go through vhost-net where that is possible.
 
-    `always`: every frame does, not only streams. `device`: the path of vhost-net.
+    `always`: every frame does, not only streams. `device`: the path of vhost-net. `grants`: those of the domain to
+    itself, if a copy from such a page costs less.
     """
 
     cdef vhost_tap own
     cdef bytes path
+    cdef OwnGrants grants
 
-    def __cinit__(self, Peer plain, *, bint always=False, str device="/dev/vhost-net"):
+    def __cinit__(self, Peer plain, *, bint always=False, str device=VHOST_NET, OwnGrants grants=None):
         self.peer = &self.own.peer
         self.owner = plain
         self.path = os.fsencode(device)
@@ -591,7 +640,6 @@ cdef class VhostTapPeer(Peer):
         self.own.plain_send = plain.peer.send
         self.own.plain_check = plain.peer.check
         self.own.peer.receive = receive
-        self.own.peer.read = read_tap
         self.own.peer.release = release
         self.own.peer.send = send
         self.own.peer.room = room
@@ -599,7 +647,11 @@ cdef class VhostTapPeer(Peer):
         self.own.peer.settle = settle
         self.own.peer.tick = tick
         self.own.always = always
+        read_plainly(&self.own)
         self.own.window = WINDOW
+        if grants is not None:
+            self.grants = grants
+            self.own.grants = &grants.own
         self.own.device = self.own.error = -1
         probe(&self.own)
 
@@ -619,6 +671,15 @@ cdef class VhostTapPeer(Peer):
     def attached(self) -> bool:
         """Whether there is a pair of virtqueues now."""
         return self.own.pair != NULL
+
+    @property
+    def granted(self) -> int:
+        """Pages of the pair that are granted to this domain."""
+        cdef uint32_t page, found = 0
+        if self.own.grefs != NULL:
+            for page in range(self.own.pages.named):
+                found += self.own.grefs[page] != 0
+        return found
 
     @property
     def switches(self) -> int:

@@ -80,6 +80,10 @@ class EmulatedPlatform:
     def open_arena(self) -> Arena:
         return Arena()
 
+    @property
+    def own_grants(self) -> None:
+        return None
+
     def open_memory(self, domid: int) -> GuestMemory:
         reply, (memfd,) = self._handle.request(Op.MEMORY, domid)
         try:

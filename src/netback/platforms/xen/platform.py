@@ -9,11 +9,13 @@ import mmap
 import os
 import struct
 import time
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
 from netback.abi.ring import PAGE_SIZE
 from netback.dataplane.arena import Arena
+from netback.dataplane.own_grants import OwnGrants
 from netback.dataplane.platform.xen_memory import XenMemory
 from netback.dataplane.shared_words import address_of
 from netback.errors import ConfigError, PlatformError
@@ -129,6 +131,18 @@ class XenPlatform:
         except (ConfigError, PlatformError, OSError) as error:
             log.info("copies use addresses, which costs more: %s", error)
         return arena
+
+    @cached_property
+    def own_grants(self) -> OwnGrants | None:
+        try:
+            device = open_device("gntalloc")
+        except ConfigError as error:
+            log.info("peers' memory has addresses, from which copies cost more: %s", error)
+            return None
+        try:
+            return OwnGrants(device, self.domid)
+        finally:
+            os.close(device)
 
     def map_grant(self, domid: int, gref: int, *, readonly: bool = False) -> XenMappedPage:
         return XenMappedPage(self._gntdev, domid, gref, readonly)
