@@ -215,6 +215,7 @@ async def test_attach_list_detach(xen: Path, guest: Guest) -> None:
             "stalled": None, "drops": {}, "queued": {},
             "tx_rate": None, "rx_rate": None, "bridge": None, "mtu": None, "path": None, "link": True, "pcap": None,
             "record": "off",
+            "recording": None,
             "filters": [],
             "features": {"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"},
         }  # fmt: skip
