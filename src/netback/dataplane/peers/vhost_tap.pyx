@@ -233,6 +233,7 @@ cdef void forget_pair(vhost_tap *own) noexcept nogil:
     give_pair()
     own.pair = NULL
     own.grefs = NULL
+    own.pages.named = 0          # a burst in which the pair went still looks there
     own.peer.pages = NULL
     own.device = -1
     own.rx = RX_PLAIN
