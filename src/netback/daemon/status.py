@@ -70,7 +70,7 @@ def describe(device: Device) -> DeviceStatus:
         rings=dict(vif.rings) if vif else {},
         pcap=describe_pcap(device),
         record=device.recorder.mode,
-        recording=printable(device.recording) if device.recording else None,
+        recording=printable(path) if (path := device.recording) else None,
     )
 
 

@@ -6,7 +6,6 @@ as many as its limit has for all processes of the domain.
 """
 import os
 
-
 cdef extern from *:
     """
     #include <stdint.h>
@@ -14,9 +13,9 @@ cdef extern from *:
     #include <sys/ioctl.h>
     #include <sys/mman.h>
 
-    #define OWN_PAGES 32
+    #define MOST_PAGES 32
     /* xen/gntalloc.h: struct ioctl_gntalloc_alloc_gref, ioctl_gntalloc_dealloc_gref */
-    struct own_alloc { uint16_t domid, flags; uint32_t count; uint64_t index; uint32_t grefs[OWN_PAGES]; };
+    struct own_alloc { uint16_t domid, flags; uint32_t count; uint64_t index; uint32_t grefs[MOST_PAGES]; };
     struct own_dealloc { uint64_t index; uint32_t count; };
     enum { ALLOC_GREF = 0x00184705, DEALLOC_GREF = 0x00104706, WRITABLE = 1 };
 
@@ -26,7 +25,7 @@ cdef extern from *:
         struct own_alloc made = {domid, WRITABLE, count, 0, {0}};
         struct own_dealloc given;
         void *mapped;
-        if (count > OWN_PAGES || ioctl(device, ALLOC_GREF, &made))
+        if (count > MOST_PAGES || ioctl(device, ALLOC_GREF, &made))
             return 0;
         mapped = mmap(at, 4096UL * count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, device, made.index);
         given.index = made.index;

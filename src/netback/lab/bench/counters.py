@@ -59,12 +59,17 @@ def histogram(text: str) -> dict[tuple[int, str], Hits]:
     return found
 
 
-def hits(counted: Mapping[str, Any], name: str, threads: Collection[int] | None = None) -> dict[str, Hits]:
-    """What a histogram counted between two snapshots, of these threads or of all; nothing without that histogram."""
+def threads(counted: Mapping[str, Any]) -> set[int]:
+    """The threads that were counted."""
+    return {int(thread) for thread in counted["end"]["tasks"]}
+
+
+def hits(counted: Mapping[str, Any], name: str, of: Collection[int] | None = None) -> dict[str, Hits]:
+    """What a histogram counted between two snapshots, `of` these threads or of all; nothing without that histogram."""
     begin, end = (histogram(counted[at]["histograms"].get(name, "")) for at in ("begin", "end"))
     found: dict[str, Hits] = {}
     for (thread, call), after in end.items():
-        if threads is None or thread in threads:
+        if of is None or thread in of:
             before, so_far = begin.get((thread, call), Hits(0)), found.get(call, Hits(0))
             found[call] = Hits(
                 so_far.count + after.count - before.count, so_far.total + after.total - before.total

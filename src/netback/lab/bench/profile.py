@@ -18,7 +18,7 @@ import msgspec
 
 from netback.errors import NetbackError
 from netback.lab.bench import backends
-from netback.lab.bench.counters import BYTE_CALLS, Span, hits, span
+from netback.lab.bench.counters import BYTE_CALLS, Span, hits, span, threads
 from netback.lab.bench.made import Made, made
 from netback.lab.bench.rows import ROWS, Row
 from netback.lab.bench.run import make_guest
@@ -195,8 +195,7 @@ def account(
     }
     missing = {"copies": found["missing"]["copies"]} if "copies" in found["missing"] else {}
     derived: dict[str, str] = {}
-    threads = {int(thread) for thread in found["end"]["tasks"]}
-    calls = hits(found, "calls", threads)
+    calls = hits(found, "calls", threads(found))
     counts["system_calls"] = sum(one.count for one in calls.values()) / counted.frames
     if "copies" in found["end"]["histograms"]:
         counts["copies"] = sum(one.total for one in hits(found, "copies").values()) / counted.frames
@@ -241,7 +240,7 @@ def _copied(
 ) -> None:
     """Bytes copied per frame, and by which part. Xen counts no bytes: they follow from the link's."""
     to, back, frames = counted.bytes_to_guest, counted.bytes_from_guest, counted.frames
-    returned = hits(found, "returned", {int(thread) for thread in found["end"]["tasks"]})
+    returned = hits(found, "returned", threads(found))
     by_calls = sum(one.total for name, one in returned.items() if name in BYTE_CALLS)
     if backend == "kernel":
         headers = min(back, HEADER_BYTES * counted.from_guest)
