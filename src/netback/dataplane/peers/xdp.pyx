@@ -6,21 +6,22 @@ kernel and back with received frames, TX and completion with frames to send. The
 and slots, and is trusted with them.
 
 Received frames stay in their chunks, before which the kernel leaves XDP_PACKET_HEADROOM; `release` gives them back.
-With copies, which any driver can do, the kernel takes frames from the TX ring only while this end calls sendto. What a
-call left is the caller's again, or is refused: nothing tells when it would be taken. The ring's producer cannot go
-back, since the kernel remembers it (xsk_queue.h, cached_prod), so the slots are made void, which the kernel skips, and
-used again. A driver that copies nothing takes frames at any time, and is called only if it wants to be
+With copies, which any driver can do, the kernel takes frames from the TX ring only while this end calls sendto. A call
+takes a few (xsk.c, TX_BATCH_SIZE), and before Linux 6.17 the ring's consumer index stays behind what was taken until
+the ring is empty. So what a call seems to have left is the kernel's, is pushed again after PAUSE, and nothing is added
+until the ring is empty. A driver that copies nothing takes frames at any time, and is called only if it wants to be
 (XDP_USE_NEED_WAKEUP).
 """
 import os
 
 from libc.errno cimport EAGAIN, EBUSY, ENOBUFS, ENODEV, ENOMEM, ENXIO, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport close
+from posix.unistd cimport close, usleep
 
+from netback.dataplane.clock cimport now_ns
 from netback.dataplane.epoll cimport (
     EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, epoll_create1, epoll_ctl, epoll_event,
 )
@@ -219,8 +220,9 @@ cdef enum:
     CHUNK = 4096                 # of the largest frame, and XDP_PACKET_HEADROOM (256) before a received one
     MAX_QUEUES = 64
     MAX_HELD = 2 * BURST_FRAMES  # frames of several reads, before their `release`
-
-cdef uint64_t VOID = <uint64_t>-1        # an address outside the memory
+    TX_BATCH = 16                # the least that a call takes, if it can (xsk.c, TX_BATCH_SIZE)
+    PAUSE = 1000 * 1000          # ns until what the kernel did not take is pushed again
+    SETTLE = 50                  # pauses, at most, at an orderly end
 
 MOST_QUEUES = MAX_QUEUES
 
@@ -235,9 +237,9 @@ cdef struct xsk_t:               # a socket; RX and TX may be used by different 
     xdp_ring done
     uint64_t held[MAX_HELD]      # chunks of the frames that `receive` returned
     uint32_t held_count
-    uint64_t free[TX_CHUNKS + 1]     # with room to look at an address
+    uint64_t free[TX_CHUNKS]
     uint32_t free_count
-    uint32_t end                 # of the frames in the TX ring: the slots from here to the producer are void
+    bint out[TX_CHUNKS]          # the kernel has this chunk
 
 
 cdef struct xsk_set:
@@ -363,64 +365,66 @@ cdef void release(peer_t *peer) noexcept nogil:
 
 # --- TX
 
+cdef inline void free_chunk(xsk_t *own, uint64_t address) noexcept nogil:
+    """A chunk may be used again. One that was not out is none of ours, whatever the kernel says."""
+    cdef uint64_t chunk = address // CHUNK - RX_CHUNKS
+    if chunk < TX_CHUNKS and own.out[chunk]:
+        own.out[chunk] = False
+        own.free[own.free_count] = (RX_CHUNKS + chunk) * CHUNK
+        own.free_count += 1
+
+
 cdef inline void reclaim(xsk_t *own) noexcept nogil:
-    """Take the chunks of frames that have left; some kernels return the void slots' address as well."""
+    """Take the chunks of frames that have left."""
     cdef uint32_t consumer = load_relaxed(own.done.consumer)
     cdef uint32_t i, count = load_acquire(own.done.producer) - consumer
-    for i in range(count):
-        own.free[own.free_count] = (<uint64_t *>own.done.slots)[(consumer + i) & own.done.mask]
-        own.free_count += own.free[own.free_count] != VOID
+    for i in range(min(count, own.done.mask + 1)):
+        free_chunk(own, (<uint64_t *>own.done.slots)[(consumer + i) & own.done.mask])
     if count:
         store_release(own.done.consumer, consumer + count)
 
 
 cdef inline uint32_t waiting(xsk_t *own) noexcept nogil:
-    """Frames in the TX ring."""
-    cdef int32_t left = <int32_t>(own.end - load_acquire(own.tx.consumer))
-    return <uint32_t>left if left > 0 else 0
+    """Frames in the TX ring that the kernel may not have taken."""
+    return load_relaxed(own.tx.producer) - load_acquire(own.tx.consumer)
 
 
 cdef int push(xsk_t *own) noexcept nogil:
-    """Have the kernel send what is in the TX ring, as far as the link takes it; returns 0, or the errno that ended it.
-    A call takes a few frames, and may fail after it took some.
+    """Have the kernel send what is in the TX ring, as far as the link takes it; returns 0, or the errno of the last
+    call. A call that fails with another errno than those of `is_busy` looked at the link, and not at the ring.
     """
-    cdef uint32_t before, left = waiting(own)
-    cdef int fault
+    cdef uint32_t calls, left = waiting(own)
+    cdef int fault = 0
     if not own.copies:
         if load_relaxed(own.tx.flags) & XDP_RING_NEED_WAKEUP:
             xdp_kick_tx(own.fd)
         return 0
-    while left:
-        fault = errno if xdp_kick_tx(own.fd) < 0 else EAGAIN
-        before = left
-        left = waiting(own)
-        if left == before:
-            return fault
-    return 0
+    calls = 2 + left // TX_BATCH
+    while waiting(own) and calls:
+        fault = errno if xdp_kick_tx(own.fd) < 0 else 0
+        if fault and not is_busy(fault):
+            break
+        calls -= 1
+    return fault
+
+
+cdef inline bint is_busy(int fault) noexcept nogil:
+    return fault == EAGAIN or fault == EBUSY or fault == ENOBUFS or fault == ENOMEM
 
 
 cdef void take_back(xsk_t *own, uint32_t count) noexcept nogil:
-    """Take the last frames out of the TX ring, from which the kernel takes none now."""
-    cdef xdp_desc *slot
-    cdef uint32_t _i
-    for _i in range(count):
-        own.end -= 1
-        slot = &(<xdp_desc *>own.tx.slots)[own.end & own.tx.mask]
-        own.free[own.free_count] = slot.addr
-        own.free_count += 1
-        slot.addr = VOID
-
-
-cdef inline void publish(xsk_t *own, uint32_t placed) noexcept nogil:
-    own.end += placed
-    if <int32_t>(own.end - load_relaxed(own.tx.producer)) > 0:
-        store_release(own.tx.producer, own.end)
+    """Take the last frames out of the TX ring, which the kernel has not looked at since they were added."""
+    cdef uint32_t i, producer = load_relaxed(own.tx.producer) - count
+    for i in range(count):
+        free_chunk(own, (<xdp_desc *>own.tx.slots)[(producer + i) & own.tx.mask].addr)
+    store_release(own.tx.producer, producer)
 
 
 cdef inline bint place(xsk_t *own, const iovec *vectors, uint32_t first, uint32_t end, uint32_t ahead) noexcept nogil:
-    """Copy a frame into a free chunk, and that into the slot so many ahead of the end; False if it does not fit."""
+    """Copy a frame into a free chunk, and that into the slot so many ahead of the producer; False if it does not fit.
+    """
     cdef uint64_t chunk = own.free[own.free_count - 1]
-    cdef xdp_desc *slot = &(<xdp_desc *>own.tx.slots)[(own.end + ahead) & own.tx.mask]
+    cdef xdp_desc *slot = &(<xdp_desc *>own.tx.slots)[(load_relaxed(own.tx.producer) + ahead) & own.tx.mask]
     cdef size_t length = 0
     cdef uint32_t i
     for i in range(first, end):
@@ -429,51 +433,87 @@ cdef inline bint place(xsk_t *own, const iovec *vectors, uint32_t first, uint32_
         memcpy(own.area + chunk + length, vectors[i].iov_base, vectors[i].iov_len)
         length += vectors[i].iov_len
     own.free_count -= 1
+    own.out[chunk // CHUNK - RX_CHUNKS] = True
     slot.addr = chunk
     slot.len = <uint32_t>length
     slot.options = 0
     return True
 
 
-cdef int send_some(xsk_t *own, peer_t *peer, int placed, int *refused) noexcept nogil:
-    """Publish that many frames, which are in the TX ring; returns how many are done with."""
-    cdef int fault
-    cdef uint32_t left
-    publish(own, placed)
-    fault = push(own)
-    left = waiting(own) if own.copies else 0
-    if left == 0:
+cdef bint push_all(xsk_t *own, peer_t *peer) noexcept nogil:
+    """Push, and draw the conclusions; whether the TX ring takes more frames."""
+    cdef int fault = push(own)
+    peer.due = 0
+    if not own.copies or waiting(own) == 0:
         peer_works(peer)
-        return placed
-    take_back(own, left)
-    if fault in (EAGAIN, EBUSY, ENOBUFS, ENOMEM):
-        peer.blocked = PEER_BUSY
-        return placed - <int>left
-    refused[0] += left
-    peer.condition = PEER_DOWN
-    return placed
+        return True
+    if fault and not is_busy(fault):
+        peer.condition = PEER_DOWN
+    else:
+        peer.due = now_ns() + PAUSE
+    return False
+
+
+cdef bint send_some(xsk_t *own, peer_t *peer, int placed, int *refused) noexcept nogil:
+    """Publish that many frames, which are in the TX ring; likewise."""
+    cdef bint takes
+    store_release(own.tx.producer, load_relaxed(own.tx.producer) + placed)
+    takes = push_all(own, peer)
+    if not takes and peer.condition == PEER_DOWN and <int>waiting(own) == placed:
+        take_back(own, placed)
+        refused[0] += placed
+    return takes
 
 
 cdef int send_by(
         xsk_t *own, peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
     cdef int placed, done = 0
+    cdef bint takes = not own.copies or waiting(own) == 0 or push_all(own, peer)
     reclaim(own)
-    if <int32_t>(load_acquire(own.tx.consumer) - own.end) > 0:
-        own.end = load_relaxed(own.tx.consumer)      # void slots were skipped
-    while done < count and peer.blocked == PEER_TAKES:
+    while done < count and takes:
         placed = 0
         while done + placed < count and own.free_count:
             if not place(own, vectors, first[done + placed], first[done + placed + 1], placed):
                 break
             placed += 1
         if placed:
-            done += send_some(own, peer, placed, refused)
+            takes = send_some(own, peer, placed, refused)
+            done += placed
         elif own.free_count:
             refused[0] += 1          # longer than a chunk
             done += 1
         else:
-            peer.blocked = PEER_BUSY
+            break
+    if done < count and peer.condition == PEER_DOWN:
+        refused[0] += count - done
+        return count
+    if done < count:
+        peer.blocked = PEER_BUSY
     return done
+
+
+cdef void tick(peer_t *peer) noexcept nogil:
+    """Push what the kernel did not take at once."""
+    cdef xdp_peer *base = (<xdp_peer *>peer).base
+    cdef xsk_set *sockets
+    lock_take(&base.lock)
+    sockets = latest(base)
+    peer.due = 0
+    if sockets != NULL and sockets.sockets[0].copies and waiting(sockets.sockets[0]):
+        push_all(sockets.sockets[0], peer)
+    lock_release(&base.lock)
+
+
+cdef bint settle(peer_t *peer, bint end) noexcept nogil:
+    """Wait until the kernel has taken what it was given."""
+    cdef int _i
+    for _i in range(SETTLE):
+        tick(peer)
+        if peer.due == 0:
+            break
+        usleep(PAUSE // 1000)
+    peer.due = 0
+    return False
 
 
 cdef int send(peer_t *peer, iovec *vectors, const uint32_t *first, int count, int *refused) noexcept nogil:
@@ -603,6 +643,8 @@ cdef class XdpPeer(Peer):
         self.peer.receive = receive
         self.peer.release = release
         self.peer.send = send
+        self.peer.tick = tick
+        self.peer.settle = settle
         if not duplicated:
             self.peer.fd = epoll_create1(EPOLL_CLOEXEC)
             if self.peer.fd < 0:
