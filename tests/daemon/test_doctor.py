@@ -15,7 +15,8 @@ from netback.daemon.doctor import Finding, Verdict
 from netback.daemon.machine import Machine
 from netback.errors import PlatformError
 from tests.daemon.talk import CALLS, serving
-from tests.vif.guest import Guest, until_state
+from tests.vif.guest import Guest, until, until_state
+from tests.xenbus.toolstack import add, looked
 
 Check = Callable[[Machine], Finding]
 
@@ -152,3 +153,15 @@ async def test_a_line_for_each_device(xen: Path, backend: Backend, guest: Guest)
     await guest.connect()
     found = await asyncio.to_thread(doctor.devices, machine)
     assert found[str(name)].verdict is Verdict.OK
+
+
+async def test_no_line_for_a_device_of_qemu_itself(xen: Path, backend: Backend, guest: Guest) -> None:
+    """Its default NIC in dom0 is left alone as soon as both ends are Connected; before, it lacks a MAC address."""
+    name = await add(backend.store, guest.domid, kind="qnic", mac=None)
+    machine = Machine(xen, root=xen)
+    assert await until(backend.store, f"{name.errors}/error", bool)
+    assert list(await asyncio.to_thread(doctor.devices, machine)) == [str(name)]
+    await guest.set_state(State.CONNECTED)
+    await backend.store.write(f"{name.backend}/state", str(int(State.CONNECTED)))
+    await looked(backend, backend.devices[name], State.CONNECTED)
+    assert await asyncio.to_thread(doctor.devices, machine) == {}
