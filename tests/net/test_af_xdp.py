@@ -12,12 +12,20 @@ from contextlib import closing
 
 import pytest
 
+from netback.abi import netif
+from netback.dataplane import clock
+from netback.dataplane.peers.mirror import MirrorPeer
+from netback.dataplane.peers.null import NullPeer
+from netback.dataplane.peers.peer import Peer
+from netback.dataplane.peers.redirect import RedirectPeer
 from netback.dataplane.peers.xdp import XdpPeer, XdpProgram, XdpSocket
+from netback.dataplane.states import Event
 from netback.errors import ConfigError, GoneError, PeerError
 from netback.net import af_xdp
 from netback.net.af_xdp import AfXdpNetwork
 from netback.net.packet import PacketNetwork
 from netback.net.spec import open_network, parse_spec
+from tests.dataplane.harness import RING_PAGES, Bench, post
 
 from .contract import FrameNetwork, LinkNetwork, RefusingNetwork, Site, fill, frame, receive
 from .far import PATIENCE, PLAIN, FarLink
@@ -183,6 +191,54 @@ def test_what_the_kernel_does_not_take_goes_later() -> None:
         got += [far.recv() for _ in range(74 - len(got))]
         assert got == frames + rest
     program.close()
+
+
+@pytest.mark.parametrize("way", ["plain", "redirected", "mirrored"])
+def test_what_stays_in_the_ring_goes_without_another_frame(way: str) -> None:
+    """The worker pushes it after a moment, also where the ring is that of a filter's other network."""
+    program = XdpProgram(socket.if_nametoindex("eth1"), skb=False)
+    near, peer = XdpSocket(program, 0), XdpPeer()
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, 0, fileno=os.dup(near.fd)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+    peer.join([near])
+    ways: dict[str, Peer] = {
+        "plain": peer,
+        "redirected": RedirectPeer(NullPeer(), writer=peer),
+        "mirrored": MirrorPeer(NullPeer(), other=peer, rx=False),
+    }
+    frames = [PLAIN + b"\x02\0\0\0\0\x77" + frame(n, 1000)[16:] for n in range(64)]
+    bench = Bench(peer=ways[way])
+    clock.fix(1_000_000_000)
+    try:
+        with closing(FarLink("far1")) as far:
+            choke()
+            for number, each in enumerate(frames):
+                bench.grant(8 + number, 10 + number)
+                bench.write(10 + number, 0, each[10:])
+            requests = [netif.TX_REQUEST.pack(8 + n, 0, 0, n, len(frames[n]) - 10) for n in range(64)]
+            post(bench, RING_PAGES[0], requests)
+            event = Event.RING
+            while bench.worker.apply(bench.queue, event):
+                event = Event.POLL
+            assert bench.queue.rings["tx"]["rsp_prod"] == 64
+            wrapped = ways[way]
+            missed = wrapped.counters["tx_mirror_missed"] if isinstance(wrapped, MirrorPeer) else 0
+            assert (missed > 0) == (way == "mirrored")
+            release()
+            got: list[bytes] = []
+            while len(got) < 64 - missed:
+                for _ in range(3000):
+                    if select.select([far.socket], [], [], 0.001)[0]:
+                        break
+                    clock.fix(clock.now() + 2_000_000)
+                    bench.worker.end_timers()
+                    bench.worker.apply(bench.queue, Event.POLL)
+                got.append(far.recv())
+            assert got == frames[: 64 - missed]
+    finally:
+        clock.fix(0)
+        bench.close()
+        program.close()
 
 
 def test_how_frames_pass() -> None:

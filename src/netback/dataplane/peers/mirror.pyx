@@ -112,13 +112,13 @@ cdef bint copy_received(mirror *own, frame_t *received) noexcept nogil:
 
 
 cdef void leave(mirror *own) noexcept nogil:
-    """filter_leave; the rest of a copy that the other network took in part is sent on in a moment."""
-    cdef peer_t *peer = &own.filter.peer
+    """filter_leave; what the other network did not take at once of a copy is sent on in a moment."""
     cdef uint64_t retry
-    filter_leave(peer)
+    own.filter.due = own.other.due
     if own.other.unsent:
         retry = now_ns() + RETRY
-        peer.due = retry if not peer.due else min(peer.due, retry)
+        own.filter.due = retry if not own.filter.due else min(own.filter.due, retry)
+    filter_leave(&own.filter.peer)
 
 
 cdef void tick(peer_t *peer) noexcept nogil:
@@ -128,6 +128,8 @@ cdef void tick(peer_t *peer) noexcept nogil:
         inner.tick(inner)
     if own.other.wake != NULL:
         own.other.wake(own.other)
+    if own.other.tick != NULL:
+        own.other.tick(own.other)
     leave(own)
 
 

@@ -136,6 +136,12 @@ cdef inline bint takes_no_more(peer_t *peer) noexcept nogil:
     return True
 
 
+cdef inline void due_also(peer_t *peer, uint64_t due) noexcept nogil:
+    """Be polled at this time as well; 0: none."""
+    if due and (not peer.due or due < peer.due):
+        peer.due = due
+
+
 cdef inline void peer_works(peer_t *peer) noexcept nogil:
     """A frame passed: clear the down condition."""
     if peer.condition == PEER_DOWN:

@@ -5,11 +5,11 @@ network's, of the other one the inner peer's.
 The worker waits for one descriptor, the reader's. Room at a writer that is another peer is not announced, so that one
 is tried again in a moment, and loses nothing. What it took in part (peer_t.unsent) is sent on then, too.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.peers.filter cimport FilterPeer, filter_t
-from netback.dataplane.peers.peer cimport PEER_FULL, PEER_UNANNOUNCED, Peer, frame_t, peer_t
+from netback.dataplane.peers.peer cimport PEER_FULL, PEER_UNANNOUNCED, Peer, due_also, frame_t, peer_t
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
@@ -35,7 +35,6 @@ cdef void leave(redirect *own) noexcept nogil:
     cdef peer_t *peer = &own.filter.peer
     cdef peer_t *reader = own.reader
     cdef peer_t *writer = own.writer
-    cdef uint64_t retry
     peer.bell = reader.bell
     peer.by_bell = reader.by_bell
     peer.due = reader.due
@@ -53,9 +52,9 @@ cdef void leave(redirect *own) noexcept nogil:
         return
     if peer.blocked == PEER_FULL:
         peer.blocked = PEER_UNANNOUNCED
+    due_also(peer, writer.due)
     if writer.unsent:
-        retry = now_ns() + RETRY
-        peer.due = retry if not peer.due else min(peer.due, retry)
+        due_also(peer, now_ns() + RETRY)
 
 
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
@@ -96,6 +95,8 @@ cdef void tick(peer_t *peer) noexcept nogil:
         own.reader.tick(own.reader)
     if own.writer != own.reader and own.writer.wake != NULL:
         own.writer.wake(own.writer)
+    if own.writer != own.reader and own.writer.tick != NULL:
+        own.writer.tick(own.writer)
     leave(own)
 
 
