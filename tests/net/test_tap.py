@@ -157,6 +157,17 @@ class TestTap(FrameNetwork, OffloadNetwork, LinkNetwork, RefusingNetwork):
 class TestTapThatMayUseVhostNet(FrameNetwork, OffloadNetwork, LinkNetwork, RefusingNetwork):
     """With vhost-net where this machine has it; tests/net/real_vhost_net.py needs it."""
 
+    def test_link_down_refuses_and_comes_back(self, site: Site) -> None:
+        """What a virtqueue has is refused later, by the kernel: real_vhost_net.py has that."""
+        peer = site.network.peers[0]
+        assert peer.send([frame(0)]) == (1, 0)
+        if site.network.path == "vhost-net":
+            ip("link set vif1.0 down")
+            assert peer.send([frame(1), frame(2)])[0] == 2
+            assert not peer.closed
+        else:
+            super().test_link_down_refuses_and_comes_back(site)
+
 
 CANNOT_OPEN = "/dev/vhost-net cannot be opened"
 NO_MODULE = os.makedev(10, 255)
