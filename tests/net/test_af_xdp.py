@@ -178,7 +178,12 @@ def test_what_the_kernel_does_not_take_goes_later() -> None:
     with closing(FarLink("far1")) as far:
         choke()
         frames = [PLAIN + b"\x02\0\0\0\0\x77" + frame(n, 1000)[16:] for n in range(64)]
+        ip("link set eth1 down")
+        assert peer.send(frames) == (64, 64)
+        ip("link set eth1 up")
+        await_up("eth1", "far1")
         assert peer.send(frames) == (64, 0)
+        assert not peer.down
         for _ in range(3):
             assert peer.send(frames) == (0, 0)
             assert peer.blocked

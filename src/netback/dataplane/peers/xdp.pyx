@@ -391,10 +391,11 @@ cdef inline uint32_t waiting(xsk_t *own) noexcept nogil:
 
 cdef int push(xsk_t *own) noexcept nogil:
     """Have the kernel send what is in the TX ring, as far as the link takes it; returns 0, or the errno of the last
-    call. A call that fails with another errno than those of `is_busy` looked at the link, and not at the ring.
+    call. One that is not `is_busy` says that the kernel looked at the link alone, and took nothing.
     """
     cdef uint32_t calls, left = waiting(own)
     cdef int fault = 0
+    cdef bint looked = False
     if not own.copies:
         if load_relaxed(own.tx.flags) & XDP_RING_NEED_WAKEUP:
             xdp_kick_tx(own.fd)
@@ -403,7 +404,8 @@ cdef int push(xsk_t *own) noexcept nogil:
     while waiting(own) and calls:
         fault = errno if xdp_kick_tx(own.fd) < 0 else 0
         if fault and not is_busy(fault):
-            break
+            return EAGAIN if looked else fault
+        looked = True
         calls -= 1
     return fault
 
@@ -449,8 +451,9 @@ cdef bint push_all(xsk_t *own, peer_t *peer) noexcept nogil:
         return True
     if fault and not is_busy(fault):
         peer.condition = PEER_DOWN
-    else:
-        peer.due = now_ns() + PAUSE
+        return False
+    peer_works(peer)
+    peer.due = now_ns() + PAUSE
     return False
 
 
