@@ -292,18 +292,22 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Finding]], ...] = (
 
 
 def devices(machine: Machine) -> dict[str, Finding]:
-    """What `explain` finds of each device that the running backend serves or should serve, as far as one reading of its
-    counters shows it; none without a backend. It serves no qnic that a QEMU made for itself, without an error.
+    """What `explain` finds of each device that the running backend has, as far as one reading of its counters shows it;
+    none without a backend, and none of a qnic that netback leaves alone, since a QEMU made it for itself.
     """
     try:
         with Client(machine.runtime) as client:
-            served = [
-                one for one in client.devices() if one.counters is not None and (one.network or one.error)
+            names = [
+                one.device for one in client.devices() if one.counters is not None and not _is_of_qemu(one)
             ]
-            names = [one.device for one in served]
             return {name: _count(client.explain(name, seconds=0)) for name in names}
     except ControlError:
         return {}
+
+
+def _is_of_qemu(status: DeviceStatus) -> bool:
+    """Whether it is one that the device itself has found to be of QEMU: without a MAC address, and no error."""
+    return status.type == "qnic" and status.mac is None and status.error is None
 
 
 def _count(explanation: Explanation) -> Finding:
