@@ -487,7 +487,7 @@ cdef int send_by(
             done += 1
         else:
             break
-    if done < count and peer.condition == PEER_DOWN:
+    if done < count and not takes and peer.condition == PEER_DOWN:
         refused[0] += count - done
         return count
     if done < count:
@@ -510,7 +510,7 @@ cdef void tick(peer_t *peer) noexcept nogil:
 cdef bint settle(peer_t *peer, bint end) noexcept nogil:
     """Wait until the kernel has taken what it was given."""
     cdef int _i
-    for _i in range(SETTLE):
+    for _i in range(0 if end else SETTLE):
         tick(peer)
         if peer.due == 0:
             break
