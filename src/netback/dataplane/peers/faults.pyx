@@ -24,7 +24,7 @@ from netback.dataplane.clock cimport now_ns
 from netback.dataplane.peers.filter cimport FilterPeer, filter_enter, filter_leave, filter_t
 from netback.dataplane.peers.peer cimport (
     BELL_FRAMES, BURST_FRAMES, FRAME_BYTES, FRAME_HEADROOM, LARGE_BYTES, PEER_TAKES, PEER_UNANNOUNCED, VNET_HDR, Peer,
-    frame_t, frame_vectors, peer_t, vnet_header,
+    earliest, frame_t, frame_vectors, peer_t, vnet_header,
 )
 from netback.dataplane.sockets cimport iovec
 
@@ -224,11 +224,10 @@ cdef void leave(faults *own, uint64_t now) noexcept nogil:
     due = next_time(&own.tx)
     if due and due <= now:
         due = now + RETRY
-    if due and (not peer.due or due < peer.due):
-        peer.due = due
+    peer.due = earliest(peer.due, due)
     due = next_time(&own.rx)
-    if due > now and (not peer.due or due < peer.due):
-        peer.due = due
+    if due > now:
+        peer.due = earliest(peer.due, due)
 
 
 # --- to the network

@@ -12,7 +12,7 @@ What a filter drops is done, for the caller. TX frames that the inner peer does 
 copied again: a filter changes none in place, and counts a frame when it is done.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from netback.dataplane.peers.peer cimport Peer, due_also, frame_t, peer_t
+from netback.dataplane.peers.peer cimport Peer, earliest, frame_t, peer_t
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
@@ -45,8 +45,7 @@ cdef inline void filter_leave(peer_t *peer) noexcept nogil:
     cdef peer_t *inner = (<filter_t *>peer).inner
     peer.bell = inner.bell
     peer.by_bell = inner.by_bell
-    peer.due = inner.due
-    due_also(peer, (<filter_t *>peer).due)
+    peer.due = earliest(inner.due, (<filter_t *>peer).due)
     peer.header = inner.header
     peer.caps = inner.caps
     peer.frames_per_read = inner.frames_per_read

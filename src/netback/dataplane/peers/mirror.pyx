@@ -5,7 +5,7 @@ taken it, RX as it is read.
 The other network is never waited for: a copy that it does not take at once is lost, and counted. What it cannot do with
 a frame is done here, on a copy: a blank checksum is completed, a GSO frame segmented.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -16,7 +16,7 @@ from netback.dataplane.extras cimport frame_meta
 from netback.dataplane.offload cimport OFFLOAD_COMPLETE, OFFLOAD_DROP, OFFLOAD_PASS, virtio_to_netif
 from netback.dataplane.peers.filter cimport FilterPeer, filter_enter, filter_leave, filter_t
 from netback.dataplane.peers.peer cimport (
-    FRAME_BYTES, FRAME_HEADROOM, LARGE_BYTES, VNET_HDR, Peer, frame_t, frame_vectors, peer_t, vnet_header,
+    FRAME_BYTES, FRAME_HEADROOM, LARGE_BYTES, VNET_HDR, Peer, earliest, frame_t, frame_vectors, peer_t, vnet_header,
 )
 from netback.dataplane.segment cimport segments_begin, segments_next, segments_t
 from netback.dataplane.sockets cimport iovec
@@ -113,11 +113,7 @@ cdef bint copy_received(mirror *own, frame_t *received) noexcept nogil:
 
 cdef void leave(mirror *own) noexcept nogil:
     """filter_leave; what the other network did not take at once of a copy is sent on in a moment."""
-    cdef uint64_t retry
-    own.filter.due = own.other.due
-    if own.other.unsent:
-        retry = now_ns() + RETRY
-        own.filter.due = retry if not own.filter.due else min(own.filter.due, retry)
+    own.filter.due = earliest(own.other.due, now_ns() + RETRY if own.other.unsent else 0)
     filter_leave(&own.filter.peer)
 
 

@@ -136,10 +136,9 @@ cdef inline bint takes_no_more(peer_t *peer) noexcept nogil:
     return True
 
 
-cdef inline void due_also(peer_t *peer, uint64_t due) noexcept nogil:
-    """Be polled at this time as well; 0: none."""
-    if due and (not peer.due or due < peer.due):
-        peer.due = due
+cdef inline uint64_t earliest(uint64_t due, uint64_t other) noexcept nogil:
+    """The earlier of two times as in `due`: 0 is never."""
+    return other if other and (not due or other < due) else due
 
 
 cdef inline void peer_works(peer_t *peer) noexcept nogil:

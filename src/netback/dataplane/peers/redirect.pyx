@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from netback.dataplane.clock cimport now_ns
 from netback.dataplane.peers.filter cimport FilterPeer, filter_t
-from netback.dataplane.peers.peer cimport PEER_FULL, PEER_UNANNOUNCED, Peer, due_also, frame_t, peer_t
+from netback.dataplane.peers.peer cimport PEER_FULL, PEER_UNANNOUNCED, Peer, earliest, frame_t, peer_t
 from netback.dataplane.sockets cimport iovec
 
 cdef enum:
@@ -52,9 +52,9 @@ cdef void leave(redirect *own) noexcept nogil:
         return
     if peer.blocked == PEER_FULL:
         peer.blocked = PEER_UNANNOUNCED
-    due_also(peer, writer.due)
+    peer.due = earliest(peer.due, writer.due)
     if writer.unsent:
-        due_also(peer, now_ns() + RETRY)
+        peer.due = earliest(peer.due, now_ns() + RETRY)
 
 
 cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames, int count) noexcept nogil:
