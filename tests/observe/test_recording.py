@@ -121,7 +121,7 @@ def test_a_header_that_lies(data: bytes) -> None:
     [
         (b"", "it is cut within its first line: the file ends at 0"),
         (b"netback rec", "it is cut within its first line: the file ends at 11"),
-        (b"netback recording 2\r\n\x1a\n", "in another version of the format"),
+        (b"netback recording 3\r\n\x1a\n", "in another version of the format"),
         (b"\x0a\x0d\x0d\x0a pcapng", "it is no recording of netback"),
     ],
 )

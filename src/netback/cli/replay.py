@@ -45,19 +45,18 @@ def replay(file: Path, waits: bool, last: int | None, brief: bool, json: bool) -
     )
     if not json:
         click.echo(printable(_title(recording.header)))
-    steps = skipped = 0
+    steps = 0
     differs = final = None
     for each in play(recording):
         if isinstance(each, Note):
             _show_note(each, begin, json)
             continue
-        steps, skipped = steps + 1, skipped + each.skipped
-        final = each
+        steps, final = steps + 1, each
         differs = differs or (each if each.differs else None)
         _show(each, begin, json=json, brief=brief)
         if differs or steps == last or (waits and not sys.stdin.readline()):
             break
-    result = _result(steps, skipped, differs, final, recording.header)
+    result = _result(steps, differs, final, recording.header)
     if json:
         options.echo_json({"result": result, "same": differs is None}, indent=0)
     else:
@@ -100,7 +99,6 @@ def _show(step: "Step", begin: int, *, json: bool, brief: bool) -> None:
                 "time": step.time - begin,
                 "queue": step.queue,
                 "what": what,
-                "skipped": step.skipped,
                 "differs": step.differs or None,
                 "broken": step.broken,
                 "ring": step.ring,
@@ -108,8 +106,7 @@ def _show(step: "Step", begin: int, *, json: bool, brief: bool) -> None:
             indent=0,
         )
         return
-    note = "not played: its frame came before the recording; " if step.skipped else ""
-    click.echo(f"{step.number:5} {_time(step.time, begin)}  {step.ring.ring:5}  {note}{what}")
+    click.echo(f"{step.number:5} {_time(step.time, begin)}  {step.ring.ring:5}  {what}")
     if step.differs:
         click.echo(f"      differs: {step.differs}")
     if not brief:
@@ -131,13 +128,12 @@ def _picture(step: "Step") -> Iterator[str]:
     )
 
 
-def _result(steps: int, skipped: int, differs: "Step | None", final: "Step | None", header: "Header") -> str:
+def _result(steps: int, differs: "Step | None", final: "Step | None", header: "Header") -> str:
     from netback.observe.replay import count
 
     if differs is not None:
         return f"step {differs.number} differs: {differs.differs}"
     parts = [f"replayed {count(steps, 'step')}: the same responses"]
-    parts += [f"{skipped} not played"] if skipped else []
     if final is not None and final.broken:
         parts.append(f"ends BROKEN: {final.broken}")
     elif header.reason and final is None:

@@ -58,6 +58,8 @@ cdef struct segments_t:         # a segmentation in progress: plain values, may 
 # each call. `whole`: GSO frames as long as a netif frame may be, for verdict OFFLOAD_SPLIT; else segments of gso_size.
 cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length, const virtio_net_hdr *hdr,
                         bint whole) noexcept nogil
+# Go on with segment `index` of one that has just begun; False: it has none such.
+cdef bint segments_go_on(segments_t *it, uint32_t index) noexcept nogil
 # Length of the next segment, written to `out`; 0: done, or capacity < it.largest. *meta: its description for a netif
 # ring.
 cdef uint32_t segments_next(segments_t *it, const uint8_t *frame, uint8_t *out, uint32_t capacity,

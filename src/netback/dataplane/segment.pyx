@@ -42,6 +42,14 @@ cdef int segments_begin(segments_t *it, const uint8_t *frame, uint32_t length, c
     return 0
 
 
+cdef bint segments_go_on(segments_t *it, uint32_t index) noexcept nogil:
+    if index >= it.count:
+        return False
+    it.at += index * it.size
+    it.index = index
+    return True
+
+
 cdef void set_positions(segments_t *it, const headers_t *h, const uint8_t *frame) noexcept nogil:
     it.version = h.version
     it.left_out = h.jumbo

@@ -24,7 +24,7 @@ from netback.dataplane.counters import MEANINGS
 from netback.dataplane.states import State
 from netback.errors import ConfigError
 
-MAGIC = b"netback recording 1\r\n\x1a\n"
+MAGIC = b"netback recording 2\r\n\x1a\n"
 """With the version of the format. The line's end and the control character are damaged by transfers as text."""
 _FAMILY = b"netback recording "
 MAX_BYTES = 1 << 30
@@ -36,7 +36,7 @@ _BLOCK = struct.Struct("<II")
 MAX_QUEUES = 256
 _MAX_HEADER = 1 << 20
 _MAX_POLL = 1 << 24
-_HEAD = struct.Struct("<IBBBB7Q9IHH9B7x")
+_HEAD = struct.Struct("<IBBBB7Q9IHH10BH4x")
 """poll_t of dataplane/back/recording.pxd, as is `_Head`."""
 _ITEM = struct.Struct("<HHIII")
 _COPY = struct.Struct("<IHHhH")
@@ -84,6 +84,8 @@ class _Head(NamedTuple):
     large: int
     limited: int
     hashed: int
+    segments_gso: int
+    segment: int
 
 
 class Note(msgspec.Struct, frozen=True):

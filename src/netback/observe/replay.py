@@ -34,8 +34,6 @@ class Step:
     poll: Poll
     differs: str
     """How it went another way than the recorded one; empty if it did not."""
-    skipped: bool
-    """It cannot be played: it goes on with a frame that came before the recording."""
     broken: str | None
     """How the guest broke the protocol."""
     states: tuple[State, State]
@@ -53,17 +51,6 @@ class Step:
         copies = {ring: (page, True, self.quiet) for ring, page in self.pages.items()}
         suffix = f"-q{self.queue}" if self.queue else ""
         return decode_queue(suffix, self.states, copies, self.waiting, 0)[self.poll.ring == "rx"]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a replay came to."""
-
-    steps: int
-    skipped: int
-    differs: Step | None
-    """The first step that did."""
-    broken: str | None
 
 
 def play(recording: Recording) -> Iterator[Step | Note]:
@@ -123,9 +110,8 @@ class _Queue:
             time=time,
             queue=self._number,
             poll=poll,
-            differs="" if outcome is None else self._difference(poll.end, *outcome),
-            skipped=outcome is None,
-            broken=REASONS[outcome[1]] if outcome is not None and outcome[1] else None,
+            differs=self._difference(poll.end, *outcome),
+            broken=REASONS[outcome[1]] if outcome[1] else None,
             states=(State(tx), State(rx)),
             pages={ring: page for ring, (page, _, _) in copies.items()},
             waiting=waiting,

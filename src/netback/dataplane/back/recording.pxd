@@ -46,7 +46,9 @@ cdef struct poll_t:
     uint8_t large
     uint8_t limited              # by a credit
     uint8_t hashed
-    uint8_t zero[7]
+    uint8_t segments_gso         # its segments are GSO frames themselves
+    uint16_t segment             # the next one
+    uint8_t zero[4]
 
 
 cdef inline direction_t *direction_of(back_queue *queue, uint8_t ring) noexcept nogil:

@@ -44,7 +44,10 @@ cdef void begin(back_queue *queue, flight_t *flight, poll_t *poll) noexcept nogi
     poll.read_at, poll.waits_since, poll.waited = queue.read_at, queue.waits_since, queue.habits.waited
     poll.most_posted, poll.large = queue.habits.most_posted, queue.habits.large
     poll.lone = queue.habits.lone
-    poll.stalled_needed, poll.segmenting = queue.stalled_needed, queue.segmenting
+    poll.stalled_needed = queue.stalled_needed
+    if queue.segmenting:
+        poll.segmenting, poll.segments_gso = True, queue.segments.gso_size != 0
+        poll.segment = <uint16_t>queue.segments.index
     poll.frames_per_read = queue.link.source.frames_per_read
     poll.backlog = queue.backlog.count if poll.ring == POLL_RX else 0
     flight.open, flight.full, flight.begin = True, False, flight.head

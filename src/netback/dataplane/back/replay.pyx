@@ -11,16 +11,17 @@ from netback.dataplane.back.queue cimport BACKLOG_FRAMES, BackQueue, back_queue
 from netback.dataplane.back.recording cimport POLL_RX, POLL_TX, direction_of, poll_t
 from netback.dataplane.back.rx cimport poll_rx
 from netback.dataplane.back.tx cimport poll_tx
-from netback.dataplane.backlog cimport backlog_add
+from netback.dataplane.backlog cimport backlog_add, backlog_first
 from netback.dataplane.credit cimport Credit
 from netback.dataplane.flight cimport ITEM_END, flight_expect, flight_get, flight_get_frame, flight_item, flight_t
 from netback.dataplane.journal import Journal
 from netback.dataplane.link cimport COUNTERS_END, REASON_NONE, STATES_END, direction_t
 from netback.dataplane.peers.null import NullPeer
-from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_BYTES, LARGE_BYTES, PEER_UP, frame_t
+from netback.dataplane.peers.peer cimport BURST_FRAMES, FRAME_BYTES, LARGE_BYTES, PEER_UP, frame_t, vnet_header
 from netback.dataplane.platform.events cimport Events, events_t
 from netback.dataplane.platform.memory cimport GuestMemory, memory_t
 from netback.dataplane.ring cimport back_ring, rx_slot, tx_slot
+from netback.dataplane.segment cimport segments_begin, segments_go_on
 from netback.dataplane.settings cimport MULTICAST_MAX
 from netback.dataplane.toeplitz cimport TOEPLITZ_KEY, Toeplitz
 from netback.dataplane.workspace cimport workspace_free, workspace_new, workspace_t
@@ -102,13 +103,12 @@ cdef class Replay:
         free(self.pages)
 
     def poll(self, bytes poll, *, bytes slots, req_prod: int | None, rsp_event: int | None,
-             Toeplitz hash: Toeplitz | None) -> tuple[int, int, bool, dict[int, int], int, int] | None:
+             Toeplitz hash: Toeplitz | None) -> tuple[int, int, bool, dict[int, int], int, int]:
         """Play a poll whose requests are `slots`, whose guest last wrote these indices (None: as before), and whose RX
         frames get this hash.
 
         Returns the state after it, the reason of the end, whether the guest is notified, how much each counter rose,
         and, if it went another way than the recorded one, the kinds of item that it wanted and that was there (else 0).
-        None: it cannot be played, since a frame is being segmented that came before the recording.
         ValueError: no poll begins so.
         """
         cdef poll_t head
@@ -123,8 +123,7 @@ cdef class Replay:
         if not flight_get(&self.flight, &head, sizeof(head)) or not is_sane(&head):
             raise ValueError("its head is damaged")
         queue.hash = NULL if hash is None else &hash.hash
-        if not self.restore(&head):
-            return None
+        self.restore(&head)
         self.write_page(&queue.tx if head.ring == POLL_TX else &queue.rx, head.rsp_prod, req_prod, rsp_event, slots,
                         TX_SLOT if head.ring == POLL_TX else RX_SLOT)
         memcpy(before, self.queue.link.counters, sizeof(before))
@@ -147,8 +146,8 @@ cdef class Replay:
         }
         return state, self.queue.link.broken, bool(direction.notify), counters, self.flight.differs, self.flight.found
 
-    cdef bint restore(self, poll_t *head) except -1:
-        """Set what the queue had when the poll began; False: its segmentation is not known."""
+    cdef int restore(self, poll_t *head) except -1:
+        """Set what the queue had when the poll began."""
         cdef back_queue *queue = &self.queue.queue
         cdef direction_t *direction = direction_of(queue, head.ring)
         cdef uint8_t key[TOEPLITZ_KEY]
@@ -178,9 +177,11 @@ cdef class Replay:
             queue.settings.multicast[i] = 0
         if not flight_get(&self.flight, queue.settings.multicast, head.multicasts * sizeof(uint64_t)):
             raise ValueError("its multicast list is damaged")
-        return head.ring == POLL_TX or self.restore_backlog(head)
+        if head.ring == POLL_RX:
+            self.restore_backlog(head)
+        return 0
 
-    cdef bint restore_backlog(self, poll_t *head) except -1:
+    cdef int restore_backlog(self, poll_t *head) except -1:
         """Frames that wait stay as they are if an earlier poll left them: then more of their bytes are known."""
         cdef back_queue *queue = &self.queue.queue
         cdef bint known = queue.backlog.count == head.backlog
@@ -188,13 +189,22 @@ cdef class Replay:
         cdef uint32_t _i, largest = LARGE_BYTES if head.backlog == 1 else FRAME_BYTES
         if not known:
             queue.backlog.count = 0
-        queue.segmenting = queue.segmenting and known and queue.backlog.count and head.segmenting
         for _i in range(head.backlog):
             if not flight_get_frame(&self.flight, &frame, self.ws.arena, largest):
                 raise ValueError("a frame that waits is damaged")
             if not known:
                 backlog_add(&queue.backlog, &frame)
-        return queue.segmenting or not head.segmenting
+        queue.segmenting = head.segmenting and queue.backlog.count and self.segments_again(head)
+        return 0
+
+    cdef bint segments_again(self, poll_t *head) noexcept:
+        """Begin to segment the first frame that waits, and go on where the poll did; False: it has no such segments."""
+        cdef back_queue *queue = &self.queue.queue
+        cdef frame_t *frame = backlog_first(&queue.backlog)
+        return (
+            segments_begin(&queue.segments, frame.data, frame.length, vnet_header(frame), head.segments_gso) == 0
+            and segments_go_on(&queue.segments, head.segment)
+        )
 
     cdef int write_page(self, back_ring *ring, uint32_t rsp_prod, object req_prod, object rsp_event, bytes slots,
                         uint32_t size) except -1:
