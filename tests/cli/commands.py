@@ -18,7 +18,9 @@ PLAIN = {"TERM": "dumb", "COLUMNS": "120", "NO_COLOR": "1"}
 
 async def start(*arguments: str | Path, **environment: str) -> Process:
     kept = {
-        key: value for key, value in os.environ.items() if key not in ("XENSTORED_PATH", "XDG_RUNTIME_DIR")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("XENSTORED_PATH", "XDG_RUNTIME_DIR", "STATE_DIRECTORY")
     }
     return await asyncio.create_subprocess_exec(
         *COMMAND, *map(str, arguments), stdout=PIPE, stderr=PIPE, env=kept | PLAIN | environment
@@ -35,9 +37,9 @@ async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str
 
 
 @asynccontextmanager
-async def running(ready: str, *arguments: str | Path) -> AsyncIterator[Process]:
+async def running(ready: str, *arguments: str | Path, **environment: str) -> AsyncIterator[Process]:
     """Run a command that stays: enter once it prints `ready`; at the end SIGTERM must end it cleanly."""
-    process = await start(*arguments)
+    process = await start(*arguments, **environment)
     assert process.stderr is not None
     try:
         async with asyncio.timeout(SECONDS):

@@ -36,9 +36,11 @@ def post(guest: Guest, flags: TxFlag, number: int) -> None:
     guest.kick()
 
 
-async def test_a_fault_is_saved_and_replayed(xen: Path, guest: Guest) -> None:
+@pytest.mark.parametrize("state", [False, True], ids=["by hand", "by systemd"])
+async def test_a_fault_is_saved_and_replayed(xen: Path, guest: Guest, tmp_path: Path, state: bool) -> None:
     """By the line that the log has; every command of it works."""
-    async with running("serving domain 0", "run", "--dir", xen, "--record", "on") as process:
+    kept = {"STATE_DIRECTORY": f"{tmp_path}/state:{tmp_path}/second"} if state else {}
+    async with running("serving domain 0", "run", "--dir", xen, "--record", "on", **kept) as process:
         _, out, _ = await run("attach", str(guest.domid), "--net", "null", "--dir", xen)
         device = out.strip()
         await guest.connect()
@@ -49,7 +51,7 @@ async def test_a_fault_is_saved_and_replayed(xen: Path, guest: Guest) -> None:
         _, explained, _ = await run("explain", device, "--dir", xen)
         assert process.stderr is not None
         lines = [(await process.stderr.readline()).decode() for _ in range(3)]
-    (path,) = (xen / "recordings").iterdir()
+    (path,) = ((tmp_path / "state" if state else xen) / "recordings").iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     (said,) = [line for line in lines if "recording" in line]
     assert said.endswith(f"{device}: what led to its fault is saved: netback replay {path}\n")
@@ -185,7 +187,7 @@ async def test_what_is_no_recording(tmp_path: Path) -> None:
         (b"", "it is cut within its first line: the file ends at 0"),
         (b"hello", "it is no recording of netback"),
         (
-            b"netback recording 1\r\n\x1a\n",
+            b"netback recording 2\r\n\x1a\n",
             "it is cut: the header would begin at offset 23, the file ends at 23",
         ),
     ):

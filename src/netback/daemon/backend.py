@@ -57,7 +57,7 @@ log = logging.getLogger("netback")
 _JOURNALS = "journal"
 """The directory of the journals, inside the runtime directory."""
 _RECORDINGS = "recordings"
-"""The directory of saved faults, likewise."""
+"""The directory of saved faults, likewise, if no other is configured."""
 _JOURNAL = re.compile(r"[a-z]+-[0-9]+-.+")
 """A journal's file name: type, domid and index of its device (xenbus/nic.py)."""
 
@@ -94,6 +94,8 @@ class BackendConfig:
     """How netback runs hotplug scripts; None: a toolstack does. A device keeps what it began with."""
     record: RecordMode = "off"
     """Whether devices whose nodes do not say so are recorded (docs/record.md)."""
+    recordings: Path | None = None
+    """Where recordings of faults are saved; None: below `directory`."""
     filters: tuple[str, ...] = ()
     """The filters of devices for which neither their nodes nor a rule name any (docs/filters.md)."""
     rules: tuple[DeviceRule, ...] = ()
@@ -145,8 +147,12 @@ class Backend:
                 self.store, self.platform.domid, self.config.net, self.config.rules, self.config.filters
             )
             links = undo.enter_context(closing(LinkMonitor()))
-            recordings = Recordings(undo.enter_context(directory.subdirectory(_RECORDINGS)))
-            self._devices = Devices(self._context(links, recordings))
+            saved = (
+                directory.subdirectory(_RECORDINGS)
+                if self.config.recordings is None
+                else Directory.open(self.config.recordings)
+            )
+            self._devices = Devices(self._context(links, Recordings(undo.enter_context(saved))))
             self._running = asyncio.create_task(self._run())
             undo.push_async_callback(self._stop)
             await self._first_look()

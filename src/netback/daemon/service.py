@@ -5,8 +5,9 @@ manager.
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ async def serve(
     """
     set_up_log()
     allow_descriptors()
-    config = _configured(BackendConfig(directory), load())
+    config = _configured(BackendConfig(directory, recordings=kept_recordings()), load())
     stop, reload = asyncio.Event(), asyncio.Event()
     with (
         called_at(signal.SIGHUP, reload.set),
@@ -122,6 +123,14 @@ async def _watchdog(backend: Backend, notifier: Notifier, seconds: float) -> Non
         await backend.respond()
         notifier.alive(_status(backend))
         await asyncio.sleep(seconds)
+
+
+def kept_recordings(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The directory for recordings of faults among those that outlive a boot (StateDirectory=, systemd.exec(5)); None:
+    systemd gave none.
+    """
+    state = environment.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(state) / "recordings" if state.startswith("/") else None
 
 
 def _configured(backend: BackendConfig, config: Config) -> BackendConfig:
