@@ -128,17 +128,17 @@ class Device:
         GoneError: its network was closed meanwhile. ConfigError, PeerError: its filters cannot be applied, so that no
         frame passes.
         """
-        await self._nic.read_settings()
+        await self._nic.settings.read()
         if self.vif is None:
             raise GoneError(f"{self.name}: its network is gone")
-        if self._nic.filter_fault is not None:
-            raise self._nic.filter_fault
+        if (fault := self._nic.settings.filters.fault) is not None:
+            raise fault
         return self.vif
 
     @property
     def pcap(self) -> PcapState | None:
         """How the file does in which its frames are kept; None if there is none."""
-        return self._nic.pcap.state
+        return self._nic.settings.pcap.state
 
     @property
     def recording(self) -> str | None:
@@ -148,16 +148,16 @@ class Device:
     @property
     def recorder(self) -> Recorder:
         """What records its data path and its frontend's keys."""
-        return self._nic.recorder
+        return self._nic.settings.recorder
 
     @property
     def link_down(self) -> bool:
         """Whether an operator took its link down: no frame passes."""
-        return self._nic.link_down
+        return self._nic.settings.link_down
 
     async def carrier(self) -> bool:
         """Whether the guest sees a carrier: its network is up, and no operator turned it off."""
-        return await self._nic.carrier() == "1"
+        return await self._nic.published.carrier() == "1"
 
     @property
     def journal(self) -> Path:
@@ -188,10 +188,10 @@ class Device:
             await self._follow_live()
             try:
                 await self._nic.check()
-                self._nic.check_filters()
+                self._nic.settings.filters.raise_fault()
             finally:
                 if not self._done and not self._elsewhere:
-                    await self._nic.publish_carrier()
+                    await self._nic.published.publish_carrier()
         except StoreGone:
             raise
         except ServedElsewhere as error:
@@ -231,7 +231,7 @@ class Device:
                 reason = await read_backend(self._store, self.name, "hotplug-error")
                 await self._report(f"the hotplug script failed: {reason or 'no reason given'}")
             if snapshot.facts.hotplug_done:
-                await self._nic.publish_mtu(self._reader.frontend)
+                await self._nic.published.publish_mtu(self._reader.frontend)
             await self._read_settings()
             await self._save_fault()
             if action is not Action.NOTHING:
@@ -271,11 +271,11 @@ class Device:
 
     async def _read_settings(self) -> None:
         """Apply limits and filters if they may have changed; after an error they are read again."""
-        if not (self.settings_changed or self._nic.filters_wait) or self.vif is None:
+        if not (self.settings_changed or self._nic.settings.filters.waits) or self.vif is None:
             return
         self.settings_changed = False
         try:
-            await self._nic.read_settings()
+            await self._nic.settings.read()
         except BaseException:
             self.settings_changed = True
             raise
@@ -325,7 +325,7 @@ class Device:
     async def _save_fault(self) -> None:
         """Save what led to the frontend's fault, whatever the table does next: the guest may be gone already."""
         if reason := self._why_broken:
-            await self._nic.save_fault(reason)
+            await self._nic.settings.save_fault(reason)
 
     async def _disconnect(self) -> None:
         self._context.tracer.emit("xen_netdev_disconnect", self.name)
@@ -356,7 +356,7 @@ class Device:
         if snapshot.facts.attached or snapshot.facts.ours in _RUNNING:
             await self._disconnect()
         await self._write_mac()
-        offer = {**self._context.offer, Key.CARRIER: await self._nic.carrier()}
+        offer = {**self._context.offer, Key.CARRIER: await self._nic.published.carrier()}
         await self._move(State.INIT_WAIT, offer)
         await self._clear_error()
 
@@ -458,7 +458,7 @@ class Device:
         self, vif: Vif, keys: Mapping[str, str | None], limits: Limits, adopt: bool
     ) -> None:
         config = agree(keys, self.name.kind, limits)
-        self._nic.limit_mtu(not config.sg)
+        self._nic.published.limit_mtu(not config.sg)
         await vif.connect(config, adopt=adopt)
         self._nic.keep_queues()
         self.config = config

@@ -12,33 +12,28 @@ This module knows specs, links and the descriptor store; it decides no state.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from netback.abi.netif_keys import Key
 from netback.dataplane.notices import Notice
-from netback.errors import ConfigError, GoneError, NetbackError, PeerError, printable
-from netback.net.base import ETH_DATA_LEN, Network, Owner
-from netback.net.filters import Addresses, Filters, parse_node
+from netback.errors import ConfigError, GoneError, NetbackError, PeerError
+from netback.net.base import Network, Owner
 from netback.net.rtnetlink import get_link, rename
 from netback.net.spec import PeerSpec, open_network, parse_spec, remove_earlier, tap_name
 from netback.net.tap import find_made
-from netback.observe.recorder import Recorder, parse_mode
 from netback.observe.trace import LogBudget
 from netback.vif.queue import remove_journals
-from netback.vif.rate import Rate, Rates
-from netback.vif.rate import parse_node as parse_rate_node
 from netback.vif.vif import Vif
 from netback.xenbus.context import Context
 from netback.xenbus.domains import identity
 from netback.xenbus.facts import read_backend, read_mac
 from netback.xenbus.names import DeviceName
 from netback.xenbus.news import ConditionNews
-from netback.xenbus.nodes import CARRIER_OFF, FILTERS, IP, LINK_DOWN, PCAP, RATES, RECORD
-from netback.xenbus.pcap import PcapFilter
-from netback.xenstore.aio import StoreError
+from netback.xenbus.opening import FAULTS, opened_in_thread
+from netback.xenbus.published import Published
+from netback.xenbus.settings import Settings
 
 log = logging.getLogger("netback.xenbus")
 
@@ -47,9 +42,6 @@ _ACTION_SECONDS = 1.0
 that the attempt itself changes, must not keep the loop busy."""
 _BLIND_SECONDS = 5.0
 """Seconds between checks for a missing link if no rtnetlink socket reports its return."""
-_CUT = Rates(Rate(0, 1), Rate(0, 1))
-"""The limits of a link that an operator took down, or whose filters are unknown: nothing passes."""
-_FAULTS = (NetbackError, OSError)
 
 
 class Nic:
@@ -64,9 +56,9 @@ class Nic:
         self, name: DeviceName, context: Context, budget: LogBudget, wake: Callable[[], object]
     ) -> None:
         self.vif: Vif | None = None
-        self.link_down = False
-        """Whether an operator took the link down, when the limits were read last."""
         self._name, self._context, self._budget, self._wake = name, context, budget, wake
+        self.settings = Settings(name, context, budget, lambda: self.vif, self._look)
+        self.published = Published(name, context, budget, lambda: self._network)
         self._loop = asyncio.get_running_loop()
         self._later: asyncio.TimerHandle | None = None
         self._acted_at = 0.0
@@ -74,25 +66,10 @@ class Nic:
         self._unchecked = True
         self._seen: _Seen | None = None
         """The link at the last check; None if that failed."""
-        self._carrier: str | None = None  # the value of `carrier`, once this process has read or written it
         self._kept = 0
         """Descriptors of the tap that are in the descriptor store."""
-        self._mtus: tuple[object, ...] = ()
-        """The MTUs that were last compared."""
         self._tap = ""
         """The tap's name; empty for other networks."""
-        self.pcap = PcapFilter(str(name), context.captures)
-        self.recorder = Recorder(str(name))
-        self._odd_record = ""
-        """The value of the node `record` that was reported, since it is no mode."""
-        self._reading_settings = asyncio.Lock()
-        self.filter_fault: ConfigError | PeerError | None = None
-        """Why the filters that were read last cannot be applied; while there is a reason, no frame passes."""
-        self._filter_networks: dict[str, Network] = {}
-        """The networks that filters name, by their specs."""
-        self._filter_links_changed = False
-        self._odd_rates: dict[str, str] = {}
-        """The values of rate nodes that were reported: no rate, or a rate of 0."""
 
     @property
     def journal(self) -> Path:
@@ -102,8 +79,12 @@ class Nic:
     @property
     def link(self) -> str:
         """The present name of the device's link; the one that it would have, if it has none."""
-        network = self.vif.network if self.vif is not None else None
+        network = self._network
         return network.name if network is not None and network.follows else self._name.link
+
+    @property
+    def _network(self) -> Network | None:
+        return None if self.vif is None else self.vif.network
 
     def name_back(self) -> None:
         """Give the tap the name with which it was made: a script that was killed may have renamed it, and stock ones
@@ -127,7 +108,7 @@ class Nic:
         spec = await read_backend(store, name, "net") or await self._context.net_for(name, mac)
         try:
             network = await self._open(spec, await self._link(), mac)
-        except _FAULTS as error:
+        except FAULTS as error:
             self._acted_at = self._loop.time()
             self._look_blindly(error)
             self._context.waiting.add(self._wake)
@@ -145,7 +126,7 @@ class Nic:
             journal=self.journal,
             tracer=self._context.tracer,
             captures=self._context.captures,
-            recorder=self.recorder,
+            recorder=self.settings.recorder,
             on_notice=self._on_notice,
             times=self._context.times,
         )
@@ -165,7 +146,7 @@ class Nic:
         return vifname if vifname and script is None else self._name.link
 
     async def _open(self, spec: str, link: str, mac: str | None) -> Network:
-        """Open the network in a thread, since a tap may be busy for a moment. If cancelled, close it again."""
+        """Open the network, and keep its tap for this device."""
         if spec in self._context.networks:
             return self._context.networks.open(spec, str(self._name))
         peer, device = parse_spec(spec), str(self._name)
@@ -177,18 +158,10 @@ class Nic:
             self._context.fd_store.forget(device)
         owner = await self._owner(peer, mac)
         held = self._context.fd_store.take(device)
-        opening = asyncio.ensure_future(
-            asyncio.to_thread(
-                open_network, peer, name=link, held=held, several=self._context.queues > 1, owner=owner
-            )
+        several = self._context.queues > 1
+        network = await opened_in_thread(
+            partial(open_network, peer, name=link, held=held, several=several, owner=owner)
         )
-        try:
-            await asyncio.wait((opening,))  # a cancelled shield would log an error of the call as unhandled
-        except asyncio.CancelledError:
-            with suppress(*_FAULTS):
-                (await opening).close()
-            raise
-        network = opening.result()
         if self._tap:
             self._keep(network)
         return network
@@ -287,8 +260,7 @@ class Nic:
         GoneError: the link is missing. Any other NetbackError or OSError: the link exists and cannot be used
         now.
         """
-        if self._filter_links_changed:
-            await self._check_others()
+        await self.settings.filters.check()
         if self.vif is None or not self._unchecked:
             return
         network, self._seen = self.vif.network, None
@@ -299,7 +271,7 @@ class Nic:
             if self._tap and network.mtu is None:
                 self._claim_tap(self._tap)
             joined = network.check()
-        except _FAULTS as error:
+        except FAULTS as error:
             self._look_blindly(error)
             raise
         finally:
@@ -315,257 +287,6 @@ class Nic:
                 f"{self._name}: link {network.name} was removed and is joined again, the rings as they were"
             )
             self._budget.warn(log, f"{text}; bridge, addresses and `up` of a new link are the host's to set")
-
-    def limit_mtu(self, limited: bool) -> None:
-        """Keep a tap's MTU at 1500 or less for a guest without feature-sg; warn if it cannot be changed."""
-        if self.vif is None:
-            return
-        network = self.vif.network
-        network.limit_mtu(limited)
-        mtu = network.mtu or 0
-        if limited and mtu > ETH_DATA_LEN:
-            text = f"{self._name}: {network.name}: its MTU is {mtu}, but this guest accepts no frame larger than a page"
-            self._budget.warn(
-                log, f"{text} (no feature-sg): set it to {ETH_DATA_LEN}, or longer frames are dropped"
-            )
-
-    async def publish_mtu(self, frontend: str) -> None:
-        """Write the link's MTU to the frontend's `mtu` when it changed. Report a bridge or frontend that has another.
-
-        The link's MTU is the one that counts: longer frames are lost there. The stock script writes `mtu` only for
-        links that it made; with `vifname` it writes to a path that does not exist.
-        """
-        network = self.vif.network if self.vif is not None else None
-        if network is None or (mtu := network.mtu) is None:
-            return
-        bridge = _bridge(network)
-        if (found := (frontend, mtu, bridge)) == self._mtus:
-            return
-        self._mtus = found
-        told = await self._tell_mtu(frontend, mtu)
-        if told is not None and told != mtu:
-            self._warn_mtu(mtu, f"the frontend was told {told}")
-        if bridge is not None and bridge[1] not in (None, mtu):
-            self._warn_mtu(mtu, f"its bridge {printable(bridge[0])} has {bridge[1]}")
-
-    async def _tell_mtu(self, frontend: str, mtu: int) -> int | None:
-        """Write the frontend's `mtu`; returns what the node says then, None if it says no number.
-
-        netif.h: without the node it is 1500. In a driver domain only the toolstack may write there.
-        """
-        store, path = self._context.store, f"{frontend}/{Key.MTU}"
-
-        async def body(tx: int) -> None:
-            if await store.read_or(f"{frontend}/state", tx=tx) is not None:
-                await store.write(path, str(mtu), tx)
-
-        with suppress(StoreError):
-            if await store.read_or(path, str(ETH_DATA_LEN)) != str(mtu):
-                await store.transact(body)
-        with suppress(StoreError):
-            text = await store.read_or(path) or str(ETH_DATA_LEN)
-            return int(text) if len(text) < 10 and text.isdecimal() else None
-        return None
-
-    def _warn_mtu(self, mtu: int, other: str) -> None:
-        assert self.vif is not None
-        text = f"{self._name}: {self.vif.network.name}: its MTU is {mtu}, but {other}"
-        self._budget.warn(log, f"{text}: frames longer than the smaller one are lost")
-
-    async def carrier(self) -> str:
-        """The value of the backend's `carrier` (netif.h): "1" while the network is up and no operator turned it off or
-        took the link down.
-        """
-        nodes = (CARRIER_OFF, LINK_DOWN)
-        off = "1" in await asyncio.gather(
-            *(read_backend(self._context.store, self._name, node) for node in nodes)
-        )
-        return "1" if self.vif is not None and self.vif.network.up and not off else "0"
-
-    async def publish_carrier(self) -> None:
-        """Write the backend's `carrier` when it changed. A device that was never opened has no node."""
-        if self.vif is None and self._carrier is None:
-            return
-        store, value, path = self._context.store, await self.carrier(), f"{self._name.backend}/{Key.CARRIER}"
-        if self._carrier is None:
-            self._carrier = await store.read_or(path)
-
-        async def body(tx: int) -> None:
-            if (
-                await store.read_or(f"{self._name.backend}/state", tx=tx) is not None
-            ):  # else the directory is gone
-                await store.write(path, value, tx)
-
-        if value != self._carrier:
-            await store.transact(body)
-            self._carrier = value
-
-    async def read_settings(self) -> None:
-        """Limit, filter and record the vif as its nodes say, or as the configuration does for a missing one. Any task
-        may call this; no call applies older values than one that ended before.
-
-        While the filters are wrong, or the address that they go by, no frame passes.
-        """
-        async with self._reading_settings:
-            await self._read_filters()
-            rates = await self._wanted_rates()
-            if self.vif is not None:
-                await self.vif.limit(rates)
-            await self._read_pcap()
-            await self._read_record()
-
-    async def _read_filters(self) -> None:
-        if self.vif is None:
-            return
-        try:
-            filters = await self._wanted_filters()
-            for name in filters.names - self._filter_networks.keys():
-                self._filter_networks[name] = await self._open_other(name)
-            networks = {name: self._filter_networks[name] for name in filters.names}
-            if self.vif is not None:
-                await self.vif.filter(replace(filters, networks=networks))
-        except ConfigError as error:
-            self.filter_fault = error
-        except (PeerError, OSError) as error:
-            self.filter_fault = PeerError(str(error))
-        else:
-            self.filter_fault = None
-            self._end_others(self._filter_networks.keys() - networks.keys(), gone=True)
-        self._follow_others()
-
-    async def _open_other(self, spec: str) -> Network:
-        """Open a network that a filter names, in a thread. If cancelled, close it again."""
-        parsed = parse_spec(spec)
-        opening = asyncio.ensure_future(asyncio.to_thread(open_network, parsed, name=parsed.link))
-        try:
-            await asyncio.wait((opening,))
-        except asyncio.CancelledError:
-            with suppress(*_FAULTS):
-                (await opening).close()
-            raise
-        network = opening.result()
-        network.carrier(True)
-        return network
-
-    def _follow_others(self) -> None:
-        """Follow the links of the networks that filters name."""
-        follows = (network.follows for network in self._filter_networks.values())
-        self._context.links.follow(self._on_other_link, set().union(*follows))
-
-    def _on_other_link(self) -> None:
-        self._filter_links_changed = True
-        self._look()
-
-    async def _check_others(self) -> None:
-        """Join those whose links are back. While one is missing its frames are lost, and nothing else."""
-        self._filter_links_changed = False
-        joined = False
-        for network in self._filter_networks.values():
-            with suppress(*_FAULTS):
-                joined |= network.check()
-        self._follow_others()
-        if joined and self.vif is not None:
-            await self.vif.refresh()
-
-    def _end_others(self, names: Iterable[str], *, gone: bool) -> None:
-        for name in tuple(names):
-            network = self._filter_networks.pop(name)
-            try:
-                network.remove() if gone else network.close()
-            except _FAULTS as error:
-                log.warning("%s: network %s: %s", self._name, network.name, error)
-
-    async def _wanted_filters(self) -> Filters:
-        name, store = self._name, self._context.store
-        mac = await read_mac(store, name)
-        text, ip = await asyncio.gather(*(read_backend(store, name, node) for node in (FILTERS, IP)))
-        if text is None:
-            specs = await self._context.filters_for(name, mac)
-        else:
-            specs = parse_node(text)
-        return Filters(specs, Addresses.read(mac, ip)) if specs else Filters()
-
-    def check_filters(self) -> None:
-        """ConfigError: the filters that were read last are wrong. PeerError: a network that they name cannot be opened
-        now.
-        """
-        if self.filter_fault is not None:
-            raise type(self.filter_fault)(f"no frame passes: {self.filter_fault}")
-
-    @property
-    def filters_wait(self) -> bool:
-        """Whether the filters must be read again, since a network that they name could not be opened."""
-        return isinstance(self.filter_fault, PeerError)
-
-    async def _read_pcap(self) -> None:
-        """Keep the vif's frames in the file that its node names, if it names one."""
-        text = await read_backend(self._context.store, self._name, PCAP) or ""
-        if self.vif is None:
-            return
-        before = self.pcap.error
-        await self.pcap.apply(text, self.vif)
-        if self.pcap.error and self.pcap.error != before:
-            self._budget.warn(log, f"{self._name}: {self.pcap.error}")
-
-    async def _read_record(self) -> None:
-        """Record the vif as its node or the configuration says. A node that is no mode is reported once, and is off."""
-        text = await read_backend(self._context.store, self._name, RECORD)
-        mode = self._context.record()
-        if text is not None:
-            try:
-                mode = parse_mode(text)
-            except ConfigError as error:
-                mode = "off"
-                if text != self._odd_record:
-                    self._odd_record = text
-                    self._budget.warn(log, f"{self._name}: {error}")
-        if self.vif is not None and mode != self.recorder.mode:
-            self.recorder.change(mode)
-            await self.vif.watch()
-
-    async def save_fault(self, reason: str) -> None:
-        """Save what the recorder has, since the guest broke the protocol: once for a connection, and to few files."""
-        if self.vif is None or not self.recorder.claim_fault():
-            return
-        data = await self.vif.recording(reason)
-        try:
-            path = await asyncio.to_thread(self._context.recordings.save, str(self._name), data)
-        except _FAULTS as error:
-            self._budget.warn(log, f"{self._name}: the recording of its fault cannot be saved: {error}")
-            return
-        if path is not None:
-            self._budget.warn(log, f"{self._name}: what led to its fault is saved: netback replay {path}")
-
-    async def _wanted_rates(self) -> Rates:
-        name, store = self._name, self._context.store
-        self.link_down = await read_backend(store, name, LINK_DOWN) == "1"
-        if self.link_down or self.filter_fault is not None:
-            return _CUT
-        texts = await asyncio.gather(*(read_backend(store, name, node) for node in RATES))
-        rates = Rates()
-        if None in texts:
-            rates = await self._context.rates_for(name, await read_mac(store, name))
-        defaults = (rates.tx, rates.rx)
-        tx, rx = (self._rate(*each) for each in zip(RATES, texts, defaults, strict=True))
-        return Rates(tx, rx)
-
-    def _rate(self, node: str, text: str | None, default: Rate | None) -> Rate | None:
-        """A node's rate. What is no rate limits nothing, as in Linux's backend; that, and a rate of 0, is reported
-        once.
-        """
-        if text is None:
-            return default
-        rate, reason = None, ""
-        try:
-            rate = parse_rate_node(text)
-        except ValueError as error:
-            reason = f"is no rate, so it limits nothing: {error}"
-        if rate is not None and not rate.size:
-            reason = "lets nothing pass; xl writes it for less than a byte in an interval"
-        if reason and self._odd_rates.get(node) != text:
-            self._odd_rates[node] = text
-            self._budget.warn(log, f"{self._name}: {node} {printable(text[:40])!r} {reason}")
-        return rate
 
     def carrier_off(self) -> None:
         """Turn the link's carrier off: no guest is connected."""
@@ -586,7 +307,7 @@ class Nic:
             self.vif = None
             try:
                 await vif.release()
-                await self.pcap.close()
+                await self.settings.pcap.close()
             finally:
                 await self._end_network(vif.network, gone=False)
 
@@ -601,7 +322,7 @@ class Nic:
         self.vif = None
         try:
             await vif.disconnect()
-            await self.pcap.close()
+            await self.settings.pcap.close()
         finally:
             await self._end_network(vif.network, gone=True)
         self._context.tracer.emit("xen_netdev_unrealize", self._name)
@@ -609,7 +330,7 @@ class Nic:
 
     async def _remove_earlier(self) -> None:
         """Remove what an earlier process made for a device whose network is not open."""
-        with suppress(*_FAULTS):
+        with suppress(*FAULTS):
             mac = await read_mac(self._context.store, self._name)
             spec = parse_spec(
                 await read_backend(self._context.store, self._name, "net")
@@ -619,9 +340,7 @@ class Nic:
 
     async def _end_network(self, network: Network, *, gone: bool) -> None:
         """Close or remove it; a tap in a thread, since its switch may be slow."""
-        self.filter_fault = None
-        self._context.links.follow(self._on_other_link, ())
-        self._end_others(self._filter_networks, gone=gone)
+        self.settings.filters.end(gone=gone)
         try:
             if self._context.networks.give_back(network):
                 pass
@@ -629,7 +348,7 @@ class Nic:
                 await asyncio.to_thread(network.remove)
             else:
                 network.remove() if gone else network.close()
-        except _FAULTS as error:
+        except FAULTS as error:
             log.warning("%s: network %s: %s", self._name, network.name, error)
         waiting = tuple(self._context.waiting)
         self._context.waiting.clear()
