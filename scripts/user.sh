@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # A guest on the network `user` (passt), on an emulated Xen in namespaces of its own: TCP over IPv4 and IPv6 both ways, a forwarded port, the
 # host's loopback out of reach, a passt that is killed, and a kill -9 of netback. Nothing outside is touched. As root, with passt, iperf3
-# and iproute2. Usage: unshare -n -m -i sh scripts/user.sh NETBACK
+# and iproute2. Usage: unshare -n -m -i -p -f --mount-proc --kill-child sh scripts/user.sh NETBACK
+# (it kills every passt that it sees, so it must see no other)
 #
 #   guest 10.0.2.15, fd00:10:0:2::15  --  netback  --  passt  --  up0 10.0.0.2  --  world 10.0.0.1, fd00::1
 set -eu

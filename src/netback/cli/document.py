@@ -91,8 +91,7 @@ def _configuration() -> Iterator[str]:
 
 def _option(name: str, option: Option) -> str:
     """A flag has no value."""
-    spelled = name.replace("_", "-")
-    return f"`{spelled}=…`: {option.value}" if option.value else f"`{spelled}`"
+    return f"`{name}=…`: {option.value}" if option.value else f"`{name}`"
 
 
 def _options(options: Options) -> str:

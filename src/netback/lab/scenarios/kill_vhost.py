@@ -35,7 +35,6 @@ main()' "$@"
 
 
 async def run(lab: Lab, rounds: int) -> str:
-    await lab.dom0("modprobe vhost_net")
     (lab.machine.directory / "armed").write_text(ARMED)
     lab.netback.options = OPTIONS
     await lab.netback.stop()

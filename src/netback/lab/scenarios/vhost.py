@@ -8,5 +8,4 @@ BACKEND = "none"
 
 
 async def run(lab: Lab) -> str:
-    await lab.dom0("modprobe vhost_net")
     return await run_tests(lab, "tests/net/real_vhost_net.py")
