@@ -9,6 +9,7 @@ import random
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -139,27 +140,26 @@ def test_frames_that_wait_for_slots(bench: Bench) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("kind", ["tcp", "udp", "fragments"])
 def test_a_replay_begins_anywhere_in_a_frame_that_is_being_segmented(version: int, kind: str) -> None:
-    bench = Bench(sg=False, caps=0)
-    assert bench.peer_end is not None
-    gso, protocol, size, check = {
-        "tcp": (GSO_TCPV4 if version == 4 else GSO_TCPV6, TCP, 20, 16),
-        "udp": (GSO_UDP_L4, UDP, 8, 6),
-        "fragments": (GSO_UDP, UDP, 8, 6),
-    }[kind]
-    l4 = 34 if version == 4 else 54
-    header = struct.pack("=BBHHHH", 1, gso, l4 + size, 1440, l4, check)
-    bench.peer_end.send(header + build(version, protocol, bytes(6000)))
-    bench.grant(20, 30)
-    flight = Flight(SIZE, SNAPLEN)
-    bench.queue.record(flight)
-    for number in range(6):
-        post(bench, 2, [netif.RX_REQUEST.pack(number, 0, 20)], number)
-        bench.run()
-    found = same(flight)
-    assert sum(item.count for step in found for item in step.poll.find("responses")) == 5
-    for begin in range(len(found)):
-        assert [step.poll for step in same(flight, begin)] == [step.poll for step in found[begin:]]
-    bench.close()
+    with closing(Bench(sg=False, caps=0)) as bench:
+        assert bench.peer_end is not None
+        gso, protocol, size, check = {
+            "tcp": (GSO_TCPV4 if version == 4 else GSO_TCPV6, TCP, 20, 16),
+            "udp": (GSO_UDP_L4, UDP, 8, 6),
+            "fragments": (GSO_UDP, UDP, 8, 6),
+        }[kind]
+        l4 = 34 if version == 4 else 54
+        header = struct.pack("=BBHHHH", 1, gso, l4 + size, 1440, l4, check)
+        bench.peer_end.send(header + build(version, protocol, bytes(6000)))
+        bench.grant(20, 30)
+        flight = Flight(SIZE, SNAPLEN)
+        bench.queue.record(flight)
+        for number in range(6):
+            post(bench, 2, [netif.RX_REQUEST.pack(number, 0, 20)], number)
+            bench.run()
+        found = same(flight)
+        assert sum(item.count for step in found for item in step.poll.find("responses")) == 5
+        for begin in range(len(found)):
+            assert [step.poll for step in same(flight, begin)] == [step.poll for step in found[begin:]]
 
 
 def test_no_bytes_beyond_the_headers_are_kept(bench: Bench) -> None:
