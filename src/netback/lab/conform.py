@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest's own netfront, judged on real Xen: dom0 plays the backends, this machine judges what they saw."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 from netback.conform import recording
 from netback.conform.observation import Observation
+from netback.conform.profiles import PROFILES
 from netback.conform.report import Judged
 from netback.conform.rules import RULES
 from netback.conform.view import View
@@ -25,15 +25,28 @@ SECONDS = 1800.0
 
 
 async def observe_guest(
-    lab: Lab, domid: int, address: str, profiles: Sequence[str], say: Say
+    lab: Lab, domid: int, address: str, profiles: Sequence[str], say: Say, *, paused: bool = False
 ) -> list[Observation]:
-    """Play the backends for a guest that runs; no other backend may serve vifs."""
-    words = " ".join(profiles)
-    output = await lab.dom0(
-        f"python3 -P -m netback.lab.inside.conform {domid} /lab/{RUNS} {address} {words}", seconds=SECONDS
-    )
+    """Play the backends for a guest that runs, or for a `paused` one, which is then started; no other backend may serve
+    vifs.
+    """
+    words = " ".join((*(("--unpause",) if paused else ()), str(domid), f"/lab/{RUNS}", address, *profiles))
+    output = await lab.dom0(f"python3 -P -m netback.lab.inside.conform {words}", seconds=SECONDS)
     say(output.rstrip())
     return recording.load(lab.machine.directory / RUNS, "frontend", Observation)
+
+
+async def observe_kernel(
+    lab: Lab, guest: CustomGuest, directory: Path, profiles: Sequence[str], say: Say
+) -> list[Observation]:
+    """A guest of this kernel for each backend, which has its device before it starts."""
+    seen = []
+    for name in profiles or [profile.name for profile in PROFILES]:
+        domid = await create(lab, guest, directory, vif=False, paused=True)
+        seen += await observe_guest(lab, domid, guest.address, [name], say, paused=True)
+        await lab.dom0(f"xl destroy {domid} || true")  # it may have ended by itself
+    recording.save(directory / RUNS, "frontend", seen)
+    return seen
 
 
 async def observe_linux(lab: Lab, profiles: Sequence[str], say: Say) -> list[Observation]:
@@ -61,5 +74,4 @@ async def judge_kernel(
     async with open_lab(directory, say, options=Options(accel=accel), backend="none") as lab:
         if guest is None:
             return judge(await observe_linux(lab, profiles, say))
-        domid = await asyncio.wait_for(create(lab, guest, directory, vif=False), SECONDS)
-        return judge(await observe_guest(lab, domid, guest.address, profiles, say))
+        return judge(await observe_kernel(lab, guest, directory, profiles, say))

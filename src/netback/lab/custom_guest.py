@@ -82,11 +82,13 @@ async def run_custom_guest(
         return 1 if fault else 0
 
 
-async def create(lab: Lab, guest: CustomGuest, directory: Path, *, vif: bool = True) -> int:
-    """Create the guest, with a vif on the bridge or without; returns its domid."""
+async def create(
+    lab: Lab, guest: CustomGuest, directory: Path, *, vif: bool = True, paused: bool = False
+) -> int:
+    """Create the guest, with a vif on the bridge or without, and start it unless `paused`; returns its domid."""
     await asyncio.to_thread(_copy, guest, directory)
     (directory / "custom.cfg").write_text(_config(guest, vif=vif))
-    await lab.dom0("xl create /lab/custom.cfg", seconds=120)
+    await lab.dom0(f"xl create {'-p ' if paused else ''}/lab/custom.cfg", seconds=120)
     return int(await lab.dom0("xl domid custom"))
 
 
