@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from netback.conform.rule import Verdict
 from netback.conform.rules import RULES
 from netback.conform.session import OUTPUT_BYTES, Setting, observe
 from netback.conform.view import View
+from netback.process import children
 from tests.conform.test_rules import broken
 from tests.vif.guest import SECONDS
 
@@ -112,14 +114,64 @@ def test_a_command_that_does_not_end() -> None:
     assert broken(judged(seen)) == {"process.ends": "warn: needed signal 9"}
 
 
-def test_nothing_of_a_command_is_left(tmp_path: Path) -> None:
-    """Its whole session ends, children in the background, too."""
-    mark = tmp_path / "pid"
-    observed(f"sleep 1000 & echo $! > {mark}; exec sleep 1000", limits=Limits(join=0.5, end=0.5))
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", mark.read_text().strip()], capture_output=True, text=True
-    )
-    assert state.stdout.strip()[:1] in ("", "Z")
+@pytest.mark.parametrize(
+    "child",
+    [
+        "sleep 1000 &",
+        "set -m; sleep 1000 &",
+        "setsid sleep 1000 &",
+        "setsid sh -c 'setsid sleep 1000 & echo $! >> {mark}; exec sleep 1000' &",
+        "(setsid sleep 1000 & echo $! >> {mark}) &",
+    ],
+    ids=["background", "group", "session", "session-in-session", "orphan"],
+)
+@pytest.mark.parametrize("end", ["exec sleep 1000", "trap '' TERM; sleep 1000; true", "exit 0"])
+def test_nothing_of_a_command_is_left(tmp_path: Path, child: str, end: str) -> None:
+    """Every descendant ends, whatever its session, its process group and its parent, and however the command ends."""
+    mark = tmp_path / "pids"
+    before = children()
+    observed(f"{child.format(mark=mark)} echo $! >> {mark}; {end}", limits=Limits(join=0.5, end=0.5))
+    pids = mark.read_text().split()
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    assert children() == before
+
+
+def test_the_end_of_the_command_is_seen_while_a_child_holds_its_output() -> None:
+    """The child is ended, and nothing is counted as the command's own reluctance."""
+    seen = observed("setsid sleep 1000 & echo out of luck; exit 3", limits=Limits(join=SECONDS, end=SECONDS))
+    assert [event for event in seen.events if isinstance(event, Exited)] == [Exited(3, 0, "out of luck")]
+
+
+def test_a_command_that_forks_without_an_end_is_ended(tmp_path: Path) -> None:
+    """Each process of the chain ends as soon as it has made the next one, in a session of its own."""
+    chain = tmp_path / "chain"
+    chain.write_text(f"echo $$ >> {tmp_path}/pids; sh {chain} & exit\n")
+    before = children()
+    observed(f"setsid sh {chain}; exec sleep 1000", limits=Limits(join=0.5, end=0.5))
+    chain.unlink()  # where the test fails, it ends
+    assert children() == before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pids").read_text().split()[-1]), 0)
+
+
+def test_processes_that_cannot_be_ended_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those of another user, whom this one may not signal: the rounds are bounded."""
+    started: list[int] = []
+
+    def refuse(group: int, _number: int) -> None:
+        started.append(group)
+        raise PermissionError
+
+    with monkeypatch.context() as without:
+        without.setattr(os, "killpg", refuse)
+        observed("exec >/dev/null 2>&1; sleep 1000 & exit 0", limits=Limits(join=5, end=0.1))
+    assert "left processes that SIGKILL did not end" in caplog.text
+    os.killpg(started[0], signal.SIGKILL)
 
 
 def test_output_without_an_end_is_cut() -> None:

@@ -61,7 +61,7 @@ The command is run by `sh -c`, once for each backend profile, with the environme
 prints: it [joins that emulated Xen](emulated-xen.md) as a domain. netback makes the device `device/vif/0` for the
 first domain that joins (`--index` chooses another), plays a backend for it slot by slot, sends it frames of every
 form that its keys allow, and takes the device away at the end. Then the command gets SIGTERM and, if that does not
-end it, SIGKILL for its whole session.
+end it, SIGKILL. Every process that it started ends with it, also one in a session or process group of its own.
 
 A rule is judged only where the run gave it an occasion. Rules about frames that the guest sends need a guest that
 sends: one that answers ARP, ping and neighbour solicitation at `--ip` and `--ip6` (the other end has the address

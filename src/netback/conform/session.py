@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of a frontend: an emulated Xen of its own, the command as a process, a domain, the device, the drive.
 
-Nothing of it is left behind: the command runs in a session of its own that is ended with it.
+Nothing of it is left behind: every process that the command started is ended with it, whatever its session.
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import signal
 import tempfile
 import time
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Self
 
 from netback.abi.grant_table import ENTRY, TYPE_MASK
 from netback.conform.backend import Limits, PlayedBackend
@@ -30,7 +32,10 @@ from netback.platforms.emulated.client import Handle
 from netback.platforms.emulated.events import AttachedHandles
 from netback.platforms.emulated.memory import Mapping
 from netback.platforms.emulated.protocol import Op, PortState
+from netback.process import adopting_orphans, children, end_descendants
 from netback.xenbus.names import DeviceName
+
+log = logging.getLogger("netback.conform")
 
 MAC = "00:16:3e:5e:00:02"
 HOST_MAC = "02:00:00:5e:00:01"
@@ -183,38 +188,78 @@ def _command(setting: Setting, recorder: Recorder) -> Bring:
     async def run(directory: Path) -> AsyncIterator[asyncio.Event]:
         gone = asyncio.Event()
         shown = shlex.split(print_env(directory))[1].split("=", 1)
-        process = await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", setting.command),
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=STDOUT,
-            env={**os.environ, shown[0]: shown[1]},
-            start_new_session=True,
-        )
-        output = bytearray()
-        reading = asyncio.ensure_future(_read(process, output))
-        watching = asyncio.ensure_future(_wait(process, gone))
-        try:
-            yield gone
-            sent = await _stop(process, gone, setting.limits.end)
-        except BaseException:
-            await _stop(process, gone, 0.0)
-            raise
-        finally:
-            with suppress(TimeoutError):  # a grandchild may hold the pipe
-                await asyncio.wait_for(reading, setting.limits.end)
-            watching.cancel()
+        before = children()
+        with adopting_orphans(), _Output() as output:
+            process = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", setting.command),
+                stdin=DEVNULL,
+                stdout=output.writer,
+                stderr=STDOUT,
+                env={**os.environ, shown[0]: shown[1]},
+                start_new_session=True,
+            )
+            output.close_writer()
+            watching = asyncio.ensure_future(_wait(process, gone))
+            try:
+                yield gone
+                sent = await _stop(process, gone, setting.limits.end)
+            except BaseException:
+                await _stop(process, gone, 0.0)
+                raise
+            finally:
+                if left := await end_descendants(before):
+                    log.warning(
+                        "netback: the frontend's command left processes that SIGKILL did not end: %s",
+                        ", ".join(map(str, left)),
+                    )
+                with suppress(TimeoutError):  # such a process may hold the pipe
+                    await asyncio.wait_for(output.ended.wait(), setting.limits.end)
+                watching.cancel()
         code = process.returncode if process.returncode is not None else 0
-        recorder.add(Exited(code, sent, bytes(output[-OUTPUT_BYTES:]).decode(errors="replace").strip()))
+        recorder.add(Exited(code, sent, output.text()))
 
     return run
 
 
-async def _read(process: Process, output: bytearray) -> None:
-    assert process.stdout is not None
-    while data := await process.stdout.read(65536):
-        output += data
-        del output[:-OUTPUT_BYTES]
+class _Output:
+    """The pipe of the command's output; keeps the last bytes.
+
+    It is not asyncio's: Process.wait() would wait for that pipe's end, too, which a child of the command may put off.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        self._last = bytearray()
+        self.ended = asyncio.Event()
+        """Every process that could write has ended."""
+
+    def __enter__(self) -> Self:
+        os.set_blocking(self._reader, False)
+        asyncio.get_running_loop().add_reader(self._reader, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._reader)
+        os.close(self._reader)
+        self.close_writer()
+
+    def close_writer(self) -> None:
+        """Close this process's own end. May be called again."""
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def text(self) -> str:
+        """The last output."""
+        return bytes(self._last).decode(errors="replace").strip()
+
+    def _take(self) -> None:
+        data = os.read(self._reader, 65536)
+        self._last += data
+        del self._last[:-OUTPUT_BYTES]
+        if not data:
+            self.ended.set()
+            asyncio.get_running_loop().remove_reader(self._reader)
 
 
 async def _wait(process: Process, gone: asyncio.Event) -> None:
@@ -223,18 +268,16 @@ async def _wait(process: Process, gone: asyncio.Event) -> None:
 
 
 async def _stop(process: Process, gone: asyncio.Event, seconds: float) -> int:
-    """End the command: SIGTERM, then SIGKILL for its whole session. Returns the signal that it needed, 0 for none."""
+    """End the command: SIGTERM, then SIGKILL. Returns the signal that it needed, 0 for none."""
     sent = 0
     for number in (signal.SIGTERM, signal.SIGKILL):
         if gone.is_set():
             break
         sent = int(number)
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # it may have become another user's
             os.killpg(process.pid, number)
         with suppress(TimeoutError):
             await asyncio.wait_for(gone.wait(), seconds if number == signal.SIGTERM else 10.0)
-    with suppress(ProcessLookupError):  # what it left in its session
-        os.killpg(process.pid, signal.SIGKILL)
     return sent
 
 
