@@ -35,6 +35,7 @@ FLOORS = (
     (1, "netback.conform.rules"),
     (1, "netback.conform.view"),
     (2, "netback.directory"),
+    (2, "netback.output"),
     (2, "netback.process"),
     (2, "netback.xenstore.aio"),
     (2, "netback.platforms.base"),

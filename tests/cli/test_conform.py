@@ -64,6 +64,7 @@ async def test_the_rules_are_listed(side: tuple[str, ...]) -> None:
         (("--frontend", "x", "--ip", "192.0.2"), "--ip: Expected 4 octets in '192.0.2'"),
         (("--frontend", "x", "--ip", "224.0.0.1"), "--ip: 224.0.0.1 is no address of a host"),
         (("--frontend", "x", "--limit", "nan"), "is no number of seconds"),
+        (("--frontend", "x", "--record", "y", "--junit", "y"), "--record and --junit name the same file, y"),
         (("--replay", "/nowhere"), "/nowhere: cannot be read: No such file or directory"),
         (("--replay", "/etc/hostname"), "/etc/hostname: line 1: no recording of `netback conform`"),
     ],
@@ -73,6 +74,28 @@ async def test_one_line_for_each_mistake(arguments: tuple[str, ...], reason: str
     assert (code, out) == (2, "")
     assert reason in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--record", "--junit"])
+async def test_a_file_that_cannot_be_written_is_found_before_the_runs(tmp_path: Path, option: str) -> None:
+    ran, path = tmp_path / "ran", tmp_path / "none" / "results"
+    code, out, err = await run("conform", "--frontend", f"touch {ran}", option, path)
+    assert (code, out) == (2, "")
+    assert err == f"netback: {option} {path}: cannot be written: No such file or directory\n"
+    assert not ran.exists()
+
+
+async def test_verdicts_are_printed_where_a_file_cannot_be_filled(tmp_path: Path) -> None:
+    record = tmp_path / "runs"
+    chosen = ("--profile", "qnic", "--limit", "1", "--record", record, "--junit", "/dev/full")
+    code, out, err = await run("conform", "--frontend", "exit 3", *chosen)
+    assert "fail domain.joins" in out
+    assert (code, err) == (
+        2,
+        "qnic ...\nnetback: --junit /dev/full: cannot be written: No space left on device\n",
+    )
+    code, again, _ = await run("conform", "--replay", record)
+    assert (code, again.splitlines()[1:]) == (1, out.splitlines()[1:])
 
 
 async def test_an_interrupt_ends_the_command_too(tmp_path: Path) -> None:

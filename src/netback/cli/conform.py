@@ -2,7 +2,6 @@
 """`netback conform`: judges a frontend, or a backend, against the protocol."""
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from netback.cli import options
-from netback.cli.options import Seconds, echo_json, interruptible
+from netback.cli import options, verdicts
+from netback.cli.options import Seconds, interruptible
 from netback.cli.target import PlatformName, Target
 from netback.errors import ConfigError, PlatformError
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from netback.conform.answers import BackendSeen
     from netback.conform.observation import Observation
-    from netback.conform.report import Judged
     from netback.conform.rule import Rules
 
 T = TypeVar("T")
@@ -46,6 +44,10 @@ class _Plan:
     tap: bool
     json: bool
     verbose: bool
+
+    @property
+    def form(self) -> verdicts.Form:
+        return "json" if self.json else "tap" if self.tap else "text"
 
 
 @click.command
@@ -94,7 +96,12 @@ class _Plan:
     metavar="SECONDS",
     help="How long a state, a buffer or a response may take; twice that to join.",
 )
-@click.option("--record", type=_FILE, metavar="FILE", help="Keep what was seen, for --replay.")
+@click.option(
+    "--record",
+    type=_FILE,
+    metavar="FILE",
+    help="Keep what was seen, for --replay: a new file with mode 0600, in place of an older one.",
+)
 @click.option("--junit", type=_FILE, metavar="FILE", help="Write the verdicts as JUnit's XML, too.")
 @click.option("--tap", is_flag=True, help="As TAP.")
 @options.json
@@ -153,13 +160,17 @@ def _judge_frontend(command: str | None, plan: _Plan) -> None:
     from netback.conform.rules import RULES
     from netback.conform.view import View
 
-    if plan.replay is not None:
-        seen, subject = recording.load(plan.replay, "frontend", Observation), f"the recording {plan.replay}"
-    else:
-        seen, subject = _observe(command or "", plan), f"the frontend {command}"
-        if plan.record is not None:
-            recording.save(plan.record, "frontend", seen)
-    _show(subject, RULES, [Judged(run.profile, RULES.judge(View(run))) for run in seen], plan)
+    with verdicts.opened(record=plan.record, junit=plan.junit) as outputs:
+        if plan.replay is not None:
+            seen, subject = (
+                recording.load(plan.replay, "frontend", Observation),
+                f"the recording {plan.replay}",
+            )
+        else:
+            seen, subject = _observe(command or "", plan), f"the frontend {command}"
+        runs = [Judged(run.profile, RULES.judge(View(run))) for run in seen]
+        data = recording.encode("frontend", seen)
+        verdicts.show(subject, RULES, runs, outputs, recording=data, form=plan.form, verbose=plan.verbose)
 
 
 def _observe(command: str, plan: _Plan) -> "list[Observation]":
@@ -192,13 +203,17 @@ def _judge_backend(plan: _Plan) -> None:
     from netback.conform.backend_rules import RULES
     from netback.conform.report import Judged
 
-    if plan.replay is not None:
-        seen, subject = recording.load(plan.replay, "backend", BackendSeen), f"the recording {plan.replay}"
-    else:
-        seen, subject = [_ask(plan)], "the backend"
-        if plan.record is not None:
-            recording.save(plan.record, "backend", seen)
-    _show(subject, RULES, [Judged(run.platform, RULES.judge(run)) for run in seen], plan)
+    with verdicts.opened(record=plan.record, junit=plan.junit) as outputs:
+        if plan.replay is not None:
+            seen, subject = (
+                recording.load(plan.replay, "backend", BackendSeen),
+                f"the recording {plan.replay}",
+            )
+        else:
+            seen, subject = [_ask(plan)], "the backend"
+        runs = [Judged(run.platform, RULES.judge(run)) for run in seen]
+        data = recording.encode("backend", seen)
+        verdicts.show(subject, RULES, runs, outputs, recording=data, form=plan.form, verbose=plan.verbose)
 
 
 def _ask(plan: _Plan) -> "BackendSeen":
@@ -246,22 +261,3 @@ def _address(kind: type[_Address], option: str, text: str) -> _Address:
     if int(address) < 2 or address.is_multicast:
         raise ConfigError(f"{option}: {text} is no address of a host")
     return address
-
-
-def _show(subject: str, rules: "Rules[Any]", runs: "list[Judged]", plan: _Plan) -> None:
-    """Print the verdicts and end with 1 if a rule fails."""
-    from netback.conform import report
-
-    if plan.junit is not None:
-        try:
-            plan.junit.write_text(report.as_junit(subject, rules.rows, runs), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{plan.junit}: cannot be written: {error.strerror}") from error
-    if plan.json:
-        echo_json(report.as_data(subject, rules.rows, runs))
-    elif plan.tap:
-        click.echo(report.as_tap(rules.rows, runs), nl=False)
-    else:
-        click.echo(report.render(subject, rules.rows, runs, verbose=plan.verbose))
-    if not report.holds(runs):
-        sys.exit(1)

@@ -68,9 +68,9 @@ sends: one that answers ARP, ping and neighbour solicitation at `--ip` and `--ip
 before), or one that returns frames of ethertype 88b5. `--limit` bounds every wait for the frontend, so a run ends
 whatever the command does.
 
-`--record FILE` keeps what was seen, with the guest's frames, in a file for its owner alone. `--replay FILE` judges it
-again: the verdicts are a function of the recording. A file that was cut or edited is refused. `--seed` chooses the
-contents of the frames that are sent.
+`--record FILE` keeps what was seen, with the guest's frames, in a new file for its owner alone (mode 0600), which
+takes the place of an older one; a link is refused. `--replay FILE` judges it again: the verdicts are a function of the
+recording. A file that was cut or edited is refused. `--seed` chooses the contents of the frames that are sent.
 
 | output | |
 |---|---|
@@ -79,7 +79,8 @@ contents of the frames that are sent.
 | `--junit FILE` | a suite for each run, a case for each rule; a warning is a case's output |
 | `--tap` | a warning is `not ok # TODO`, which does not count |
 
-Exit code 0: no rule fails. 1: a rule fails. 2: the request is invalid. Warnings do not count.
+Exit code 0: no rule fails. 1: a rule fails. 2: the request is invalid. Warnings do not count. Files are opened before
+the first run; if one cannot be filled all the same, the verdicts are printed, and the exit code is 2.
 
 ## A backend
 

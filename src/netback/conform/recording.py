@@ -7,7 +7,6 @@
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,6 +14,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from netback.errors import ConfigError
+from netback.output import private_output
 
 VERSION = 1
 MAX_BYTES = 256 << 20
@@ -33,17 +33,17 @@ class _End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-def save(path: Path, side: Side, runs: Sequence[msgspec.Struct]) -> None:
-    """Write a recording, readable for its owner alone, since it holds the guest's frames. ConfigError: it cannot be."""
+def encode(side: Side, runs: Sequence[msgspec.Struct]) -> bytes:
+    """A recording's bytes."""
     lines = [msgspec.json.encode(_Header(VERSION, side, len(runs))), *map(msgspec.json.encode, runs)]
     body = b"".join(line + b"\n" for line in lines)
-    end = msgspec.json.encode(_End(hashlib.sha256(body).hexdigest())) + b"\n"
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(body + end)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot record: {error.strerror}") from error
+    return body + msgspec.json.encode(_End(hashlib.sha256(body).hexdigest())) + b"\n"
+
+
+def save(path: Path, side: Side, runs: Sequence[msgspec.Struct]) -> None:
+    """Write a recording for its owner alone, since it holds the guest's frames. ConfigError: it cannot be written."""
+    with private_output(path, "the recording") as write:
+        write(encode(side, runs))
 
 
 def load(path: Path, side: Side, kind: type[T]) -> list[T]:
