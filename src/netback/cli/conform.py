@@ -17,14 +17,23 @@ from netback.cli.target import PlatformName, Target
 from netback.errors import ConfigError, PlatformError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Collection, Coroutine, Mapping
 
     from netback.conform.answers import BackendSeen
     from netback.conform.observation import Observation
     from netback.conform.rule import Rules
 
 T = TypeVar("T")
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_RUN = frozenset({"index", "ip", "ip6", "limit", "record"})
+_MODES: "Mapping[str, Collection[str]]" = {
+    "--frontend": {"frontend", "profiles", "seed"} | _RUN | verdicts.OPTIONS,
+    "--rules": {"show_rules", "backend"},
+    "--replay": {"replay", "backend"} | verdicts.OPTIONS,
+    "--backend": {"backend", "platform", "directory"} | _RUN | verdicts.OPTIONS,
+}
+"""What the command does, by the option that asks for it, and the parameters that have an effect then. The first one
+that is given counts: --backend also says whose rules, and whose recording.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +50,8 @@ class _Plan:
     replay: Path | None
     record: Path | None
     junit: Path | None
-    tap: bool
-    json: bool
+    form: verdicts.Form
     verbose: bool
-
-    @property
-    def form(self) -> verdicts.Form:
-        return "json" if self.json else "tap" if self.tap else "text"
 
 
 @click.command
@@ -62,7 +66,10 @@ class _Plan:
     help="Judge the backend of this guest's device: a new guest of an emulated Xen, or the real domain that this is.",
 )
 @click.option(
-    "--replay", type=_FILE, metavar="FILE", help="Judge a recording again; with --backend, of a backend."
+    "--replay",
+    type=verdicts.FILE,
+    metavar="FILE",
+    help="Judge a recording again; with --backend, of a backend.",
 )
 @click.option(
     "--rules", "show_rules", is_flag=True, help="List the rules; with --backend, those of backends."
@@ -87,7 +94,7 @@ class _Plan:
 @click.option(
     "--ip6", default="2001:db8::2", show_default=True, help="The frontend's IPv6 address, if it has a stack."
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of all that is random.")
+@verdicts.seed
 @click.option(
     "--limit",
     type=Seconds(min=0.1, max=600),
@@ -98,14 +105,11 @@ class _Plan:
 )
 @click.option(
     "--record",
-    type=_FILE,
+    type=verdicts.FILE,
     metavar="FILE",
     help="Keep what was seen, for --replay: a new file with mode 0600, in place of an older one.",
 )
-@click.option("--junit", type=_FILE, metavar="FILE", help="Write the verdicts as JUnit's XML, too.")
-@click.option("--tap", is_flag=True, help="As TAP.")
-@options.json
-@click.option("-v", "--verbose", is_flag=True, help="Show the rules that hold, too.")
+@verdicts.report_options
 @options.target
 def conform(
     frontend: str | None,
@@ -113,6 +117,8 @@ def conform(
     show_rules: bool,
     platform: PlatformName | None,
     directory: Path | None,
+    json: bool,
+    tap: bool,
     **plan: Any,
 ) -> None:
     """Drive a frontend, or a backend, through the protocol and judge it, rule by rule.
@@ -121,22 +127,18 @@ def conform(
     domain that joins, and ends it. --backend: netback is the guest of a device, which is attached as any other.
     Exit code: 0 no rule fails, 1 a rule fails, 2 the request is invalid.
     """
-    chosen = _Plan(target=(platform, directory), **plan)
-    replays = chosen.replay is not None
-    if frontend is None and not backend and not replays and not show_rules:
+    given = {
+        "--frontend": frontend is not None,
+        "--rules": show_rules,
+        "--replay": plan["replay"] is not None,
+        "--backend": backend,
+    }
+    mode = next((mode for mode in _MODES if given[mode]), None)
+    if mode is None:
         raise click.UsageError("give one of --frontend, --backend, --replay and --rules")
-    for one, other, clash in (
-        ("--frontend", "--backend", frontend is not None and backend),
-        ("--frontend", "--replay", frontend is not None and replays),
-        ("--frontend", "--rules", frontend is not None and show_rules),
-        ("--replay", "--rules", replays and show_rules),
-        ("--replay", "--record", replays and chosen.record is not None),
-        ("--replay", "--profile", replays and chosen.profiles != ()),
-        ("--backend", "--profile", backend and chosen.profiles != ()),
-        ("--tap", "--json", chosen.tap and chosen.json),
-    ):
-        if clash:
-            raise click.UsageError(f"{one} and {other} do not go together")
+    options.refuse_unused(f"with {mode}", _MODES[mode])
+    form = verdicts.form(json=json, tap=tap)
+    chosen = _Plan(target=(platform, directory), form=form, **plan)
     if show_rules:
         _list(backend=backend)
     elif backend:

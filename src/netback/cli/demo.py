@@ -15,4 +15,4 @@ def demo(words: tuple[str, ...]) -> None:
     from netback.demo.command import demo as show
 
     interruptible()
-    show([*words], prog_name="netback demo")
+    show([*words], prog_name="netback demo", standalone_mode=False)

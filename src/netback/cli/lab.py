@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from netback.cli import options
-from netback.cli.options import interruptible
+from netback.cli import options as shared
+from netback.cli import verdicts
+from netback.cli.options import interruptible, refuse_unused
 from netback.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,6 +44,7 @@ def _machine(command: F) -> F:
 _seconds = click.option(
     "--seconds", type=click.IntRange(min=1), default=4, show_default=True, help="Seconds per measurement."
 )
+_OF_ANY_KERNEL = frozenset({"profiles", "seed", "accel", "out"})
 _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -108,6 +110,8 @@ def run(
 @click.option(
     "--profile", "profiles", multiple=True, metavar="NAME", help="A backend to play, as in `netback conform`."
 )
+@verdicts.seed
+@verdicts.report_options
 @_machine
 def conform(
     kernel: Path | None,
@@ -117,6 +121,11 @@ def conform(
     kind: str,
     address: str,
     profiles: tuple[str, ...],
+    seed: int,
+    junit: Path | None,
+    tap: bool,
+    json: bool,
+    verbose: bool,
     accel: str,
     out: Path | None,
 ) -> None:
@@ -125,24 +134,24 @@ def conform(
     The recording is conform.runs in --out, for `netback conform --replay`.
     """
     from netback.conform.profiles import find_profile
-    from netback.conform.report import holds, render
     from netback.conform.rules import RULES
     from netback.lab.conform import judge_kernel
     from netback.lab.custom_guest import CustomGuest
 
-    for name in profiles:
-        find_profile(name)
-    if kernel is None and (initrd or options):
-        raise ConfigError("--initrd and --append are those of --kernel")
     guest = None
     if kernel is not None:
         guest = CustomGuest(kernel.resolve(), initrd and initrd.resolve(), options, memory, kind, address)
-    directory = _directory(out)
-    runs = asyncio.run(judge_kernel(guest, directory, _say, accel=accel, profiles=profiles))
-    subject = f"the frontend of {kernel or 'Linux 6.12'}, on Xen"
-    click.echo(render(subject, RULES.rows, runs))
-    _say(f"{directory}")
-    sys.exit(0 if holds(runs) else 1)
+    else:
+        refuse_unused("without --kernel", _OF_ANY_KERNEL | verdicts.OPTIONS)
+    form = verdicts.form(json=json, tap=tap)
+    for name in profiles:
+        find_profile(name)
+    with verdicts.opened(junit=junit) as outputs:
+        directory = _directory(out)
+        runs = asyncio.run(judge_kernel(guest, directory, _say, accel=accel, profiles=profiles, seed=seed))
+        _say(f"{directory}")
+        subject = f"the frontend of {kernel or 'Linux 6.12'}, on Xen"
+        verdicts.show(subject, RULES, runs, outputs, form=form, verbose=verbose)
 
 
 @lab.command("test")
@@ -205,7 +214,7 @@ _without = click.option("--without", multiple=True, help="Leave out kernel or qn
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the table to this file, a page of Markdown.",
 )
-@options.json
+@shared.json
 @_machine
 def bench(
     boots: int,
@@ -244,7 +253,7 @@ def bench(
 @lab.command
 @_seconds
 @_without
-@options.json
+@shared.json
 @_machine
 def profile(seconds: int, without: tuple[str, ...], json: bool, accel: str, out: Path | None) -> None:
     """Count what a frame costs xen-netback, QEMU's qnic and netback: calls, hypercalls, copies, maps, wake-ups.

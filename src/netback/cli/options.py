@@ -3,11 +3,12 @@
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from netback.cli.target import PlatformName
 from netback.errors import ConfigError, printable
@@ -80,6 +81,19 @@ def target(command: F) -> F:
 def rates(command: F) -> F:
     """The options that limit a device."""
     return _tx_rate(_rx_rate(command))
+
+
+def refuse_unused(when: str, used: Collection[str]) -> None:
+    """UsageError names the first option of the command line that has no effect in a mode of the command, and the mode.
+
+    `when`: the mode, as in "with --web" or "without --web". `used`: the parameters that have an effect then.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name not in used:
+            option = max(parameter.opts, key=len)
+            raise click.UsageError(f"{option} does not go {when}")
 
 
 def check_rates(tx: str | None, rx: str | None) -> None:

@@ -2,14 +2,15 @@
 """What `netback conform` and `netback lab conform` make of verdicts: the report, files, the exit code."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from netback.cli import options
 from netback.cli.options import echo_json
 from netback.errors import ConfigError
 from netback.output import Write, private_output, public_output
@@ -20,7 +21,31 @@ if TYPE_CHECKING:
     from netback.conform.report import Judged
     from netback.conform.rule import Rules
 
+F = TypeVar("F", bound=Callable[..., Any])
 Form = Literal["text", "json", "tap"]
+FILE = click.Path(path_type=Path, dir_okay=False)
+OPTIONS = frozenset({"junit", "tap", "json", "verbose"})
+"""The parameters that `report_options` makes."""
+
+_junit = click.option("--junit", type=FILE, metavar="FILE", help="Write the verdicts as JUnit's XML, too.")
+_tap = click.option("--tap", is_flag=True, help="As TAP.")
+_verbose = click.option("-v", "--verbose", is_flag=True, help="Show the rules that hold, too.")
+
+seed = click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the contents of the frames."
+)
+
+
+def report_options(command: F) -> F:
+    """The options of the report."""
+    return _junit(_tap(options.json(_verbose(command))))
+
+
+def form(*, json: bool, tap: bool) -> Form:
+    """What is printed. UsageError: the options name two forms."""
+    if json and tap:
+        raise click.UsageError("--tap does not go with --json")
+    return "json" if json else "tap" if tap else "text"
 
 
 @dataclass(frozen=True, slots=True)

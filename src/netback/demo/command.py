@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
+from netback.cli.options import refuse_unused
 from netback.demo.interruption import Interrupted, Interruption
 from netback.demo.report import CaptureFile, Report
 from netback.demo.run import CAPTURE, Break, Options, Run
@@ -22,6 +23,8 @@ from netback.demo.ui import Terminal, Ui
 from netback.errors import ConfigError, NetbackError
 from netback.web import needs_extra
 
+_LESSON = {"web", "port"}
+_DEMO = {"tier", "broken", "json", "seconds"}
 SECONDS = 20.0
 MIN_SECONDS = 4.0
 
@@ -56,9 +59,8 @@ def demo(tier: str | None, broken: str | None, json: bool, seconds: float, web: 
     Emulated Xen, a backend, a netfront and both stacks are separate processes. The only file left is
     netback-demo.pcapng; after an interruption there is none.
     """
+    refuse_unused("with --web" if web else "without --web", _LESSON if web else _DEMO)
     if web:
-        if tier or broken or json:
-            raise ConfigError("--web shows a lesson: it goes with --port alone")
         teach(port)
         return
     interruption = Interruption()

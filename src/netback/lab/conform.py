@@ -25,35 +25,44 @@ SECONDS = 1800.0
 
 
 async def observe_guest(
-    lab: Lab, domid: int, address: str, profiles: Sequence[str], say: Say, *, paused: bool = False
+    lab: Lab,
+    domid: int,
+    address: str,
+    profiles: Sequence[str],
+    say: Say,
+    *,
+    seed: int = 1,
+    paused: bool = False,
 ) -> list[Observation]:
     """Play the backends for a guest that runs, or for a `paused` one, which is then started; no other backend may serve
     vifs.
     """
-    words = " ".join((*(("--unpause",) if paused else ()), str(domid), f"/lab/{RUNS}", address, *profiles))
+    words = " ".join(
+        (*(("--unpause",) if paused else ()), str(domid), f"/lab/{RUNS}", address, str(seed), *profiles)
+    )
     output = await lab.dom0(f"python3 -P -m netback.lab.inside.conform {words}", seconds=SECONDS)
     say(output.rstrip())
     return recording.load(lab.machine.directory / RUNS, "frontend", Observation)
 
 
 async def observe_kernel(
-    lab: Lab, guest: CustomGuest, directory: Path, profiles: Sequence[str], say: Say
+    lab: Lab, guest: CustomGuest, directory: Path, profiles: Sequence[str], say: Say, *, seed: int = 1
 ) -> list[Observation]:
     """A guest of this kernel for each backend, which has its device before it starts."""
     seen = []
     for name in profiles or [profile.name for profile in PROFILES]:
         domid = await create(lab, guest, directory, vif=False, paused=True)
-        seen += await observe_guest(lab, domid, guest.address, [name], say, paused=True)
-        await lab.dom0(f"xl destroy {domid} || true")  # it may have ended by itself
+        seen += await observe_guest(lab, domid, guest.address, [name], say, seed=seed, paused=True)
+        await lab.dom0(f"xl destroy {domid}")
     recording.save(directory / RUNS, "frontend", seen)
     return seen
 
 
-async def observe_linux(lab: Lab, profiles: Sequence[str], say: Say) -> list[Observation]:
+async def observe_linux(lab: Lab, profiles: Sequence[str], say: Say, *, seed: int = 1) -> list[Observation]:
     """Linux's netfront in a guest of the lab, which takes each link into use as it comes."""
     words = f"netback.address={ADDRESS} netback.address={ADDRESS6}"
     guest = await lab.create("g1", vif=(), up=False, more=words)
-    return await observe_guest(lab, guest.domid, ADDRESS, profiles, say)
+    return await observe_guest(lab, guest.domid, ADDRESS, profiles, say, seed=seed)
 
 
 async def made_of(lab: Lab) -> str:
@@ -68,10 +77,16 @@ def judge(runs: Sequence[Observation]) -> list[Judged]:
 
 
 async def judge_kernel(
-    guest: CustomGuest | None, directory: Path, say: Say, *, accel: str, profiles: Sequence[str]
+    guest: CustomGuest | None,
+    directory: Path,
+    say: Say,
+    *,
+    accel: str,
+    profiles: Sequence[str],
+    seed: int,
 ) -> list[Judged]:
     """Boot a Xen host and a guest of this kernel, None: of the lab's, and judge its netfront."""
     async with open_lab(directory, say, options=Options(accel=accel), backend="none") as lab:
         if guest is None:
-            return judge(await observe_linux(lab, profiles, say))
-        return judge(await observe_kernel(lab, guest, directory, profiles, say))
+            return judge(await observe_linux(lab, profiles, say, seed=seed))
+        return judge(await observe_kernel(lab, guest, directory, profiles, say, seed=seed))

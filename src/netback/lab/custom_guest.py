@@ -87,7 +87,7 @@ async def create(
 ) -> int:
     """Create the guest, with a vif on the bridge or without, and start it unless `paused`; returns its domid."""
     await asyncio.to_thread(_copy, guest, directory)
-    (directory / "custom.cfg").write_text(_config(guest, vif=vif))
+    (directory / "custom.cfg").write_text(_config(guest, vif=vif, kept=paused))
     await lab.dom0(f"xl create {'-p ' if paused else ''}/lab/custom.cfg", seconds=120)
     return int(await lab.dom0("xl domid custom"))
 
@@ -98,8 +98,10 @@ def _copy(guest: CustomGuest, directory: Path) -> None:
         shutil.copyfile(guest.initrd, directory / "custom.initrd")
 
 
-def _config(guest: CustomGuest, *, vif: bool) -> str:
+def _config(guest: CustomGuest, *, vif: bool, kept: bool) -> str:
+    """`kept`: what is left of the guest stays when it ends, so that its devices are not gone at the same moment."""
     lines = [
+        *(f'on_{end}="preserve"' for end in ("poweroff", "reboot", "crash") if kept),
         'name="custom"',
         f'type="{guest.kind}"',
         'kernel="/lab/custom.kernel"',
