@@ -72,7 +72,7 @@ class Deed:
     event: float = 0.1
     """Seconds after which a notification is missed, and of the backend before InitWait."""
     also: frozenset[str] = frozenset()
-    """Other rules that cannot hold then."""
+    """Other rules that cannot hold then, by their meaning."""
     offered: Callable[[Honest], Awaitable[None]] = _offered
     """Waits for the offer and makes the rings."""
     nodes: Callable[[dict[str, str]], dict[str, str]] = _same_nodes

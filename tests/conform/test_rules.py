@@ -67,7 +67,7 @@ async def test_an_honest_frontend_breaks_no_rule(profile: str, split: bool) -> N
 async def test_a_frontend_that_breaks_one_rule_fails_it(rule: str) -> None:
     deed = DEEDS[rule]
     found = broken(RULES.judge(View(await run(deed))))
-    assert {*found} - deed.also == {rule}, found
+    assert {*found} == {rule} | deed.also, found
 
 
 def test_every_rule_has_a_frontend_that_breaks_it() -> None:

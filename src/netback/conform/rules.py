@@ -9,6 +9,7 @@ behaviour is described here.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 from netback.abi.grant_table import RESERVED_ENTRIES
 from netback.abi.netif import (
@@ -1189,10 +1190,38 @@ def _(view: View) -> Occasions:
 # ---- control ring
 
 
-def _controls(view: View) -> Iterator[tuple[int, int, tuple[int, int, int], int]]:
+class _Asked(NamedTuple):
+    """A control request, with what the frontend had selected before it."""
+
+    ident: int
+    kind: int
+    data: tuple[int, int, int]
+    status: int
+    algorithm: int
+    mapping: int
+    """Entries."""
+
+    @property
+    def needs_algorithm(self) -> bool:
+        return self.kind in (CtrlType.GET_HASH_FLAGS, CtrlType.SET_HASH_FLAGS)
+
+    @property
+    def invalid(self) -> bool:
+        """Whether a backend has to refuse it, for which there are rules of their own."""
+        long_key = self.kind == CtrlType.SET_HASH_KEY and self.data[1] > MAX_KEY
+        outside = self.kind == CtrlType.SET_HASH_MAPPING and self.data[1] + self.data[2] > self.mapping
+        return long_key or outside or (self.needs_algorithm and not self.algorithm)
+
+
+def _controls(view: View) -> Iterator[_Asked]:
+    algorithm = mapping = 0
     for _, event in view.all(Control):
         ident, kind, *data = CTRL_REQUEST.unpack(event.request)
-        yield ident, kind, (data[0], data[1], data[2]), event.status
+        yield _Asked(ident, kind, (data[0], data[1], data[2]), event.status, algorithm, mapping)
+        if kind == CtrlType.SET_HASH_ALGORITHM and event.status == CtrlStatus.SUCCESS:
+            algorithm = data[0]
+        if kind == CtrlType.SET_HASH_MAPPING_SIZE and event.status == CtrlStatus.SUCCESS:
+            mapping = data[0]
 
 
 _CONTROL = _offers(Key.CTRL_RING)
@@ -1202,46 +1231,44 @@ _CONTROL = _offers(Key.CTRL_RING)
 def _(view: View) -> Occasions:
     """Control requests have a type that netif.h defines."""
     known = {int(kind) for kind in CtrlType} - {CtrlType.INVALID}
-    for ident, kind, _, _ in _controls(view):
-        yield kind in known, f"request {ident}: type {kind}"
+    for asked in _controls(view):
+        yield asked.kind in known, f"request {asked.ident}: type {asked.kind}"
 
 
 @rule("ctrl.algorithm-first", "netif.h: flags depend on the algorithm", when=_CONTROL)
 def _(view: View) -> Occasions:
     """An algorithm is selected before the types of hashes are asked for or set."""
-    algorithm = 0
-    for ident, kind, data, status in _controls(view):
-        if kind == CtrlType.SET_HASH_ALGORITHM and status == CtrlStatus.SUCCESS:
-            algorithm = data[0]
-        if kind in (CtrlType.GET_HASH_FLAGS, CtrlType.SET_HASH_FLAGS):
-            yield algorithm != 0, f"request {ident}: type {kind} with algorithm {algorithm}"
+    for asked in _controls(view):
+        if asked.needs_algorithm:
+            what = f"type {asked.kind} with algorithm {asked.algorithm}"
+            yield asked.algorithm != 0, f"request {asked.ident}: {what}"
 
 
 @rule("ctrl.key-size", "netif.h, SET_HASH_KEY: 40 octets are enough for Toeplitz", when=_CONTROL)
 def _(view: View) -> Occasions:
     """A hash key has at most 40 octets."""
-    for ident, kind, data, _ in _controls(view):
-        if kind == CtrlType.SET_HASH_KEY:
-            yield data[1] <= MAX_KEY, f"request {ident}: {data[1]} octets"
+    for asked in _controls(view):
+        if asked.kind == CtrlType.SET_HASH_KEY:
+            yield asked.data[1] <= MAX_KEY, f"request {asked.ident}: {asked.data[1]} octets"
 
 
 @rule("ctrl.mapping-bounds", "XSA-270; netif.h, SET_HASH_MAPPING", when=_CONTROL)
 def _(view: View) -> Occasions:
     """A part of the mapping lies in the mapping's size."""
-    size = 0
-    for ident, kind, data, status in _controls(view):
-        if kind == CtrlType.SET_HASH_MAPPING_SIZE and status == CtrlStatus.SUCCESS:
-            size = data[0]
-        if kind == CtrlType.SET_HASH_MAPPING:
-            yield data[1] + data[2] <= size, f"request {ident}: {data[1]} entries at {data[2]} of {size}"
+    for asked in _controls(view):
+        if asked.kind == CtrlType.SET_HASH_MAPPING:
+            _, count, offset = asked.data
+            what = f"{count} entries at {offset} of {asked.mapping}"
+            yield count + offset <= asked.mapping, f"request {asked.ident}: {what}"
 
 
 @rule("ctrl.accepted", "netif.h, Control messages", level=Level.SHOULD, when=_CONTROL)
 def _(view: View) -> Occasions:
-    """A backend that knows every request accepts those that the frontend makes."""
-    for ident, kind, data, status in _controls(view):
-        if kind in set(CtrlType) - {CtrlType.INVALID}:
-            yield status == CtrlStatus.SUCCESS, f"request {ident}: type {kind}, {list(data)}: status {status}"
+    """A backend that knows every request accepts each one that breaks no other rule."""
+    for asked in _controls(view):
+        if asked.kind in set(CtrlType) - {CtrlType.INVALID} and not asked.invalid:
+            what = f"type {asked.kind}, {list(asked.data)}: status {asked.status}"
+            yield asked.status == CtrlStatus.SUCCESS, f"request {asked.ident}: {what}"
 
 
 # ---- the end
