@@ -25,7 +25,8 @@ EXIT_MEANINGS: Mapping[Exit, str] = {
     Exit.INVALID: "a mistake in the command or the configuration, a directory that is not private, a missing device of"
     " Xen, another netback: the unit does not restart it",
     Exit.NO_BACKEND: "there is no store or no backend, or it is gone (EX_TEMPFAIL)",
-    Exit.INTERRUPTED: "`conform`, `demo` and `lab`: ended by SIGINT; everything that they had made is removed",
+    Exit.INTERRUPTED: "`conform`, `demo` and `lab`: ended by SIGINT, `conform` also by SIGTERM; everything that they"
+    " had made is removed",
 }
 """What each says; docs/reference.md is made from it."""
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -110,15 +111,25 @@ async def test_verdicts_are_printed_where_a_file_cannot_be_filled(tmp_path: Path
     assert (code, again.splitlines()[1:]) == (1, out.splitlines()[1:])
 
 
-async def test_an_interrupt_ends_the_command_too(tmp_path: Path) -> None:
-    mark = tmp_path / "pid"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupt_ends_the_command_too(tmp_path: Path, number: signal.Signals) -> None:
+    """With its children in sessions of their own; nothing is left of the run and of its files."""
+    mark = tmp_path / "pids"
     os.mkfifo(mark)
-    process = await start("conform", "--frontend", f"echo $$ > {mark}; exec sleep 1000", "--limit", "300")
-    async with asyncio.timeout(SECONDS):
-        pid = await asyncio.to_thread(mark.read_text)
-        process.send_signal(signal.SIGINT)
-        _, err = await process.communicate()
+    with tempfile.TemporaryDirectory() as temporary:  # tmp_path is too long for a socket in it
+        process = await start(
+            *("conform", "--frontend", f"setsid sleep 1000 & echo $$ $! > {mark}; exec sleep 1000"),
+            *("--limit", "300", "--record", tmp_path / "runs", "--junit", tmp_path / "junit.xml"),
+            TMPDIR=temporary,
+        )
+        async with asyncio.timeout(SECONDS):
+            pids = await asyncio.to_thread(mark.read_text)
+            process.send_signal(number)
+            _, err = await process.communicate()
+        assert os.listdir(temporary) == []  # noqa: PTH208 (names)
     assert process.returncode == 130
     assert b"Traceback" not in err
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+    for pid in pids.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    assert os.listdir(tmp_path) == ["pids"]  # noqa: PTH208

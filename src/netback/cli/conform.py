@@ -2,6 +2,7 @@
 """`netback conform`: judges a frontend, or a backend, against the protocol."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -242,8 +243,9 @@ def _ask(plan: _Plan) -> "BackendSeen":
 
 
 def _run(start: "Callable[[], Coroutine[Any, Any, T]]") -> T:
-    """Run until the end or SIGINT, which ends the command in order."""
+    """Run until the end, SIGINT or SIGTERM, which CI systems and timeout(1) send: both end the command in order."""
     interruptible()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     return asyncio.run(start())
 
 

@@ -190,23 +190,28 @@ def _command(setting: Setting, recorder: Recorder) -> Bring:
         shown = shlex.split(print_env(directory))[1].split("=", 1)
         before = children()
         with adopting_orphans(), _Output() as output:
-            process = await asyncio.create_subprocess_exec(
-                *("/bin/sh", "-c", setting.command),
-                stdin=DEVNULL,
-                stdout=output.writer,
-                stderr=STDOUT,
-                env={**os.environ, shown[0]: shown[1]},
-                start_new_session=True,
+            starting = asyncio.ensure_future(
+                asyncio.create_subprocess_exec(
+                    *("/bin/sh", "-c", setting.command),
+                    stdin=DEVNULL,
+                    stdout=output.writer,
+                    stderr=STDOUT,
+                    env={**os.environ, shown[0]: shown[1]},
+                    start_new_session=True,
+                )
             )
-            output.close_writer()
-            watching = asyncio.ensure_future(_wait(process, gone))
+            watching = asyncio.ensure_future(_wait(starting, gone))
             try:
+                await asyncio.wait({starting})  # a cancelled start would leave the command's children
+                process = starting.result()
+                output.close_writer()
                 yield gone
                 sent = await _stop(process, gone, setting.limits.end)
             except BaseException:
-                await _stop(process, gone, 0.0)
+                await _stop(await starting, gone, 0.0)
                 raise
             finally:
+                output.close_writer()
                 if left := await end_descendants(before):
                     log.warning(
                         "netback: the frontend's command left processes that SIGKILL did not end: %s",
@@ -262,9 +267,11 @@ class _Output:
             asyncio.get_running_loop().remove_reader(self._reader)
 
 
-async def _wait(process: Process, gone: asyncio.Event) -> None:
-    await process.wait()
-    gone.set()
+async def _wait(starting: "asyncio.Future[Process]", gone: asyncio.Event) -> None:
+    await asyncio.wait({starting})
+    if starting.exception() is None:
+        await starting.result().wait()
+        gone.set()
 
 
 async def _stop(process: Process, gone: asyncio.Event, seconds: float) -> int:
