@@ -5,6 +5,7 @@ python -m tests.conform.results                # the page again (make docs)
 python -m tests.conform.results emulated       # judges those that run on emulated Xen: ten minutes, as root
 python -m tests.conform.results lab DIR        # takes the recordings of
                                                # `netback lab test conform conform-frontend --out DIR`
+python -m tests.conform.results kernel DIR     # and that of `netback lab conform --kernel KERNEL --out DIR`
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ STACK = (
 LAB_BACKENDS = {"kernel": "Linux's xen-netback", "qnic": "QEMU's qnic", "netback": "netback"}
 """By the name of the recording."""
 LAB_FRONTEND = "Linux 6.12's netfront"
+UNIKERNEL = "Unikraft 0.16.3's netfront"
+"""The kernel from outside that the page has."""
+ON_XEN = (LAB_FRONTEND, UNIKERNEL, *LAB_BACKENDS.values())
 
 Side = Literal["frontend", "backend"]
 
@@ -87,6 +91,33 @@ WHY: dict[tuple[str, str], str] = {
         "rx.padding",
     ): "`xennet_alloc_rx_buffers` writes id and gref of a slot; what the last response or extra"
     " info had in between stays in it",
+    (
+        UNIKERNEL,
+        "domain.stays",
+    ): "`netfront_recv` asserts that its interrupt is off (netfront.c:389): a frame that comes"
+    " while it is being enabled ends the guest now and then",
+    (
+        UNIKERNEL,
+        "rx.survives-error",
+    ): "`netfront_rxq_dequeue` asserts a status above NETIF_RSP_NULL (netfront.c:289)"
+    " before it looks whether it is negative",
+    (
+        UNIKERNEL,
+        "close.follows",
+    ): "`netfront_xb_wait_be_connect` looks at the backend's state until it is Connected;"
+    " nothing does after that",
+    (UNIKERNEL, "keys.needs-rx-copy"): "of the backend's features `multi-queue-max-queues` and"
+    " `feature-split-event-channels` alone are read",
+    (
+        UNIKERNEL,
+        "keys.queues-offered",
+    ): "`netfront_xb_front_init` writes `multi-queue-num-queues` in any case",
+    (UNIKERNEL, "tx.granted-readonly"): "`netfront_xmit` grants with `readonly` 0",
+    (
+        UNIKERNEL,
+        "rx.padding",
+    ): "`netfront_rxq_enqueue` writes id and gref of a slot; what the last response had in"
+    " between stays in it",
     ("Linux's xen-netback", "fatal.closes"): "`xenvif_tx_build_gops` calls `xenvif_fatal_tx_err`, which sets"
     " `vif->disabled`: the ring is not served any more, the link's carrier goes, and the state stays",
     ("QEMU's qnic", "fatal.closes"): "`net_tx_packets` compares its consumer with its own `rsp_prod`"
@@ -162,6 +193,12 @@ def lab(directory: Path) -> Iterator[End]:
             yield frontend(LAB_FRONTEND, made, load(path, "frontend", Observation))
 
 
+def kernel(directory: Path) -> End:
+    """The unikernel that `netback lab conform --kernel` recorded."""
+    made = (directory / "conform.made").read_text().strip()
+    return frontend(UNIKERNEL, made, load(directory / "conform.runs", "frontend", Observation))
+
+
 # ---- the page
 
 
@@ -226,14 +263,16 @@ def broken(ends: Sequence[End]) -> str:
 def render_document() -> str:
     """The page with its tables as they should be."""
     ends = read()
-    on_xen = [end for end in ends if end.title in (LAB_FRONTEND, *LAB_BACKENDS.values())]
+    on_xen = [end for end in ends if end.title in ON_XEN]
     backends = [end for end in on_xen if end.side == "backend"]
-    frontends = [end for end in on_xen if end.side == "frontend"]
+    frontends = [end for end in on_xen if end.title == LAB_FRONTEND]
+    unikernels = [end for end in on_xen if end.title == UNIKERNEL]
     tables = {
         "emulated": lambda: sums([end for end in ends if end not in on_xen]),
         "linux": lambda: f"{sums(frontends)}\n\n{without_occasion(frontends)}",
         "backends": lambda: f"{sums(backends)}\n\n{each_rule(backends)}",
-        "broken": lambda: broken(on_xen),
+        "broken": lambda: broken([end for end in on_xen if end not in unikernels]),
+        "unikernel": lambda: f"{sums(unikernels)}\n\n{broken(unikernels)}",
     }
     return re.sub(
         r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)",
@@ -249,6 +288,8 @@ def main(words: Sequence[str]) -> None:
             write([end])
     elif words[:1] == ["lab"]:
         write([*lab(Path(words[1]))])
+    elif words[:1] == ["kernel"]:
+        write([kernel(Path(words[1]))])
     PAGE.write_text(render_document())
 
 

@@ -55,6 +55,7 @@ async def observe_kernel(
         seen += await observe_guest(lab, domid, guest.address, [name], say, seed=seed, paused=True)
         await lab.dom0(f"xl destroy {domid}")
     recording.save(directory / RUNS, "frontend", seen)
+    (directory / RUNS).with_suffix(".made").write_text(await made_of(lab))
     return seen
 
 
