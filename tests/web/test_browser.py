@@ -27,7 +27,7 @@ OPTIONS = (
     " --disable-component-update --disable-sync --disable-dev-shm-usage"
 )
 AXE = Path(axe_core_python.__file__).with_name("axe.min.js")
-RINGS = ([], [0, 0], [1, 0], [0, 0], [0, 4], [0, 3], [0, 0], [0, 3], [], [0, 3], [])
+RINGS: tuple[list[int], ...] = ([], [0, 0], [1, 0], [0, 0], [0, 4], [0, 3], [0, 0], [0, 3], [], [0, 3], [])
 """The requests that wait after each step, in TX and RX; empty: no rings are shown."""
 
 pytestmark = pytest.mark.skipif(

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 import pytest
 
 from netback.testing import ServedBackend, Vif, Xen
-from netback.web.server import HEADERS, MAX_HEADERS, MAX_STREAMS
+from netback.web import connections
+from netback.web.hub import Hub
+from netback.web.server import HEADERS, MAX_HEADERS, MAX_STREAMS, listen, serve
 from tests.web.conftest import Page, started
 
 
@@ -113,6 +116,47 @@ def test_idle_streams_are_bounded(page: Page, xen_backend: ServedBackend) -> Non
         pass
 
 
+def test_connections_without_a_request_leave_room(page: Page) -> None:
+    """Any user of the machine can open them, without the token."""
+    with ExitStack() as undo:
+        idle = [
+            undo.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=20))
+            for _ in range(4 * MAX_STREAMS + 2)
+        ]
+        for sock in idle[1::2]:
+            sock.sendall(b"GET / HTTP/1.1\r\n")  # a request that never ends
+        assert page.ask("/")[0] == 200
+        with suppress(ConnectionResetError):
+            assert idle[0].recv(1) == b""
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: ", b"GET / HTTP/1.1\r\n\r\nGET /"])
+def test_a_connection_without_a_request_is_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: bytes
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.01)
+
+    async def wait_for_the_end(sock: socket.socket) -> None:
+        ready = asyncio.Event()
+        serving = asyncio.create_task(serve(sock, Hub(tmp_path), lambda _: ready.set()))
+        await ready.wait()
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(begun)
+        with suppress(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        serving.cancel()
+
+    with listen(0) as sock:
+        asyncio.run(wait_for_the_end(sock))
+
+
+def test_a_refusal_closes_the_connection(page: Page) -> None:
+    """A client without the token gets one answer, so that it cannot leave many unread."""
+    assert page.ask("/", Cookie="")[1]["connection"] == "close"
+    assert "connection" not in page.ask("/")[1]
+
+
 def test_what_it_tells(page: Page, xen_vif: Vif) -> None:
     (device,) = json.loads(page.ask("/api/devices")[2])
     assert (device["device"], device["backend"]) == ("vif1.0", "Connected")
@@ -120,11 +164,11 @@ def test_what_it_tells(page: Page, xen_vif: Vif) -> None:
     rings = json.loads(page.ask("/api/rings/vif1.0")[2])["rings"]
     assert [ring["ring"] for ring in rings][:2] == ["tx", "rx"]
     assert page.ask("/api/rings/vif9.9")[0] == 404
-    origin = {"Origin": f"http://127.0.0.1:{page.port}"}
-    assert page.ask("/api/pace/vif1.0/slow", "POST", **origin)[0] == 200
+    origin = f"http://127.0.0.1:{page.port}"
+    assert page.ask("/api/pace/vif1.0/slow", "POST", Origin=origin)[0] == 200
     assert xen_vif.device.show().device.tx_rate == "100kb/s"
-    assert page.ask("/api/pace/vif1.0/sideways", "POST", **origin)[0] == 404
-    assert page.ask("/api/lesson/next", "POST", **origin)[0] == 404
+    assert page.ask("/api/pace/vif1.0/sideways", "POST", Origin=origin)[0] == 404
+    assert page.ask("/api/lesson/next", "POST", Origin=origin)[0] == 404
 
 
 def test_a_stream_begins_with_what_is_and_goes_on(page: Page, xen_vif: Vif) -> None:

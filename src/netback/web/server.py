@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from netback.control import Client, ControlError, NoBackend
 from netback.errors import ConfigError, NetbackError, printable
+from netback.web.connections import PromptProtocol
 from netback.web.hub import Hub
 
 STATIC = Path(__file__).parent / "static"
@@ -81,6 +82,8 @@ class Guard:
         if answer is None:
             await self._app(scope, receive, self._with_headers(send))
         else:
+            # one answer for each connection: else a client without the token could send requests and read no answer
+            answer.headers["Connection"] = "close"
             await answer(scope, receive, self._with_headers(send))
 
     def _refusal(self, request: Request) -> Response | None:
@@ -248,7 +251,7 @@ async def serve(
         date_header=False,
         limit_concurrency=4 * MAX_STREAMS,
         h11_max_incomplete_event_size=MAX_HEADERS,
-        http="h11",
+        http=PromptProtocol,
         ws="none",
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
