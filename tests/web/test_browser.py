@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from netback.testing import Vif
+from netback.testing import ServedBackend, Vif, Xen
 from netback.web.lesson import STEPS
 from tests.web.conftest import Page
 
@@ -144,7 +144,7 @@ def test_slots_change_at_once_with_reduced_motion(
     )
 
 
-def test_rates_appear_and_pause_holds(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
+def test_rates_appear(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
     browser.get(page.address)
     until(browser, "document.querySelector('#rows button')?.textContent === 'vif1.0'")
 
@@ -154,12 +154,53 @@ def test_rates_appear_and_pause_holds(browser: webdriver.Chrome, page: Page, xen
         return "frames/s" in browser.find_element(By.ID, "rows").text
 
     WebDriverWait(browser, SECONDS, 0.05).until(frames_counted)
+    assert faults(browser) == []
+
+
+def test_what_happened_in_a_pause_is_drawn_after_it(
+    browser: webdriver.Chrome, page: Page, xen_vif: Vif
+) -> None:
+    browser.get(page.address)
+    until(browser, "document.querySelector('#rows button')?.textContent === 'vif1.0'")
     browser.find_element(By.ID, "pause").click()
     assert browser.find_element(By.ID, "pause").get_attribute("aria-pressed") == "true"
     xen_vif.device.detach(seconds=5)
+    until(browser, "!devices.has('vif1.0')")
+    assert browser.find_element(By.CSS_SELECTOR, "#rows button").text == "vif1.0"
+    assert "is gone" not in browser.find_element(By.ID, "events").text
     browser.find_element(By.ID, "pause").click()
-    assert browser.find_element(By.ID, "pause").text == "Pause"
+    until(browser, "document.querySelectorAll('#rows button').length === 0")
+    assert "vif1.0 is gone" in browser.find_element(By.ID, "events").text
     assert faults(browser) == []
+
+
+def test_what_a_backend_left_does_not_look_live(browser: webdriver.Chrome, page: Page, xen: Xen) -> None:
+    """A device that is removed while no backend runs vanishes when the next one begins."""
+    state = "document.querySelector('#rows td')?.textContent"
+    with ServedBackend(xen) as backend, Vif(backend):
+        browser.get(page.address)
+        until(browser, f"{state} === 'Connected'")
+        until(browser, "devices.get('vif1.0').last")
+    until(browser, f"{state}?.startsWith('last seen: ')")
+    assert until(browser, "document.querySelector('#rows tr').className") == "stale"
+    assert until(
+        browser, "[...document.querySelectorAll('#rows .number')].map(e => e.textContent).join()"
+    ) == ("–,–,–")
+    assert "No backend runs" in browser.find_element(By.ID, "backend").text
+    xen.loop.call(xen.store.rm("/local/domain/0/backend/vif/1"))
+    with ServedBackend(xen):
+        until(browser, "document.querySelectorAll('#rows tr').length === 0")
+    assert faults(browser) == []
+
+
+def test_entries_of_the_timeline_keep_their_time(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
+    times = "JSON.stringify([...document.querySelectorAll('#events time')].map(e => e.dateTime).sort())"
+    browser.get(page.address)
+    until(browser, "document.querySelectorAll('#events li').length > 1")
+    before = json.loads(until(browser, times))
+    browser.refresh()
+    until(browser, f"document.querySelectorAll('#events li').length >= {len(before)}")
+    assert set(before) <= set(json.loads(until(browser, times)))
 
 
 def test_slow_motion(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
@@ -174,7 +215,9 @@ def test_a_hostile_name_stays_text(browser: webdriver.Chrome, page: Page, xen_vi
     """Events are put into the page as text: a name that a guest chose runs nothing."""
     browser.get(page.address)
     until(browser, "document.querySelectorAll('#events li').length > 0")
-    browser.execute_script("handlers.notice([{device: '<img src=x onerror=alert(1)>', notice: '<b>x</b>'}])")
+    event = "{device: '<img src=x onerror=alert(1)>', notice: '<b>x</b>'}"
+    browser.execute_script(f"handlers.timeline([{{time: 1, kind: 'notice', event: {event}}}])")
+    until(browser, "document.querySelector('#events li').textContent.includes('img')")
     first = browser.find_element(By.CSS_SELECTOR, "#events li")
     assert "<img src=x onerror=alert(1)>: <b>x</b>" in first.text
     assert first.find_elements(By.TAG_NAME, "img") == []

@@ -175,11 +175,11 @@ def test_a_stream_begins_with_what_is_and_goes_on(page: Page, xen_vif: Vif) -> N
     for _ in range(2):
         with events(page) as lines:
             until(lines, "backend", '"pid"')
-            until(lines, "state", '"backend": "Connected", "frontend": "Connected"')
+            until(lines, "devices", '"backend": "Connected", "frontend": "Connected"')
             until(lines, "statistics", '"device": "vif1.0"')
     with events(page) as lines:
         xen_vif.device.detach(seconds=10)
-        until(lines, "trace", "xen_device_backend_state")
+        until(lines, "timeline", "xen_device_backend_state")
 
 
 def test_the_backend_ends_and_returns(page: Page, xen: Xen) -> None:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The page: a stream of events keeps the table, the timeline and the lesson; the rings of the chosen vif are asked for.
+// The page: a stream of events keeps what is known of vifs and the timeline, also during a pause, and `draw` shows it;
+// the rings of the chosen vif are asked for.
 "use strict";
 
 const RING_MS = 400;        // between two looks at the rings
@@ -8,10 +9,13 @@ const MAX_EVENTS = 200;     // lines of the timeline
 const OLD_LOOKS = 8;        // looks after which a slot that did not change is drawn as old
 
 const $ = (id) => document.getElementById(id);
-const devices = new Map();  // by name: {state, history, last, rates, row}
+const devices = new Map();  // by name: {name, state, network, rates, history, last, lost}
+const rows = new Map();     // by name: the row's elements
+let backend = null;
 let chosen = null;
 let paused = false;
-let losses = [];           // names of counters, which the backend's event brings
+let entries = [];           // of the timeline, not drawn yet
+let afresh = false;         // the timeline begins again with them
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -36,57 +40,26 @@ function rate(device, direction) {
   return frames ? `${amount(bits, "bit/s")}, ${amount(Math.round(frames), "frames/s")}` : "–";
 }
 
-// ---- the table
-
-function device(name) {
-  if (!devices.has(name)) {
-    const button = element("button", { type: "button", textContent: name });
-    button.addEventListener("click", () => choose(name));
-    const cells = ["state", "network", "tx", "rx", "lost"].map((cell) =>
-      element("td", { className: ["tx", "rx", "lost"].includes(cell) ? "number" : "" }));
-    const spark = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    spark.setAttribute("class", "spark");
-    spark.setAttribute("viewBox", `0 0 ${HISTORY - 1} 20`);
-    spark.setAttribute("preserveAspectRatio", "none");
-    spark.setAttribute("role", "img");
-    spark.setAttribute("aria-label", "no traffic yet");
-    spark.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
-    const row = element("tr", {}, element("th", { scope: "row" }, button), ...cells, element("td", {}, spark));
-    const [state, network, tx, rx, lost] = cells;
-    devices.set(name, { name, row, button, state, network, tx, rx, lost, spark, rates: {}, history: [], last: null });
-    $("rows").append(row);
-    if (chosen === null) choose(name);
-  }
-  return devices.get(name);
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;     // a selection and a screen reader keep their place
 }
 
-function forget(name) {
-  devices.get(name)?.row.remove();
-  devices.delete(name);
-  if (chosen === name) choose(devices.keys().next().value ?? null);
+// ---- what is known of the vifs
+
+function keep(state) {
+  const known = devices.get(state.device) ?? { name: state.device, network: "–" };
+  devices.set(state.device, known);
+  known.state = state;
+  if (!known.history) quiet(known);
 }
 
-function choose(name) {
-  chosen = name;
-  for (const each of devices.values()) each.button.setAttribute("aria-pressed", String(each.name === name));
-  $("pace-choice").value = "full";
-  showRings([]);
-  look();
+function quiet(known) {     // nothing was counted yet, or the counters' backend is gone
+  Object.assign(known, { rates: {}, history: [], last: null, lost: [] });
 }
 
-function onState(event) {
-  if (event.gone) {
-    forget(event.device);
-    return;
-  }
-  const known = device(event.device);
-  const same = event.backend === event.frontend;
-  known.state.textContent = same ? event.backend : `backend ${event.backend}, guest ${event.frontend}`;
-  if (event.error) known.state.append(element("div", { className: "error", textContent: event.error }));
-}
-
-function onStatistics(event) {
-  const known = device(event.device);
+function count(event) {
+  const known = devices.get(event.device);
+  if (!known) return;       // it is gone: its state said so first
   const counts = event.counters ?? {};
   if (known.last && event.time > known.last.time) {
     const seconds = event.time - known.last.time;
@@ -95,27 +68,98 @@ function onStatistics(event) {
   }
   known.last = { time: event.time, counts };
   known.history = [...known.history, (known.rates.tx_bytes ?? 0) + (known.rates.rx_bytes ?? 0)].slice(-HISTORY);
-  known.tx.textContent = rate(known, "tx");
-  known.rx.textContent = rate(known, "rx");
-  const lost = [...Object.entries(counts).filter(([counter]) => losses.includes(counter)), ...Object.entries(event.drops ?? {})];
-  known.lost.textContent = lost.length ? String(lost.reduce((sum, [, value]) => sum + value, 0)) : "0";
-  known.lost.title = lost.map(([counter, value]) => `${counter} ${value}`).join(", ");
-  draw(known);
-}
-
-function draw(known) {
-  const most = Math.max(1, ...known.history);
-  const first = HISTORY - known.history.length;
-  const points = known.history.map((value, at) => `${first + at},${19 - 18 * value / most}`);
-  known.spark.firstChild.setAttribute("points", points.join(" "));
-  known.spark.setAttribute("aria-label", `at most ${amount(8 * Math.max(0, ...known.history), "bit/s")} in the last minute`);
+  const losses = backend?.losses ?? [];
+  known.lost = [...Object.entries(counts).filter(([counter]) => losses.includes(counter)), ...Object.entries(event.drops ?? {})];
 }
 
 async function refreshNetworks() {
-  const known = await ask("/api/devices");
-  for (const each of known?.devices ?? known ?? []) {
-    if (devices.has(each.device)) devices.get(each.device).network.textContent = each.network ?? each.net ?? "–";
+  for (const each of await ask("/api/devices") ?? []) {
+    if (devices.has(each.device)) devices.get(each.device).network = each.network ?? each.net ?? "–";
   }
+  draw();
+}
+
+// ---- drawing
+
+let drawing = false;
+
+function draw() {           // soon, once for all that comes until then
+  if (drawing || paused) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    if (paused) return;
+    drawBackend();
+    drawRows();
+    drawTimeline();
+  });
+}
+
+function drawBackend() {
+  $("backend").className = backend ? "" : "gone";
+  setText($("backend"), backend
+    ? `Backend of domain ${backend.domid}, ${backend.platform} Xen, netback ${backend.netback}, process ${backend.pid}`
+    : "No backend runs. The guests' rings and states stay.");
+  $("pace").hidden = backend?.platform !== "emulated";
+  if (!backend) showRings([]);
+}
+
+function drawRows() {
+  for (const [name, row] of rows) {
+    if (devices.has(name)) continue;
+    row.line.remove();
+    rows.delete(name);
+  }
+  for (const known of devices.values()) {
+    if (!rows.has(known.name)) rows.set(known.name, newRow(known.name));
+    drawRow(rows.get(known.name), known);
+  }
+  $("none").hidden = rows.size > 0;
+  if (!devices.has(chosen)) choose(devices.keys().next().value ?? null);
+}
+
+function newRow(name) {
+  const button = element("button", { type: "button", textContent: name });
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => choose(name));
+  const [state, network, tx, rx, lost] = ["", "", "number", "number", "number"].map((className) => element("td", { className }));
+  const spark = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  spark.setAttribute("class", "spark");
+  spark.setAttribute("viewBox", `0 0 ${HISTORY - 1} 20`);
+  spark.setAttribute("preserveAspectRatio", "none");
+  spark.setAttribute("role", "img");
+  spark.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
+  const line = element("tr", {}, element("th", { scope: "row" }, button), state, network, tx, rx, lost, element("td", {}, spark));
+  $("rows").append(line);
+  state.append(element("span"), element("div", { className: "error" }));
+  return { line, button, state, network, tx, rx, lost, spark };
+}
+
+function drawRow(row, known) {
+  const { backend: back, frontend: front, error } = known.state;
+  const states = back === front ? back : `backend ${back}, guest ${front}`;
+  row.line.className = backend ? "" : "stale";
+  setText(row.state.firstChild, backend ? states : `last seen: ${states}`);
+  setText(row.state.lastChild, error ?? "");
+  setText(row.network, known.network);
+  setText(row.tx, rate(known, "tx"));
+  setText(row.rx, rate(known, "rx"));
+  setText(row.lost, backend ? String(known.lost.reduce((sum, [, value]) => sum + value, 0)) : "–");
+  row.lost.title = known.lost.map(([counter, value]) => `${counter} ${value}`).join(", ");
+  const most = Math.max(1, ...known.history);
+  const first = HISTORY - known.history.length;
+  const points = known.history.map((value, at) => `${first + at},${19 - 18 * value / most}`);
+  row.spark.firstChild.setAttribute("points", points.join(" "));
+  row.spark.setAttribute("aria-label", known.history.length
+    ? `at most ${amount(8 * Math.max(0, ...known.history), "bit/s")} in the last minute` : "no traffic yet");
+}
+
+function choose(name) {
+  chosen = name;
+  for (const [each, row] of rows) row.button.setAttribute("aria-pressed", String(each === name));
+  $("pace-choice").value = "full";
+  showRings([]);
+  look(true);
 }
 
 // ---- rings
@@ -181,53 +225,70 @@ async function ask(path, options) {
 
 let looking = false;
 
-async function look() {
-  if (looking || paused || chosen === null || document.hidden) return;
+async function look(evenPaused) {
+  if (looking || (paused && !evenPaused) || chosen === null || !backend || document.hidden) return;
   looking = true;
   const name = chosen;
   const answer = await ask(`/api/rings/${encodeURIComponent(name)}`);
-  if (answer && name === chosen) showRings(answer.rings);
+  if (answer && name === chosen && backend) showRings(answer.rings);
   looking = false;
 }
 
 // ---- the timeline
 
-function note(text, seconds) {
-  const at = seconds ? new Date(1000 * seconds) : new Date();
-  const time = element("time", { dateTime: at.toISOString(), textContent: at.toLocaleTimeString([], { hour12: false }) });
-  $("events").prepend(element("li", {}, time, text));
+const words = {
+  backend: (info) => info ? `A backend runs, process ${info.pid}` : "The backend ended",
+  state: (event) => event.gone ? `${event.device} is gone`
+    : `${event.device}: backend ${event.backend}, guest ${event.frontend}`,
+  notice: (event) => `${event.device}: ${event.notice}${event.reason ? `: ${event.reason}` : ""}`,
+  trace: (event) => [event.point, ...Object.entries(event.values).map(([name, value]) => `${name}=${value}`)].join(" "),
+  page: (text) => text,
+};
+
+function note(text) {
+  handlers.timeline([{ time: Date.now() / 1000, kind: "page", event: text }]);
+}
+
+function drawTimeline() {
+  if (afresh) $("events").replaceChildren();
+  for (const entry of entries) {
+    const at = new Date(1000 * (entry.kind === "trace" ? entry.event.time : entry.time));
+    const time = element("time", { dateTime: at.toISOString(), textContent: at.toLocaleTimeString([], { hour12: false }) });
+    $("events").prepend(element("li", {}, time, words[entry.kind](entry.event)));
+  }
   while ($("events").children.length > MAX_EVENTS) $("events").lastChild.remove();
+  entries = [];
+  afresh = false;
 }
 
 const handlers = {
   backend(info) {
-    $("backend").className = info ? "" : "gone";
-    $("backend").textContent = info
-      ? `Backend of domain ${info.domid}, ${info.platform} Xen, netback ${info.netback}, process ${info.pid}`
-      : "No backend runs. The guests' rings and states stay.";
-    losses = info?.losses ?? losses;
-    $("pace").hidden = info?.platform !== "emulated";
-    note(info ? `A backend runs, process ${info.pid}` : "The backend ended");
-    if (!info) showRings([]);
+    backend = info;
+    if (!info) devices.forEach(quiet);
+    draw();
   },
-  state(events) {
-    for (const event of events) {
-      onState(event);
-      note(event.gone ? `${event.device} is gone` : `${event.device}: backend ${event.backend}, guest ${event.frontend}`);
-    }
+  devices(states) {
+    const present = new Set(states.map((state) => state.device));
+    for (const name of devices.keys()) if (!present.has(name)) devices.delete(name);
+    states.forEach(keep);
+    draw();
     refreshNetworks();
   },
-  notice(events) {
-    for (const event of events) note(`${event.device}: ${event.notice}${event.reason ? `: ${event.reason}` : ""}`);
-  },
-  trace(events) {
-    for (const event of events) {
-      const values = Object.entries(event.values).map(([name, value]) => `${name}=${value}`).join(" ");
-      note(`${event.point} ${values}`, event.time);
+  state(states) {
+    for (const state of states) {
+      if (state.gone) devices.delete(state.device);
+      else keep(state);
     }
+    draw();
+    refreshNetworks();
   },
   statistics(events) {
-    for (const event of events) onStatistics(event);
+    events.forEach(count);
+    draw();
+  },
+  timeline(more) {
+    entries = [...entries, ...more].slice(-MAX_EVENTS);
+    draw();
   },
   lost(count) {
     note(`${count} events were lost: the page was too slow`);
@@ -266,9 +327,12 @@ async function teach(verb) {
 function listen() {
   const stream = new EventSource("/api/events");
   for (const [kind, handle] of Object.entries(handlers)) {
-    stream.addEventListener(kind, (event) => { if (!paused || kind === "lesson") handle(JSON.parse(event.data)); });
+    stream.addEventListener(kind, (event) => handle(JSON.parse(event.data)));
   }
-  stream.addEventListener("open", () => { $("events").replaceChildren(); });
+  stream.addEventListener("open", () => {     // the whole timeline comes again
+    entries = [];
+    afresh = true;
+  });
   stream.addEventListener("error", () => {
     $("backend").className = "gone";
     $("backend").textContent = "The page's server does not answer.";
@@ -279,6 +343,7 @@ $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
   $("pause").textContent = paused ? "Go on" : "Pause";
+  draw();
   look();
 });
 $("pace-choice").addEventListener("change", async (event) => {
@@ -287,6 +352,5 @@ $("pace-choice").addEventListener("change", async (event) => {
 });
 $("next").addEventListener("click", () => { if ($("next").getAttribute("aria-disabled") !== "true") teach("next"); });
 $("restart").addEventListener("click", () => teach("restart"));
-new MutationObserver(() => { $("none").hidden = $("rows").children.length > 0; }).observe($("rows"), { childList: true });
-setInterval(look, RING_MS);
+setInterval(() => look(), RING_MS);
 listen();
