@@ -15,6 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from netback.testing import ServedBackend, Vif, Xen
@@ -203,12 +204,42 @@ def test_entries_of_the_timeline_keep_their_time(browser: webdriver.Chrome, page
     assert set(before) <= set(json.loads(until(browser, times)))
 
 
-def test_slow_motion(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
-    browser.get(page.address)
-    until(browser, "document.querySelector('#pace') && !document.querySelector('#pace').hidden")
-    until(browser, "document.querySelectorAll('.ring').length > 1")
-    browser.find_element(By.ID, "pace-choice").send_keys("slower")
-    WebDriverWait(browser, SECONDS, 0.05).until(lambda _: xen_vif.device.show().device.tx_rate == "10kb/s")
+def test_slow_motion(browser: webdriver.Chrome, page: Page, xen_backend: ServedBackend) -> None:
+    """It shows the chosen vif's pace, and ends when the page shows another vif, or closes."""
+
+    def wait_for_rate(vif: Vif, rate: str | None) -> None:
+        WebDriverWait(browser, SECONDS, 0.05).until(lambda _: vif.device.show().device.tx_rate == rate)
+
+    with Vif(xen_backend) as one, Vif(xen_backend) as other:
+        browser.get(page.address)
+        until(browser, "document.querySelectorAll('#rows button').length === 2")
+        choice = "document.getElementById('pace-choice').value"
+        until(browser, "!document.querySelector('#pace').hidden && page")
+        Select(browser.find_element(By.ID, "pace-choice")).select_by_value("slower")
+        wait_for_rate(one, "10kb/s")
+        browser.refresh()
+        wait_for_rate(one, None)
+        xen_backend.client.set(other.device.name, tx_rate="5Mb/s")
+        until(browser, "document.querySelectorAll('#rows button').length === 2 && page")
+        Select(browser.find_element(By.ID, "pace-choice")).select_by_value("slow")
+        wait_for_rate(one, "100kb/s")
+        browser.find_elements(By.CSS_SELECTOR, "#rows button")[1].click()
+        wait_for_rate(one, None)
+        own = "its own limits: from guest 5Mb/s, to guest none"
+        until(browser, f"document.getElementById('full-speed').textContent === '{own}'")
+        assert until(browser, choice) == "full"
+        Select(browser.find_element(By.ID, "pace-choice")).select_by_value("slower")
+        wait_for_rate(other, "10kb/s")
+        browser.switch_to.new_window("tab")
+        browser.get(page.address)
+        until(browser, "document.querySelectorAll('#rows button').length === 2 && page")
+        browser.find_elements(By.CSS_SELECTOR, "#rows button")[1].click()
+        until(browser, f"{choice} === 'slower'")
+        browser.close()
+        browser.switch_to.window(browser.window_handles[0])
+        assert other.device.show().device.tx_rate == "10kb/s"
+        browser.get("about:blank")
+        wait_for_rate(other, "5Mb/s")
 
 
 def test_a_hostile_name_stays_text(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:

@@ -8,7 +8,7 @@ import json
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -164,11 +164,93 @@ def test_what_it_tells(page: Page, xen_vif: Vif) -> None:
     rings = json.loads(page.ask("/api/rings/vif1.0")[2])["rings"]
     assert [ring["ring"] for ring in rings][:2] == ["tx", "rx"]
     assert page.ask("/api/rings/vif9.9")[0] == 404
+    assert page.ask("/api/lesson/next", "POST", Origin=f"http://127.0.0.1:{page.port}")[0] == 404
+
+
+@contextmanager
+def slowing(page: Page) -> Iterator[Callable[[str], int]]:
+    """A page that listens; what is yielded sets the pace of vif1.0 as it would, and returns the status."""
+    with events(page) as lines:
+        while lines.readline() != "event: page\n":
+            pass
+        name = json.loads(lines.readline().removeprefix("data: "))
+        origin = f"http://127.0.0.1:{page.port}"
+        yield lambda pace: page.ask(f"/api/pace/vif1.0/{pace}?page={name}", "POST", Origin=origin)[0]
+
+
+def rates(vif: Vif) -> tuple[str | None, str | None]:
+    """The nodes of a vif's limits."""
+    nodes = vif.device.show().backend_nodes
+    return nodes.get("rate"), nodes.get("rx-rate")
+
+
+def until_rates(xen: Xen, vif: Vif, *wanted: str) -> None:
+    for node, value in zip(("rate", "rx-rate"), wanted, strict=True):
+        xen.wait(f"{vif.device.show().backend_path}/{node}", value)
+
+
+OWN = ("1234,20000", "99999,7")
+"""Limits whose bursts no rate in bits per second alone would restore."""
+SLOW = ("12500,1000000",) * 2
+
+
+@pytest.fixture
+def limited(xen: Xen, xen_vif: Vif) -> Vif:
+    """A vif with limits of its own."""
+    for node, value in zip(("rate", "rx-rate"), OWN, strict=True):
+        xen.write(f"{xen_vif.device.show().backend_path}/{node}", value)
+    return xen_vif
+
+
+def test_slow_motion_gives_back_what_the_vif_had(page: Page, limited: Vif) -> None:
+    with slowing(page) as set_pace:
+        assert set_pace("slow") == 200
+        assert limited.device.show().device.tx_rate == "100kb/s"
+        assert json.loads(page.ask("/api/pace/vif1.0")[2])["pace"] == "slow"
+        assert set_pace("slower") == 200
+        assert limited.device.show().device.rx_rate == "10kb/s"
+        assert set_pace("full") == 200
+        assert rates(limited) == OWN
+        assert json.loads(page.ask("/api/pace/vif1.0")[2])["pace"] == "full"
+        assert set_pace("sideways") == 404
+        assert rates(limited) == OWN
+
+
+def test_slow_motion_ends_with_the_last_page_that_wants_it(page: Page, xen: Xen, limited: Vif) -> None:
+    with slowing(page) as other:
+        with slowing(page) as one:
+            assert one("slow") == 200
+            assert other("slow") == 200
+            assert one("leave") == 200
+            assert rates(limited) == SLOW
+        assert other("leave") == 200
+        assert rates(limited) == OWN
+        assert other("slow") == 200
+    until_rates(xen, limited, *OWN)
+
+
+def test_slow_motion_ends_with_the_server(page: Page, xen: Xen, limited: Vif) -> None:
+    with slowing(page) as set_pace:
+        assert set_pace("slow") == 200
+        page.process.kill(signal.SIGTERM)
+        assert page.process.wait(seconds=30) == 0
+        assert rates(limited) == OWN
+
+
+def test_slow_motion_leaves_limits_that_others_set(page: Page, xen: Xen, limited: Vif) -> None:
+    with slowing(page) as set_pace:
+        assert set_pace("slow") == 200
+        xen.write(f"{limited.device.show().backend_path}/rate", "555,1000")
+        assert json.loads(page.ask("/api/pace/vif1.0")[2])["pace"] == "full"
+        assert set_pace("full") == 200
+        assert rates(limited) == ("555,1000", SLOW[1])
+
+
+def test_only_a_page_that_listens_slows(page: Page, limited: Vif) -> None:
+    """Its end would not be seen."""
     origin = f"http://127.0.0.1:{page.port}"
-    assert page.ask("/api/pace/vif1.0/slow", "POST", Origin=origin)[0] == 200
-    assert xen_vif.device.show().device.tx_rate == "100kb/s"
-    assert page.ask("/api/pace/vif1.0/sideways", "POST", Origin=origin)[0] == 404
-    assert page.ask("/api/lesson/next", "POST", Origin=origin)[0] == 404
+    assert page.ask("/api/pace/vif1.0/slow?page=none", "POST", Origin=origin)[0] == 404
+    assert rates(limited) == OWN
 
 
 def test_a_stream_begins_with_what_is_and_goes_on(page: Page, xen_vif: Vif) -> None:

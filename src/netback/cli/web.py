@@ -2,12 +2,14 @@
 """`netback web`: a page to watch vifs, rates, states and rings."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import click
 
 from netback.cli import options
 from netback.cli.target import PlatformName, Target
+from netback.process import ended_by_signals, until_stopped
 from netback.web import needs_extra
 
 PORT = 8470
@@ -32,5 +34,10 @@ def web(port: int, platform: PlatformName | None, directory: Path | None) -> Non
         from netback.web.hub import Hub
         from netback.web.server import listen, serve
 
+    async def serve_until_signal(sock: socket.socket, hub: Hub) -> None:
+        stop = asyncio.Event()
+        with ended_by_signals(stop.set):  # the end gives vifs back the limits that slow motion took
+            await until_stopped(stop, serve(sock, hub, click.echo))
+
     target = Target.choose(platform, directory)
-    asyncio.run(serve(listen(port), Hub(target.directory), click.echo))
+    asyncio.run(serve_until_signal(listen(port), Hub(target.directory)))

@@ -35,14 +35,13 @@ from netback.control import Client, ControlError, NoBackend
 from netback.errors import ConfigError, NetbackError, printable
 from netback.web.connections import PromptProtocol
 from netback.web.hub import Hub
+from netback.web.pace import SlowMotion
 
 STATIC = Path(__file__).parent / "static"
 FILES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
 MAX_STREAMS = 32
 """Browsers that may listen at once."""
 MAX_HEADERS = 16 * 1024
-PACES = {"full": "none", "slow": "100kb/s", "slower": "10kb/s"}
-"""Slow motion: the limit of each direction, as of `netback set`."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
     " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -130,19 +129,25 @@ def make_app(
     async def page(request: Request) -> Response:
         return FileResponse(STATIC / FILES[request.url.path])
 
-    async def ask(call: Callable[[Client], Any]) -> Response:
-        def asking() -> Any:
-            with Client(hub.directory) as client:
-                return msgspec.to_builtins(call(client))
+    slow_motion = SlowMotion(hub.directory)
+    ending: set[asyncio.Future[None]] = set()
 
+    async def attempt(call: Callable[[], Any]) -> Response:
         try:
-            return JSONResponse(await asyncio.to_thread(asking))
+            return JSONResponse(msgspec.to_builtins(await asyncio.to_thread(call)))
         except ConfigError as error:
             return JSONResponse({"error": printable(str(error))}, 404)
         except NoBackend as error:
             return JSONResponse({"error": printable(str(error))}, 503)
         except (ControlError, OSError) as error:
             return JSONResponse({"error": printable(str(error))}, 502)
+
+    async def ask(call: Callable[[Client], Any]) -> Response:
+        def asking() -> Any:
+            with Client(hub.directory) as client:
+                return call(client)
+
+        return await attempt(asking)
 
     async def devices(_: Request) -> Response:
         return await ask(lambda client: client.devices())
@@ -153,17 +158,23 @@ def make_app(
     async def rings(request: Request) -> Response:
         return await ask(lambda client: client.rings(request.path_params["device"]))
 
-    async def pace(request: Request) -> Response:
-        rate = PACES.get(request.path_params["pace"])
-        if rate is None:
-            return JSONResponse({"error": f"the paces are {', '.join(PACES)}"}, 404)
+    async def show_pace(request: Request) -> Response:
+        return await attempt(lambda: slow_motion.describe(request.path_params["device"]))
 
-        def change(client: Client) -> Any:
-            if client.backend.platform != "emulated":
-                raise ConfigError("slow motion is for an emulated Xen")
-            return client.set(request.path_params["device"], tx_rate=rate, rx_rate=rate)
+    async def set_pace(request: Request) -> Response:
+        device, pace = request.path_params["device"], request.path_params["pace"]
+        page = request.query_params.get("page", "")
 
-        return await ask(change)
+        def change() -> Any:
+            if pace == "leave":
+                slow_motion.leave(device, page)
+                return {}
+            slow_motion.set(device, pace, page)
+            return slow_motion.describe(device)
+
+        answer = await attempt(change)
+        hub.tell("pace", device)
+        return answer
 
     async def events(_: Request) -> Response:
         if hub.readers >= MAX_STREAMS:
@@ -171,11 +182,20 @@ def make_app(
         return StreamingResponse(stream(), media_type="text/event-stream")
 
     async def stream() -> AsyncIterator[str]:
-        with hub.reader() as reader:
-            if lesson is not None:
-                yield event_of("lesson", lesson.as_data())
-            async for kind, event in reader:
-                yield event_of(kind, event)
+        page = secrets.token_hex(8)
+        slow_motion.begin(page)
+        try:
+            with hub.reader() as reader:
+                yield event_of("page", page)
+                if lesson is not None:
+                    yield event_of("lesson", lesson.as_data())
+                async for kind, event in reader:
+                    yield event_of(kind, event)
+        finally:
+            # the browser is gone and this task cancelled, so it cannot wait
+            end = asyncio.get_running_loop().run_in_executor(None, slow_motion.end, page)
+            ending.add(end)
+            end.add_done_callback(ending.discard)
 
     async def teach(request: Request) -> Response:
         if lesson is None:
@@ -196,13 +216,15 @@ def make_app(
             yield
         finally:
             hub.stop()
+            slow_motion.end_all()
 
     routes = [
         *(Route(path, page) for path in FILES),
         Route("/api/devices", devices),
         Route("/api/show/{device}", show),
         Route("/api/rings/{device}", rings),
-        Route("/api/pace/{device}/{pace}", pace, methods=["POST"]),
+        Route("/api/pace/{device}", show_pace),
+        Route("/api/pace/{device}/{pace}", set_pace, methods=["POST"]),
         Route("/api/events", events),
         Route("/api/lesson/{verb:str}", teach, methods=["POST"]),
     ]

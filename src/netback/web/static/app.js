@@ -155,10 +155,11 @@ function drawRow(row, known) {
 }
 
 function choose(name) {
+  if (chosen !== null && chosen !== name) post(`/api/pace/${encodeURIComponent(chosen)}/leave`);
   chosen = name;
   for (const [each, row] of rows) row.button.setAttribute("aria-pressed", String(each === name));
-  $("pace-choice").value = "full";
   showRings([]);
+  showPace();
   look(true);
 }
 
@@ -234,6 +235,23 @@ async function look(evenPaused) {
   looking = false;
 }
 
+// ---- slow motion
+
+let page = "";              // how the server knows this page: what it slowed is restored when it closes
+
+function post(path) {
+  return fetch(`${path}?page=${page}`, { method: "POST" }).catch(() => null);
+}
+
+async function showPace() {
+  const name = chosen;
+  const pace = name === null ? null : await ask(`/api/pace/${encodeURIComponent(name)}`);
+  if (!pace || name !== chosen) return;
+  const unlimited = pace.tx_rate === "none" && pace.rx_rate === "none";
+  setText($("full-speed"), unlimited ? "full speed" : `its own limits: from guest ${pace.tx_rate}, to guest ${pace.rx_rate}`);
+  $("pace-choice").value = pace.pace;
+}
+
 // ---- the timeline
 
 const words = {
@@ -262,6 +280,13 @@ function drawTimeline() {
 }
 
 const handlers = {
+  page(name) {
+    page = name;
+    showPace();
+  },
+  pace(device) {
+    if (device === chosen) showPace();
+  },
   backend(info) {
     backend = info;
     if (!info) devices.forEach(quiet);
@@ -347,8 +372,12 @@ $("pause").addEventListener("click", () => {
   look();
 });
 $("pace-choice").addEventListener("change", async (event) => {
-  const path = `/api/pace/${encodeURIComponent(chosen)}/${event.target.value}`;
-  if (chosen !== null && !await ask(path, { method: "POST" })) note("The pace was not changed");
+  if (chosen === null) return;
+  const response = await post(`/api/pace/${encodeURIComponent(chosen)}/${event.target.value}`);
+  if (response?.ok) return;
+  const answer = await response?.json().catch(() => null);
+  note(`The pace was not changed: ${answer?.error ?? "the server does not answer"}`);
+  showPace();
 });
 $("next").addEventListener("click", () => { if ($("next").getAttribute("aria-disabled") !== "true") teach("next"); });
 $("restart").addEventListener("click", () => teach("restart"));
