@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TextIO
 
 import pytest
 
@@ -40,6 +44,19 @@ class Page:
         )
         connection.close()
         return answer
+
+
+@contextmanager
+def events(page: Page) -> Iterator[TextIO]:
+    """A stream of events, line by line; its headers were received."""
+    cookie = page.headers["Cookie"]
+    request = f"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nCookie: {cookie}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", page.port), timeout=60) as sock, sock.makefile("r") as lines:
+        sock.sendall(request.encode())
+        assert lines.readline().startswith("HTTP/1.1 200")
+        while lines.readline() != "\n":
+            pass
+        yield lines
 
 
 def started(process: Process) -> Page:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from netback.testing import ServedBackend, Vif, Xen
 from netback.web.lesson import STEPS
-from tests.web.conftest import Page
+from netback.web.server import MAX_STREAMS
+from tests.web.conftest import Page, events, started
 
 SECONDS = 60
 OPTIONS = (
@@ -240,6 +243,40 @@ def test_slow_motion(browser: webdriver.Chrome, page: Page, xen_backend: ServedB
         assert other.device.show().device.tx_rate == "10kb/s"
         browser.get("about:blank")
         wait_for_rate(other, "5Mb/s")
+
+
+BACKEND = "document.getElementById('backend').textContent"
+
+
+def test_a_page_too_many_says_so_and_tries_again(
+    browser: webdriver.Chrome, page: Page, xen_backend: ServedBackend
+) -> None:
+    with ExitStack() as others:
+        for _ in range(MAX_STREAMS):
+            others.enter_context(events(page))
+        browser.get(page.address)
+        until(browser, f"{BACKEND}.includes('{MAX_STREAMS} pages listen already')")
+    until(browser, f"{BACKEND}.startsWith('Backend of domain 0')")
+
+
+def test_a_page_of_a_former_server_says_so(
+    browser: webdriver.Chrome, page: Page, xen: Xen, xen_backend: ServedBackend
+) -> None:
+    """Once the new address was opened, the old page goes on, too."""
+    browser.get(page.address)
+    until(browser, f"{BACKEND}.startsWith('Backend of domain 0')")
+    page.process.kill(signal.SIGTERM)
+    page.process.wait(seconds=30)
+    until(browser, f"{BACKEND}.includes('does not answer')")
+    words = ("web", "--dir", str(xen.directory), "--port", str(page.port))
+    new = started(xen.spawn("netback", *words))
+    until(browser, f"{BACKEND}.includes('token is no longer valid: open the address')")
+    old = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    browser.get(new.address)
+    browser.close()
+    browser.switch_to.window(old)
+    until(browser, f"{BACKEND}.startsWith('Backend of domain 0')")
 
 
 def test_a_hostile_name_stays_text(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from starlette.types import Message
 
 from netback.testing import ServedBackend, Vif, Xen
 from netback.web import connections
 from netback.web.hub import Hub
-from netback.web.server import HEADERS, MAX_HEADERS, MAX_STREAMS, listen, serve
-from tests.web.conftest import Page, started
+from netback.web.server import HEADERS, MAX_HEADERS, MAX_STREAMS, hosts_of, listen, make_app, serve
+from tests.web.conftest import Page, events, started
 
 
 def exchange(page: Page, request: bytes, size: int = 1 << 16) -> bytes:
@@ -31,19 +32,6 @@ def exchange(page: Page, request: bytes, size: int = 1 << 16) -> bytes:
         while len(answer) < size and (data := sock.recv(size)):
             answer += data
     return answer
-
-
-@contextmanager
-def events(page: Page) -> Iterator[TextIO]:
-    """A stream of events, line by line; its headers were received."""
-    cookie = page.headers["Cookie"]
-    request = f"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nCookie: {cookie}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", page.port), timeout=60) as sock, sock.makefile("r") as lines:
-        sock.sendall(request.encode())
-        assert lines.readline().startswith("HTTP/1.1 200")
-        while lines.readline() != "\n":
-            pass
-        yield lines
 
 
 def until(lines: TextIO, kind: str, data: str) -> None:
@@ -65,6 +53,7 @@ def test_nothing_is_told_without_the_token(page: Page, path: str) -> None:
     assert page.ask(path, Cookie="")[0] == 403
     assert page.ask(path, Cookie=f"netback-{page.port}=wrong")[0] == 403
     assert page.ask("/?token=wrong", Cookie="")[0] == 403
+    assert b"no longer valid" in page.ask(path, Cookie=f"netback-{page.port}=wrong")[2]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +63,25 @@ def test_other_names_are_refused(page: Page, host: str) -> None:
     """A page elsewhere can give its own name this address (DNS rebinding); its cookies would not come along either."""
     status, _, body = page.ask("/", Host=host.format(port=page.port))
     assert (status, body.count(b"\n")) == (421, 1)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.1:80"])
+@pytest.mark.parametrize(("port", "refused"), [(80, 403), (8470, 421)])
+async def test_the_port_of_http_may_be_left_out(tmp_path: Path, host: str, port: int, refused: int) -> None:
+    """Browsers leave out port 80. 403: the name is right, and the token is missing."""
+    app = make_app(Hub(tmp_path), hosts=hosts_of(port), cookie="", token="secret")
+    headers = [(b"host", host.encode())]
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers}
+    statuses = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    await app(scope, receive, send)
+    assert statuses[0] == refused
 
 
 def test_every_answer_has_the_headers(page: Page) -> None:

@@ -104,7 +104,8 @@ class Guard:
             return entry
         held = request.cookies.get(self._cookie, "")
         if not secrets.compare_digest(held.encode(), self._token.encode()):
-            return PlainTextResponse("Open the address that netback printed, with its token.\n", 403)
+            reason = "The token is no longer valid" if held else "The token is missing"
+            return PlainTextResponse(f"{reason}: open the address that netback printed.\n", 403)
         return None
 
     def _same_origin(self, headers: Headers) -> bool:
@@ -232,6 +233,12 @@ def make_app(
     return Guard(app, hosts=hosts, cookie=cookie, token=token)
 
 
+def hosts_of(port: int) -> list[str]:
+    """The values of Host that name this server. A browser leaves out HTTP's own port (RFC 9110, 4.2.3)."""
+    names = ("127.0.0.1", "localhost")
+    return [*(f"{name}:{port}" for name in names), *(names if port == 80 else ())]
+
+
 def event_of(kind: str, event: Any) -> str:
     """An event of the stream (HTML, server-sent events)."""
     return f"event: {kind}\ndata: {json.dumps(event)}\n\n"
@@ -263,8 +270,7 @@ async def serve(
 ) -> None:
     """Serve until cancelled. `ready` is called with the address to open, which has the token."""
     port, token = sock.getsockname()[1], secrets.token_urlsafe(16)
-    hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost")]
-    app = make_app(hub, hosts=hosts, cookie=f"netback-{port}", token=token, lesson=lesson)
+    app = make_app(hub, hosts=hosts_of(port), cookie=f"netback-{port}", token=token, lesson=lesson)
     config = uvicorn.Config(
         app,
         log_level="critical",

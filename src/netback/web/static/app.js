@@ -4,6 +4,7 @@
 "use strict";
 
 const RING_MS = 400;        // between two looks at the rings
+const RETRY_MS = 3000;      // until the next try after the server refused the stream
 const HISTORY = 60;         // snapshots of a sparkline
 const MAX_EVENTS = 200;     // lines of the timeline
 const OLD_LOOKS = 8;        // looks after which a slot that did not change is drawn as old
@@ -12,6 +13,7 @@ const $ = (id) => document.getElementById(id);
 const devices = new Map();  // by name: {name, state, network, rates, history, last, lost}
 const rows = new Map();     // by name: the row's elements
 let backend = null;
+let refusal = "";           // why no events come; empty: they do
 let chosen = null;
 let paused = false;
 let entries = [];           // of the timeline, not drawn yet
@@ -96,8 +98,8 @@ function draw() {           // soon, once for all that comes until then
 }
 
 function drawBackend() {
-  $("backend").className = backend ? "" : "gone";
-  setText($("backend"), backend
+  $("backend").className = backend && !refusal ? "" : "gone";
+  setText($("backend"), refusal ? refusal : backend
     ? `Backend of domain ${backend.domid}, ${backend.platform} Xen, netback ${backend.netback}, process ${backend.pid}`
     : "No backend runs. The guests' rings and states stay.");
   $("pace").hidden = backend?.platform !== "emulated";
@@ -355,13 +357,25 @@ function listen() {
     stream.addEventListener(kind, (event) => handle(JSON.parse(event.data)));
   }
   stream.addEventListener("open", () => {     // the whole timeline comes again
+    refusal = "";
     entries = [];
     afresh = true;
   });
-  stream.addEventListener("error", () => {
-    $("backend").className = "gone";
-    $("backend").textContent = "The page's server does not answer.";
+  stream.addEventListener("error", async () => {
+    handlers.backend(null);
+    refuse("The page's server does not answer.");
+    if (stream.readyState !== EventSource.CLOSED) return;     // the browser tries again
+    const asked = new AbortController();      // it does not say why the server refused, so ask once more
+    const response = await fetch("/api/events", { signal: asked.signal }).catch(() => null);
+    if (response && !response.ok) refuse((await response.text().catch(() => "")).trim());
+    asked.abort();
+    setTimeout(listen, RETRY_MS);
   });
+}
+
+function refuse(why) {
+  refusal = why;
+  draw();
 }
 
 $("pause").addEventListener("click", () => {
