@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -58,6 +61,24 @@ def until(browser: webdriver.Chrome, script: str) -> Any:
     return WebDriverWait(browser, SECONDS, 0.05).until(lambda _: browser.execute_script(f"return {script}"))
 
 
+def emulate(browser: webdriver.Chrome, width: int, **features: str) -> None:
+    """A window of this width, and media features such as forced_colors="active"."""
+    wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def picture(browser: webdriver.Chrome, name: str) -> None:
+    """Keep a picture of the whole page, for people, in the directory that NETBACK_SCREENSHOTS names."""
+    if directory := os.environ.get("NETBACK_SCREENSHOTS"):
+        width, height = until(browser, "[window.innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        wanted = {"captureBeyondViewport": True, "clip": clip}
+        shot = browser.execute_cdp_cmd("Page.captureScreenshot", wanted)
+        (Path(directory) / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+
+
 def violations(browser: webdriver.Chrome) -> list[str]:
     """What axe-core finds in the page as it is."""
     browser.execute_script(AXE.read_text())
@@ -95,6 +116,7 @@ def test_the_whole_lesson_by_keyboard(browser: webdriver.Chrome, lesson: Page) -
     browser.get(lesson.address)
     until(browser, "!document.getElementById('lesson').hidden")
     assert browser.current_url.endswith("/")
+    assert browser.find_elements(By.CSS_SELECTOR, "[aria-live] #lesson-title")
     button = browser.find_element(By.ID, "next")
     for _ in range(3):  # past the link to the vifs and the pause
         browser.switch_to.active_element.send_keys(Keys.TAB)
@@ -122,24 +144,118 @@ def test_the_whole_lesson_by_keyboard(browser: webdriver.Chrome, lesson: Page) -
 def test_it_is_accessible(
     browser: webdriver.Chrome, page: Page, xen_vif: Vif, scheme: str, width: int
 ) -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    emulate(browser, width, prefers_color_scheme=scheme)
     browser.get(page.address)
     until(browser, "document.querySelectorAll('.ring').length > 1")
     until(browser, "document.querySelectorAll('#events li').length > 1")
+    until(browser, "devices.get('vif1.0').last")
+    picture(browser, f"page-{width}-{scheme}")
     assert violations(browser) == []
     assert wide(browser) == 0
     assert faults(browser) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_lesson_is_accessible(browser: webdriver.Chrome, lesson: Page, scheme: str, width: int) -> None:
+    emulate(browser, width, prefers_color_scheme=scheme)
+    browser.get(lesson.address)
+    for number in range(1, RINGS.index([0, 3]) + 2):  # a response and requests are in the rings then
+        until(browser, "document.getElementById('next').ariaDisabled === 'false'")
+        browser.find_element(By.ID, "next").click()
+        until(browser, f"document.getElementById('lesson-done').textContent === '{number}'")
+    until(browser, f"{WAITING} === '[0,3]'")
+    until(browser, "devices.get('vif1.0').last")
+    for details in browser.find_elements(By.TAG_NAME, "summary"):
+        details.click()
+    picture(browser, f"lesson-{width}-{scheme}")
+    assert violations(browser) == []
+    assert wide(browser) == 0
+    assert faults(browser) == []
+
+
+KINDS = ("request", "response", "extra")
+SLOT = "getComputedStyle(document.querySelector('.legend .slot.{kind}')).{value}"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_slots_differ_by_more_than_colour(browser: webdriver.Chrome, page: Page, scheme: str) -> None:
+    """Filled, framed and half filled; those that did not change for long have a contrast of 3 still (WCAG 1.4.11)."""
+    emulate(browser, 1200, prefers_color_scheme=scheme)
+    browser.get(page.address)
+    fills = [until(browser, SLOT.format(kind=kind, value="backgroundColor")) for kind in KINDS]
+    frames = [until(browser, SLOT.format(kind=kind, value="borderTopWidth")) for kind in KINDS]
+    stripes = [until(browser, SLOT.format(kind=kind, value="backgroundImage")) != "none" for kind in KINDS]
+    paper = until(browser, "getComputedStyle(document.getElementById('rings')).backgroundColor")
+    assert fills[0] != paper
+    assert fills[1] == paper
+    assert [frames, stripes] == [["0px", "2px", "0px"], [False, False, True]]
+    browser.execute_script(
+        "document.querySelectorAll('.legend .slot').forEach(slot => slot.classList.add('old'))"
+    )
+    for kind in KINDS:
+        colour = until(browser, SLOT.format(kind=kind, value="color"))
+        opacity = float(until(browser, SLOT.format(kind=kind, value="opacity")))
+        assert contrast(colour, opacity, paper) >= 3
+
+
+def contrast(colour: str, opacity: float, paper: str) -> float:
+    """Of a colour, as in "rgb(1, 2, 3)", on paper (WCAG 2.2)."""
+
+    def luminance(channels: list[float]) -> float:
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+            for part in (channel / 255 for channel in channels)
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    above, below = ([float(part) for part in re.findall(r"[0-9]+", text)] for text in (colour, paper))
+    mixed = [opacity * over + (1 - opacity) * under for over, under in zip(above, below, strict=True)]
+    light, dark = sorted((luminance(mixed), luminance(below)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_slots_are_there_with_forced_colours(browser: webdriver.Chrome, page: Page) -> None:
+    emulate(browser, 1200, forced_colors="active")
+    browser.get(page.address)
+    paper = until(browser, "getComputedStyle(document.getElementById('rings')).backgroundColor")
+    assert until(browser, SLOT.format(kind="request", value="backgroundColor")) != paper
+    assert until(browser, SLOT.format(kind="response", value="borderTopColor")) != paper
+    assert until(browser, "getComputedStyle(document.querySelector('.legend .slot')).borderTopWidth") == "1px"
+    picture(browser, "forced-colours")
+
+
+def test_losses_are_told_apart_by_keyboard(browser: webdriver.Chrome, page: Page, xen_vif: Vif) -> None:
+    browser.get(page.address)
+    until(browser, "devices.get('vif1.0')?.last")
+    event = "{device: 'vif1.0', time: 1e12, counters: {rx_dropped: 2, rx_too_big: 1}, drops: {queue: 0}}"
+    browser.execute_script(f"handlers.statistics = () => {{}}; count({event}); draw()")
+    cell = browser.find_element(By.CSS_SELECTOR, "#rows details")
+    until(browser, "document.querySelector('#rows summary').textContent === '3'")
+    assert "rx_dropped" not in cell.text
+    cell.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    assert cell.text.splitlines() == ["3", "rx_dropped 2", "rx_too_big 1"]
+
+
+def test_text_that_did_not_change_is_not_written_again(
+    browser: webdriver.Chrome, page: Page, xen_vif: Vif
+) -> None:
+    """A selection, and a screen reader's place, would be lost."""
+    browser.get(page.address)
+    until(browser, "document.querySelectorAll('.ring').length > 1")
+    browser.execute_script(
+        "window.text = document.querySelector('.ring pre').firstChild;"
+        "window.looks = 0; const before = showRings; showRings = (rings) => { before(rings); window.looks++; };"
+    )
+    until(browser, "window.looks > 2")
+    assert browser.execute_script("return document.querySelector('.ring pre').firstChild === window.text")
 
 
 @pytest.mark.parametrize(("motion", "seconds"), [("no-preference", "0.3s"), ("reduce", "0s")])
 def test_slots_change_at_once_with_reduced_motion(
     browser: webdriver.Chrome, page: Page, xen_vif: Vif, motion: str, seconds: str
 ) -> None:
-    media = {"features": [{"name": "prefers-reduced-motion", "value": motion}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    emulate(browser, 1200, prefers_reduced_motion=motion)
     browser.get(page.address)
     until(browser, "document.querySelectorAll('.ring').length > 1")
     assert (
@@ -166,8 +282,9 @@ def test_what_happened_in_a_pause_is_drawn_after_it(
 ) -> None:
     browser.get(page.address)
     until(browser, "document.querySelector('#rows button')?.textContent === 'vif1.0'")
-    browser.find_element(By.ID, "pause").click()
-    assert browser.find_element(By.ID, "pause").get_attribute("aria-pressed") == "true"
+    pause = browser.find_element(By.ID, "pause")
+    pause.click()
+    assert (pause.get_attribute("aria-pressed"), pause.text) == ("true", "Pause")
     xen_vif.device.detach(seconds=5)
     until(browser, "!devices.has('vif1.0')")
     assert browser.find_element(By.CSS_SELECTOR, "#rows button").text == "vif1.0"

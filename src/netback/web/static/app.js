@@ -71,7 +71,8 @@ function count(event) {
   known.last = { time: event.time, counts };
   known.history = [...known.history, (known.rates.tx_bytes ?? 0) + (known.rates.rx_bytes ?? 0)].slice(-HISTORY);
   const losses = backend?.losses ?? [];
-  known.lost = [...Object.entries(counts).filter(([counter]) => losses.includes(counter)), ...Object.entries(event.drops ?? {})];
+  const lost = Object.entries(counts).filter(([counter]) => losses.includes(counter));
+  known.lost = [...lost, ...Object.entries(event.drops ?? {})].filter(([, value]) => value > 0);
 }
 
 async function refreshNetworks() {
@@ -134,6 +135,7 @@ function newRow(name) {
   const line = element("tr", {}, element("th", { scope: "row" }, button), state, network, tx, rx, lost, element("td", {}, spark));
   $("rows").append(line);
   state.append(element("span"), element("div", { className: "error" }));
+  lost.append(element("details", {}, element("summary"), element("span")));
   return { line, button, state, network, tx, rx, lost, spark };
 }
 
@@ -146,8 +148,9 @@ function drawRow(row, known) {
   setText(row.network, known.network);
   setText(row.tx, rate(known, "tx"));
   setText(row.rx, rate(known, "rx"));
-  setText(row.lost, backend ? String(known.lost.reduce((sum, [, value]) => sum + value, 0)) : "–");
-  row.lost.title = known.lost.map(([counter, value]) => `${counter} ${value}`).join(", ");
+  const [sum, causes] = row.lost.firstChild.children;
+  setText(sum, backend ? String(known.lost.reduce((total, [, value]) => total + value, 0)) : "–");
+  setText(causes, known.lost.map(([counter, value]) => `${counter} ${value}`).join("\n") || (backend ? "nothing was lost" : ""));
   const most = Math.max(1, ...known.history);
   const first = HISTORY - known.history.length;
   const points = known.history.map((value, at) => `${first + at},${19 - 18 * value / most}`);
@@ -192,10 +195,10 @@ function newRing(ring) {
 function fill(shown, ring) {
   const [title, state, slots, table] = shown.children;
   const { req_prod, rsp_prod, req_event, rsp_event } = ring.indices;
-  title.textContent = `${ring.ring.toUpperCase()}: ${ring.pending ?? "?"} of ${ring.slots_total} requests wait`;
-  state.textContent = `req_prod ${req_prod}, rsp_prod ${rsp_prod}, req_event ${req_event}, rsp_event ${rsp_event}`
+  setText(title, `${ring.ring.toUpperCase()}: ${ring.pending ?? "?"} of ${ring.slots_total} requests wait`);
+  setText(state, `req_prod ${req_prod}, rsp_prod ${rsp_prod}, req_event ${req_event}, rsp_event ${rsp_event}`
     + (ring.means ? `; the backend: ${ring.means}` : "")
-    + (ring.waiting ? `; ${ring.waiting} frames wait for slots` : "");
+    + (ring.waiting ? `; ${ring.waiting} frames wait for slots` : ""));
   const now = new Map(ring.slots.map((slot) => [slot.index % ring.slots_total, slot]));
   [...slots.children].forEach((cell, at) => {
     const slot = now.get(at);
@@ -208,7 +211,7 @@ function fill(shown, ring) {
     cell.className = slot ? `slot ${slot.kind}${age}` : "slot";
   });
   slots.setAttribute("aria-label", `${ring.ring} ring: ${ring.pending ?? "an impossible number of"} requests wait`);
-  table.lastChild.textContent = ring.slots.map(line).join("\n") || "Every slot is free.";
+  setText(table.lastChild, ring.slots.map(line).join("\n") || "Every slot is free.");
 }
 
 function line(slot) {
@@ -322,11 +325,11 @@ const handlers = {
   },
   lesson(lesson) {
     $("lesson").hidden = false;
-    $("lesson-done").textContent = lesson.done;
-    $("lesson-all").textContent = lesson.steps.length;
-    $("lesson-title").textContent = lesson.title;
-    $("lesson-text").textContent = lesson.text;
-    $("lesson-said").textContent = lesson.said;
+    setText($("lesson-done"), String(lesson.done));
+    setText($("lesson-all"), String(lesson.steps.length));
+    setText($("lesson-title"), lesson.title);
+    setText($("lesson-text"), lesson.text);
+    setText($("lesson-said"), lesson.said);
     const next = lesson.steps[lesson.done];
     $("next").textContent = next ? `Next: ${next}` : "That was all";
     block(!next);
@@ -381,7 +384,6 @@ function refuse(why) {
 $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
-  $("pause").textContent = paused ? "Go on" : "Pause";
   draw();
   look();
 });
