@@ -362,6 +362,16 @@ def test_slow_motion(browser: webdriver.Chrome, page: Page, xen_backend: ServedB
         wait_for_rate(other, "5Mb/s")
 
 
+def test_real_xen_is_not_asked_for_a_pace(browser: webdriver.Chrome, page: Page) -> None:
+    """It has no slow motion, and the answer would take every node of the vif."""
+    browser.get(page.address)
+    asked = browser.execute_script(
+        "const asked = []; window.fetch = async (path) => { asked.push(path); return Response.error(); };"
+        "backend = {platform: 'xen'}; choose('vif1.0'); choose('vif2.0'); return asked;"
+    )
+    assert asked == ["/api/rings/vif1.0"]
+
+
 BACKEND = "document.getElementById('backend').textContent"
 
 

@@ -103,7 +103,7 @@ function drawBackend() {
   setText($("backend"), refusal ? refusal : backend
     ? `Backend of domain ${backend.domid}, ${backend.platform} Xen, netback ${backend.netback}, process ${backend.pid}`
     : "No backend runs. The guests' rings and states stay.");
-  $("pace").hidden = backend?.platform !== "emulated";
+  $("pace").hidden = !slows();
   if (!backend) showRings([]);
 }
 
@@ -160,7 +160,7 @@ function drawRow(row, known) {
 }
 
 function choose(name) {
-  if (chosen !== null && chosen !== name) post(`/api/pace/${encodeURIComponent(chosen)}/leave`);
+  if (chosen !== null && chosen !== name && slows()) post(`/api/pace/${encodeURIComponent(chosen)}/leave`);
   chosen = name;
   for (const [each, row] of rows) row.button.setAttribute("aria-pressed", String(each === name));
   showRings([]);
@@ -248,9 +248,13 @@ function post(path) {
   return fetch(`${path}?page=${page}`, { method: "POST" }).catch(() => null);
 }
 
+function slows() {
+  return backend?.platform === "emulated";
+}
+
 async function showPace() {
   const name = chosen;
-  const pace = name === null ? null : await ask(`/api/pace/${encodeURIComponent(name)}`);
+  const pace = name === null || !slows() ? null : await ask(`/api/pace/${encodeURIComponent(name)}`);
   if (!pace || name !== chosen) return;
   const unlimited = pace.tx_rate === "none" && pace.rx_rate === "none";
   setText($("full-speed"), unlimited ? "full speed" : `its own limits: from guest ${pace.tx_rate}, to guest ${pace.rx_rate}`);
@@ -287,7 +291,6 @@ function drawTimeline() {
 const handlers = {
   page(name) {
     page = name;
-    showPace();
   },
   pace(device) {
     if (device === chosen) showPace();
@@ -296,6 +299,7 @@ const handlers = {
     backend = info;
     if (!info) devices.forEach(quiet);
     draw();
+    showPace();
   },
   devices(states) {
     const present = new Set(states.map((state) => state.device));
