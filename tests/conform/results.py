@@ -96,11 +96,7 @@ WHY: dict[tuple[str, str], str] = {
         "domain.stays",
     ): "`netfront_recv` asserts that its interrupt is off (netfront.c:389): a frame that comes"
     " while it is being enabled ends the guest now and then",
-    (
-        UNIKERNEL,
-        "rx.survives-error",
-    ): "`netfront_rxq_dequeue` asserts a status above NETIF_RSP_NULL (netfront.c:289)"
-    " before it looks whether it is negative",
+    (UNIKERNEL, "rx.consumes"): "the guest had ended: `domain.stays`",
     (
         UNIKERNEL,
         "close.follows",
