@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from netback.testing import Namespace, ServedBackend, Vif, Xen
+    from netback.testing import Guest, Namespace, ServedBackend, Vif, Xen
 
 
 @pytest.fixture
@@ -32,6 +32,15 @@ def xen_backend(xen: Xen) -> Iterator[ServedBackend]:
 
     with ServedBackend(xen) as backend:
         yield backend
+
+
+@pytest.fixture
+def xen_guest(xen: Xen) -> Iterator[Guest]:
+    """A domain with netback's frontend, which connects once it is given a vif (netback.testing.Guest)."""
+    from netback.testing import Guest
+
+    with Guest(xen, name="guest") as guest:
+        yield guest
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emulated Xen, a backend, vifs and network namespaces for other people's tests, as plain calls.
+"""Emulated Xen, a backend, guests, vifs and network namespaces for other people's tests, as plain calls.
 
 Nothing here needs an event loop in the test: one runs on a thread of its own. `netback.pytest_plugin` makes fixtures of
 these classes; with unittest or a script each is a context manager. Every wait has an end, after which it raises
@@ -449,6 +449,56 @@ class ServedBackend:
         return make
 
 
+class Guest:
+    """A domain with netback's own frontend, for a backend or a toolstack to serve: once the domain is given vif 0, by
+    ServedBackend.attach or by a program, the frontend connects it by itself.
+    """
+
+    def __init__(self, xen: Xen, *, offloads: bool = False, name: str = "", **frontend: Any) -> None:
+        """`frontend` are arguments of netback.frontend.Frontend, such as config=FrontConfig(sg=False)."""
+        self.xen, self.name = xen, name
+        self._offloads, self._arguments = offloads, frontend
+
+    def __enter__(self) -> Self:
+        network = PythonNetwork("guest", vnet_hdr=self._offloads)
+        self.port = Port(lambda: network, f"{self.name or 'the guest'}'s network stack")
+        """Its network stack, which the test is."""
+        with ExitStack() as undo:
+            undo.callback(network.remove)
+            self.frontend = Frontend(self.xen.directory, network, name=self.name, **self._arguments)
+            self.xen.loop.call(self.frontend.__aenter__())
+            undo.callback(lambda: self.xen.loop.call(self.frontend.close()))
+            self.domid = self.frontend.guest.domid
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    def connected(self, *, seconds: float = SECONDS) -> None:
+        """Wait until frames can pass. TimeoutError names both states; BackendError: the backend cannot serve it."""
+        self._until(self.frontend.connected(), "connected", seconds)
+
+    def disconnected(self, *, seconds: float = SECONDS) -> None:
+        """Wait until it has no rings. TimeoutError names both states."""
+        self._until(self.frontend.disconnected(), "disconnected", seconds)
+
+    def reload(self, *, seconds: float = SECONDS) -> None:
+        """Close the vif in order and offer it again, as a driver that is reloaded does."""
+        self._until(self.frontend.reload(), "reloaded", seconds)
+
+    def _until(self, work: Coroutine[Any, Any, None], what: str, seconds: float) -> None:
+        try:
+            self.xen.loop.call(work, seconds)
+        except TimeoutError:
+            front, back = self.frontend.state.title, self.frontend.backend_state.title
+            raise TimeoutError(
+                f"domain {self.domid} is not {what} after {seconds:g} s: the frontend is {front}, the backend {back}"
+            ) from None
+
+
 class Vif:
     """A connected vif of netback's own frontend: frames go in at `guest` and come out at `host`, and back."""
 
@@ -457,16 +507,11 @@ class Vif:
         self._backend, self._offloads, self._arguments = backend, offloads, frontend
 
     def __enter__(self) -> Self:
-        network = PythonNetwork("guest", vnet_hdr=self._offloads)
-        loop = self._backend.xen.loop
         with ExitStack() as undo:
-            undo.callback(network.remove)
-            self.frontend = Frontend(self._backend.xen.directory, network, **self._arguments)
-            loop.call(self.frontend.__aenter__())
-            undo.callback(lambda: loop.call(self.frontend.close()))
-            self.device = self._backend.attach(self.frontend.guest.domid, offloads=self._offloads)
-            loop.call(self.frontend.connected(), what=f"{self.device.name} is connected")
-            self.guest, self.host = Port(lambda: network, f"{self.device.name}'s guest"), self.device.host
+            guest = undo.enter_context(Guest(self._backend.xen, offloads=self._offloads, **self._arguments))
+            self.device = self._backend.attach(guest.domid, offloads=self._offloads)
+            guest.connected()
+            self.frontend, self.guest, self.host = guest.frontend, guest.port, self.device.host
             self._undo = undo.pop_all()
         return self
 
@@ -476,4 +521,4 @@ class Vif:
         self._undo.close()
 
 
-__all__ = ["Device", "Namespace", "NetbackError", "Port", "Process", "ServedBackend", "Vif", "Xen"]
+__all__ = ["Device", "Guest", "Namespace", "NetbackError", "Port", "Process", "ServedBackend", "Vif", "Xen"]

@@ -21,7 +21,7 @@ def run_pytest(directory: Path, *arguments: str) -> subprocess.CompletedProcess[
 
 
 def test_every_example_of_the_document_is_run() -> None:
-    assert len(EXAMPLES) == DOCUMENT.read_text().count("```python\n") == 3
+    assert len(EXAMPLES) == DOCUMENT.read_text().count("```python\n") == 4
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -30,7 +30,7 @@ def test_example(name: str, tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / name).write_text(EXAMPLES[name])
     source = ROOT / "examples" / "c" / "guest.c"
-    compiled = ["cc", "-std=c11", "-I", ROOT / "include", "-o", tmp_path / "guest", source]
+    compiled: list[str | Path] = ["cc", "-std=c11", "-I", ROOT / "include", "-o", tmp_path / "guest", source]
     subprocess.run(compiled, check=True)
     done = run_pytest(tmp_path, name)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,7 +39,7 @@ def test_example(name: str, tmp_path: Path) -> None:
 
 def test_the_fixtures_are_listed(tmp_path: Path) -> None:
     listed = run_pytest(tmp_path, "--fixtures").stdout
-    for name in ("xen", "xen_backend", "xen_vif", "xen_namespace"):
+    for name in ("xen", "xen_backend", "xen_guest", "xen_vif", "xen_namespace"):
         assert re.search(rf"^{name} -- ", listed, re.MULTILINE), listed
 
 

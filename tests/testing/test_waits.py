@@ -9,7 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from netback.errors import ConfigError, PlatformError
-from netback.testing import Namespace, ServedBackend, Vif, Xen
+from netback.testing import Guest, Namespace, ServedBackend, Vif, Xen
+
+FRAME = bytes.fromhex("020000000002 020000000001 88b5").ljust(60, b"x")
 
 
 def test_a_frontend_that_does_not_come(xen: Xen, xen_backend: ServedBackend) -> None:
@@ -17,6 +19,36 @@ def test_a_frontend_that_does_not_come(xen: Xen, xen_backend: ServedBackend) -> 
     device = xen_backend.attach(guest.domid)
     with pytest.raises(TimeoutError, match=r"the backend is InitWait, the frontend Initialising"):
         device.connected(seconds=0.05)
+
+
+def test_a_guest_without_a_backend(xen: Xen, xen_guest: Guest) -> None:
+    """It waits for whatever serves the vif that the store names; here nothing does."""
+    message = f"domain {xen_guest.domid} is not connected after 0.05 s: the frontend is Unknown, the backend Unknown"
+    with pytest.raises(TimeoutError, match=re.escape(message)):
+        xen_guest.connected(seconds=0.05)
+    assert xen.read(f"/local/domain/{xen_guest.domid}/name") == "guest"
+
+
+def test_a_guest_whose_driver_is_reloaded(xen_backend: ServedBackend, xen_guest: Guest) -> None:
+    """Each connection has rings of its own, and frames pass over the second one too."""
+    vif = xen_backend.attach(xen_guest.domid)
+    xen_guest.connected()
+    first = xen_guest.frontend.rings
+    xen_guest.reload()
+    xen_guest.connected()
+    vif.connected()
+    assert xen_guest.frontend.rings is not first
+    xen_guest.port.send(FRAME)
+    assert vif.host.recv() == FRAME
+
+
+def test_a_guest_that_loses_its_vif(xen_backend: ServedBackend, xen_guest: Guest) -> None:
+    vif = xen_backend.attach(xen_guest.domid)
+    xen_guest.connected()
+    with pytest.raises(TimeoutError, match=r"is not disconnected after 0\.05 s: the frontend is Connected"):
+        xen_guest.disconnected(seconds=0.05)
+    assert vif.detach()
+    xen_guest.disconnected()
 
 
 def test_a_domain_that_does_not_exist(xen_backend: ServedBackend) -> None:
