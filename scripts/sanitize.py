@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "build" / "sanitize"
-PARTS = ("src", "tests", "fuzz", "include", "examples", "docs")
+PARTS = ("src", "tests", "fuzz", "examples", "docs")
 SUITES = ("tests/dataplane", "tests/frontend", "tests/net", "tests/hostile", "tests/test_fuzz.py")
 FAST = (
     "tests/dataplane/test_offload.py",

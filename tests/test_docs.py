@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("src", "tests", "fuzz", "bench", "examples", "include", "docs", "scripts", "demo")
+ROOMS = ("src", "tests", "fuzz", "bench", "examples", "docs", "scripts", "demo")
 SUFFIXES = {".py", ".pyx", ".pxd", ".pyi", ".md", ".c", ".h", ".toml", ".sh", ".service", ""}
 FOREIGN = re.compile(
     r"""\brules\ \d            # "rules 3": of a page that is not here

@@ -3,7 +3,7 @@
  * A guest of emulated Xen in C: joins, connects its vif 0, sends one frame, receives one, prints both.
  *
  * It needs gcc, libc and one header. A Makefile of one line builds it:
- *     guest: guest.c; $(CC) -std=c11 -Wall -Wextra -O2 -I../../include -o $@ $<
+ *     guest: guest.c; $(CC) -std=c11 -Wall -Wextra -O2 $$(netback emulate --cflags) -o $@ $<
  * Run each of these in a terminal of its own, and send a frame to the guest (`ping` through the tap does):
  *     netback emulate --dir ~/xen
  *     netback run --platform emulated --dir ~/xen

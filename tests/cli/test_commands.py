@@ -133,6 +133,18 @@ async def test_print_env(tmp_path: Path) -> None:
     assert (code, out) == (0, f"export XENSTORED_PATH='{tmp_path}/xenstored.sock'\n")
 
 
+async def test_a_c_program_finds_its_header(tmp_path: Path) -> None:
+    """As in `cc $(netback emulate --cflags)`, from any directory."""
+    code, out, _ = await run("emulate", "--cflags")
+    assert (code, out.count("\n")) == (0, 1)
+    (tmp_path / "own.c").write_text(
+        '#include "netback/emulated_xen.h"\nint main(void) { return EXEN_VERSION != 1; }\n'
+    )
+    build = f"cc -std=c11 {out.strip()} -o own own.c && ./own"
+    program = await asyncio.create_subprocess_shell(build, cwd=tmp_path)
+    assert await program.wait() == 0
+
+
 async def test_the_directory_is_found_by_the_environment(xen: Path) -> None:
     for environment in ({"XENSTORED_PATH": f"{xen}/xenstored.sock"}, {"XDG_RUNTIME_DIR": str(xen.parent)}):
         code, out, err = await run("list", "--json", **environment)

@@ -35,6 +35,7 @@ from netback.conform.session import Setting, observe
 from netback.conform.view import View
 from netback.frontend.profiles import PROFILES as FRONTENDS
 from netback.lab.bench.results import commit
+from netback.platforms.emulated import CFLAGS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "conform-results.md"
@@ -161,7 +162,7 @@ def subjects(scratch: Path) -> dict[str, str]:
     """Each frontend's title and command."""
     guest = scratch / "guest"
     source = str(ROOT / "examples/c/guest.c")
-    subprocess.run(["cc", "-std=c11", "-O2", f"-I{ROOT}/include", "-o", str(guest), source], check=True)
+    subprocess.run(["cc", "-std=c11", "-O2", CFLAGS, "-o", str(guest), source], check=True)
     reflected = {
         f"netback's netfront as {profile.name}": f"{REFLECT} {profile.word}"
         for profile in FRONTENDS

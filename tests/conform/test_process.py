@@ -19,6 +19,7 @@ from netback.conform.rule import Verdict
 from netback.conform.rules import RULES
 from netback.conform.session import OUTPUT_BYTES, Setting, observe
 from netback.conform.view import View
+from netback.platforms.emulated import CFLAGS
 from netback.process import children
 from tests.conform.test_rules import broken
 from tests.vif.guest import SECONDS
@@ -75,7 +76,7 @@ def test_the_known_frontends(like: str, deviations: set[str], profile: str) -> N
 def test_the_c_example_is_judged(tmp_path: Path) -> None:
     """It sends a frame, receives one and closes. It keeps its buffers' grants, as it ends right then."""
     guest = tmp_path / "guest"
-    options = ("-std=c11", "-O2", f"-I{ROOT}/include", "-o", str(guest), str(ROOT / "examples/c/guest.c"))
+    options = ("-std=c11", "-O2", CFLAGS, "-o", str(guest), str(ROOT / "examples/c/guest.c"))
     subprocess.run([os.environ.get("CC", "cc").split()[-1], *options], check=True)
     seen = observed(f'{guest} "$(dirname "$XENSTORED_PATH")"', "linux", PATIENT)
     assert {*broken(judged(seen))} <= {"close.grants", "close.ports"}, broken(judged(seen))

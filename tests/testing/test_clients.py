@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from netback.platforms.emulated import CFLAGS
 from netback.testing import ServedBackend, Xen
 
 ROOT = Path(__file__).parents[2]
@@ -22,12 +23,12 @@ def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The program, built without a warning."""
     place = tmp_path_factory.mktemp(request.param)
     if request.param == "c":
-        flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "include"]
-        command = ["cc", *flags, "-o", place / "guest", ROOT / "examples" / "c" / "guest.c"]
-        subprocess.run(command, check=True)
+        flags = ("-std=c11", "-Wall", "-Wextra", "-Werror", CFLAGS)
+        source = ROOT / "examples" / "c" / "guest.c"
+        subprocess.run(["cc", *flags, "-o", str(place / "guest"), str(source)], check=True)
         return place / "guest"
     environment = {**os.environ, "CARGO_TARGET_DIR": str(place), "RUSTFLAGS": "-D warnings"}
-    manifest = ROOT / "examples" / "rust" / "Cargo.toml"
+    manifest = str(ROOT / "examples" / "rust" / "Cargo.toml")
     command = ["cargo", "build", "-q", "--offline", "--example", "guest", "--manifest-path", manifest]
     subprocess.run(command, env=environment, check=True)
     return place / "debug" / "examples" / "guest"

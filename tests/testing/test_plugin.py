@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from netback.platforms.emulated import CFLAGS
+
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "testing.md"
 EXAMPLES = dict(re.findall(r"```python\n# (test_\w+\.py)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL))
@@ -30,7 +32,7 @@ def test_example(name: str, tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / name).write_text(EXAMPLES[name])
     source = ROOT / "examples" / "c" / "guest.c"
-    compiled: list[str | Path] = ["cc", "-std=c11", "-I", ROOT / "include", "-o", tmp_path / "guest", source]
+    compiled: list[str | Path] = ["cc", "-std=c11", CFLAGS, "-o", tmp_path / "guest", source]
     subprocess.run(compiled, check=True)
     done = run_pytest(tmp_path, name)
     assert done.returncode == 0, done.stdout + done.stderr

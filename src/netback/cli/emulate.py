@@ -15,10 +15,16 @@ from netback.cli.target import default_directory
 @click.option(
     "--print-env", is_flag=True, help="Print what points the xenstore tools here, for eval; then exit."
 )
-def emulate(directory: Path | None, print_env: bool) -> None:
+@click.option(
+    "--cflags", is_flag=True, help="Print the C compiler's flag for netback/emulated_xen.h; then exit."
+)
+def emulate(directory: Path | None, print_env: bool, cflags: bool) -> None:
     """Run an emulated Xen: a xenstore and a hypervisor for processes that are domains. Stays in the foreground."""
     from netback.platforms import emulated
 
+    if cflags:
+        click.echo(emulated.CFLAGS)
+        return
     chosen = directory or default_directory()
     if print_env:
         click.echo(emulated.print_env(chosen))

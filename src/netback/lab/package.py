@@ -20,7 +20,7 @@ from netback.lab.image import SUITE, Say, bootstrap, cache, check_programs, move
 
 SOURCES = (
     *("ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md"),
-    *("debian", "docs", "examples", "include", "pyproject.toml", "scripts/manual.py", "setup.py", "src"),
+    *("debian", "docs", "examples", "pyproject.toml", "scripts/manual.py", "setup.py", "src"),
 )
 """What of a checkout the package is made of."""
 TOOLS = ("build-essential", "ccache", "lintian")

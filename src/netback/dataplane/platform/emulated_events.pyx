@@ -31,7 +31,7 @@ cdef enum:
     EVENT_WORDS = EVENT_PORTS // 64
 
 
-cdef struct event_page:          # include/netback/emulated_xen.h
+cdef struct event_page:          # netback/emulated_xen.h
     uint64_t pending[EVENT_WORDS]
     uint64_t mask[EVENT_WORDS]
     uint32_t generation          # changes whenever the far side of one of this handle's ports does

@@ -27,6 +27,9 @@ from netback.process import allow_descriptors, ended_by_signals
 from netback.xenstore.server import Server
 from netback.xenstore.wire import Packet
 
+CFLAGS = f"-I{Path(__file__).parents[2] / 'include'}"
+"""The C compiler's flag for `#include "netback/emulated_xen.h"`."""
+
 _LOCK = "lock"
 _MACHINES = UUID("4c5b5e0e-5f5a-4f0c-9d5b-6e6574626163")
 """The namespace of guests' UUIDs: a guest that joins again under its name has the same one, as a toolstack's has."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages between a domain and the emulated hypervisor; include/netback/emulated_xen.h has them in C.
+"""The messages between a domain and the emulated hypervisor; src/netback/include/netback/emulated_xen.h has them in C.
 
 This module has layouts and numbers. docs/emulated-xen.md describes each request.
 """
