@@ -14,7 +14,9 @@ import netback
 from netback.daemon.auto_attach import NET
 from netback.daemon.config import NO_KEYS, Config, DeviceRule, load_config, parse_config
 from netback.daemon.systemd.unit import HOTPLUG, UNIT, hidden, lookup, needed, quote, unit
+from netback.errors import ConfigError
 from netback.lab import image, package
+from netback.web import needs_extra
 
 NAMES = (
     "plain",
@@ -192,6 +194,18 @@ def test_the_debian_package_needs_what_the_project_needs() -> None:
     web = dict(map(debian, pyproject["project"]["optional-dependencies"]["web"]))
     assert {name: suggested.get(name) for name in web} == web
     assert "${python3:Depends}" in binary
+
+
+def test_a_missing_page_names_packages_of_pip_and_of_debian() -> None:
+    """pip refuses to install into Debian's Python (PEP 668)."""
+    with (
+        pytest.raises(ConfigError, match=r"^uvicorn is missing: pip install 'netback\[web\]'") as raised,
+        needs_extra(),
+    ):
+        raise ImportError(name="uvicorn")
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for requirement in pyproject["project"]["optional-dependencies"]["web"]:
+        assert debian(requirement)[0] in str(raised.value)
 
 
 def test_the_lab_has_what_the_debian_package_needs() -> None:

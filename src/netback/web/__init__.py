@@ -13,4 +13,7 @@ def needs_extra() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'netback[web]'") from error
+        raise ConfigError(
+            f"{error.name} is missing: pip install 'netback[web]'; for Debian's package of netback: "
+            "apt install python3-starlette python3-uvicorn"
+        ) from error
