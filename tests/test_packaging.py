@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import netback
+from netback.abi.xen import DEVICES
 from netback.daemon.auto_attach import NET
 from netback.daemon.config import NO_KEYS, Config, DeviceRule, load_config, parse_config
 from netback.daemon.systemd.unit import HOTPLUG, UNIT, hidden, lookup, needed, quote, unit
@@ -148,6 +149,15 @@ def test_what_the_service_needs(tmp_path: Path) -> None:
     found = list(needed(str(program)))
     assert {str(program), "/opt/odd/python", sys.executable, sys.base_prefix} <= set(found)
     assert any(path.endswith("msgspec/__init__.py") for path in found)
+
+
+def test_a_start_without_the_modules_is_an_error_in_a_xen_domain_alone() -> None:
+    """A failed Assert fails `systemctl start`; a failed Condition skips the start without a word."""
+    found = re.findall(r"^(Assert|Condition)PathExists=(.+)$", UNIT.read_text(), re.MULTILINE)
+    assert found == [
+        ("Condition", str(DEVICES)),
+        *(("Assert", f"{DEVICES}/{name}") for name in ("evtchn", "gntdev")),
+    ]
 
 
 def test_it_may_do_little() -> None:
