@@ -26,6 +26,10 @@ quietly apt-get install -y --no-install-recommends "$package"
 [ "$(netback --version)" = "netback $version" ] || fail "netback --version: $(netback --version)"
 netback config check
 
+say "the C header"
+[ -s /usr/include/netback/emulated_xen.h ] || fail "there is no /usr/include/netback/emulated_xen.h"
+[ -s "$(netback emulate --cflags | cut -c3-)/netback/emulated_xen.h" ] || fail "netback emulate --cflags names no header"
+
 say "pages of the manual, and completion"
 commands=$(netback --help | sed '1,/^Commands:/d' | awk '/^  [a-z]/ {print $1}')
 [ -n "$commands" ] || fail "netback --help names no commands"
@@ -51,8 +55,27 @@ netback demo --json >demo || { cat demo >&2; fail "netback demo"; }
 has '"tier"' demo
 rm -f netback-demo.pcapng
 
+say "the page"
+mkdir -m 700 /run/netback
+if netback web --dir /run/netback >web 2>&1; then fail "netback web needs no packages"; fi
+packages=$(sed -n 's/.*apt install //p' web)
+[ -n "$packages" ] || { cat web >&2; fail "netback web names no packages"; }
+quietly apt-get install -y --no-install-recommends $packages
+netback web --dir /run/netback --port 0 >web 2>&1 &
+page=$!
+until_true grep -q token= web
+python3 - "$(grep -o 'http://[^ ]*' web)" <<'END' || { cat web >&2; fail "the page is not served"; }
+import sys
+from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
+
+page = build_opener(HTTPCookieProcessor(), ProxyHandler({})).open(sys.argv[1]).read()
+sys.exit(b"<title>" not in page)
+END
+kill $page
+wait $page || true
+
 say "the unit"
-quietly apt-get install -y --no-install-recommends systemd
+quietly apt-get install -y --no-install-recommends kmod systemd
 netback unit | diff - /usr/lib/systemd/system/netback.service
 systemd-analyze verify /usr/lib/systemd/system/netback.service
 netback unit --modprobe | diff - /usr/share/netback/netback-no-kernel-backend.conf
@@ -60,8 +83,16 @@ netback unit --hotplug | diff - /usr/share/netback/netback-hotplug.conf
 grep -q 'deb-systemd-invoke try-restart .netback.service' /var/lib/dpkg/info/netback.postinst || fail "an upgrade restarts nothing"
 [ "$(systemctl is-enabled netback)" = disabled ] || fail "the installation enabled the service"
 
+say "the steps of README.Debian"
+sed -n 's/^  \(ln -s \|mkdir -p \|systemctl enable \)/\1/p' /usr/share/doc/netback/README.Debian | sed 's/--now //' >steps
+sh -eux ./steps 2>steps.log || { cat steps.log >&2; fail "a step of README.Debian"; }
+block=/etc/modprobe.d/netback-no-kernel-backend.conf
+links="$block /etc/systemd/system/netback.service.d/netback-hotplug.conf /etc/systemd/system/multi-user.target.wants/netback.service"
+for link in $links; do
+  [ -L "$link" ] && [ -e "$link" ] || fail "README.Debian makes no link $link, or one that leads nowhere"
+done
+
 say "a guest, and an upgrade while it is served"
-mkdir -m 700 /run/netback
 netback emulate --dir /run/netback >emulate.log 2>&1 &
 emulator=$!
 until_true test -S /run/netback/xenstored.sock
@@ -80,11 +111,22 @@ say "remove"
 echo '# kept' >/etc/netback/conf.d/50-added.toml
 apt-get remove -y netback >removed 2>&1 || { cat removed >&2; fail "the removal failed"; }
 [ "$(grep -c 'connected and lose their network until .*: web (vif1\.0)' removed)" = 1 ] || { cat removed >&2; fail "it names no guest"; }
+[ "$(grep -c "$block leads nowhere now" removed)" = 1 ] || { cat removed >&2; fail "it does not name $block"; }
 for file in /etc/netback/netback.toml /etc/netback/conf.d/50-added.toml /run/netback; do
   [ -e "$file" ] || fail "the removal took $file"
 done
 ! left | grep -E '^/usr|^/lib' || fail "the removal left these"
-kill $guest $backend $emulator
+
+say "remove, while guests are connected and no backend runs"
+kill -9 $backend
+wait $backend 2>/dev/null || true
+quietly apt-get install -y --no-install-recommends "$package"
+for link in $links; do
+  [ -e "$link" ] || fail "after another installation $link leads nowhere"
+done
+apt-get remove -y netback >removed 2>&1 || { cat removed >&2; fail "the removal failed"; }
+[ "$(grep -c 'connected and have no network.* until .*: web (vif1\.0)' removed)" = 1 ] || { cat removed >&2; fail "it names no guest"; }
+kill $guest $emulator
 wait
 
 say "purge"

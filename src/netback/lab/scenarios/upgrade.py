@@ -84,13 +84,11 @@ async def installed(lab: Lab, guest: Guest) -> None:
 
 async def purged(lab: Lab) -> None:
     await lab.dom0("apt-get purge -y netback 2>&1", seconds=DPKG_SECONDS)
-    # The kernel's own module, systemd's and udev's records, the latter of the lab's disk and port, and the link of
-    # README.Debian, which is the administrator's.
+    # The kernel's own module, and systemd's and udev's records, the latter of the lab's disk and port.
     others = (
         "/usr/lib/modules",
         "/run/systemd",
         "/run/udev",
-        "/etc/modprobe.d",
         "/lab",
         "/mnt",
         "/proc",
