@@ -30,6 +30,18 @@ say "the C header"
 [ -s /usr/include/netback/emulated_xen.h ] || fail "there is no /usr/include/netback/emulated_xen.h"
 [ -s "$(netback emulate --cflags | cut -c3-)/netback/emulated_xen.h" ] || fail "netback emulate --cflags names no header"
 
+say "links of the documentation"
+python3 - <<'END' || fail "pages that are named are missing"
+import re, sys
+from pathlib import Path
+
+doc = Path("/usr/share/doc/netback")
+pages = [*doc.glob("docs/*.md"), *doc.glob("docs/tutorials/*.md")]
+links = [(page, link) for page in pages for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s#:]+)(?:#[^)]*)?\)", page.read_text())]
+missing = [f"{page}: {link}" for page, link in links if "/src/" not in link and not (page.parent / link).exists()]
+sys.exit("\n".join(missing) or (0 if links else "there are no links"))
+END
+
 say "pages of the manual, and completion"
 commands=$(netback --help | sed '1,/^Commands:/d' | awk '/^  [a-z]/ {print $1}')
 [ -n "$commands" ] || fail "netback --help names no commands"
