@@ -9,7 +9,7 @@ SECONDS ?= 60
 ARGS ?=
 INSTALL ?= yes
 # The lists of packages.txt that the commands given to make need; `build` is in each of them.
-LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh deb ovn,$(MAKECMDGOALS))),build)
+LISTS = $(or $(patsubst lab-full,lab,$(filter demo test lab lab-full bench fresh deb ovn wheels,$(MAKECMDGOALS))),build)
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: help demo test ovn lab lab-full lint types fuzz bench fresh sanitize docs site wheels deb man clean build need

@@ -2,10 +2,11 @@
 """Builds dist/: the source archive, and a wheel that needs no compiler on any Python from 3.11 on; then tries both.
 
 `make wheels`. The wheel is built for CPython's stable ABI, and auditwheel names the oldest glibc that it runs on. Each
-Python of this machine that netback supports gets it in a fresh virtual environment, where docs/testing.md's example of
-a restart runs as in a user's repository. The source archive is built and tried the same way by one of them. With
-`--suite SUITE`, as root, both are tried in a minimal chroot of Debian's too (scripts/fresh.py), with its Python: the
-wheel where there is no compiler, then the source archive, once gcc and the headers are installed.
+Python of this machine that netback supports gets it in a fresh virtual environment, where docs/testing.md's examples
+run as in a user's repository: the guest in C if there is a compiler, the ping as root. One of them serves the page of
+`netback web` too, and builds the source archive and tries it the same way; `--every-sdist` has each of them build it.
+With `--suite SUITE`, as root, both are tried in a minimal chroot of Debian's too (scripts/fresh.py), with its Python:
+the wheel where there is no compiler, then the source archive, once gcc and the headers are installed.
 """
 
 from __future__ import annotations
@@ -19,18 +20,41 @@ import sys
 import tempfile
 from pathlib import Path
 
-import fresh  # the script beside this one
+import fresh  # the script beside this one; it puts src/ on sys.path
+
+from netback.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 DOCUMENT = ROOT / "docs" / "testing.md"
-EXAMPLE = "test_restart.py"
+GUEST = ROOT / "examples" / "c" / "guest.c"
+WEB = """
+from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
+
+def test_the_page_is_served(xen):
+    page = xen.spawn("netback", "web", "--dir", str(xen.directory), "--port", "0")
+    page.says("/?token=")
+    browser = build_opener(HTTPCookieProcessor(), ProxyHandler({}))
+    with browser.open(page.output.split()[-1]) as answer:
+        assert b"<title>" in answer.read()
+"""
 TRY = """
 "$1" -m venv "$3"
 "$3/bin/python" -m pip install -q --disable-pip-version-check "$2" pytest
 cd "$3/repository"
-"$3/bin/netback" --version
-"$3/bin/python" -m pytest -q -W error
+PATH="$3/bin:$PATH"
+netback --version
+if command -v cc >/dev/null; then
+  cc -std=c11 -Wall -Wextra -Werror $(netback emulate --cflags) -o guest guest.c
+else
+  echo "-- test_frontend.py is left out: no C compiler"
+  rm test_frontend.py
+fi
+if [ "$(id -u)" != 0 ] || ! command -v ip >/dev/null || ! command -v ping >/dev/null; then
+  echo "-- test_ping.py is left out: it needs root, ip and ping"
+  rm test_ping.py
+fi
+python -m pytest -q -W error
 """
 """With a Python, a package and a directory for the environment, which has the repository."""
 INSTALL = """
@@ -49,6 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--suite", action="append", choices=fresh.SUITES, default=[], help="try it there, too"
     )
+    parser.add_argument("--every-sdist", action="store_true", help="each Python builds the source archive")
     options = parser.parse_args()
     found = [path for path in map(shutil.which, PYTHONS) if path and works(path)]
     if not found:
@@ -60,14 +85,16 @@ def main() -> None:
             sdist, wheel = build(options.out, Path(scratch))
             if options.only != "sdist":
                 for python in found:
-                    attempt(python, wheel, Path(scratch) / Path(python).name)
+                    web = python == found[-1]
+                    attempt(python, wheel, Path(scratch) / f"wheel-{Path(python).name}", web=web)
             if options.only != "wheel":
-                attempt(found[-1], sdist, Path(scratch) / "sdist")
+                for python in found if options.every_sdist else found[-1:]:
+                    attempt(python, sdist, Path(scratch) / f"sdist-{Path(python).name}")
         for suite in options.suite:
             archive = fresh.archive_of(suite)
             with tempfile.TemporaryDirectory(dir=archive.parent, prefix="root-") as place:
                 attempt_in(archive, suite, Path(place), sdist, wheel, options.only)
-    except (fresh.ConfigError, subprocess.CalledProcessError) as error:
+    except (ConfigError, subprocess.CalledProcessError) as error:
         sys.exit(f"wheels: {error}")
 
 
@@ -98,11 +125,17 @@ def build(out: Path, scratch: Path) -> tuple[Path, Path]:
     return tuple(Path(shutil.copy2(made, out)) for made in (sdist, wheel))  # type: ignore[return-value]
 
 
-def attempt(python: str, package: Path, place: Path) -> None:
-    """Install a package in a fresh environment and use it as a user's repository does."""
+def attempt(python: str, package: Path, place: Path, *, web: bool = False) -> None:
+    """Install a package, with its page or without, in a fresh environment and use it as a user's repository does."""
     write_repository(place)
-    no_compiler = {**os.environ, "CC": "false"} if package.suffix == ".whl" else None
-    run("sh", "-euc", TRY, "sh", python, package, place, env=no_compiler)
+    if web:
+        (place / "repository" / "test_web.py").write_text(WEB)
+    # A source archive's modules were translated for the wheel already: its C code is the same for every Python.
+    settings = (
+        {"CC": "false"} if package.suffix == ".whl" else {"CYTHON_CACHE_DIR": str(place.parent / "cython")}
+    )
+    wanted = f"{package}[web]" if web else package
+    run("sh", "-euc", TRY, "sh", python, wanted, place, env={**os.environ, **settings})
     say(f"{package.name} works with {Path(python).name}")
 
 
@@ -131,11 +164,14 @@ def inside(root: Path, script: str, *arguments: str) -> None:
 
 
 def write_repository(place: Path) -> None:
-    """Write a user's repository, which is docs/testing.md's example, into a new directory."""
-    (example,) = re.findall(rf"```python\n# {EXAMPLE}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    """Write a user's repository, which is docs/testing.md's examples and a guest in C, into a new directory."""
     repository = place / "repository"
     repository.mkdir(parents=True)
-    (repository / EXAMPLE).write_text(example)
+    for name, example in re.findall(
+        r"```python\n# (test_\w+\.py)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL
+    ):
+        (repository / name).write_text(example)
+    shutil.copy2(GUEST, repository)
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

@@ -28,7 +28,7 @@ def need() -> Iterator[Path]:
         directory = Path(place)
         directory.chmod(0o755)
         (directory / "packages.txt").write_text(LIST)
-        yield shutil.copy(NEED, directory)
+        yield Path(shutil.copy(NEED, directory))
 
 
 def run(need: Path, *commands: str, user: int | None = None, **environment: str) -> tuple[int, str]:
@@ -87,5 +87,5 @@ def test_every_command_of_make_has_its_list() -> None:
         for line in (NEED.parent / "packages.txt").read_text().splitlines()
         if line and not line.startswith("#")
     }
-    assert set(lists) == {"build", "demo", "test", "bench", "lab", "fresh", "deb", "ovn"}
+    assert set(lists) == {"build", "demo", "test", "bench", "lab", "fresh", "deb", "ovn", "wheels"}
     assert {word[1:] for words in lists.values() for word in words if word.startswith("+")} <= set(lists)
