@@ -17,6 +17,9 @@ from netback.net.spec import open_network, parse_spec
 from netback.platforms.emulated import EmulatedPlatform, Emulator
 from netback.xenbus.names import DeviceName
 
+BACKEND = "backend"
+"""The backend's runtime directory, in that of the emulated Xen."""
+
 
 def open_net(spec: str) -> Network:
     """The network of a spec string, or of an inherited descriptor."""
@@ -36,7 +39,7 @@ async def xen(directory: str) -> AsyncIterator[Emulator]:
 async def backend(directory: str, net: str) -> AsyncIterator["Backend"]:
     """`netback run`: it gets only the directory and this configuration."""
     networks = {net: open_net(net)} if net.startswith(INHERITED) else {}
-    config = daemon.BackendConfig(Path(directory) / "backend", net=net, networks=networks)
+    config = daemon.BackendConfig(Path(directory) / BACKEND, net=net, networks=networks)
     with EmulatedPlatform(Path(directory)) as platform:
         async with daemon.Backend(platform, config) as running:
             yield Backend(running)

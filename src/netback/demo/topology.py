@@ -13,6 +13,7 @@ from pathlib import Path
 
 from netback.abi.xenbus import XenbusState as State
 from netback.demo.child import Child
+from netback.demo.processes import BACKEND
 from netback.demo.report import Step
 from netback.demo.tiers import GUEST, Side, Stage
 from netback.platforms.emulated.protocol import STORE_SOCKET
@@ -43,6 +44,11 @@ class Topology:
     @property
     def guest(self) -> Side:
         return self.stage.guest
+
+    @property
+    def backend_directory(self) -> Path:
+        """The backend's runtime directory."""
+        return self.directory / "xen" / BACKEND
 
     def start_backend(self) -> None:
         """Start another backend in place of the killed one."""

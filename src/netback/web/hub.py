@@ -110,6 +110,12 @@ class Hub:
         """How many browsers listen."""
         return len(self._readers)
 
+    def follow(self, directory: Path) -> None:
+        """Turn to the backend in another directory."""
+        self.directory = directory
+        for subscription in [*self._open]:
+            subscription.close()
+
     def tell(self, kind: str, event: Any) -> None:
         """Send an event to every browser."""
         for reader in self._readers:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lesson on emulated Xen, step by step: a handshake, a TX frame, an RX frame, a stall, a kill -9.
+"""A lesson on emulated Xen, step by step: a handshake, a TX frame, an RX frame, a stall, a kill -9, and the demo.
 
 The guest is a frontend that follows a script (`netback.frontend.Script`), so each slot is written when its step comes.
 The backend is a process of its own, which a step can kill; the network is a datagram socket of this process.
@@ -7,11 +7,12 @@ The backend is a process of its own, which a step can kill; the network is a dat
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,10 @@ from netback.abi.netif import RX_REQUEST, TX_REQUEST
 from netback.abi.xenbus import XenbusState as State
 from netback.control import Client, ControlError
 from netback.control.schema import AttachRequest
+from netback.demo.child import DemoError
+from netback.demo.run import first_ping, transfer
+from netback.demo.tiers import choose
+from netback.demo.topology import DEVICE, Topology, build, start
 from netback.errors import NetbackError
 from netback.frontend import Script
 from netback.platforms.base import GrantedPage
@@ -32,6 +37,7 @@ from netback.web.server import listen, serve
 SECONDS = 10.0
 STALL_SECONDS = 1
 BUFFERS = 4
+TRANSFER_SECONDS = 5.0
 GUEST_MAC = bytes.fromhex("00163e000001")
 ETHERTYPE = b"\x88\xb5"
 """For local experiments (IEEE 802)."""
@@ -53,6 +59,8 @@ class Scene:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.watched = directory
+        """The directory of the backend that there is to see."""
         self._undo = AsyncExitStack()
         self._process: asyncio.subprocess.Process | None = None
         self.device = ""
@@ -208,6 +216,40 @@ class Scene:
         await self.guest.set_state(State.CLOSED)
         await self.guest.backend(State.CLOSED)
 
+    async def demo(self) -> None:
+        """The processes of `netback demo`, with TCP between its stacks, each way in turn, until the scene ends."""
+        directory = self.directory / "demo"
+        async with AsyncExitStack() as made:
+            directory.mkdir()
+            made.callback(shutil.rmtree, directory, ignore_errors=True)
+            undo = made.enter_context(ExitStack())
+            xen = start("xen", directory, undo)
+            stage = await choose(None, directory, undo)
+            building = build(stage, xen, directory, undo, cable=False, show=lambda _: None)
+            topology = await made.enter_async_context(building)
+            await first_ping(topology)
+            made.push_async_callback(_end, asyncio.ensure_future(keep_flowing(topology)))
+            await self._undo.enter_async_context(made.pop_all())
+        self.watched = topology.backend_directory
+        self.device = str(DEVICE)
+        self.said = f"The stacks are {stage.tier.means}"
+
+
+async def keep_flowing(topology: Topology) -> None:
+    """Transfers from the guest to the host, then back, without an end. In slow motion one may not come to its end."""
+    ends = topology.guest, topology.host
+    while True:
+        try:
+            await transfer(*ends, TRANSFER_SECONDS)
+        except DemoError:
+            await asyncio.sleep(1)
+        ends = ends[1], ends[0]
+
+
+async def _end(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
 
 STEPS = (
     Step(
@@ -278,14 +320,22 @@ STEPS = (
         "then did the guest take its grants back.",
         Scene.close,
     ),
+    Step(
+        "The demo, live",
+        "Another emulated Xen runs netback demo: a guest and a host, each with a TCP/IP stack of its own, are joined "
+        "by a vif and send bytes to each other over TCP, each way in turn. The rates and rings are theirs.",
+        Scene.demo,
+    ),
 )
 
 
 class Lesson:
-    """The steps, and the scene that they act on; `directory` is the emulated Xen's."""
+    """The steps, and the scene that they act on; `directory` is the emulated Xen's. `follow` is called with the
+    directory of the backend that there is to see, when it is another one.
+    """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, follow: Callable[[Path], object]) -> None:
+        self.directory, self._follow = directory, follow
         self._scene: Scene
         self._done = 0
         self._acting = asyncio.Lock()
@@ -325,12 +375,15 @@ class Lesson:
                 except TimeoutError as error:
                     raise NetbackError(f"{STEPS[self._done].title}: not within {2 * SECONDS:g} s") from error
                 self._done += 1
+                if self._scene.watched != self.directory:
+                    self._follow(self._scene.watched)
 
     async def restart(self) -> None:
         """Begin again with a new emulated Xen."""
         async with self._acting:
             await self._scene.__aexit__(None, None, None)
             await self._begin()
+            self._follow(self.directory)
 
     async def _begin(self) -> None:
         self._done = 0
@@ -340,6 +393,6 @@ class Lesson:
 
 async def teach(directory: Path, port: int, ready: Callable[[str], object]) -> None:
     """Serve the page with the lesson, below `directory`, until cancelled; `ready` gets its address."""
-    sock = listen(port)
-    async with Lesson(directory) as lesson:
-        await serve(sock, Hub(directory), ready, lesson)
+    sock, hub = listen(port), Hub(directory)
+    async with Lesson(directory, hub.follow) as lesson:
+        await serve(sock, hub, ready, lesson)

@@ -5,6 +5,7 @@ The calls block, since they ask the backend; any thread may make them.
 """
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +33,9 @@ class _Slowed:
 
 
 class SlowMotion:
-    """The vifs of the backend in `directory` that pages have slowed."""
+    """The vifs that pages have slowed, of the backend in the directory that `directory` returns."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Callable[[], Path]) -> None:
         self._directory = directory
         self._lock = threading.Lock()
         self._pages: set[str] = set()
@@ -62,7 +63,7 @@ class SlowMotion:
 
     def describe(self, device: str) -> dict[str, Any]:
         """The pace of a vif, and the limits that it has at full speed. ControlError, ConfigError: as of a client."""
-        with self._lock, Client(self._directory) as client:
+        with self._lock, Client(self._directory()) as client:
             details = client.show(device)
             slowed = self._present(details)
             status = details.device
@@ -71,7 +72,7 @@ class SlowMotion:
 
     def set(self, device: str, pace: str, page: str) -> None:
         """Slow a vif for a page, or give it its own limits back for all pages. ConfigError: it cannot be slowed."""
-        with self._lock, Client(self._directory) as client:
+        with self._lock, Client(self._directory()) as client:
             if pace == FULL:
                 self._restore(client, device)
                 return
@@ -91,14 +92,14 @@ class SlowMotion:
 
     def leave(self, device: str, page: str) -> None:
         """A page shows another vif: restore this one unless other pages slowed it, too."""
-        with self._lock, Client(self._directory) as client:
+        with self._lock, Client(self._directory()) as client:
             if (slowed := self._slowed.get(device)) is not None:
                 slowed.pages.discard(page)
                 if not slowed.pages:
                     self._restore(client, device)
 
     def _try_to_restore(self, device: str) -> None:
-        with suppress(NetbackError, OSError), Client(self._directory) as client:
+        with suppress(NetbackError, OSError), Client(self._directory()) as client:
             self._restore(client, device)
 
     def _restore(self, client: Client, device: str) -> None:

@@ -130,7 +130,7 @@ def make_app(
     async def page(request: Request) -> Response:
         return FileResponse(STATIC / FILES[request.url.path])
 
-    slow_motion = SlowMotion(hub.directory)
+    slow_motion = SlowMotion(lambda: hub.directory)
     ending: set[asyncio.Future[None]] = set()
 
     async def attempt(call: Callable[[], Any]) -> Response:
