@@ -125,6 +125,10 @@ def test_every_scenario_says_what_it_is_and_can_be_chosen() -> None:
     assert all(scenario.title and callable(scenario.module.run) for scenario in known.values())
     assert {"ping", "kill", "network"} <= {scenario.name for scenario in choose([], full=False)}
     assert len(choose([], full=True)) == len(known)
+    named = choose(
+        ["upgrade", "systemd"], full=False
+    )  # the upgrade purges the package that systemd's scenario starts
+    assert [scenario.name for scenario in named] == ["systemd", "upgrade"]
     with pytest.raises(ConfigError, match=r"no scenario 'none-such': .*ping"):
         choose(["none-such"], full=False)
 

@@ -14,7 +14,7 @@ import pytest
 from netback.abi.grant_table import ENTRY
 from netback.daemon import Backend, BackendConfig
 from netback.net.python import PythonNetwork
-from netback.platforms.emulated import EmulatedPlatform
+from netback.platforms.emulated import CFLAGS, EmulatedPlatform
 from netback.platforms.emulated.protocol import (
     DOMID_ANY,
     HELLO_SIZE,
@@ -43,7 +43,7 @@ def compiled(tmp_path: Path) -> Compile:
 
     def build(source: Path, *options: str) -> Path:
         program = tmp_path / source.stem
-        command = ("gcc", *WARNINGS, *options, f"-I{ROOT / 'include'}", "-o", str(program), str(source))
+        command = ("gcc", *WARNINGS, *options, CFLAGS, "-o", str(program), str(source))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         return program

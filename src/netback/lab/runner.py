@@ -82,14 +82,14 @@ def find_scenarios() -> dict[str, Scenario]:
 
 
 def choose(names: Iterable[str], *, full: bool) -> list[Scenario]:
-    """The named scenarios, else the smoke set, or all with `full`."""
+    """The named scenarios, else the smoke set, or all with `full`; in the order of their names, on which some count."""
     known = find_scenarios()
     wanted = list(names)
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ConfigError(f"there is no scenario {unknown[0]!r}: {', '.join(known)}")
     if wanted:
-        return [known[name] for name in wanted]
+        return [known[name] for name in known if name in wanted]
     return [scenario for scenario in known.values() if full or scenario.smoke]
 
 
