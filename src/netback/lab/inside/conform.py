@@ -106,6 +106,8 @@ async def observe_device(
                 await asyncio.wait({driving, ending}, return_when=asyncio.FIRST_COMPLETED)
                 if ending.done():
                     recorder.add(Ended(name.domid))
+                    driving.cancel()  # before its rings are closed
+                    await asyncio.wait({driving})
                 await asyncio.sleep(setting.limits.settle)  # the watches come behind
         finally:
             for task in tasks:
