@@ -33,7 +33,7 @@ demo: build
 	@$(BIN)/netback demo $(ARGS)
 
 test: build lint types $(VENV)/.plots
-	$(BIN)/pytest -n 4 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 6 --dist loadgroup $(ARGS)
 
 # In namespaces of its own, the processes' too: whatever a daemon leaves is gone with them.
 ovn: build
