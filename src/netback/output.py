@@ -32,7 +32,7 @@ def private_output(path: Path, option: str) -> Iterator[Write]:
 
     def write(data: bytes) -> None:
         with _explained(path, option):
-            _write_all(fd, data)
+            write_all(fd, data)
             beside.replace(path)
 
     try:
@@ -54,7 +54,7 @@ def public_output(path: Path, option: str) -> Iterator[Write]:
         with _explained(path, option):
             if stat.S_ISREG(os.fstat(fd).st_mode):
                 os.ftruncate(fd, 0)
-            _write_all(fd, data)
+            write_all(fd, data)
 
     try:
         yield write
@@ -73,7 +73,8 @@ def _open(path: Path) -> tuple[int, bool]:
         return os.open(path, flags, 0o666), False
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it. OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

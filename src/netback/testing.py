@@ -223,7 +223,18 @@ class Process:
         self._log.close()
 
 
-class Xen:
+class _Undone:
+    """What a context manager has made is undone at its end."""
+
+    _undo: ExitStack
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+
+class Xen(_Undone):
     """An emulated Xen: a store and a hypervisor that processes join as domains (docs/emulated-xen.md).
 
     with Xen() as xen, ServedBackend(xen) as backend:
@@ -246,11 +257,6 @@ class Xen:
             undo.callback(lambda: self.loop.call(self.store.close()))
             self._undo = undo.pop_all()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._undo.close()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -449,7 +455,7 @@ class ServedBackend:
         return make
 
 
-class Guest:
+class Guest(_Undone):
     """A domain with netback's own frontend, for a backend or a toolstack to serve: once the domain is given vif 0, by
     ServedBackend.attach or by a program, the frontend connects it by itself.
     """
@@ -471,11 +477,6 @@ class Guest:
             self.domid = self.frontend.guest.domid
             self._undo = undo.pop_all()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._undo.close()
 
     def connected(self, *, seconds: float = SECONDS) -> None:
         """Wait until frames can pass. TimeoutError names both states; BackendError: the backend cannot serve it."""
@@ -499,7 +500,7 @@ class Guest:
             ) from None
 
 
-class Vif:
+class Vif(_Undone):
     """A connected vif of netback's own frontend: frames go in at `guest` and come out at `host`, and back."""
 
     def __init__(self, backend: ServedBackend, *, offloads: bool = False, **frontend: Any) -> None:
@@ -514,11 +515,6 @@ class Vif:
             self.frontend, self.guest, self.host = guest.frontend, guest.port, self.device.host
             self._undo = undo.pop_all()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._undo.close()
 
 
 __all__ = ["Device", "Guest", "Namespace", "NetbackError", "Port", "Process", "ServedBackend", "Vif", "Xen"]

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
     from netback.conform.answers import BackendSeen
     from netback.conform.observation import Observation
+    from netback.conform.recording import Side
+    from netback.conform.report import Judged
     from netback.conform.rule import Rules
 
 T = TypeVar("T")
+Seen = TypeVar("Seen", bound="Observation | BackendSeen")
 _RUN = frozenset({"index", "ip", "ip6", "limit", "record"})
 _MODES: "Mapping[str, Collection[str]]" = {
     "--frontend": {"frontend", "profiles", "seed"} | _RUN | verdicts.OPTIONS,
@@ -157,23 +161,38 @@ def _list(*, backend: bool) -> None:
 
 
 def _judge_frontend(command: str | None, plan: _Plan) -> None:
-    from netback.conform import recording
     from netback.conform.observation import Observation
     from netback.conform.report import Judged
     from netback.conform.rules import RULES
     from netback.conform.view import View
 
+    def verdicts_of(run: Observation) -> Judged:
+        return Judged(run.profile, RULES.judge(View(run)))
+
+    observe = partial(_observe, command or "", plan)
+    _judge(plan, "frontend", Observation, RULES, observe, verdicts_of, f"the frontend {command}")
+
+
+def _judge(
+    plan: _Plan,
+    side: "Side",
+    kind: type[Seen],
+    rules: "Rules[Any]",
+    observe: Callable[[], list[Seen]],
+    verdicts_of: "Callable[[Seen], Judged]",
+    subject: str,
+) -> None:
+    """Judge what is observed, or a recording of it, once the files of the verdicts can be written."""
+    from netback.conform import recording
+
     with verdicts.opened(record=plan.record, junit=plan.junit) as outputs:
         if plan.replay is not None:
-            seen, subject = (
-                recording.load(plan.replay, "frontend", Observation),
-                f"the recording {plan.replay}",
-            )
+            seen, subject = recording.load(plan.replay, side, kind), f"the recording {plan.replay}"
         else:
-            seen, subject = _observe(command or "", plan), f"the frontend {command}"
-        runs = [Judged(run.profile, RULES.judge(View(run))) for run in seen]
-        data = recording.encode("frontend", seen)
-        verdicts.show(subject, RULES, runs, outputs, recording=data, form=plan.form, verbose=plan.verbose)
+            seen = observe()
+        runs = [verdicts_of(run) for run in seen]
+        data = recording.encode(side, seen)
+        verdicts.show(subject, rules, runs, outputs, recording=data, form=plan.form, verbose=plan.verbose)
 
 
 def _observe(command: str, plan: _Plan) -> "list[Observation]":
@@ -201,22 +220,14 @@ def _observe(command: str, plan: _Plan) -> "list[Observation]":
 
 
 def _judge_backend(plan: _Plan) -> None:
-    from netback.conform import recording
     from netback.conform.answers import BackendSeen
     from netback.conform.backend_rules import RULES
     from netback.conform.report import Judged
 
-    with verdicts.opened(record=plan.record, junit=plan.junit) as outputs:
-        if plan.replay is not None:
-            seen, subject = (
-                recording.load(plan.replay, "backend", BackendSeen),
-                f"the recording {plan.replay}",
-            )
-        else:
-            seen, subject = [_ask(plan)], "the backend"
-        runs = [Judged(run.platform, RULES.judge(run)) for run in seen]
-        data = recording.encode("backend", seen)
-        verdicts.show(subject, RULES, runs, outputs, recording=data, form=plan.form, verbose=plan.verbose)
+    def verdicts_of(run: BackendSeen) -> Judged:
+        return Judged(run.platform, RULES.judge(run))
+
+    _judge(plan, "backend", BackendSeen, RULES, lambda: [_ask(plan)], verdicts_of, "the backend")
 
 
 def _ask(plan: _Plan) -> "BackendSeen":

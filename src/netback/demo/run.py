@@ -23,7 +23,7 @@ from netback.demo.report import (
     Survivor,
 )
 from netback.demo.tiers import Side, Tier, choose
-from netback.demo.topology import Topology, build, start
+from netback.demo.topology import Topology, build, end_task, start
 from netback.demo.ui import Progress, Ui
 
 PINGS, PING_GAP = 12, 0.02
@@ -152,7 +152,7 @@ class Run:
                 pids, down_ms = await replace_backend(topology, progress)
                 reports = await transfers
             finally:
-                await _cancel(transfers)
+                await end_task(transfers)
         survivors = tuple(map(Survivor.of, (TO_HOST, TO_GUEST), *zip(*reports, strict=True)))
         last = topology.timeline[-1]
         self.report.restart = Restart(*pids, down_ms, (last.backend, last.frontend), survivors)
@@ -181,7 +181,7 @@ class Run:
             try:
                 tool, gbit_s = await self._throughput(topology, reverse)
             finally:
-                await _cancel(reporting)
+                await end_task(reporting)
             crossing = Crossing.between(before, await count(topology, direction))
         return Flow(direction, segmentation, tool, gbit_s, crossing)
 
@@ -258,7 +258,7 @@ async def transfer(
         sent = await source.stack.call("send", address=sink.address, port=port, **words)
         return sent, await receiving
     finally:
-        await _cancel(receiving)
+        await end_task(receiving)
 
 
 async def replace_backend(topology: Topology, progress: Progress) -> tuple[tuple[int, int], float]:
@@ -280,12 +280,6 @@ async def _report_speed(topology: Topology, direction: str, progress: Progress) 
         now, size = time.monotonic(), (await count(topology, direction))["bytes"]
         progress.say(f"{(size - last) * 8e-9 / (now - when):.1f} Gbit/s")
         last, when = size, now
-
-
-async def _cancel(future: asyncio.Future[Any]) -> None:
-    """Cancel it and retrieve its exception, which asyncio would log."""
-    future.cancel()
-    await asyncio.gather(future, return_exceptions=True)
 
 
 def _gbit_s(received: dict[str, Any]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from netback.abi.xenbus import XenbusState as State
 from netback.demo.child import Child
@@ -88,7 +89,7 @@ async def build(
         timeline = Timeline(show)
         topology = Topology(stage, directory, undo, backend, netfront, timeline.steps)
         following = asyncio.create_task(follow_states(store, timeline))
-        after.push_async_callback(_end, following)
+        after.push_async_callback(end_task, following)
         await backend.ready()
         await netfront.ready()
         timeline.add(State.INITIALISING.title, State.INITIALISING.title)  # as `attach` writes them
@@ -97,11 +98,12 @@ async def build(
         yield topology
 
 
-async def _end(task: "asyncio.Task[None]") -> None:
+async def end_task(task: "asyncio.Future[Any]") -> None:
+    """Cancel it and retrieve its exception, which asyncio would log: a store that is gone also fails everything else
+    that needs it.
+    """
     task.cancel()
-    await asyncio.gather(
-        task, return_exceptions=True
-    )  # a store that is gone also fails everything else that needs it
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def attach(store: Store, net: str) -> None:

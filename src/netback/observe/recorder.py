@@ -20,6 +20,7 @@ from netback.directory import Directory
 from netback.errors import ConfigError, printable
 from netback.observe.choice import RecordMode
 from netback.observe.recording import ALL, Header, Note, QueueHeader, encode
+from netback.output import write_all
 
 MODES: Final[tuple[RecordMode, ...]] = get_args(RecordMode)
 HEADERS = 128
@@ -206,10 +207,3 @@ def write_new(path: Path, data: bytes) -> None:
         raise
     finally:
         os.close(fd)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of it. OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

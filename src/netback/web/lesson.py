@@ -25,7 +25,7 @@ from netback.control.schema import AttachRequest
 from netback.demo.child import DemoError
 from netback.demo.run import first_ping, transfer
 from netback.demo.tiers import choose
-from netback.demo.topology import DEVICE, Topology, build, start
+from netback.demo.topology import DEVICE, Topology, build, end_task, start
 from netback.errors import NetbackError
 from netback.frontend import Script
 from netback.platforms.base import GrantedPage
@@ -228,7 +228,7 @@ class Scene:
             building = build(stage, xen, directory, undo, cable=False, show=lambda _: None)
             topology = await made.enter_async_context(building)
             await first_ping(topology)
-            made.push_async_callback(_end, asyncio.ensure_future(keep_flowing(topology)))
+            made.push_async_callback(end_task, asyncio.ensure_future(keep_flowing(topology)))
             await self._undo.enter_async_context(made.pop_all())
         self.watched = topology.backend_directory
         self.device = str(DEVICE)
@@ -244,11 +244,6 @@ async def keep_flowing(topology: Topology) -> None:
         except DemoError:
             await asyncio.sleep(1)
         ends = ends[1], ends[0]
-
-
-async def _end(task: asyncio.Future[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 STEPS = (
