@@ -28,6 +28,7 @@ from netback.net.null import NullNetwork
 from netback.net.options import FLAG, Options, read_options, split_options
 from netback.net.ovs import OPTIONS as OVS_OPTIONS
 from netback.net.ovs import OvsNetwork, bridge_fault, remove_port
+from netback.net.packet import OPTIONS as PACKET_OPTIONS
 from netback.net.packet import PacketNetwork
 from netback.net.sandbox.network import OPTIONS as SANDBOX_OPTIONS
 from netback.net.sandbox.network import SandboxNetwork
@@ -106,7 +107,12 @@ KINDS = {
         options=MACVTAP_OPTIONS,
         tap=lambda lower, device: device,
     ),
-    "packet": Kind("must", "packet:eth1", lambda link, several: PacketNetwork(link)),
+    "packet": Kind(
+        "must",
+        "packet:eth1",
+        lambda link, several, **options: PacketNetwork(link, **options),
+        options=PACKET_OPTIONS,
+    ),
     "af_xdp": Kind(
         "must",
         "af_xdp:eth1",

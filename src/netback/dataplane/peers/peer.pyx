@@ -64,7 +64,7 @@ cdef uint32_t frame_vectors(
 
 
 cdef class Peer:
-    """The peer of a queue. Create a TapPeer, SocketPeer, StreamPeer, VirtqueuePeer or NullPeer.
+    """The peer of a queue. Create a TapPeer, SocketPeer, PacketPeer, StreamPeer, VirtqueuePeer or NullPeer.
 
     Each takes `owner`, an object that is kept alive as long as the peer, and `caps`, CAN_* bits of the offloads that
     the network accepts.

@@ -23,19 +23,7 @@ from netback.dataplane.sockets cimport (
 
 cdef enum:
     IPPROTO_L2TP = 115           # linux/l2tp.h
-    MAX_ADDRESS = 128            # sockaddr_storage
     LARGE_READS = 256            # reads that follow a frame longer than FRAME_BYTES: BIG TCP comes in flows
-
-
-cdef struct socket_peer:         # `peer` is first: a peer_t * of a socket is a socket_peer *
-    peer_t peer
-    bint auxdata                 # AF_PACKET: VLAN tags come separately
-    bint ends                    # SEQPACKET: an empty message is the end
-    bint reports                 # UDP, L2TP: an error is that of an earlier frame, which the network lost
-    int send_fd
-    uint8_t address[MAX_ADDRESS]     # where it sends to; empty: where the socket is connected to
-    unsigned int address_bytes
-    uint32_t large_reads         # this many more reads return one frame each, of up to LARGE_BYTES
 
 
 cdef inline bint is_down(socket_peer *own, int error) noexcept nogil:
@@ -156,8 +144,6 @@ cdef class SocketPeer(Peer):
     AF_PACKET socket with PACKET_AUXDATA. `address`: the struct sockaddr that it sends to, if it is not connected;
     `send_fd`: the socket that sends in its place, which `owner` keeps open. ValueError: an address that is too long.
     """
-
-    cdef socket_peer own
 
     def __cinit__(
             self, int fd, *, bint vnet_hdr=False, bint auxdata=False, uint32_t caps=0, object owner=None,
