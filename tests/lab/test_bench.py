@@ -17,7 +17,7 @@ from netback.lab.bench.backends import BACKENDS, LabBackend, Netback, choose_bac
 from netback.lab.bench.report import command, evaluate, page, render
 from netback.lab.bench.results import Plan, Results
 from netback.lab.bench.rows import ROWS, Row, Sample
-from netback.lab.bench.run import FILE, bench, given_up
+from netback.lab.bench.run import FILE, bench, given_up, in_turn
 from netback.lab.host import Guest, Lab
 from netback.lab.machine import Done, LabError
 
@@ -65,6 +65,19 @@ def test_a_variant_is_netback_with_more_words() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "script"),
+    [
+        ("", "vif-bridge"),
+        ("--net tap,vhost=off --workers 1", "vif-bridge"),
+        ("--workers 1 --net packet:cable,ring=0", "vif-netback"),
+        ("--net=switch:lan", "vif-netback"),
+    ],
+)
+def test_a_variant_names_the_script_that_its_network_needs(words: str, script: str) -> None:
+    assert parse_variant(f"a={words}").script == script
+
+
+@pytest.mark.parametrize(
     ("without", "variants", "message"),
     [
         (["netback"], [], "--without 'netback': not one of kernel, qnic"),
@@ -81,6 +94,10 @@ def test_a_column_that_cannot_be_is_one_line(without: list[str], variants: list[
     with pytest.raises(ConfigError, match=message) as caught:
         choose_backends(without, variants)
     assert "\n" not in str(caught.value)
+
+
+def test_every_second_round_goes_backwards() -> None:
+    assert [in_turn(BACKENDS, (1, number)) for number in range(3)] == [BACKENDS, BACKENDS[::-1], BACKENDS]
 
 
 def test_a_row_that_failed_twice_running_is_not_tried_again_in_that_boot() -> None:

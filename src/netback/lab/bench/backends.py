@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from netback.errors import ConfigError, printable
 from netback.lab.host import BRIDGE, Guest, Lab
+from netback.net.spec import parse_spec
 
 QNIC_TAP = "qnic0"
 QNIC_PID = "/run/qnic.pid"
@@ -25,10 +26,11 @@ _MAC = "00:16:3e:77:00:00"
 
 
 @asynccontextmanager
-async def _attached(guest: Guest, link: bool) -> AsyncIterator[None]:
+async def _attached(guest: Guest, link: bool, script: str = "vif-bridge") -> AsyncIterator[None]:
     """A vif attached by xl for the length of the context; the running backend of `backend/vif` serves it."""
     lab = guest.lab
-    await lab.dom0(f"xl network-attach {guest.name} mac={_MAC} bridge={BRIDGE}", seconds=90)
+    vif = f"mac={_MAC} bridge={BRIDGE} script={script}"
+    await lab.dom0(f"xl network-attach {guest.name} {vif}", seconds=90)
     try:
         if link:
             await _up(guest)
@@ -98,16 +100,31 @@ class Netback(LabBackend):
             return self.name
         return f"{self.name}={shlex.join((*self.environment, *self.options))}"
 
+    @property
+    def script(self) -> str:
+        """The vif's hotplug script: vif-bridge finds a tap by the vif's name, and nothing else."""
+        return "vif-bridge" if parse_spec(_network(self.options)).kind == "tap" else "vif-netback"
+
     @asynccontextmanager
     async def serving(self, guest: Guest, *, link: bool = True) -> AsyncIterator[None]:
         netback = guest.lab.netback
         netback.environment, netback.options = shlex.join(self.environment), shlex.join(self.options)
         await netback.start()
         try:
-            async with _attached(guest, link):
+            async with _attached(guest, link, self.script):
                 yield
         finally:
             await netback.stop()
+
+
+def _network(options: Sequence[str]) -> str:
+    """What these options of `netback run` say of --net."""
+    words = iter(options)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--net":
+            return value if equals else next(words, "")
+    return "tap"
 
 
 @dataclass(frozen=True, slots=True)

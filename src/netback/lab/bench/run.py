@@ -74,6 +74,11 @@ def given_up(samples: Sequence[Sample], row: str, backend: str, at: At) -> Sampl
     return Sample(row, backend, *at, fault=faults[-1])
 
 
+def in_turn(backends: Sequence[LabBackend], at: At) -> Sequence[LabBackend]:
+    """The order of a round: every second one goes backwards, so none always comes after the same other one."""
+    return backends[::-1] if at[1] % 2 else backends
+
+
 def filled(
     taken: Sequence[Sample], backends: Sequence[LabBackend], rows: Sequence[Row], at: At, fault: str
 ) -> list[Sample]:
@@ -139,7 +144,7 @@ class _Run:
             for at in rounds:
                 taken: list[Sample] = []
                 try:
-                    for backend in self._backends:
+                    for backend in in_turn(self._backends, at):
                         guest = await _living(lab, guest, self._say)
                         taken += await self._turn(guest, backend, at)
                 except LabError as error:
