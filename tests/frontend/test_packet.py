@@ -24,12 +24,12 @@ QUIET = (*frames.ONE_SLOT[1:4], *frames.BLANK4, *frames.BLANK6, *frames.GSO4, *f
 
 @pytest.fixture
 def link() -> Iterator[tuple[PacketNetwork, PacketNetwork]]:
-    """The guest's packet socket and what is at the other end of its cable."""
+    """The guest's packet socket, and one at the other end of its cable whose frames the tests read."""
     with new_network():
         veth("near", "far")
         for end in ("near", "far"):
             ip(f"link set {end} mtu 9000")
-        with closing(PacketNetwork("near")) as near, closing(PacketNetwork("far")) as far:
+        with closing(PacketNetwork("near")) as near, closing(PacketNetwork("far", ring=0)) as far:
             yield near, far
 
 
