@@ -207,6 +207,24 @@ async def test_a_machine_that_dies_costs_the_rest_of_one_round(tmp_path: Path) -
     assert "two with kernel 1, one with netback 1, two with netback 1" in page(done, PAIR)
 
 
+@pytest.mark.parametrize(("times", "lost"), [(1, 0), (2, 1)])
+async def test_a_time_that_xl_does_not_print_is_asked_for_again(
+    tmp_path: Path, times: int, lost: int
+) -> None:
+    """An emulated dom0's kernel killed the shell before xl, and the bench ended with a ValueError."""
+    silent = iter(range(times))
+
+    class Silent(Host):
+        async def run(self, command: str, **options: object) -> Done:
+            done = await super().run(command, **options)
+            return (
+                Done("", 0, "") if command.startswith("xl list") and next(silent, None) is not None else done
+            )
+
+    done = await Silent(MANY, MANY).bench(tmp_path)
+    assert [one.fault for one in done.samples if one.fault] == lost * ["dom0: xl list printed '' as a time"]
+
+
 async def test_a_machine_that_dies_between_two_rounds_costs_nothing(tmp_path: Path) -> None:
     host = Host(MANY, MANY, MANY)
 

@@ -35,19 +35,24 @@ FILE = "bench.json"
 
 
 async def _dom0_seconds(lab: Lab) -> float:
-    return float(await lab.dom0("xl list 0 | awk 'NR==2 {print $NF}'"))
+    """LabError: xl printed something else; an emulated dom0's kernel sometimes kills a process."""
+    printed = await lab.dom0("xl list 0 | awk 'NR==2 {print $NF}'")
+    try:
+        return float(printed)
+    except ValueError as error:
+        raise LabError(f"dom0: xl list printed {printed.strip()!r} as a time") from error
 
 
 async def _sample(guest: Guest, row: Row, backend: LabBackend, at: At, seconds: int) -> Sample:
     """Measure a row, trying twice since iperf3 sometimes loses a test; a failed try counts for nothing."""
     for _ in range(TRIES):
-        before = await _dom0_seconds(guest.lab)
         try:
+            before = await _dom0_seconds(guest.lab)
             value, work = await row.measure(guest, seconds)
+            spent = await _dom0_seconds(guest.lab) - before
         except NetbackError as error:
             fault = _line(error)
             continue
-        spent = await _dom0_seconds(guest.lab) - before
         if value > 0:
             return Sample(row.name, backend.name, *at, value, spent / work)
         fault = "nothing arrived"
