@@ -203,6 +203,26 @@ class TestRing:
         ring.far.send(frame(9, 6000))
         assert receive(ring.network, 1) == [frame(9, 6000)]
 
+    @pytest.mark.parametrize("drained", [False, True])
+    def test_long_frames_keep_their_slots_when_the_link_goes_down(self, ring: Site, drained: bool) -> None:
+        """The error that this reports takes no frame from the queue: else each slot would get an earlier frame."""
+        ip("link set eth1 mtu 9000")
+        ip("link set far1 mtu 9000")
+        for number in (1, 2):
+            ring.far.send(frame(number, 4000))
+        ip("link set eth1 down")
+        if drained:
+            assert ring.network.drain() == 2
+        else:
+            with pytest.raises(OSError, match="down"):
+                ring.network.peers[0].recv()
+        ip("link set eth1 up")
+        await_up("eth1", "far1")
+        for size in (60, 5000):
+            ring.far.send(frame(3, size))
+        wanted = [] if drained else [frame(1, 4000), frame(2, 4000)]
+        assert receive(ring.network, len(wanted) + 2) == [*wanted, frame(3, 60), frame(3, 5000)]
+
     def test_big_tcp_arrives_between_small_frames(self, ring: Site) -> None:
         """Unlike by calls alone, also the first one: its slot has its length."""
         ip("link set eth1 gso_max_size 200000")

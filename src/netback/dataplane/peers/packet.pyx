@@ -114,10 +114,12 @@ cdef inline uint32_t slot_tag(tpacket2_hdr *slot, uint32_t status) noexcept nogi
 
 cdef inline int read_queue(
         packet_peer *own, iovec *vectors, int per_frame, received_t *received, int count) noexcept nogil:
-    """Read up to so many long frames, as the socket does, and pass their slots, or that of one that the kernel refuses.
+    """Read up to so many long frames, as the socket does, and pass their slots. An error, as of a link that went down,
+    takes no frame from the queue, so no slot is passed for it.
     """
     cdef int got = own.plain_read(&own.socket.peer, vectors, per_frame, received, long_frames(own, count))
-    pass_slots(own, max(got, 1))
+    if got >= 0:
+        pass_slots(own, max(got, 1))
     return got
 
 
@@ -168,9 +170,12 @@ cdef int receive(peer_t *peer, uint8_t *arena, uint32_t largest, frame_t *frames
 
 
 cdef inline void discard_long(packet_peer *own) noexcept nogil:
-    """Take the queue's next frame: the kernel discards what the buffer has no room for."""
+    """Take the queue's next frame: the kernel discards what the buffer has no room for. A socket reports an error once,
+    and takes nothing then.
+    """
     cdef uint8_t head[VNET_HDR]
-    read_file(own.socket.peer.fd, head, sizeof(head))
+    if read_file(own.socket.peer.fd, head, sizeof(head)) < 0:
+        read_file(own.socket.peer.fd, head, sizeof(head))
 
 
 cdef class PacketPeer(Peer):
